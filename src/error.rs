@@ -1,0 +1,80 @@
+//! The two kinds of failure, told apart by the exit code: a user's mistake (2) and everything else (1).
+//!
+//! Code returns `anyhow::Result`. Whatever a user can put right (a config key, a path, a file's content) is raised
+//! with [`invalid!`]; context may be added around it freely, the mark is found anywhere in the chain.
+
+use std::fmt;
+
+/// An error that the user can put right: bad config, missing or malformed file, mismatched checkpoint.
+#[derive(Debug)]
+pub struct Invalid(pub String);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Makes an [`anyhow::Error`] holding [`Invalid`] from a format string.
+#[macro_export]
+macro_rules! invalid {
+    ($($arg:tt)*) => {
+        anyhow::Error::new($crate::error::Invalid(format!($($arg)*)))
+    };
+}
+
+/// Returns an [`Invalid`] error unless the condition holds.
+#[macro_export]
+macro_rules! ensure_valid {
+    ($cond:expr, $($arg:tt)*) => {
+        if !$cond {
+            return Err($crate::invalid!($($arg)*));
+        }
+    };
+}
+
+/// Exit code for an error chain: 2 when the user can put it right, 1 otherwise.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    // A clap-style usage mistake and a bad input share one code, so that scripts need to know only one.
+    if error.chain().any(|cause| cause.is::<Invalid>()) { 2 } else { 1 }
+}
+
+/// `values` joined for a message, at most `limit` of them and then a count of the rest.
+pub fn listing<S: AsRef<str>>(values: &[S], limit: usize) -> String {
+    let mut text = values.iter().take(limit).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if values.len() > limit {
+        text.push_str(&format!(" and {} more", values.len() - limit));
+    }
+    text
+}
+
+/// The candidate nearest to `word`, if any is near enough to be a likely slip of the keyboard.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn user_mistakes_are_found_under_context() {
+        let error = Err::<(), _>(invalid!("no such key")).context("reading config").unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert_eq!(exit_code(&anyhow::anyhow!("disk full")), 1);
+    }
+
+    #[test]
+    fn nearest_needs_likeness() {
+        assert_eq!(nearest("learning_rat", ["learning_rate", "rank"]), Some("learning_rate"));
+        assert_eq!(nearest("zzz", ["learning_rate", "rank"]), None);
+    }
+}
