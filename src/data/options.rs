@@ -1,0 +1,80 @@
+//! `[data]` of the config: where the samples come from and how they become label tokens.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How the records of a dataset are laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `instruction`, optional `input`, `output`; rendered as one user and one assistant turn.
+    #[default]
+    Alpaca,
+    /// `messages`: a list of `role` and `content`; every assistant turn is trained on.
+    Chat,
+    /// `prompt` and `completion`, joined as they are; the completion is trained on.
+    PromptCompletion,
+    /// `text`; every token is trained on.
+    Text,
+    /// `input_ids` and `labels` (-100: not a label), so that another tool's batches can be replayed exactly.
+    Tokenized,
+}
+
+/// What happens to a sample of more than `max_length` tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// Keep the first `max_length` tokens.
+    #[default]
+    Truncate,
+    /// Leave the sample out.
+    Drop,
+}
+
+/// A held-out set: a share of the training samples, or a file of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Validation {
+    Share(f64),
+    File(String),
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataOptions {
+    /// Training samples: a JSON array or JSONL file.
+    pub train: String,
+    /// Layout of the records.
+    pub format: Format,
+    /// Held-out samples: a share of the training file (0 to 1) or a file in the same format.
+    pub validation: Option<Validation>,
+    /// `tokenizer` for the tokenizer's own chat template, or a Jinja file.
+    pub template: String,
+    /// Longest sample, in tokens.
+    pub max_length: usize,
+    /// What to do with a longer sample. Either way it is counted and reported.
+    pub overlong: Overlong,
+    /// Leave out samples without any label token (after truncation, say) instead of refusing to start.
+    pub allow_empty_labels: bool,
+    /// Shuffle the samples anew in every epoch, by `train.seed`.
+    pub shuffle: bool,
+    /// Leave out an epoch's last batch when it is not full.
+    pub drop_last: bool,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            train: String::new(),
+            format: Format::default(),
+            validation: None,
+            template: "tokenizer".to_string(),
+            max_length: 2048,
+            overlong: Overlong::default(),
+            allow_empty_labels: false,
+            shuffle: true,
+            drop_last: false,
+        }
+    }
+}
