@@ -404,7 +404,7 @@ def make_penalty(out):
                 cases.append(dict(key=key, form="full", module=name, penalize=penalize, projector=projector, scaled=False))
     save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "penalty.safetensors")
     index = {"lambda": PENALTY_LAMBDA, "alpha": ALPHA, "r": RANK, "energy": ENERGY, "rank": BY_RANK, "modules": modules, "cases": cases}
-    lines = json.dumps(index).replace('{"key"', '\n  {"key"')          # one case a line
+    lines = json.dumps(index).replace(', {"key"', ',\n  {"key"')          # one case a line
     (folder / "index.json").write_text(lines + "\n")
     print(f"penalty: {len(cases)} cases,", {n: (m['rank'], m['k_by_rank'], m['k_by_energy']) for n, m in modules.items()}, "(rank, k by rank, k by energy)")
 
