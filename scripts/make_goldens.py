@@ -35,7 +35,7 @@ penalty/penalty.safetensors, penalty/index.json: the literal formula in f64 with
   penalize: orthogonal ||(I - X) Delta W||_F^2 | aligned ||X Delta W||_F^2 | all ||Delta W||_F^2   ("none" is 0, not stored)
   projector: paper X = V V^T / ||V||_F | subspace_rank, subspace_energy X = U_k U_k^T, k in index.json.
   By rank: k = min(3, rank of V). By energy: the smallest k whose sum of squared singular values is >= 0.9 ||V||_F^2.
-  V = 0 gives X = 0 and k = 0.
+  V = 0 gives X = 0 and k = 0. "all" knows no X and is stored once, under paper.
 """
 import argparse
 import json
@@ -389,6 +389,8 @@ def make_penalty(out):
         modules[name] = dict(d_out=d_out, d_in=d_in, r=RANK, v_norm=v.double().norm().item(), **info)
         for penalize in ("orthogonal", "aligned", "all"):
             for projector, x in xs.items():
+                if penalize == "all" and projector != "paper":      # no X in it: stored once
+                    continue
                 for scaled in (False, True):
                     a64, b64 = a.double().requires_grad_(), b.double().requires_grad_()
                     value = literal((ALPHA / RANK if scaled else 1.0) * (b64 @ a64), x, penalize)
