@@ -2,3 +2,5 @@
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod model;
+pub mod ops;
