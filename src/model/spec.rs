@@ -179,9 +179,7 @@ impl Config<'_> {
     }
 
     fn string(&self, key: &str) -> Result<Option<String>> {
-        self.get(key)
-            .map(|v| v.as_str().map(String::from).ok_or_else(|| self.wrong(key, "a string", v)))
-            .transpose()
+        self.get(key).map(|v| v.as_str().map(String::from).ok_or_else(|| self.wrong(key, "a string", v))).transpose()
     }
 
     /// Fields that other families or fine-tunes set, and that this decoder does not honour.
@@ -245,7 +243,9 @@ impl Config<'_> {
                 original_max_position_embeddings: required("original_max_position_embeddings")?,
             },
             other => {
-                return Err(invalid!("{origin}: rope_type `{other}` is not supported; supported: default, linear, llama3"));
+                return Err(invalid!(
+                    "{origin}: rope_type `{other}` is not supported; supported: default, linear, llama3"
+                ));
             }
         };
         Ok((theta, scaling))

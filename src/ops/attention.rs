@@ -43,8 +43,7 @@ pub struct Saved {
 /// q: [B · Tq, Hq · D], k, v: [B · Tk, Hkv · D] -> o: [B · Tq, Hq · D]
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<(Tensor, Saved)> {
     let fused = fused(&[q, k, v]);
-    let (output, softmax) =
-        if fused { kernel::forward(q, k, v, shape)? } else { generic_forward(q, k, v, shape)? };
+    let (output, softmax) = if fused { kernel::forward(q, k, v, shape)? } else { generic_forward(q, k, v, shape)? };
     let saved = Saved { q: q.clone(), k: k.clone(), v: v.clone(), output: output.clone(), softmax, fused };
     Ok((output, saved))
 }
@@ -70,9 +69,8 @@ fn from_heads(x: &Tensor, t: usize, shape: Shape) -> Result<Tensor> {
 /// [Tq, Tk] of 0 where a query sees a key and −∞ where it does not, f32.
 fn causal_mask(tq: usize, tk: usize, like: &Tensor) -> Result<Tensor> {
     let offset = tk - tq;
-    let values: Vec<f32> = (0..tq)
-        .flat_map(|i| (0..tk).map(move |j| if j <= i + offset { 0.0 } else { f32::NEG_INFINITY }))
-        .collect();
+    let values: Vec<f32> =
+        (0..tq).flat_map(|i| (0..tk).map(move |j| if j <= i + offset { 0.0 } else { f32::NEG_INFINITY })).collect();
     Ok(Tensor::from_vec(values, (tq, tk), like.device())?)
 }
 
@@ -89,8 +87,7 @@ fn generic_forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<(
 
 fn generic_backward(saved: &Saved, dy: &Tensor, shape: Shape) -> Result<(Tensor, Tensor, Tensor)> {
     let (tq, tk) = (saved.q.dim(0)? / shape.batch, saved.k.dim(0)? / shape.batch);
-    let [q, k, v, dy, output] =
-        [&saved.q, &saved.k, &saved.v, dy, &saved.output].map(|x| to_heads(x, shape));
+    let [q, k, v, dy, output] = [&saved.q, &saved.k, &saved.v, dy, &saved.output].map(|x| to_heads(x, shape));
     let (q, k, v, dy, output) = (q?, k?, v?, dy?, output?);
     let p = &saved.softmax;
     let dv = p.t()?.matmul(&dy)?;
@@ -132,7 +129,9 @@ mod tests {
         for b in 0..shape.batch {
             let mut heads = vec![];
             for h in 0..shape.heads {
-                let part = |x: &Tensor, t: usize, h: usize| x.narrow(0, b * t, t)?.narrow(1, h * shape.head_dim, shape.head_dim);
+                let part = |x: &Tensor, t: usize, h: usize| {
+                    x.narrow(0, b * t, t)?.narrow(1, h * shape.head_dim, shape.head_dim)
+                };
                 let (q, k, v) = (part(&v[0], tq, h)?, part(&v[1], tk, h / group)?, part(&v[2], tk, h / group)?);
                 let scores = ((q.contiguous()?.matmul(&k.t()?.contiguous()?)? * shape.scale)? + &mask)?;
                 heads.push(candle_nn::ops::softmax(&scores, 1)?.matmul(&v.contiguous()?)?);

@@ -16,7 +16,7 @@ pub mod rope;
 mod fast_math;
 mod gemm;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use anyhow::{Result, bail};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
