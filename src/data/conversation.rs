@@ -9,8 +9,8 @@
 //!    where these begin to differ and ends where they agree again, and the end-of-turn token after it belongs to it.
 //!
 //! Labels are the tokens that begin inside a response, up to and including the end-of-turn token: the first special
-//! token after the content. White space after that is not trained on. A template that writes no end-of-turn token
-//! gets none.
+//! token after the content. White space after that is not trained on. Nothing is appended to what the template writes:
+//! without an end-of-turn token in it, none is trained on.
 
 use super::template::Template;
 use super::{Example, IGNORE};
@@ -71,7 +71,7 @@ fn between_renderings(
     // A template that ignores add_generation_prompt would leave the turn's header in the response.
     let prompted = plain.is_ok_and(|plain| plain != prompt);
     let found = prompted && text.starts_with(&through) && through.starts_with(&prompt);
-    found.then(|| prompt.len()..through.len())
+    found.then_some(prompt.len()..through.len())
 }
 
 /// Way 2: the bytes of `text` that come from the content of turn `turn`.
@@ -139,6 +139,10 @@ fn is_special(index: usize, encoded: &Encoded, tokenizer: &Tokenizer) -> bool {
     encoded.ids.get(index).is_some_and(|&id| tokenizer.is_special(id))
 }
 
+fn is_added(index: usize, encoded: &Encoded, tokenizer: &Tokenizer) -> bool {
+    encoded.ids.get(index).is_some_and(|&id| tokenizer.is_added(id))
+}
+
 /// `range` without what follows the first special token after its content.
 fn up_to_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokenizer: &Tokenizer) -> Range<usize> {
     let content_end = range
@@ -146,7 +150,10 @@ fn up_to_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokeniz
         .rev()
         .find(|&index| !is_blank(index, encoded, text) && !is_special(index, encoded, tokenizer))
         .map_or(range.start, |last| last + 1);
-    let end_of_turn = (content_end..range.end).find(|&index| is_special(index, encoded, tokenizer));
+    // Some tokenizers do not flag theirs as special, Gemma's first for one: then an added token at the very end.
+    let end_of_turn = (content_end..range.end)
+        .find(|&index| is_special(index, encoded, tokenizer))
+        .or(content_end.checked_sub(1).filter(|&last| last >= range.start && is_added(last, encoded, tokenizer)));
     range.start..end_of_turn.map_or(range.end, |index| index + 1)
 }
 
@@ -154,6 +161,7 @@ fn up_to_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokeniz
 fn with_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokenizer: &Tokenizer) -> Range<usize> {
     let next = (range.end..encoded.ids.len())
         .find(|&index| is_special(index, encoded, tokenizer) || !is_blank(index, encoded, text));
-    let end_of_turn = next.filter(|&index| is_special(index, encoded, tokenizer));
+    let end_of_turn =
+        next.filter(|&index| is_special(index, encoded, tokenizer) || is_added(index, encoded, tokenizer));
     range.start..end_of_turn.map_or(range.end, |index| index + 1)
 }

@@ -2,7 +2,7 @@
 //!
 //! - alpaca: one user turn, `instruction` alone or `instruction + "\n" + input` where `input` is not empty, and one
 //!   assistant turn `output`, through the chat template.
-//! - chat: `messages`, and `tools` if there are any, through the chat template; see [`super::conversation`].
+//! - chat: `messages`, and `tools` if there are any, through the chat template; see conversation.rs.
 //! - prompt_completion: `prompt + completion` tokenized as one text, with the tokenizer's own beginning of text; the
 //!   completion's tokens and the eos token after them are labels.
 //! - text: tokenized with the tokenizer's own beginning of text, and the eos token after it; every token is a label.

@@ -152,7 +152,7 @@ fn explain(error: &Error) -> anyhow::Error {
     invalid!("the chat template fails{line}: {}{detail}{hint}", error.kind())
 }
 
-/// Collects at most [`OUTPUT_LIMIT`] bytes.
+/// Collects at most OUTPUT_LIMIT bytes.
 struct Limited(Vec<u8>);
 
 impl std::io::Write for Limited {
