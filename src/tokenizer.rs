@@ -30,7 +30,7 @@ pub struct Encoded {
 /// A loaded tokenizer; cheap to share between threads.
 pub struct Tokenizer {
     inner: Inner,
-    /// (name, token), e.g. ("bos_token", "<s>"), in the order of SPECIAL_NAMES.
+    /// (name, token), e.g. `("bos_token", "<s>")`, in the order of SPECIAL_NAMES.
     special_tokens: Vec<(String, String)>,
     special_ids: HashSet<u32>,
     added_ids: HashSet<u32>,

@@ -67,7 +67,7 @@ impl Template {
         Self::new(&source, tokenizer.special_tokens()).map_err(|e| invalid!("{choice}: {e}"))
     }
 
-    /// Compiles `source`. `special_tokens`: (name, token), e.g. ("bos_token", "<s>").
+    /// Compiles `source`. `special_tokens`: (name, token), e.g. `("bos_token", "<s>")`.
     ///
     /// # Errors
     /// A syntax error, with its line.
