@@ -3,4 +3,5 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod hub;
+pub mod method;
 pub mod names;
