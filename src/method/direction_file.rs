@@ -1,0 +1,317 @@
+//! The direction file: per targeted module the truncated factors of C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ.
+//!
+//! safetensors, f32, keyed by module path:
+//!
+//!     <module>.basis        [d_out, k]   U, orthonormal columns, eigenvalue-descending
+//!     <module>.eigenvalues  [k]          c; σ_i = sqrt(c_i ‖V‖_F)
+//!     <module>.right_basis  [d_in, k]    V's right singular vectors: V ≈ U diag(σ) right_basisᵀ
+//!     <module>.v_norm       [1]          ‖V‖_F
+//!     <module>.residual     [1]          an upper bound on ‖C − U diag(c) Uᵀ‖₂
+//!
+//! Metadata: `format`, `version`, `tool`; `aligned` and `unaligned` as JSON [`Identity`]; `target_modules` (JSON list);
+//! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run
+//! that targets some of the file's modules can check just those. A module with V = 0 has k = 0.
+
+use crate::checkpoint::{Checkpoint, StreamWriter};
+use crate::names::sort_naturally;
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const FORMAT: &str = "asft-direction";
+const VERSION: &str = "1";
+const PARTS: [&str; 5] = ["basis", "eigenvalues", "right_basis", "v_norm", "residual"];
+/// How far a basis column's norm may be from 1 before the file counts as damaged.
+const UNIT_NORM_SLACK: f64 = 1e-3;
+
+/// One module's direction, on the CPU.
+#[derive(Clone, Debug)]
+pub struct DirectionFactors {
+    /// U [d_out, k].
+    pub basis: Tensor,
+    /// c [k], descending.
+    pub eigenvalues: Tensor,
+    /// ‖V‖_F.
+    pub v_norm: f32,
+    /// An upper bound on ‖C − U diag(c) Uᵀ‖₂.
+    pub residual: f32,
+}
+
+/// One module's direction as computed, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModuleDirection {
+    pub d_out: usize,
+    pub d_in: usize,
+    pub basis: Vec<f32>,
+    pub eigenvalues: Vec<f32>,
+    pub right_basis: Vec<f32>,
+    pub v_norm: f32,
+    pub residual: f32,
+}
+
+impl ModuleDirection {
+    /// The direction of a module with V = 0.
+    pub fn zero(d_out: usize, d_in: usize) -> Self {
+        Self { d_out, d_in, basis: vec![], eigenvalues: vec![], right_basis: vec![], v_norm: 0.0, residual: 0.0 }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.eigenvalues.len()
+    }
+
+    /// Appends the module's tensors to a direction file.
+    pub fn write(&self, writer: &mut StreamWriter, module: &str) -> Result<()> {
+        let k = self.rank();
+        writer.add_f32(&format!("{module}.basis"), &[self.d_out, k], &self.basis)?;
+        writer.add_f32(&format!("{module}.eigenvalues"), &[k], &self.eigenvalues)?;
+        writer.add_f32(&format!("{module}.right_basis"), &[self.d_in, k], &self.right_basis)?;
+        writer.add_f32(&format!("{module}.v_norm"), &[1], &[self.v_norm])?;
+        writer.add_f32(&format!("{module}.residual"), &[1], &[self.residual])
+    }
+}
+
+/// Which checkpoint a side of V came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Hub id or folder.
+    pub id: String,
+    /// Commit, for a model from the hub.
+    pub revision: Option<String>,
+    /// [`combined_hash`] of the targeted weights.
+    pub hash: String,
+}
+
+/// The file's metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    pub aligned: Identity,
+    pub unaligned: Identity,
+    /// The modules in the file, in natural order.
+    pub modules: Vec<String>,
+    /// `tolerance` or `rank`, and its value.
+    pub kept: (String, String),
+    /// Module to the hash of its aligned weight.
+    pub module_hashes: BTreeMap<String, String>,
+}
+
+impl Header {
+    pub fn to_metadata(&self) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("version".to_string(), VERSION.to_string()),
+            ("tool".to_string(), concat!("asft ", env!("CARGO_PKG_VERSION")).to_string()),
+            ("aligned".to_string(), serde_json::to_string(&self.aligned)?),
+            ("unaligned".to_string(), serde_json::to_string(&self.unaligned)?),
+            ("target_modules".to_string(), serde_json::to_string(&self.modules)?),
+            self.kept.clone(),
+            ("module_hashes".to_string(), serde_json::to_string(&self.module_hashes)?),
+        ]))
+    }
+
+    fn from_metadata(metadata: &HashMap<String, String>, path: &Path) -> Result<Self> {
+        let file = path.display();
+        let field = |key: &str| metadata.get(key).map(String::as_str);
+        ensure_valid!(
+            field("format") == Some(FORMAT),
+            "{file} is not a direction file: metadata `format` is {:?}, expected \"{FORMAT}\"",
+            field("format")
+        );
+        ensure_valid!(
+            field("version") == Some(VERSION),
+            "{file} has direction format version {:?}; this program reads version \"{VERSION}\"",
+            field("version")
+        );
+        let kept = ["tolerance", "rank"].into_iter().find_map(|key| Some((key.to_string(), field(key)?.to_string())));
+        Ok(Self {
+            aligned: json_field(metadata, "aligned", path)?,
+            unaligned: json_field(metadata, "unaligned", path)?,
+            modules: json_field(metadata, "target_modules", path)?,
+            kept: kept.ok_or_else(|| invalid!("{file}: metadata has neither `tolerance` nor `rank`"))?,
+            module_hashes: json_field(metadata, "module_hashes", path)?,
+        })
+    }
+}
+
+fn json_field<T: serde::de::DeserializeOwned>(metadata: &HashMap<String, String>, key: &str, path: &Path) -> Result<T> {
+    let text = metadata.get(key).ok_or_else(|| invalid!("{}: metadata `{key}` is missing", path.display()))?;
+    serde_json::from_str(text).map_err(|e| invalid!("{}: metadata `{key}` is malformed: {e}", path.display()))
+}
+
+/// The hash of a weight: its shape and its values as f32, so that a copy stored in another exact type is the same.
+pub fn weight_hash(shape: &[usize], values: &[f32]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{shape:?}\n").as_bytes());
+    let mut bytes = Vec::with_capacity(1 << 16);
+    for chunk in values.chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        hasher.update(&bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// One hash for many modules, independent of their order.
+pub fn combined_hash(modules: &BTreeMap<String, String>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (module, hash) in modules {
+        hasher.update(format!("{module} {hash}\n").as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The hash of each module's weight in a checkpoint.
+pub fn weights_hash(checkpoint: &Checkpoint, modules: &[String]) -> Result<BTreeMap<String, String>> {
+    modules
+        .iter()
+        .map(|module| {
+            let name = format!("{module}.weight");
+            let values = checkpoint.read_f32(&name)?;
+            let shape = &checkpoint.info(&name).context("a tensor that was just read")?.shape;
+            Ok((module.clone(), weight_hash(shape, &values)))
+        })
+        .collect()
+}
+
+/// An open, validated direction file.
+pub struct Directions {
+    path: PathBuf,
+    file: Checkpoint,
+    header: Header,
+}
+
+impl Directions {
+    /// Opens a direction file and checks all of it: format, names, shapes, values.
+    pub fn open(path: &Path) -> Result<Self> {
+        ensure_valid!(path.is_file(), "direction file {} does not exist", path.display());
+        let file = Checkpoint::open_file(path)?;
+        let mut header = Header::from_metadata(file.metadata(), path)?;
+        sort_naturally(&mut header.modules);
+        let directions = Self { path: path.to_path_buf(), file, header };
+        let problems: Vec<String> = directions
+            .header
+            .modules
+            .iter()
+            .filter_map(|module| directions.check_module(module).err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        ensure_valid!(
+            problems.is_empty(),
+            "direction file {} is damaged ({} problems):\n  {}",
+            path.display(),
+            problems.len(),
+            problems[..problems.len().min(20)].join("\n  ")
+        );
+        Ok(directions)
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The file's modules, in natural order.
+    pub fn modules(&self) -> &[String] {
+        &self.header.modules
+    }
+
+    /// (d_out, d_in, k) of a module.
+    pub fn shape(&self, module: &str) -> Option<(usize, usize, usize)> {
+        let basis = self.file.info(&format!("{module}.basis"))?;
+        let right = self.file.info(&format!("{module}.right_basis"))?;
+        Some((*basis.shape.first()?, *right.shape.first()?, *basis.shape.get(1)?))
+    }
+
+    /// What the penalty needs of a module.
+    pub fn factors(&self, module: &str) -> Result<DirectionFactors> {
+        let (d_out, _, k) = self.known(module)?;
+        let read = |part: &str| self.file.read_f32(&format!("{module}.{part}"));
+        Ok(DirectionFactors {
+            basis: Tensor::from_vec(read("basis")?, (d_out, k), &Device::Cpu)?,
+            eigenvalues: Tensor::from_vec(read("eigenvalues")?, k, &Device::Cpu)?,
+            v_norm: read("v_norm")?[0],
+            residual: read("residual")?[0],
+        })
+    }
+
+    /// A module's right singular vectors [d_in, k].
+    pub fn right_basis(&self, module: &str) -> Result<Tensor> {
+        let (_, d_in, k) = self.known(module)?;
+        let values = self.file.read_f32(&format!("{module}.right_basis"))?;
+        Ok(Tensor::from_vec(values, (d_in, k), &Device::Cpu)?)
+    }
+
+    fn known(&self, module: &str) -> Result<(usize, usize, usize)> {
+        self.shape(module).ok_or_else(|| invalid!("{} holds no module {module}", self.path.display()))
+    }
+
+    /// Checks that the file belongs to these modules, given with (d_out, d_in), of this aligned checkpoint.
+    ///
+    /// # Errors
+    /// One error that lists every module that is missing, has another shape, or comes from other weights.
+    pub fn check_against(&self, modules: &[(String, (usize, usize))], aligned: &Checkpoint) -> Result<()> {
+        let mut problems = vec![];
+        for (module, (d_out, d_in)) in modules {
+            match self.shape(module) {
+                None => problems.push(format!("{module}: not in the file")),
+                Some((rows, columns, _)) if (rows, columns) != (*d_out, *d_in) => problems
+                    .push(format!("{module}: the file has V of shape [{rows}, {columns}], expected [{d_out}, {d_in}]")),
+                Some(_) => {
+                    let hash = weights_hash(aligned, std::slice::from_ref(module))?.remove(module);
+                    if self.header.module_hashes.get(module) != hash.as_ref() {
+                        problems.push(format!("{module}: computed from other aligned weights"));
+                    }
+                }
+            }
+        }
+        ensure_valid!(
+            problems.is_empty(),
+            "direction file {} (aligned: {}) does not fit this model; compute it again with `asft direction`:\n  {}",
+            self.path.display(),
+            self.header.aligned.id,
+            problems.join("\n  ")
+        );
+        Ok(())
+    }
+
+    fn check_module(&self, module: &str) -> Result<()> {
+        for part in PARTS {
+            let present = self.file.info(&format!("{module}.{part}")).is_some();
+            ensure_valid!(present, "{module} has no tensor `{part}`");
+        }
+        let (d_out, d_in, k) = self.known(module)?;
+        let expected: [&[usize]; 5] = [&[d_out, k], &[k], &[d_in, k], &[1], &[1]];
+        for (part, expected) in PARTS.iter().zip(expected) {
+            let name = format!("{module}.{part}");
+            let shape = self.file.info(&name).map(|info| info.shape.clone()).unwrap_or_default();
+            ensure_valid!(shape == expected, "{module} `{part}` has shape {shape:?}, expected {expected:?}");
+            let values = self.file.read_f32(&name)?;
+            ensure_valid!(values.iter().all(|v| v.is_finite()), "{module} `{part}` holds a non-finite value");
+            match *part {
+                "eigenvalues" => {
+                    let ordered = values.windows(2).all(|pair| pair[0] >= pair[1]) && values.iter().all(|c| *c > 0.0);
+                    ensure_valid!(ordered, "{module} `eigenvalues` are not positive and descending");
+                }
+                "basis" => check_unit_columns(&values, k).with_context(|| format!("{module} `basis`"))?,
+                "v_norm" | "residual" => ensure_valid!(values[0] >= 0.0, "{module} `{part}` is negative"),
+                _ => {}
+            }
+        }
+        let hashed = self.header.module_hashes.contains_key(module);
+        ensure_valid!(hashed, "{module} has no entry in the metadata `module_hashes`");
+        Ok(())
+    }
+}
+
+fn check_unit_columns(values: &[f32], k: usize) -> Result<()> {
+    let mut squares = vec![0f64; k];
+    for row in values.chunks(k.max(1)) {
+        for (sum, value) in squares.iter_mut().zip(row) {
+            *sum += f64::from(*value).powi(2);
+        }
+    }
+    let unit = squares.iter().all(|sum| (sum.sqrt() - 1.0).abs() <= UNIT_NORM_SLACK);
+    ensure_valid!(unit, "has columns that are not of unit length");
+    Ok(())
+}

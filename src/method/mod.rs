@@ -1,0 +1,8 @@
+//! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it.
+
+pub mod direction_file;
+mod options;
+mod penalty;
+
+pub use options::{AsftOptions, Penalize, Projector};
+pub use penalty::{Factors, FullTerm, Penalty, Term, aligned_share};

@@ -1,0 +1,217 @@
+//! The AsFT penalty λ ‖M s ΔW‖_F² and its gradients in closed form, without forming ΔW = B A, C or I − C.
+//!
+//! M is symmetric: I − C (`orthogonal`), C (`aligned`) or I (`all`), with C = U diag(c) Uᵀ, and s = alpha / r where
+//! `scaled`, else 1. For LoRA, with G = M B:
+//!
+//!     S = A Aᵀ, T = GᵀG                                   [r, r]
+//!     value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
+//!
+//! M is only ever applied, through U: M x = x − U (c ∘ (Uᵀx)). Cost O(r (d_out k + r d_in)) a module.
+//! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
+//! has it (all but Metal).
+//!
+//! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], c [k].
+
+use super::direction_file::DirectionFactors;
+use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Penalize, Projector};
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+
+/// Elements widened to f64 at a time when a large matrix is squared and summed.
+const SUM_CHUNK: usize = 1 << 20;
+
+/// One module's C, or the projector that stands for it, on the training device.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    d_out: usize,
+    /// U [d_out, k] and c [k, 1]; none where V = 0, and with it C.
+    parts: Option<(Tensor, Tensor)>,
+}
+
+impl Factors {
+    /// Picks what `options.projector` needs from a module's direction and moves it to `device`.
+    ///
+    /// # Errors
+    /// A direction truncated too far for the subspace asked for.
+    pub fn new(options: &AsftOptions, direction: &DirectionFactors, device: &Device) -> Result<Self> {
+        let (d_out, stored) = direction.basis.dims2()?;
+        let c: Vec<f32> = direction.eigenvalues.to_vec1()?;
+        let (k, spectrum) = match options.projector {
+            Projector::Paper => (stored, c),
+            Projector::Subspace => {
+                let k = subspace_dimension(options, direction, &c)?;
+                (k, vec![1.0; k])
+            }
+        };
+        if k == 0 {
+            return Ok(Self { d_out, parts: None });
+        }
+        let basis = direction.basis.narrow(1, 0, k)?.contiguous()?.to_device(device)?;
+        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)) })
+    }
+
+    /// Number of directions kept; 0 where V = 0.
+    pub fn rank(&self) -> usize {
+        self.parts.as_ref().map_or(0, |(_, c)| c.elem_count())
+    }
+
+    /// C x = U (c ∘ (Uᵀx)) for x [d_out, n]; none where C = 0.
+    fn apply(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        anyhow::ensure!(x.dim(0)? == self.d_out, "direction has {} rows, the update {:?}", self.d_out, x.shape());
+        let Some((basis, c)) = &self.parts else { return Ok(None) };
+        let inner = basis.t()?.matmul(x)?; // [k, n]
+        Ok(Some(basis.matmul(&inner.broadcast_mul(c)?)?))
+    }
+}
+
+/// k of the subspace projector: as given, or the fewest with Σ σ_i² ≥ energy ‖V‖_F², where σ_i² = c_i ‖V‖_F.
+fn subspace_dimension(options: &AsftOptions, direction: &DirectionFactors, c: &[f32]) -> Result<usize> {
+    let total = f64::from(direction.v_norm);
+    if total == 0.0 {
+        return Ok(0);
+    }
+    // A residual at rounding level means that V has no more directions than the file holds.
+    let complete = f64::from(direction.residual) <= 1e-5 * f64::from(c.first().copied().unwrap_or(0.0));
+    if let Some(rank) = options.subspace_rank {
+        ensure_valid!(
+            rank <= c.len() || complete,
+            "asft.subspace_rank = {rank}, but the direction file keeps {} directions here; recompute it with a \
+             smaller --tolerance or a larger --rank",
+            c.len()
+        );
+        return Ok(rank.min(c.len()));
+    }
+    let energy = options.subspace_energy.unwrap_or(DEFAULT_SUBSPACE_ENERGY);
+    let mut sum = 0.0;
+    for (i, &value) in c.iter().enumerate() {
+        sum += f64::from(value);
+        if sum >= energy * total {
+            return Ok(i + 1);
+        }
+    }
+    if complete {
+        return Ok(c.len());
+    }
+    Err(invalid!(
+        "asft.subspace_energy = {energy}, but the {} directions in the file hold only {:.3} of ‖V‖²; recompute it with \
+         a smaller --tolerance",
+        c.len(),
+        sum / total
+    ))
+}
+
+/// A LoRA module's penalty: λ included in the value and in both gradients (f32).
+pub struct Term {
+    pub value: f64,
+    pub grad_a: Tensor,
+    pub grad_b: Tensor,
+}
+
+/// A full-tuning module's penalty: λ included in the value and in the gradient by ΔW (f32).
+pub struct FullTerm {
+    pub value: f64,
+    pub grad: Tensor,
+}
+
+/// The penalty of one run.
+#[derive(Clone, Debug)]
+pub struct Penalty {
+    lambda: f64,
+    penalize: Penalize,
+    scaled: bool,
+}
+
+impl Penalty {
+    pub fn new(options: &AsftOptions) -> Result<Self> {
+        options.validate()?;
+        Ok(Self { lambda: options.lambda, penalize: options.penalize, scaled: options.scaled })
+    }
+
+    /// False for plain fine-tuning: every term would be zero.
+    pub fn is_active(&self) -> bool {
+        self.penalize != Penalize::None && self.lambda != 0.0
+    }
+
+    /// The penalty of ΔW = B A. `scale` is alpha / r, which counts only where `asft.scaled` is set.
+    pub fn lora(&self, factors: Option<&Factors>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Term> {
+        if !self.is_active() {
+            return Ok(Term { value: 0.0, grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
+        }
+        let weight = self.lambda * if self.scaled { scale * scale } else { 1.0 };
+        let wide = accumulator(a.device());
+        let g = self.apply(factors, b)?;
+        let mg = self.apply(factors, &g)?.to_dtype(wide)?;
+        let (g, a64) = (g.to_dtype(wide)?, a.to_dtype(wide)?);
+        let s = a64.matmul(&a64.t()?)?;
+        let t = g.t()?.matmul(&g)?;
+        let value = weight * inner_product(&t, &s)?;
+        let grad_a = (t.matmul(&a64)? * (2.0 * weight))?.to_dtype(DType::F32)?;
+        let grad_b = (mg.matmul(&s)? * (2.0 * weight))?.to_dtype(DType::F32)?;
+        Ok(Term { value, grad_a, grad_b })
+    }
+
+    /// The penalty of ΔW = W − W_aligned [d_out, d_in] itself.
+    pub fn full(&self, factors: Option<&Factors>, delta_w: &Tensor) -> Result<FullTerm> {
+        if !self.is_active() {
+            return Ok(FullTerm { value: 0.0, grad: delta_w.zeros_like()? });
+        }
+        let g = self.apply(factors, delta_w)?;
+        let value = self.lambda * squared_norm(&g)?;
+        let grad = (self.apply(factors, &g)? * (2.0 * self.lambda))?;
+        Ok(FullTerm { value, grad })
+    }
+
+    /// M x.
+    fn apply(&self, factors: Option<&Factors>, x: &Tensor) -> Result<Tensor> {
+        let c_times = |x: &Tensor| factors.context("a penalty by direction without a direction")?.apply(x);
+        Ok(match self.penalize {
+            Penalize::All => x.clone(),
+            Penalize::None => x.zeros_like()?,
+            Penalize::Orthogonal => match c_times(x)? {
+                Some(aligned) => (x - aligned)?,
+                None => x.clone(),
+            },
+            Penalize::Aligned => match c_times(x)? {
+                Some(aligned) => aligned,
+                None => x.zeros_like()?,
+            },
+        })
+    }
+}
+
+/// The share of ‖B A‖_F² that lies in the span of U, for logs: 1 is wholly along the direction, 0 orthogonal to it.
+pub fn aligned_share(factors: &Factors, a: &Tensor, b: &Tensor) -> Result<f64> {
+    let Some((basis, _)) = &factors.parts else { return Ok(0.0) };
+    let wide = accumulator(a.device());
+    let inside = basis.t()?.matmul(b)?.to_dtype(wide)?; // [k, r]
+    let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
+    let s = a.matmul(&a.t()?)?;
+    let whole = inner_product(&b.t()?.matmul(&b)?, &s)?;
+    if whole <= 0.0 {
+        return Ok(0.0);
+    }
+    Ok((inner_product(&inside.t()?.matmul(&inside)?, &s)? / whole).clamp(0.0, 1.0))
+}
+
+fn accumulator(device: &Device) -> DType {
+    if device.is_metal() { DType::F32 } else { DType::F64 }
+}
+
+/// ⟨x, y⟩ of two small matrices.
+fn inner_product(x: &Tensor, y: &Tensor) -> Result<f64> {
+    Ok((x * y)?.sum_all()?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_scalar()?)
+}
+
+/// ‖x‖_F² of a matrix, a block of rows at a time, so that the f64 copy stays small.
+fn squared_norm(x: &Tensor) -> Result<f64> {
+    let (rows, columns) = x.dims2()?;
+    let block = (SUM_CHUNK / columns.max(1)).max(1);
+    let wide = accumulator(x.device());
+    let mut sum = 0.0;
+    for start in (0..rows).step_by(block) {
+        let part = x.narrow(0, start, block.min(rows - start))?.to_dtype(wide)?;
+        sum += inner_product(&part, &part)?;
+    }
+    Ok(sum)
+}
