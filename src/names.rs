@@ -1,0 +1,219 @@
+//! Module names: which linears a checkpoint's blocks have, in what order they are listed, and which of them
+//! `target_modules` means.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{listing, nearest};
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+use regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// The order of a block's linears; others follow by name.
+const BLOCK_ORDER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// `target_modules`, with PEFT's meaning of each form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Written", into = "Written")]
+#[schemars(with = "Written")]
+pub enum Targets {
+    /// Names: a module matches if its path is one of them or ends with a dot and one of them.
+    List(Vec<String>),
+    /// "all-linear": every linear of the transformer blocks (neither embeddings nor the head).
+    AllLinear,
+    /// A regular expression that the whole module path must match.
+    Regex(String),
+}
+
+/// `target_modules` as the file has it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Written {
+    /// Module names, such as `q_proj`.
+    Names(Vec<String>),
+    /// "all-linear", or a regular expression for the whole module path.
+    Text(String),
+}
+
+impl From<Written> for Targets {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Names(names) => Self::List(names),
+            Written::Text(text) if text == "all-linear" => Self::AllLinear,
+            Written::Text(text) => Self::Regex(text),
+        }
+    }
+}
+
+impl From<Targets> for Written {
+    fn from(targets: Targets) -> Self {
+        match targets {
+            Targets::List(names) => Self::Names(names),
+            Targets::AllLinear => Self::Text("all-linear".into()),
+            Targets::Regex(pattern) => Self::Text(pattern),
+        }
+    }
+}
+
+/// Every linear of the transformer blocks: modules `<...>.layers.N.<...>` with a 2-D `weight`, in natural order.
+pub fn block_linears(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut modules: Vec<String> = checkpoint
+        .names()
+        .filter(|name| checkpoint.info(name).is_some_and(|info| info.shape.len() == 2))
+        .filter_map(|name| name.strip_suffix(".weight"))
+        .filter(|module| layer_of(module).is_some())
+        .map(str::to_string)
+        .collect();
+    sort_naturally(&mut modules);
+    modules
+}
+
+/// A module path split into what precedes the layer number, the number, and what follows it.
+fn layer_of(module: &str) -> Option<(&str, usize, &str)> {
+    let start = if module.starts_with("layers.") { 0 } else { module.find(".layers.")? + 1 };
+    let (number, rest) = module[start + "layers.".len()..].split_once('.')?;
+    Some((&module[..start], number.parse().ok()?, rest))
+}
+
+/// The last component of a module path, such as `q_proj`.
+pub fn short_name(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+/// Sorts module paths by layer number, then in the order in which a block uses its linears.
+pub fn sort_naturally(modules: &mut [String]) {
+    modules.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+}
+
+fn sort_key(module: &str) -> (&str, usize, usize, &str) {
+    let (prefix, layer, rest) = layer_of(module).unwrap_or((module, 0, ""));
+    let short = short_name(module);
+    let place = BLOCK_ORDER.iter().position(|name| *name == short).unwrap_or(BLOCK_ORDER.len());
+    (prefix, layer, place, rest)
+}
+
+/// The modules, out of `modules`, that `targets` means; in natural order.
+///
+/// # Errors
+/// An entry or a pattern that matches nothing; an invalid pattern. The error lists the candidates.
+pub fn resolve_targets(targets: &Targets, modules: &[String]) -> Result<Vec<String>> {
+    ensure_valid!(!modules.is_empty(), "the checkpoint has no linear layers in transformer blocks to target");
+    let mut chosen: Vec<String> = match targets {
+        Targets::AllLinear => modules.to_vec(),
+        Targets::List(names) => {
+            check_every_name_matches(names, modules)?;
+            modules.iter().filter(|module| names.iter().any(|name| names_module(name, module))).cloned().collect()
+        }
+        Targets::Regex(pattern) => {
+            let whole = Regex::new(&format!("^(?:{pattern})$"))
+                .map_err(|e| invalid!("target_modules = \"{pattern}\" is not a valid regular expression: {e}"))?;
+            let chosen: Vec<String> = modules.iter().filter(|module| whole.is_match(module)).cloned().collect();
+            ensure_valid!(
+                !chosen.is_empty(),
+                "target_modules = \"{pattern}\" matches no module (a string is a regular expression for the whole \
+                 path, such as {}; names go in a list); the linears are {}",
+                modules[0],
+                candidates(modules)
+            );
+            chosen
+        }
+    };
+    sort_naturally(&mut chosen);
+    chosen.dedup();
+    Ok(chosen)
+}
+
+fn names_module(name: &str, module: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+fn check_every_name_matches(names: &[String], modules: &[String]) -> Result<()> {
+    ensure_valid!(!names.is_empty(), "target_modules is empty; the linears are {}", candidates(modules));
+    let unmatched: Vec<&String> =
+        names.iter().filter(|name| !modules.iter().any(|module| names_module(name, module))).collect();
+    if unmatched.is_empty() {
+        return Ok(());
+    }
+    let described: Vec<String> = unmatched
+        .iter()
+        .map(|name| {
+            let near = nearest(name, modules.iter().map(|module| short_name(module)));
+            near.map_or(format!("`{name}`"), |near| format!("`{name}` (did you mean `{near}`?)"))
+        })
+        .collect();
+    Err(invalid!("target_modules: nothing matches {}; the linears are {}", described.join(", "), candidates(modules)))
+}
+
+/// The distinct last names, in block order.
+fn candidates(modules: &[String]) -> String {
+    let distinct: BTreeSet<(usize, &str)> = modules
+        .iter()
+        .map(|module| {
+            let short = short_name(module);
+            (BLOCK_ORDER.iter().position(|name| *name == short).unwrap_or(BLOCK_ORDER.len()), short)
+        })
+        .collect();
+    listing(&distinct.into_iter().map(|(_, short)| short).collect::<Vec<_>>(), 30)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules() -> Vec<String> {
+        let mut all = vec![];
+        for layer in [10, 2, 0] {
+            for name in ["mlp.down_proj", "self_attn.v_proj", "self_attn.q_proj"] {
+                all.push(format!("model.layers.{layer}.{name}"));
+            }
+        }
+        all
+    }
+
+    fn targets(toml: &str) -> Targets {
+        #[derive(Deserialize)]
+        struct Holder {
+            t: Targets,
+        }
+        toml::from_str::<Holder>(&format!("t = {toml}")).unwrap().t
+    }
+
+    #[test]
+    fn a_list_matches_by_suffix_and_sorts_by_layer_number() {
+        let found = resolve_targets(&targets(r#"["v_proj", "self_attn.q_proj"]"#), &modules()).unwrap();
+        assert_eq!(found[0], "model.layers.0.self_attn.q_proj");
+        assert_eq!(found[1], "model.layers.0.self_attn.v_proj");
+        assert_eq!(found[2], "model.layers.2.self_attn.q_proj");
+        assert_eq!(found[5], "model.layers.10.self_attn.v_proj");
+        assert!(resolve_targets(&targets(r#"["_proj"]"#), &modules()).is_err());
+    }
+
+    #[test]
+    fn a_string_is_all_linear_or_a_whole_match() {
+        assert_eq!(resolve_targets(&targets(r#""all-linear""#), &modules()).unwrap().len(), 9);
+        let found = resolve_targets(&targets(r#"".*[.]0[.].*_proj|nothing""#), &modules()).unwrap();
+        assert_eq!(found.len(), 3);
+        let error = resolve_targets(&targets(r#""q_proj""#), &modules()).unwrap_err().to_string();
+        assert!(error.contains("q_proj, v_proj, down_proj"), "{error}");
+        assert!(resolve_targets(&targets(r#""(""#), &modules()).is_err());
+    }
+
+    #[test]
+    fn an_unmatched_name_lists_candidates_and_the_nearest() {
+        let error = resolve_targets(&targets(r#"["q_proj", "v_porj"]"#), &modules()).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        let text = error.to_string();
+        assert!(text.contains("`v_porj` (did you mean `v_proj`?)"), "{text}");
+        assert!(text.contains("q_proj, v_proj, down_proj"), "{text}");
+    }
+
+    #[test]
+    fn targets_survive_a_round_trip() {
+        for written in [r#"["q_proj"]"#, r#""all-linear""#, r#"".*q_proj""#] {
+            let targets = targets(written);
+            let text = serde_json::to_string(&targets).unwrap();
+            assert_eq!(serde_json::from_str::<Targets>(&text).unwrap(), targets);
+        }
+    }
+}
