@@ -1,0 +1,5 @@
+//! LoRA adapters.
+
+mod options;
+
+pub use options::LoraOptions;
