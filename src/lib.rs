@@ -9,4 +9,5 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod optim;
+pub mod report;
 pub mod train;
