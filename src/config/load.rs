@@ -65,7 +65,7 @@ fn refuse(problems: &[String], what: &str) -> Result<()> {
 }
 
 fn file_entries(schema: &Schema, text: &str, origin: &str) -> Result<Vec<Entry>> {
-    let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
+    let line = |offset: usize| text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
     let not_toml = |e: toml::de::Error| {
         let line = e.span().map_or(1, |span| line(span.start));
         invalid!("{origin}:{line} is not valid TOML: {}", e.message())
