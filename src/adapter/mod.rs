@@ -1,9 +1,11 @@
 //! LoRA adapters: in memory, as PEFT folders, and merged into their base.
 
 mod config;
+mod options;
 mod peft;
 
 pub use config::PeftConfig;
+pub use options::LoraOptions;
 pub use peft::{load, save};
 
 use crate::invalid;

@@ -8,12 +8,14 @@ mod linear;
 mod load;
 mod mlp;
 mod norm;
+mod options;
 mod parameters;
 mod spec;
 
 pub use decoder::{Decoder, Sequences};
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
+pub use options::{DeviceKind, Dtype, ModelOptions};
 pub use parameters::{Gradients, Parameters};
 pub use spec::{BLOCK_LINEARS, ModelSpec, RopeScaling};
 
