@@ -4,6 +4,10 @@
 //! what the caller asked for, and a file that shrinks under us is an error, not a SIGBUS. Writing goes to a
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
+mod folder;
+
+pub use folder::{publish, rewrite, stage};
+
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};

@@ -1,9 +1,12 @@
 //! asft: fine-tunes language models without losing their safety (AsFT, arXiv 2506.08473).
 pub mod adapter;
 pub mod checkpoint;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod hub;
 pub mod method;
 pub mod model;

@@ -1,10 +1,16 @@
 //! LoRA adapters: in memory, as PEFT folders, and merged into their base.
 
+mod card;
 mod config;
+mod identity;
+mod merge;
 mod options;
 mod peft;
 
+pub use card::model_card;
 pub use config::PeftConfig;
+pub use identity::BaseIdentity;
+pub use merge::merge;
 pub use options::LoraOptions;
 pub use peft::{load, save};
 

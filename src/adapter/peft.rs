@@ -1,8 +1,8 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 use super::config::{PeftConfig, to_json};
-use super::{Adapter, AdapterModule};
-use crate::checkpoint::{Checkpoint, save_tensors, write_atomic};
+use super::{Adapter, AdapterModule, BaseIdentity};
+use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
 use crate::model::ModelSpec;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -71,14 +71,11 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
     Ok((tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0)
 }
 
-/// Writes the adapter as a PEFT folder with its model card, then reads it back and compares every value.
+/// Writes the adapter as a PEFT folder with its model card and the identity of its base, then reads it back and compares every value.
 ///
 /// The folder appears under its name only when it is whole.
-pub fn save(adapter: &Adapter, spec: &ModelSpec, card: &str, dir: &Path) -> Result<()> {
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    ensure_valid!(!dir.exists(), "{} already exists; choose another output folder", dir.display());
-    let staging = tempfile::Builder::new().prefix(".asft-adapter-").tempdir_in(parent)?;
+pub fn save(adapter: &Adapter, spec: &ModelSpec, base: &Checkpoint, card: &str, dir: &Path) -> Result<()> {
+    let staging = stage(dir)?;
     let mut tensors = BTreeMap::new();
     for (name, module) in &adapter.modules {
         tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
@@ -86,18 +83,12 @@ pub fn save(adapter: &Adapter, spec: &ModelSpec, card: &str, dir: &Path) -> Resu
     }
     save_tensors(&staging.path().join(WEIGHTS), &tensors)?;
     let config = serde_json::to_string_pretty(&to_json(adapter, &spec.linear_modules()))? + "\n";
-    write_atomic(&staging.path().join(CONFIG), |file| Ok(file.write_all(config.as_bytes())?))?;
-    write_atomic(&staging.path().join("README.md"), |file| Ok(file.write_all(card.as_bytes())?))?;
+    let identity = BaseIdentity::of(adapter, base)?.to_json()?;
+    for (name, text) in [(CONFIG, config.as_str()), ("README.md", card), (BaseIdentity::file_name(), &identity)] {
+        write_atomic(&staging.path().join(name), |file| Ok(file.write_all(text.as_bytes())?))?;
+    }
     verify(adapter, staging.path()).context("the adapter just written does not read back as it was")?;
-    let staging = staging.keep();
-    let renamed = make_public(&staging).and_then(|()| Ok(std::fs::rename(&staging, dir)?));
-    renamed.with_context(|| format!("moving the finished adapter to {}", dir.display()))
-}
-
-/// Temporary folders are private to the user; the finished one should have ordinary permissions.
-fn make_public(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    Ok(std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?)
+    publish(staging, dir)
 }
 
 fn verify(written: &Adapter, dir: &Path) -> Result<()> {

@@ -5,8 +5,8 @@ use super::examples::{Encoder, tokenized};
 use super::records::{self, Place, Record};
 use super::template::Template;
 use super::{DataOptions, Example, Format, Overlong, epoch_order};
-use crate::ensure_valid;
 use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -202,6 +202,22 @@ pub fn split_validation(dataset: Dataset, share: f64, seed: u64) -> Result<(Data
 
 /// Stream of the seed that no epoch uses.
 const VALIDATION_STREAM: u64 = u64::MAX;
+
+/// Refuses ids that the embedding has no row for: a tokenizer may know more tokens than its model.
+pub fn check_ids(dataset: &Dataset, vocab_size: usize) -> Result<()> {
+    let beyond = dataset.examples.iter().position(|example| {
+        example.input_ids.iter().any(|&id| id as usize >= vocab_size)
+            || example.labels.iter().any(|&label| label >= vocab_size as i64)
+    });
+    match beyond {
+        None => Ok(()),
+        Some(i) => Err(invalid!(
+            "{}: a token id is beyond the model's vocab_size of {vocab_size}; tokenizer and model do not belong \
+             together",
+            dataset.origin(i)
+        )),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@
 //! - tokenized: `input_ids` and `labels` as they are.
 
 use super::conversation;
+use super::prompts::user_content;
 use super::records::{Record, kind};
 use super::template::Template;
 use super::{Example, Format, IGNORE};
@@ -95,11 +96,7 @@ impl Encoder<'_> {
 }
 
 fn alpaca_messages(record: &Record) -> Result<Vec<Value>> {
-    let (instruction, output) = (record.text("instruction")?, record.text("output")?);
-    let user = match record.optional_text("input")? {
-        Some(input) if !input.is_empty() => format!("{instruction}\n{input}"),
-        _ => instruction.to_string(),
-    };
+    let (user, output) = (user_content(record)?, record.text("output")?);
     Ok(vec![json!({"role": "user", "content": user}), json!({"role": "assistant", "content": output})])
 }
 

@@ -5,13 +5,15 @@ mod conversation;
 mod dataset;
 mod examples;
 mod options;
+mod prompts;
 mod python;
 mod records;
 mod template;
 
 pub use batch::{Batch, collate, epoch_order, predicted_labels};
-pub use dataset::{Counts, Dataset, load, load_tokenized, split_validation};
+pub use dataset::{Counts, Dataset, check_ids, load, load_tokenized, split_validation};
 pub use options::{DataOptions, Format, Overlong, Validation};
+pub use prompts::{Prompt, load_prompts};
 pub use records::Place;
 pub use template::Template;
 

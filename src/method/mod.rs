@@ -1,5 +1,6 @@
 //! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it.
 
+pub mod direction;
 pub mod direction_file;
 mod options;
 mod penalty;

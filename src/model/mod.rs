@@ -3,6 +3,7 @@
 mod attention;
 mod block;
 mod decoder;
+mod generate;
 mod kv_cache;
 mod linear;
 mod load;
@@ -13,6 +14,7 @@ mod parameters;
 mod spec;
 
 pub use decoder::{Decoder, Sequences};
+pub use generate::GenerateOptions;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
 pub use options::{DeviceKind, Dtype, ModelOptions};

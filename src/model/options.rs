@@ -1,5 +1,8 @@
 //! `[model]` of the config: the two checkpoints and where the arithmetic happens.
 
+use crate::invalid;
+use anyhow::Result;
+use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,34 @@ pub enum DeviceKind {
     Cpu,
     Cuda,
     Metal,
+}
+
+impl DeviceKind {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// A kind of device that this build or this machine does not have.
+    pub fn open(self) -> Result<Device> {
+        let (cuda, metal) = (candle_core::utils::cuda_is_available(), candle_core::utils::metal_is_available());
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            // A build with CUDA may run on a machine without a driver.
+            Self::Auto if cuda => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Auto if metal => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(Device::Cpu),
+            Self::Cuda => Device::new_cuda(0).map_err(|e| unavailable("cuda", cuda, &e)),
+            Self::Metal => Device::new_metal(0).map_err(|e| unavailable("metal", metal, &e)),
+        }
+    }
+}
+
+fn unavailable(kind: &str, built: bool, error: &candle_core::Error) -> anyhow::Error {
+    if built {
+        return invalid!("model.device = \"{kind}\" cannot be opened: {error}");
+    }
+    invalid!(
+        "model.device = \"{kind}\", but this asft was built without it; rebuild with --features {kind} or use \"auto\""
+    )
 }
 
 /// `[model]`

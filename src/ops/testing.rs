@@ -14,14 +14,19 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Asserts ‖a − b‖ ≤ tolerance · ‖b‖ over the whole tensor.
-#[track_caller]
-pub fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
+/// ‖a − b‖ / ‖b‖
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let (a, b) = (values(a), values(b));
     let difference = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt();
-    let norm = b.iter().map(|y| y * y).sum::<f64>().sqrt();
-    assert!(difference <= tolerance * norm.max(1e-12), "relative error {}", difference / norm);
+    difference / b.iter().map(|y| y * y).sum::<f64>().sqrt().max(1e-12)
+}
+
+/// Asserts ‖a − b‖ ≤ tolerance · ‖b‖ over the whole tensor.
+#[track_caller]
+pub fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
+    let error = difference(a, b);
+    assert!(error <= tolerance, "relative error {error}");
 }
 
 type Function = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;

@@ -1,0 +1,36 @@
+//! Base + adapter -> one checkpoint: W ← W + s · B A on the adapted linears, shard by shard.
+
+use super::Adapter;
+use crate::checkpoint::{Checkpoint, rewrite};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use indicatif::ProgressBar;
+use std::path::Path;
+
+/// Writes the merged model to `out`, in the layout and (unless `dtype` is given) the types of `source`.
+///
+/// # Errors
+/// A merged weight that is not finite, or does not fit the type it is stored in.
+pub fn merge(
+    source: &Path,
+    checkpoint: &Checkpoint,
+    adapter: &Adapter,
+    out: &Path,
+    dtype: Option<DType>,
+    progress: &ProgressBar,
+) -> Result<()> {
+    let replace = |name: &str| {
+        let Some(module) = name.strip_suffix(".weight").and_then(|module| adapter.modules.get(module)) else {
+            return Ok(None);
+        };
+        let update = (module.b.matmul(&module.a)? * adapter.scale(module))?;
+        let weight = (checkpoint.tensor(name, DType::F32, &Device::Cpu)? + update)?;
+        ensure!(largest(&weight)?.is_finite(), "merging makes {name} infinite or NaN");
+        Ok(Some(weight))
+    };
+    rewrite(source, checkpoint, out, dtype, replace, progress)
+}
+
+fn largest(tensor: &Tensor) -> Result<f32> {
+    Ok(tensor.abs()?.sum_all()?.to_scalar::<f32>()?)
+}

@@ -1,0 +1,208 @@
+//! Command-line arguments as typed. What they resolve to is the commands' business.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
+#[derive(Parser)]
+#[command(name = "asft", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Compute the alignment directions V = W_aligned - W_unaligned of a model pair, layer by layer
+    Direction(DirectionArgs),
+    /// Fine-tune with the AsFT penalty and export a PEFT adapter
+    Train(TrainArgs),
+    /// Measure a model, with or without an adapter, on a dataset
+    Eval(EvalArgs),
+    /// Answer prompts
+    Generate(GenerateArgs),
+    /// Fold an adapter into its base model
+    Merge(MergeArgs),
+}
+
+/// A model and, perhaps, an adapter on it.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// Model folder, or hub id with an optional @revision
+    #[arg(long, value_name = "ID|DIR")]
+    pub model: String,
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft direction --aligned Qwen/Qwen2-7B-Instruct --unaligned Qwen/Qwen2-7B --out qwen2.direction.safetensors
+  asft direction --aligned ./chat --unaligned ./base --target-modules all-linear --rank 64 --out d.safetensors")]
+pub struct DirectionArgs {
+    /// The safety-aligned model: a folder or a hub id
+    #[arg(long, value_name = "ID|DIR")]
+    pub aligned: String,
+    /// Its base model, before alignment
+    #[arg(long, value_name = "ID|DIR")]
+    pub unaligned: String,
+    /// The direction file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Names separated by commas, "all-linear", or a regex for whole module paths
+    #[arg(long, value_name = "NAMES", default_value = "q_proj,v_proj")]
+    pub target_modules: String,
+    /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, conflicts_with = "rank")]
+    pub tolerance: f64,
+    /// Keep just this many directions of each module
+    #[arg(long, value_name = "K")]
+    pub rank: Option<usize>,
+    /// Use what both models have instead of refusing a pair that differs in names or shapes
+    #[arg(long)]
+    pub allow_missing: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft train --config configs/tiny.toml
+  asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1")]
+pub struct TrainArgs {
+    /// The run's settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override a setting, such as asft.lambda=0.1; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Check the settings, print them as resolved, and stop
+    #[arg(long)]
+    pub check: bool,
+    /// Replace an earlier run in the output folder
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Mean cross-entropy per label token, and perplexity
+    Loss,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum FormatArg {
+    Alpaca,
+    Chat,
+    PromptCompletion,
+    Text,
+    Tokenized,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft eval --model tests/tiny/aligned --data tests/tiny/train.jsonl
+  asft eval --model tests/tiny/aligned --adapter runs/tiny/adapter --data tests/tiny/chat.jsonl --format chat --json")]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Samples: a JSON array or JSONL file
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Layout of the records
+    #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
+    pub format: FormatArg,
+    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
+    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    pub template: String,
+    /// Longest sample, in tokens; longer ones are cut
+    #[arg(long, default_value_t = 2048)]
+    pub max_length: usize,
+    /// Samples computed at once
+    #[arg(long, default_value_t = 8)]
+    pub batch_size: usize,
+    /// What to measure
+    #[arg(long, value_enum, default_values_t = [Metric::Loss])]
+    pub metric: Vec<Metric>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft generate --model tests/tiny/aligned --adapter runs/tiny/adapter --prompt 'What is the opposite of hot?'
+  asft generate --model ./model --data prompts.jsonl --temperature 0.7 --top-p 0.9 > answers.jsonl")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// One user message; - reads it from standard input
+    #[arg(long, value_name = "TEXT", required_unless_present = "data", conflicts_with = "data")]
+    pub prompt: Option<String>,
+    /// A file of records with `prompt`, `instruction` (and `input`) or `messages`; answers are printed as JSONL
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Continue the prompt as it stands, without the chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
+    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    pub template: String,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token; higher values vary more
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Write the prompt's ids and logits to a safetensors file, to compare with another implementation
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub logits: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft merge --model tests/tiny/aligned --adapter runs/tiny/adapter --out merged")]
+pub struct MergeArgs {
+    /// Model folder, or hub id with an optional @revision
+    #[arg(long, value_name = "ID|DIR")]
+    pub model: String,
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// The model folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Store weights in this type instead of the model's own
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+}

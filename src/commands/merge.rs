@@ -1,0 +1,29 @@
+//! `asft merge`
+
+use crate::adapter::{self, BaseIdentity};
+use crate::checkpoint::Checkpoint;
+use crate::cli::{DtypeArg, MergeArgs};
+use crate::hub;
+use crate::model::ModelSpec;
+use crate::report::progress_bar;
+use anyhow::Result;
+use candle_core::{DType, Device};
+
+pub fn run(args: MergeArgs) -> Result<()> {
+    let base = hub::resolve(&args.model)?;
+    let spec = ModelSpec::load(&base.dir)?;
+    let checkpoint = Checkpoint::open(&base.dir)?;
+    let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
+    adapter.check_fits(&spec)?;
+    BaseIdentity::check(&args.adapter, &adapter, &checkpoint)?;
+    let dtype = args.dtype.map(|dtype| match dtype {
+        DtypeArg::F32 => DType::F32,
+        DtypeArg::F16 => DType::F16,
+        DtypeArg::Bf16 => DType::BF16,
+    });
+    let progress = progress_bar(0, "merging");
+    adapter::merge(&base.dir, &checkpoint, &adapter, &args.out, dtype, &progress)?;
+    progress.finish_and_clear();
+    eprintln!("merged {} modules into {}", adapter.modules.len(), args.out.display());
+    Ok(())
+}

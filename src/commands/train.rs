@@ -1,0 +1,28 @@
+//! `asft train`
+
+use crate::cli::TrainArgs;
+use crate::config::Settings;
+use crate::train::{self, RunFlags};
+use anyhow::Result;
+
+pub fn run(args: TrainArgs) -> Result<()> {
+    let settings = Settings::load(&args.config, &args.set)?;
+    if args.check {
+        print!("{}", settings.to_toml()?);
+        return Ok(());
+    }
+    let flags = RunFlags { quiet: args.quiet, overwrite: args.overwrite };
+    let outcome = train::run(&settings, flags)?;
+    if args.quiet {
+        return Ok(());
+    }
+    eprintln!(
+        "{} steps: loss {:.4} -> {:.4} (of which penalty {:.4})",
+        outcome.steps, outcome.first_loss, outcome.last_loss, outcome.last_penalty
+    );
+    if let Some(eval) = outcome.eval {
+        eprintln!("validation loss {:.4} over {} label tokens", eval.loss, eval.label_tokens);
+    }
+    eprintln!("saved {}", outcome.result.display());
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Mean cross-entropy over the label tokens of a dataset.
+
+use crate::data::{Example, collate};
+use crate::model::{Decoder, Sequences};
+use anyhow::Result;
+use indicatif::ProgressBar;
+
+/// A mean and what it is a mean of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeanLoss {
+    /// Natural logarithm, per label token.
+    pub loss: f64,
+    pub label_tokens: usize,
+}
+
+impl MeanLoss {
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// The model's mean loss. Batches hold samples of near length; the sum over tokens does not depend on the batching.
+pub fn mean_loss(
+    model: &Decoder,
+    examples: &[Example],
+    batch_size: usize,
+    pad_id: u32,
+    progress: &ProgressBar,
+) -> Result<MeanLoss> {
+    let mut order: Vec<&Example> = examples.iter().collect();
+    order.sort_by_key(|example| std::cmp::Reverse(example.input_ids.len()));
+    progress.set_length(examples.len() as u64);
+    let (mut sum, mut label_tokens) = (0.0, 0);
+    for examples in order.chunks(batch_size) {
+        let batch = collate(examples, pad_id);
+        sum += model.loss(Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: batch.batch_size })?;
+        label_tokens += batch.label_tokens();
+        progress.inc(examples.len() as u64);
+    }
+    Ok(MeanLoss { loss: sum / label_tokens.max(1) as f64, label_tokens })
+}

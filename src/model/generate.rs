@@ -1,0 +1,65 @@
+//! Continuing a prompt token by token with the KV cache; candle's `LogitsProcessor` does the choosing.
+
+use super::{Decoder, KvCache};
+use crate::ensure_valid;
+use anyhow::Result;
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+
+/// How tokens are chosen and when to stop.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    pub max_new_tokens: usize,
+    /// 0: greedy.
+    pub temperature: f64,
+    /// Share of the probability that may be sampled from, in (0, 1].
+    pub top_p: f64,
+    pub seed: u64,
+    /// Ids that end the answer; they are not part of it.
+    pub stop_ids: Vec<u32>,
+}
+
+impl GenerateOptions {
+    fn sampling(&self) -> Sampling {
+        let temperature = self.temperature;
+        match (temperature, self.top_p) {
+            (0.0, _) => Sampling::ArgMax,
+            (_, p) if p < 1.0 => Sampling::TopP { p, temperature },
+            _ => Sampling::All { temperature },
+        }
+    }
+}
+
+impl Decoder {
+    /// The new tokens after `prompt`; each is handed to `on_token` as it comes.
+    ///
+    /// # Errors
+    /// An empty prompt, or one that leaves no room in the model's context.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(u32) -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        ensure_valid!(!prompt.is_empty(), "the prompt has no tokens");
+        let context = self.spec.max_position_embeddings;
+        ensure_valid!(
+            prompt.len() < context,
+            "the prompt has {} tokens; the model's context ends at {context}",
+            prompt.len()
+        );
+        let count = options.max_new_tokens.min(context - prompt.len());
+        let mut cache = KvCache::new(&self.spec, prompt.len() + count);
+        let mut sampler = LogitsProcessor::from_sampling(options.seed, options.sampling());
+        let (mut answer, mut fresh) = (vec![], prompt.to_vec());
+        for _ in 0..count {
+            let token = sampler.sample(&self.next_logits(&fresh, &mut cache)?)?;
+            if options.stop_ids.contains(&token) {
+                break;
+            }
+            answer.push(token);
+            on_token(token)?;
+            fresh = vec![token];
+        }
+        Ok(answer)
+    }
+}

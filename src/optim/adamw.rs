@@ -1,0 +1,194 @@
+//! AdamW with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), as PyTorch computes it.
+//!
+//! With g the (clipped) gradient: m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; θ ← θ (1 − η w);
+//! θ ← θ − η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε). Vectors (norms, biases) are not decayed, as in transformers'
+//! Trainer. Moments are f32. On the CPU everything is updated in place.
+
+use crate::model::{Gradients, Parameters};
+use anyhow::{Context, Result};
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Elements per task.
+const CHUNK: usize = 1 << 14;
+
+/// m and v of one parameter, in its shape.
+struct Moments {
+    m: Tensor,
+    v: Tensor,
+}
+
+pub struct AdamW {
+    betas: [f64; 2],
+    epsilon: f64,
+    weight_decay: f64,
+    /// Steps taken: t.
+    steps: i32,
+    moments: BTreeMap<String, Moments>,
+}
+
+impl AdamW {
+    pub fn new(betas: [f64; 2], epsilon: f64, weight_decay: f64) -> Self {
+        Self { betas, epsilon, weight_decay, steps: 0, moments: BTreeMap::new() }
+    }
+
+    /// Moves every parameter by one step against its gradient times `gradient_scale` (the clipping factor).
+    ///
+    /// # Errors
+    /// A parameter without a gradient.
+    pub fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        self.steps += 1;
+        let [beta1, beta2] = self.betas;
+        for (name, parameter) in parameters {
+            let gradient = gradients.get(name)?;
+            if !self.moments.contains_key(name) {
+                let zeros = || gradient.zeros_like();
+                self.moments.insert(name.clone(), Moments { m: zeros()?, v: zeros()? });
+            }
+            let moments = self.moments.get_mut(name).context("moments that were just made")?;
+            let update = Update {
+                rate: learning_rate / (1.0 - beta1.powi(self.steps)),
+                root: (1.0 - beta2.powi(self.steps)).sqrt(),
+                epsilon: self.epsilon,
+                keep: 1.0 - learning_rate * if parameter.rank() > 1 { self.weight_decay } else { 0.0 },
+            };
+            let average = |beta, square| Average { beta, scale: gradient_scale, square };
+            if gradient.device().is_cpu() {
+                let gradient = gradient.contiguous()?;
+                moments.m.inplace_op2(&gradient, &average(beta1, false))?;
+                moments.v.inplace_op2(&gradient, &average(beta2, true))?;
+                parameter.as_tensor().inplace_op3(&moments.m, &moments.v, &update)?;
+            } else {
+                moments.m = average(beta1, false).generic(&moments.m, gradient)?;
+                moments.v = average(beta2, true).generic(&moments.v, gradient)?;
+                update.generic(parameter, &moments.m, &moments.v)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// x ← β x + (1 − β) s g, or with (s g)².
+struct Average {
+    beta: f64,
+    scale: f64,
+    square: bool,
+}
+
+impl Average {
+    fn generic(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        let g = (gradient * self.scale)?;
+        let g = if self.square { g.sqr()? } else { g };
+        Ok(((x * self.beta)? + (g * (1.0 - self.beta))?)?)
+    }
+}
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "adamw-average"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, l1: &Layout, g: &CpuStorage, l2: &Layout) -> candle_core::Result<()> {
+        let (x, g) = (values_mut(x, l1)?, values(g, l2)?);
+        let (beta, rest, scale) = (self.beta as f32, (1.0 - self.beta) as f32, self.scale as f32);
+        let square = self.square;
+        x.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(x, g)| {
+            for (x, g) in x.iter_mut().zip(g) {
+                let g = g * scale;
+                *x = beta * *x + rest * if square { g * g } else { g };
+            }
+        });
+        Ok(())
+    }
+}
+
+/// θ ← keep · θ − rate · m / (√v / root + ε).
+struct Update {
+    rate: f64,
+    root: f64,
+    epsilon: f64,
+    keep: f64,
+}
+
+impl Update {
+    fn generic(&self, parameter: &Var, m: &Tensor, v: &Tensor) -> Result<()> {
+        let denominator = ((v.sqrt()? / self.root)? + self.epsilon)?;
+        let moved = ((parameter.as_tensor() * self.keep)? - ((m / denominator)? * self.rate)?)?;
+        Ok(parameter.set(&moved.detach())?)
+    }
+}
+
+impl InplaceOp3 for Update {
+    fn name(&self) -> &'static str {
+        "adamw-update"
+    }
+
+    fn cpu_fwd(
+        &self,
+        theta: &mut CpuStorage,
+        l1: &Layout,
+        m: &CpuStorage,
+        l2: &Layout,
+        v: &CpuStorage,
+        l3: &Layout,
+    ) -> candle_core::Result<()> {
+        let (theta, m, v) = (values_mut(theta, l1)?, values(m, l2)?, values(v, l3)?);
+        let (rate, root) = (self.rate as f32, self.root as f32);
+        let (epsilon, keep) = (self.epsilon as f32, self.keep as f32);
+        theta.par_chunks_mut(CHUNK).zip(m.par_chunks(CHUNK)).zip(v.par_chunks(CHUNK)).for_each(|((theta, m), v)| {
+            for ((theta, m), v) in theta.iter_mut().zip(m).zip(v) {
+                *theta = keep * *theta - rate * m / (v.sqrt() / root + epsilon);
+            }
+        });
+        Ok(())
+    }
+}
+
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("adamw needs contiguous f32 tensors"),
+    }
+}
+
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("adamw needs contiguous f32 tensors"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, random};
+
+    /// Three steps in place and by tensor ops, from the same start.
+    #[test]
+    fn in_place_equals_generic() {
+        let start = random(&[40, 30], 1);
+        let (fast, slow) = (Var::from_tensor(&start).unwrap(), Var::from_tensor(&start).unwrap());
+        let mut optimizer = AdamW::new([0.9, 0.99], 1e-8, 0.1);
+        let parameters = Parameters::from([("w".to_string(), fast.clone())]);
+        let (mut m, mut v) = (start.zeros_like().unwrap(), start.zeros_like().unwrap());
+        for step in 1..4 {
+            let gradient = random(&[40, 30], 1 + step as u64);
+            let mut gradients = Gradients::default();
+            gradients.add("w", gradient.clone()).unwrap();
+            optimizer.step(&parameters, &gradients, 0.01, 0.5).unwrap();
+            m = Average { beta: 0.9, scale: 0.5, square: false }.generic(&m, &gradient).unwrap();
+            v = Average { beta: 0.99, scale: 0.5, square: true }.generic(&v, &gradient).unwrap();
+            let (rate, root) = (0.01 / (1.0 - 0.9f64.powi(step)), (1.0 - 0.99f64.powi(step)).sqrt());
+            Update { rate, root, epsilon: 1e-8, keep: 1.0 - 0.001 }.generic(&slow, &m, &v).unwrap();
+        }
+        close(&fast, &slow, 1e-6);
+        assert!(crate::ops::testing::difference(&fast, &start) > 0.1);
+    }
+}

@@ -1,0 +1,91 @@
+//! Which samples go into which optimizer step: a pure function of the step, so that any step can be found again.
+
+use super::TrainOptions;
+use crate::data::{DataOptions, epoch_order};
+use crate::ensure_valid;
+use anyhow::Result;
+
+/// The steps of a run over `samples` samples.
+pub struct Plan {
+    samples: usize,
+    batch_size: usize,
+    accumulation: usize,
+    micro_batches_per_epoch: usize,
+    seed: u64,
+    shuffle: bool,
+    pub steps_per_epoch: usize,
+    pub total_steps: usize,
+    /// The order of the epoch asked for last.
+    current: (u64, Vec<usize>),
+}
+
+impl Plan {
+    /// # Errors
+    /// No full batch where partial ones are dropped.
+    pub fn new(samples: usize, train: &TrainOptions, data: &DataOptions) -> Result<Self> {
+        let batch_size = train.batch_size;
+        let micro_batches_per_epoch = if data.drop_last { samples / batch_size } else { samples.div_ceil(batch_size) };
+        ensure_valid!(
+            micro_batches_per_epoch > 0,
+            "data.drop_last leaves no batch: {samples} samples do not fill one of train.batch_size = {batch_size}"
+        );
+        // The last step of an epoch may accumulate fewer micro-batches; steps do not reach across epochs.
+        let steps_per_epoch = micro_batches_per_epoch.div_ceil(train.gradient_accumulation);
+        let by_epochs = ((steps_per_epoch as f64 * train.epochs).ceil() as usize).max(1);
+        Ok(Self {
+            samples,
+            batch_size,
+            accumulation: train.gradient_accumulation,
+            micro_batches_per_epoch,
+            seed: train.seed,
+            shuffle: data.shuffle,
+            steps_per_epoch,
+            total_steps: train.max_steps.unwrap_or(by_epochs),
+            current: (0, epoch_order(samples, train.seed, 0, data.shuffle)),
+        })
+    }
+
+    /// The sample numbers of each micro-batch of a step, counted from 0.
+    pub fn micro_batches(&mut self, step: usize) -> Vec<Vec<usize>> {
+        let epoch = (step / self.steps_per_epoch) as u64;
+        if self.current.0 != epoch {
+            self.current = (epoch, epoch_order(self.samples, self.seed, epoch, self.shuffle));
+        }
+        let first = step % self.steps_per_epoch * self.accumulation;
+        let last = (first + self.accumulation).min(self.micro_batches_per_epoch);
+        let order = &self.current.1;
+        (first..last)
+            .map(|micro| order[micro * self.batch_size..((micro + 1) * self.batch_size).min(self.samples)].to_vec())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(samples: usize, epochs: f64, drop_last: bool) -> Plan {
+        let train = TrainOptions { batch_size: 2, gradient_accumulation: 2, epochs, ..Default::default() };
+        Plan::new(samples, &train, &DataOptions { drop_last, ..Default::default() }).unwrap()
+    }
+
+    #[test]
+    fn an_epoch_visits_every_sample_once_and_partial_batches_count() {
+        let mut plan = plan(7, 2.0, false);
+        assert_eq!((plan.steps_per_epoch, plan.total_steps), (2, 4));
+        for epoch in 0..2 {
+            let mut seen: Vec<usize> = (0..2).flat_map(|step| plan.micro_batches(epoch * 2 + step)).flatten().collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
+        }
+        let sizes: Vec<usize> = plan.micro_batches(1).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1]);
+    }
+
+    #[test]
+    fn drop_last_and_fractions_of_an_epoch() {
+        let mut plan = plan(7, 0.5, true);
+        assert_eq!((plan.steps_per_epoch, plan.total_steps), (2, 1));
+        assert_eq!(plan.micro_batches(1).iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -1,0 +1,193 @@
+//! Everything that must be right before step 1: inputs found, read, checked against one another.
+//!
+//! Nothing is written here but the direction file, and that only when all else stands.
+
+use super::penalties::Penalties;
+use super::probe::check_gradients;
+use super::{Method, Plan, Trainer};
+use crate::adapter::{self, Adapter, BaseIdentity};
+use crate::checkpoint::Checkpoint;
+use crate::config::Settings;
+use crate::data::{self, Dataset, Format, Validation};
+use crate::hub::{self, Resolved};
+use crate::method::direction::{self, DirectionRequest, Keep};
+use crate::method::direction_file::Directions;
+use crate::model::{Decoder, ModelSpec};
+use crate::names::{Targets, resolve_targets};
+use crate::report::{RunRecord, hash_file, progress_bar};
+use crate::tokenizer::Tokenizer;
+use crate::invalid;
+use anyhow::{Context, Result};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+
+/// A run that is ready for step 1.
+pub struct Prepared {
+    pub base: Resolved,
+    pub checkpoint: Checkpoint,
+    pub trainer: Trainer,
+    /// As it was before training; `None` in full tuning.
+    pub adapter: Option<Adapter>,
+    pub train: Dataset,
+    pub validation: Option<Dataset>,
+    pub plan: Plan,
+    pub pad_id: u32,
+    pub record: RunRecord,
+}
+
+/// Loads and checks all inputs of a run. `quiet` hides progress bars.
+pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
+    let mut record = RunRecord::start();
+    let base = hub::resolve(&settings.model.aligned).context("model.aligned")?;
+    let spec = ModelSpec::load(&base.dir)?;
+    let checkpoint = Checkpoint::open(&base.dir)?;
+    let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+    let device = settings.model.device.open()?;
+    let adapter = match settings.train.method {
+        Method::Lora => Some(initial_adapter(settings, &spec, &checkpoint, &base, &targets, &device)?),
+        Method::Full => None,
+    };
+    let targets = adapter.as_ref().map_or(targets, |adapter| adapter.modules.keys().cloned().collect());
+    let (train, validation, pad_id) = datasets(settings, &base, &spec, quiet, &mut record)?;
+    let plan = Plan::new(train.examples.len(), &settings.train, &settings.data)?;
+    let directions = directions(settings, &base, &spec, &checkpoint, &targets, quiet, &mut record)?;
+    let progress = bar(0, "loading model", quiet);
+    let mut model = Decoder::load(&spec, &checkpoint, &device, adapter.is_none(), &progress)?;
+    progress.finish_and_clear();
+    if let Some(adapter) = &adapter {
+        let (loras, parameters) = adapter.trainable()?;
+        model.attach(loras, parameters)?;
+    }
+    check_gradients(&model, &train.examples).context("checking that everything trains")?;
+    let penalties = Penalties::new(&settings.asft, &targets, directions.as_ref(), adapter.as_ref(), &model)?;
+    let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
+    let trainer = Trainer::new(model, penalties, &settings.train, dropout);
+    Ok(Prepared { base, checkpoint, trainer, adapter, train, validation, plan, pad_id, record })
+}
+
+fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
+    if quiet { indicatif::ProgressBar::hidden() } else { progress_bar(len, what) }
+}
+
+/// A fresh adapter on the targets, or the one to continue, with the dropout of this run.
+fn initial_adapter(
+    settings: &Settings,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    base: &Resolved,
+    targets: &[String],
+    device: &Device,
+) -> Result<Adapter> {
+    let options = &settings.lora;
+    let mut adapter = match &options.init_adapter {
+        Some(dir) => {
+            let adapter = adapter::load(Path::new(dir), device).context("lora.init_adapter")?;
+            adapter.check_fits(spec).context("lora.init_adapter")?;
+            BaseIdentity::check(Path::new(dir), &adapter, checkpoint).context("lora.init_adapter")?;
+            adapter
+        }
+        None => Adapter {
+            modules: Adapter::new(spec, targets, options.rank, options.alpha as f64, settings.train.seed, device)?,
+            use_rslora: options.use_rslora,
+            dropout: 0.0,
+            base: None,
+            revision: None,
+        },
+    };
+    adapter.dropout = options.dropout;
+    adapter.base = Some(base.id.clone().unwrap_or_else(|| settings.model.aligned.clone()));
+    adapter.revision = base.revision.clone();
+    Ok(adapter)
+}
+
+/// Training set, validation set, and the id that pads.
+fn datasets(
+    settings: &Settings,
+    base: &Resolved,
+    spec: &ModelSpec,
+    quiet: bool,
+    record: &mut RunRecord,
+) -> Result<(Dataset, Option<Dataset>, u32)> {
+    let options = &settings.data;
+    let tokenizer = match options.format {
+        Format::Tokenized => None,
+        _ => Some(Tokenizer::load(&base.dir)?),
+    };
+    let mut load = |name: &str, path: &str| {
+        let (path, progress) = (PathBuf::from(path), bar(0, "tokenising", quiet));
+        let dataset = match &tokenizer {
+            Some(tokenizer) => data::load(&path, options, tokenizer, &progress)?,
+            None => data::load_tokenized(&path, options, spec.vocab_size, &progress)?,
+        };
+        progress.finish_and_clear();
+        data::check_ids(&dataset, spec.vocab_size)?;
+        record.input(name, &path.display().to_string(), hash_file(&path)?);
+        if !quiet {
+            eprintln!("{}: {}", path.display(), dataset.counts);
+        }
+        Ok::<_, anyhow::Error>(dataset)
+    };
+    let train = load("train", &options.train).context("data.train")?;
+    let pad_id = tokenizer.as_ref().map_or(0, Tokenizer::pad_id).min(spec.vocab_size as u32 - 1);
+    Ok(match &options.validation {
+        None => (train, None, pad_id),
+        Some(Validation::File(path)) => {
+            let validation = load("validation", path).context("data.validation")?;
+            (train, Some(validation), pad_id)
+        }
+        Some(Validation::Share(share)) => {
+            let (train, validation) = data::split_validation(train, *share, settings.train.seed)?;
+            (train, Some(validation), pad_id)
+        }
+    })
+}
+
+/// The direction file, opened or computed, checked against the targets and the aligned weights.
+fn directions(
+    settings: &Settings,
+    base: &Resolved,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    targets: &[String],
+    quiet: bool,
+    record: &mut RunRecord,
+) -> Result<Option<Directions>> {
+    let options = &settings.asft;
+    if !options.needs_direction() || options.lambda == 0.0 {
+        return Ok(None);
+    }
+    let path = match (&options.direction, &settings.model.unaligned) {
+        (Some(file), _) => PathBuf::from(file),
+        (None, Some(unaligned)) => {
+            let path = super::run::direction_path(settings);
+            let progress = bar(0, "computing direction", quiet);
+            let request = DirectionRequest {
+                aligned: base.clone(),
+                unaligned: hub::resolve(unaligned).context("model.unaligned")?,
+                targets: Targets::List(targets.to_vec()),
+                keep: Keep::Tolerance(direction::DEFAULT_TOLERANCE),
+                allow_missing: false,
+                out: path.clone(),
+            };
+            direction::compute(&request, &progress)?;
+            progress.finish_and_clear();
+            path
+        }
+        (None, None) => return Err(invalid!("one of model.unaligned and asft.direction is required")),
+    };
+    let directions = Directions::open(&path)?;
+    let shapes: Vec<(String, (usize, usize))> = targets
+        .iter()
+        .filter_map(|module| adapter::module_shape(spec, module).map(|shape| (module.clone(), shape)))
+        .collect();
+    directions.check_against(&shapes, checkpoint)?;
+    record.input("direction", &path.display().to_string(), hash_file(&path)?);
+    let flat = targets.iter().filter(|m| directions.shape(m).is_some_and(|(_, _, k)| k == 0)).count();
+    if flat > 0 && !quiet {
+        eprintln!(
+            "{flat} of {} targeted modules are equal in both models: there the penalty is plain shrinkage",
+            targets.len()
+        );
+    }
+    Ok(Some(directions))
+}

@@ -1,0 +1,59 @@
+//! The check before step 1 that everything that should train receives gradient.
+//!
+//! A fresh adapter's B is zero, so A's gradient is zero too; the probe therefore looks at the model with small
+//! non-zero B, and puts B back.
+
+use crate::data::{Example, collate};
+use crate::model::{Decoder, Gradients, Sequences};
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+
+/// Tokens of the sample that the probe runs on.
+const PROBE_TOKENS: usize = 64;
+const PROBE_VALUE: f64 = 1e-2;
+
+/// Runs one short sample forward and backward.
+///
+/// # Errors
+/// A parameter whose gradient is missing, zero or not finite; all are listed.
+pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
+    let Some(sample) = short_sample(examples) else { return Ok(()) };
+    let mut kept: Vec<(&str, Tensor)> = vec![];
+    for (name, var) in model.parameters().iter().filter(|(name, _)| name.ends_with(".lora_B.weight")) {
+        kept.push((name, var.as_tensor().copy()?.detach()));
+        let probe = Tensor::ones(var.shape(), var.dtype(), var.device())? * PROBE_VALUE;
+        var.set(&probe?)?;
+    }
+    let result = gradients_of(model, &sample);
+    for (name, value) in kept {
+        model.parameters()[name].set(&value)?;
+    }
+    let gradients = result?;
+    let mut silent = vec![];
+    for name in model.parameters().keys() {
+        let size = gradients.get(name)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+        if !(size > 0.0 && size.is_finite()) {
+            silent.push(format!("{name} ({size})"));
+        }
+    }
+    ensure!(silent.is_empty(), "no usable gradient reaches {}", crate::error::listing(&silent, 8));
+    Ok(())
+}
+
+/// The beginning of the first sample that has a label early enough.
+fn short_sample(examples: &[Example]) -> Option<Example> {
+    let cut = |example: &Example| {
+        let first = example.labels.iter().skip(1).position(|&label| label >= 0)? + 1;
+        let end = (first + PROBE_TOKENS / 2).max(PROBE_TOKENS).min(example.labels.len());
+        Some(Example { input_ids: example.input_ids[..end].to_vec(), labels: example.labels[..end].to_vec() })
+    };
+    examples.iter().filter_map(cut).min_by_key(|example| example.input_ids.len())
+}
+
+fn gradients_of(model: &Decoder, sample: &Example) -> Result<Gradients> {
+    let batch = collate(&[sample], 0);
+    let sequences = Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: 1 };
+    let mut gradients = Gradients::default();
+    model.loss_and_gradients(sequences, 1.0, true, None, &mut gradients)?;
+    Ok(gradients)
+}

@@ -1,0 +1,86 @@
+//! One optimizer step: micro-batches, penalty, clipping, AdamW.
+//!
+//! The loss is the mean over the step's label tokens, whatever micro-batch they came in: sums of losses are divided by
+//! the tokens of the whole step, so that batch 4 and batch 2 with accumulation 2 are the same step. The penalty counts
+//! once per step.
+
+use super::TrainOptions;
+use super::penalties::Penalties;
+use crate::data::Batch;
+use crate::model::{Decoder, Gradients, Sequences};
+use crate::ops::dropout::mix;
+use crate::optim::AdamW;
+use anyhow::{Result, ensure};
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Mean cross-entropy over label tokens.
+    pub task_loss: f64,
+    /// λ included.
+    pub penalty: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub tokens: usize,
+    pub label_tokens: usize,
+}
+
+/// A model with its penalty and its optimizer.
+pub struct Trainer {
+    pub model: Decoder,
+    penalties: Penalties,
+    optimizer: AdamW,
+    checkpointing: bool,
+    max_grad_norm: f64,
+    seed: u64,
+    /// Whether the model has any dropout to key.
+    dropout: bool,
+}
+
+impl Trainer {
+    pub fn new(model: Decoder, penalties: Penalties, options: &TrainOptions, dropout: bool) -> Self {
+        Self {
+            model,
+            penalties,
+            optimizer: AdamW::new(options.adam_betas, options.adam_epsilon, options.weight_decay),
+            checkpointing: options.gradient_checkpointing,
+            max_grad_norm: options.max_grad_norm,
+            seed: options.seed,
+            dropout,
+        }
+    }
+
+    /// Runs step number `step` (from 0) on its micro-batches.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite; the parameters are then as before the step.
+    pub fn step(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
+        let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
+        ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
+        let scale = 1.0 / label_tokens as f64;
+        let mut gradients = Gradients::default();
+        let mut task_loss = 0.0;
+        for (micro, batch) in batches.iter().enumerate() {
+            let key = self.dropout.then(|| mix(self.seed ^ mix(((step as u64) << 20) + micro as u64)));
+            let sequences = Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: batch.batch_size };
+            let sum = self.model.loss_and_gradients(sequences, scale, self.checkpointing, key, &mut gradients)?;
+            task_loss += sum * scale;
+        }
+        let penalty = self.penalties.add_to(self.model.parameters(), &mut gradients)?;
+        let grad_norm = gradients.norm()?;
+        ensure!(
+            (task_loss + penalty).is_finite() && grad_norm.is_finite(),
+            "step {}: the loss is {task_loss}, the penalty {penalty}, the gradient norm {grad_norm}; a lower \
+             train.learning_rate or a look at the data may help",
+            step + 1
+        );
+        self.optimizer.step(self.model.parameters(), &gradients, learning_rate, self.clipping(grad_norm))?;
+        let tokens = batches.iter().map(Batch::tokens).sum();
+        Ok(StepOutcome { task_loss, penalty, grad_norm, tokens, label_tokens })
+    }
+
+    /// The factor that brings the gradient to `max_grad_norm`, as PyTorch's `clip_grad_norm_` has it.
+    fn clipping(&self, grad_norm: f64) -> f64 {
+        if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 }
+    }
+}
