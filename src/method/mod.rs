@@ -1,6 +1,9 @@
 //! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it.
 
+mod certify;
+mod dense;
 pub mod direction_file;
+pub mod factorize;
 mod options;
 mod penalty;
 
