@@ -1,8 +1,19 @@
 //! From records on disk to padded batches of token ids and labels.
 
+mod batch;
+mod conversation;
+mod dataset;
+mod examples;
 mod options;
+mod python;
+mod records;
+mod template;
 
+pub use batch::{Batch, collate, epoch_order, predicted_labels};
+pub use dataset::{Counts, Dataset, load, load_tokenized, split_validation};
 pub use options::{DataOptions, Format, Overlong, Validation};
+pub use records::Place;
+pub use template::Template;
 
 /// One training sample. `labels[t]` is the id that position t holds if it is trained on, else [`IGNORE`]; the shift
 /// by one position happens in the loss, as in transformers.

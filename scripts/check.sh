@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is kept: scripts/check.sh [--skip-tests]
+# Formatting, lints, documentation, scripts, every shipped config, then the tests. Everything is built in release mode,
+# so that the dependencies are compiled once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+skip_tests=false
+case "${1:-}" in
+    "") ;;
+    --skip-tests) skip_tests=true ;;
+    *) echo "usage: $0 [--skip-tests]" >&2; exit 2 ;;
+esac
+
+step() { printf '== %s\n' "$*"; }
+
+step "format"
+cargo fmt --check
+
+step "scripts parse"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+shell_scripts=0
+for script in .ci/run scripts/*.sh; do
+    bash -n "$script"
+    shell_scripts=$((shell_scripts + 1))
+done
+# Compiled files go to the scratch folder, not beside the scripts.
+find scripts tests -name '*.py' -print0 | PYTHONPYCACHEPREFIX="$scratch" xargs -0 --no-run-if-empty python3 -m py_compile
+echo "$shell_scripts shell scripts, $(find scripts tests -name '*.py' | wc -l) Python scripts"
+
+step "lint"
+cargo clippy --release --all-targets --locked -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
+
+step "configs"
+cargo build --release --locked
+configs=0
+for config in configs/*.toml; do
+    cargo run --release --locked --quiet -- train --config "$config" --check > "$scratch/config.log" 2>&1 || {
+        cat "$scratch/config.log" >&2
+        echo "$config does not load" >&2
+        exit 1
+    }
+    configs=$((configs + 1))
+done
+echo "$configs configs load"
+
+if [ "$skip_tests" = false ]; then
+    step "tests"
+    cargo test --release --locked
+fi

@@ -1,0 +1,135 @@
+//! LoRA adapters: in memory, as PEFT folders, and merged into their base.
+
+mod config;
+mod options;
+mod peft;
+
+pub use config::PeftConfig;
+pub use options::LoraOptions;
+pub use peft::{load, save};
+
+use crate::invalid;
+use crate::model::{Lora, ModelSpec, Parameters};
+use anyhow::Result;
+use candle_core::{Device, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+
+/// One module's matrices and how strongly they count.
+#[derive(Clone, Debug)]
+pub struct AdapterModule {
+    /// A: [r, d_in], f32
+    pub a: Tensor,
+    /// B: [d_out, r], f32
+    pub b: Tensor,
+    pub alpha: f64,
+}
+
+/// A LoRA adapter, by module path (`model.layers.0.self_attn.q_proj`).
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub modules: BTreeMap<String, AdapterModule>,
+    pub use_rslora: bool,
+    pub dropout: f64,
+    /// What `base_model_name_or_path` says.
+    pub base: Option<String>,
+    /// Hub revision of the base.
+    pub revision: Option<String>,
+}
+
+impl AdapterModule {
+    /// r
+    pub fn rank(&self) -> usize {
+        self.a.dims()[0]
+    }
+}
+
+impl Adapter {
+    /// A new adapter as PEFT initialises one: A uniform in ±1/√d_in (Kaiming, a = √5), B zero. Every matrix has its own
+    /// random stream, so that it does not depend on which other modules are adapted.
+    pub fn new(
+        spec: &ModelSpec,
+        modules: &[String],
+        rank: usize,
+        alpha: f64,
+        seed: u64,
+        device: &Device,
+    ) -> Result<BTreeMap<String, AdapterModule>> {
+        let mut adapters = BTreeMap::new();
+        for module in modules {
+            let (d_out, d_in) = module_shape(spec, module)
+                .ok_or_else(|| invalid!("{module} is not a linear of this model's blocks"))?;
+            let seed = blake3::hash(format!("{seed} {module}").as_bytes());
+            let mut rng = rand_chacha::ChaCha8Rng::from_seed(*seed.as_bytes());
+            let bound = 1.0 / (d_in as f32).sqrt();
+            let values: Vec<f32> = (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect();
+            let a = Tensor::from_vec(values, (rank, d_in), device)?;
+            let b = Tensor::zeros((d_out, rank), candle_core::DType::F32, device)?;
+            adapters.insert(module.clone(), AdapterModule { a, b, alpha });
+        }
+        Ok(adapters)
+    }
+
+    /// lora_alpha / r, or lora_alpha / √r for rsLoRA.
+    pub fn scale(&self, module: &AdapterModule) -> f64 {
+        let rank = module.rank() as f64;
+        module.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Checks that every module is a linear of the model and has its shape; lists all that are not.
+    pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
+        let mut problems = vec![];
+        for (name, module) in &self.modules {
+            let (a, b) = (module.a.dims(), module.b.dims());
+            match module_shape(spec, name) {
+                None => problems.push(format!("{name} is not a linear of this model's blocks")),
+                Some((d_out, d_in)) if a[1] != d_in || b[0] != d_out || a[0] != b[1] => {
+                    problems.push(format!("{name} has lora_A {a:?} and lora_B {b:?}, the weight is [{d_out}, {d_in}]"))
+                }
+                Some(_) => {}
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let base = self.base.as_deref().unwrap_or("another model");
+        Err(invalid!("the adapter (made for {base}) does not fit the model: {}", crate::error::listing(&problems, 8)))
+    }
+
+    /// The adapter as what the decoder attaches: its matrices as variables by name, and views of the same storage.
+    pub fn trainable(&self) -> Result<(BTreeMap<String, Lora>, Parameters)> {
+        let (mut loras, mut parameters) = (BTreeMap::new(), Parameters::new());
+        for (name, module) in &self.modules {
+            let (a, b) = (Var::from_tensor(&module.a)?, Var::from_tensor(&module.b)?);
+            let lora = Lora {
+                a: a.as_detached_tensor(),
+                b: b.as_detached_tensor(),
+                scale: self.scale(module),
+                dropout: self.dropout,
+            };
+            loras.insert(name.clone(), lora);
+            parameters.insert(format!("{name}.lora_A.weight"), a);
+            parameters.insert(format!("{name}.lora_B.weight"), b);
+        }
+        Ok((loras, parameters))
+    }
+
+    /// A copy with the trained values of `parameters`.
+    pub fn with_values(&self, parameters: &Parameters) -> Result<Self> {
+        let mut adapter = self.clone();
+        for (name, module) in &mut adapter.modules {
+            for (matrix, tensor) in [('A', &mut module.a), ('B', &mut module.b)] {
+                let key = format!("{name}.lora_{matrix}.weight");
+                let var = parameters.get(&key).ok_or_else(|| anyhow::anyhow!("{key} is not among the parameters"))?;
+                *tensor = var.as_tensor().copy()?.detach();
+            }
+        }
+        Ok(adapter)
+    }
+}
+
+/// (d_out, d_in) of a block linear by its full module path.
+pub fn module_shape(spec: &ModelSpec, module: &str) -> Option<(usize, usize)> {
+    let (layer, linear) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    (layer.parse::<usize>().ok()? < spec.num_hidden_layers).then(|| spec.linear_shape(linear))?
+}

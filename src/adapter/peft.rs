@@ -1,0 +1,117 @@
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+
+use super::config::{PeftConfig, to_json};
+use super::{Adapter, AdapterModule};
+use crate::checkpoint::{Checkpoint, save_tensors, write_atomic};
+use crate::model::ModelSpec;
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+const PREFIX: &str = "base_model.model.";
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Reads a PEFT LoRA folder; matrices become f32.
+///
+/// # Errors
+/// Missing files, tensors without their partner or with a rank other than the config's, and whatever the config asks
+/// for that asft does not do.
+pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
+    ensure_valid!(dir.is_dir(), "adapter folder {} does not exist", dir.display());
+    let config = PeftConfig::load(&dir.join(CONFIG))?;
+    let path = dir.join(WEIGHTS);
+    let file = Checkpoint::open_file(&path)?;
+    let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
+    for name in file.names() {
+        let (module, matrix) = split_name(name).ok_or_else(|| {
+            invalid!(
+                "{}: unexpected tensor {name}; expected {PREFIX}<module>.lora_A.weight and .lora_B.weight",
+                path.display()
+            )
+        })?;
+        let tensor = file.tensor(name, DType::F32, device)?;
+        ensure_valid!(tensor.rank() == 2, "{}: {name} has shape {:?}", path.display(), tensor.dims());
+        ensure_valid!(is_finite(&tensor)?, "{}: {name} holds values that are not finite", path.display());
+        halves.entry(module.to_string()).or_default()[matrix] = Some(tensor);
+    }
+    ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
+    let mut modules = BTreeMap::new();
+    for (module, pair) in halves {
+        let [Some(a), Some(b)] = pair else {
+            return Err(invalid!("{}: {module} has only one of lora_A and lora_B", path.display()));
+        };
+        let rank = config.rank_of(&module);
+        ensure_valid!(
+            a.dims()[0] == rank && b.dims()[1] == rank,
+            "{}: {module} has lora_A {:?} and lora_B {:?}, {CONFIG} says rank {rank}",
+            path.display(),
+            a.dims(),
+            b.dims()
+        );
+        let alpha = config.alpha_of(&module);
+        modules.insert(module, AdapterModule { a, b, alpha });
+    }
+    let PeftConfig { use_rslora, dropout, base, revision, .. } = config;
+    Ok(Adapter { modules, use_rslora, dropout, base, revision })
+}
+
+/// `base_model.model.<module>.lora_A.weight` -> (module, 0 for A or 1 for B)
+fn split_name(name: &str) -> Option<(&str, usize)> {
+    let name = name.strip_prefix(PREFIX)?;
+    let a = name.strip_suffix(".lora_A.weight").map(|module| (module, 0));
+    a.or_else(|| name.strip_suffix(".lora_B.weight").map(|module| (module, 1)))
+}
+
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    // 0 · x is NaN just where x is not finite.
+    Ok((tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0)
+}
+
+/// Writes the adapter as a PEFT folder with its model card, then reads it back and compares every value.
+///
+/// The folder appears under its name only when it is whole.
+pub fn save(adapter: &Adapter, spec: &ModelSpec, card: &str, dir: &Path) -> Result<()> {
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    ensure_valid!(!dir.exists(), "{} already exists; choose another output folder", dir.display());
+    let staging = tempfile::Builder::new().prefix(".asft-adapter-").tempdir_in(parent)?;
+    let mut tensors = BTreeMap::new();
+    for (name, module) in &adapter.modules {
+        tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
+        tensors.insert(format!("{PREFIX}{name}.lora_B.weight"), module.b.contiguous()?);
+    }
+    save_tensors(&staging.path().join(WEIGHTS), &tensors)?;
+    let config = serde_json::to_string_pretty(&to_json(adapter, &spec.linear_modules()))? + "\n";
+    write_atomic(&staging.path().join(CONFIG), |file| Ok(file.write_all(config.as_bytes())?))?;
+    write_atomic(&staging.path().join("README.md"), |file| Ok(file.write_all(card.as_bytes())?))?;
+    verify(adapter, staging.path()).context("the adapter just written does not read back as it was")?;
+    let staging = staging.keep();
+    let renamed = make_public(&staging).and_then(|()| Ok(std::fs::rename(&staging, dir)?));
+    renamed.with_context(|| format!("moving the finished adapter to {}", dir.display()))
+}
+
+/// Temporary folders are private to the user; the finished one should have ordinary permissions.
+fn make_public(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    Ok(std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?)
+}
+
+fn verify(written: &Adapter, dir: &Path) -> Result<()> {
+    let read = load(dir, &Device::Cpu)?;
+    anyhow::ensure!(read.modules.keys().eq(written.modules.keys()), "other modules were written");
+    anyhow::ensure!(read.use_rslora == written.use_rslora && read.base == written.base, "other settings were written");
+    for (name, module) in &written.modules {
+        let other = &read.modules[name];
+        anyhow::ensure!(other.alpha == module.alpha, "{name}: lora_alpha is {}, was {}", other.alpha, module.alpha);
+        for (a, b) in [(&module.a, &other.a), (&module.b, &other.b)] {
+            let values = |t: &Tensor| t.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
+            let same = values(a)?.iter().zip(&values(b)?).all(|(x, y)| x.to_bits() == y.to_bits());
+            anyhow::ensure!(a.dims() == b.dims() && same, "{name}: other values were written");
+        }
+    }
+    Ok(())
+}

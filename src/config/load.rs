@@ -1,0 +1,337 @@
+//! TOML text and `key=value` overrides to [`Settings`], with every wrong key and type reported at its line.
+
+use super::Settings;
+use super::schema::Schema;
+use super::validate;
+use crate::error::nearest;
+use crate::invalid;
+use anyhow::Result;
+use serde::Deserialize;
+use std::path::Path;
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+/// One value given by the user, and where.
+struct Entry {
+    path: Vec<String>,
+    value: Value,
+    /// `FILE:LINE` or `--set`.
+    place: String,
+}
+
+impl Settings {
+    /// Reads and validates a config file, with `key=value` overrides on top.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not TOML; unknown keys, wrong types or values out of range, all of a kind in
+    /// one message.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read config {}: {e}", path.display()))?;
+        Self::from_toml(&text, &path.display().to_string(), overrides)
+    }
+
+    /// As [`Settings::load`], from TOML text; `origin` names it in messages.
+    pub fn from_toml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
+        let schema = Schema::of_settings();
+        let mut entries = file_entries(&schema, text, origin)?;
+        let mut problems = vec![];
+        for text in overrides {
+            match override_entries(&schema, text) {
+                Ok(more) => entries.extend(more),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        problems.extend(entries.iter().filter_map(|entry| problem_of(&schema, entry)));
+        refuse(&problems, "cannot be read")?;
+        let settings = Self::deserialize(Value::Table(assemble(entries)))
+            .map_err(|e| invalid!("{origin}: {}", e.to_string().trim_end()))?;
+        refuse(&validate::problems(&settings), "cannot be used")?;
+        Ok(settings)
+    }
+
+    /// Every setting as TOML; reading it back gives equal settings. Optional keys that are not set are left out.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+}
+
+/// One error for all problems, if there are any.
+fn refuse(problems: &[String], what: &str) -> Result<()> {
+    match problems {
+        [] => Ok(()),
+        [problem] => Err(invalid!("{problem}")),
+        _ => Err(invalid!("the config {what}, {} problems:\n  {}", problems.len(), problems.join("\n  "))),
+    }
+}
+
+fn file_entries(schema: &Schema, text: &str, origin: &str) -> Result<Vec<Entry>> {
+    let line = |offset: usize| text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
+    let not_toml = |e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| line(span.start));
+        invalid!("{origin}:{line} is not valid TOML: {}", e.message())
+    };
+    let table: Table = text.parse().map_err(not_toml)?;
+    let spans = DeTable::parse(text).map_err(not_toml)?;
+    let mut entries = vec![];
+    flatten(schema, vec![], Value::Table(table), &mut entries, &|path| {
+        format!("{origin}:{}", line(offset(spans.get_ref(), path).unwrap_or(0)))
+    });
+    entries.sort_by_key(|entry| offset(spans.get_ref(), &entry.path));
+    Ok(entries)
+}
+
+/// Where the key at `path` begins.
+fn offset(table: &DeTable, path: &[String]) -> Option<usize> {
+    let (name, rest) = path.split_first()?;
+    let (key, value) = table.get_key_value(name.as_str())?;
+    match value.get_ref().as_table() {
+        Some(inner) if !rest.is_empty() => offset(inner, rest),
+        _ => Some(key.span().start),
+    }
+}
+
+/// Splits sections into their keys; what is not a section of the schema stays whole.
+fn flatten(
+    schema: &Schema,
+    path: Vec<String>,
+    value: Value,
+    entries: &mut Vec<Entry>,
+    place: &dyn Fn(&[String]) -> String,
+) {
+    let is_section = schema.get(&path).is_some_and(|found| schema.properties(found).is_some());
+    match value {
+        Value::Table(table) if is_section => {
+            for (name, value) in table {
+                flatten(schema, [path.clone(), vec![name]].concat(), value, entries, place);
+            }
+        }
+        value => entries.push(Entry { place: place(&path), path, value }),
+    }
+}
+
+/// The entries of one `key=value`. The value is TOML; a bare word that is not is taken as a string.
+fn override_entries(schema: &Schema, text: &str) -> std::result::Result<Vec<Entry>, String> {
+    let Some((key, given)) = text.split_once('=') else {
+        return Err(format!("--set {text}: expected key=value, for example --set asft.lambda=0.1"));
+    };
+    let (key, given) = (key.trim(), given.trim());
+    let path: Vec<String> = key.split('.').map(|part| part.trim().to_string()).collect();
+    let word = Value::String(given.to_string());
+    let value = match given.parse::<Value>() {
+        // `--set output.dir=2026`: a number where only a string will do is a word that looks like a number.
+        Ok(value) => match schema.get(&path) {
+            Some(wanted) if !schema.accepts(wanted, &value) && schema.accepts(wanted, &word) => word,
+            _ => value,
+        },
+        // A list whose quotes the shell has eaten must not become a string.
+        Err(_) if given.starts_with(['[', '{', '"', '\'']) => {
+            return Err(format!(
+                "--set {text}: the value is not valid TOML; quote it for the shell, as in \
+                 --set 'lora.target_modules=[\"q_proj\"]'"
+            ));
+        }
+        Err(_) => word,
+    };
+    let mut entries = vec![];
+    flatten(schema, path, value, &mut entries, &|_| format!("--set {text}"));
+    Ok(entries)
+}
+
+/// What is wrong with an entry, if anything is: an unknown key, or a value of the wrong type.
+fn problem_of(schema: &Schema, entry: &Entry) -> Option<String> {
+    let key = entry.path.join(".");
+    let place = &entry.place;
+    match schema.get(&entry.path) {
+        None => {
+            let hint = suggestion(schema, &key).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            Some(format!("unknown key `{key}` in {place}{hint}"))
+        }
+        Some(wanted) if !schema.accepts(wanted, &entry.value) => Some(format!(
+            "wrong type for `{key}` in {place}: expected {}, found {} {}",
+            schema.expected(wanted),
+            entry.value.type_str(),
+            entry.value
+        )),
+        Some(_) => None,
+    }
+}
+
+/// The known key that an unknown one most likely stands for.
+fn suggestion(schema: &Schema, key: &str) -> Option<String> {
+    let keys = schema.keys();
+    let name_of = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
+    let sections: Vec<&str> = schema.sections().collect();
+    // The right name in the wrong section, then a slip within the section, then anything alike.
+    if let Some(same_name) = keys.iter().find(|known| name_of(known) == name_of(key)) {
+        return Some(same_name.clone());
+    }
+    if let Some((section, name)) = key.split_once('.')
+        && let Some(section) = sections.iter().find(|known| **known == section)
+    {
+        let prefix = format!("{section}.");
+        let near = nearest(name, keys.iter().filter_map(|known| known.strip_prefix(&prefix)));
+        if let Some(near) = near {
+            return Some(format!("{prefix}{near}"));
+        }
+    }
+    let known = keys.iter().map(String::as_str).chain(sections);
+    nearest(key, known).map(str::to_string)
+}
+
+/// Entries to one table; a later entry for a key replaces an earlier one.
+fn assemble(entries: Vec<Entry>) -> Table {
+    let mut root = Table::new();
+    for Entry { mut path, value, .. } in entries {
+        let name = path.pop().expect("the root is a section and is never an entry");
+        let mut table = &mut root;
+        for section in path {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            table = inner.as_table_mut().expect("a known key's parents are sections");
+        }
+        table.insert(name, value);
+    }
+    root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use crate::names::Targets;
+
+    const MINIMAL: &str = r#"
+[model]
+aligned = "chat"
+unaligned = "base"
+
+[data]
+train = "train.jsonl"
+"#;
+
+    fn with(overrides: &[&str]) -> Result<Settings> {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        Settings::from_toml(MINIMAL, "run.toml", &overrides)
+    }
+
+    fn refusal(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        let error = Settings::from_toml(text, "run.toml", &overrides).expect_err("must be refused");
+        assert_eq!(exit_code(&error), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let settings = with(&[]).unwrap();
+        let mut expected = Settings::default();
+        expected.model.aligned = "chat".to_string();
+        expected.model.unaligned = Some("base".to_string());
+        expected.data.train = "train.jsonl".to_string();
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn every_setting_survives_a_round_trip() {
+        let everything = [
+            "model.device=cpu",
+            "lora.target_modules=all-linear",
+            "lora.init_adapter=old",
+            "asft.lambda=0.1",
+            "asft.projector=subspace",
+            "asft.subspace_energy=0.3333333333333333",
+            "asft.direction=d.safetensors",
+            "data.validation=0.05",
+            "data.format=chat",
+            "train.max_steps=7",
+            "train.warmup_ratio=0.1",
+            "train.adam_betas=[0.9, 0.95]",
+            "train.schedule=step",
+            "output.eval_every_steps=3",
+        ];
+        let settings = with(&everything).unwrap();
+        let text = settings.to_toml().unwrap();
+        assert_eq!(Settings::from_toml(&text, "config.toml", &[]).unwrap(), settings, "{text}");
+        // Every key that has a value is written out, defaults too.
+        for key in Schema::of_settings().keys() {
+            let (section, name) = key.split_once('.').unwrap();
+            let table: Table = text.parse().unwrap();
+            let unset = ["train.warmup_steps", "asft.subspace_rank"].contains(&key.as_str());
+            assert_eq!(table[section].get(name).is_some(), !unset, "{key} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn overrides_are_toml_values_or_bare_words() {
+        let settings = with(&[
+            "asft.lambda=1",
+            "data.train=a.jsonl",
+            "output.dir=2026",
+            "lora.target_modules=[\"q_proj\", \"o_proj\"]",
+            "train.seed = 7",
+            "train={batch_size = 2, epochs = 3}",
+            "train.batch_size=4",
+        ])
+        .unwrap();
+        assert_eq!(settings.asft.lambda, 1.0);
+        assert_eq!(settings.data.train, "a.jsonl");
+        assert_eq!(settings.output.dir, "2026");
+        assert_eq!(settings.lora.target_modules, Targets::List(vec!["q_proj".into(), "o_proj".into()]));
+        assert_eq!((settings.train.seed, settings.train.batch_size, settings.train.epochs), (7, 4, 3.0));
+    }
+
+    #[test]
+    fn a_malformed_override_says_what_is_wanted() {
+        assert!(refusal(MINIMAL, &["asft.lambda"]).contains("expected key=value"));
+        // `--set lora.target_modules=["q_proj"]` after the shell has eaten the quotes.
+        assert!(refusal(MINIMAL, &["lora.target_modules=[q_proj]"]).contains("quote it for the shell"));
+    }
+
+    #[test]
+    fn every_unknown_key_is_listed_with_line_and_suggestion() {
+        let text = "[model]\naligned = \"a\"\n\n[train]\nlearnig_rate = 1e-4\nlambda = 2.0\n[lorra]\nrank = 4\n";
+        let message = refusal(text, &["asft.lamda=3", "rank=4", "zzz.qqq=1"]);
+        for part in [
+            "unknown key `train.learnig_rate` in run.toml:5; did you mean `train.learning_rate`?",
+            "unknown key `train.lambda` in run.toml:6; did you mean `asft.lambda`?",
+            "unknown key `lorra` in run.toml:7; did you mean `lora`?",
+            "unknown key `asft.lamda` in --set asft.lamda=3; did you mean `asft.lambda`?",
+            "unknown key `rank` in --set rank=4; did you mean `lora.rank`?",
+            "unknown key `zzz.qqq` in --set zzz.qqq=1",
+        ] {
+            assert!(message.contains(part), "{part}\nis not in\n{message}");
+        }
+        assert!(message.contains("6 problems"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_names_key_line_expected_and_found() {
+        let text = "[train]\nbatch_size = \"8\"\nadam_betas = [0.9]\nseed = -1\nepochs = true\nschedule = \"cosin\"\n";
+        let message = refusal(text, &["model.dtype=bf16", "lora=3"]);
+        for part in [
+            "wrong type for `train.batch_size` in run.toml:2: expected a whole number of 0 or more, found string \"8\"",
+            "`train.adam_betas` in run.toml:3: expected a list of 2 numbers, found array [0.9]",
+            "`train.seed` in run.toml:4: expected a whole number of 0 or more, found integer -1",
+            "`train.epochs` in run.toml:5: expected a number, found boolean true",
+            "expected \"cosine\", \"linear\", \"constant\" or \"step\", found string \"cosin\"",
+            "`model.dtype` in --set model.dtype=bf16: expected \"f32\" (nothing else is supported yet), found",
+            "`lora` in --set lora=3: expected a table, found integer 3",
+        ] {
+            assert!(message.contains(part), "{part}\nis not in\n{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_toml_is_reported_at_its_line() {
+        let message = refusal("[train]\nseed = 1\nseed = \n", &[]);
+        assert!(message.starts_with("run.toml:3 is not valid TOML"), "{message}");
+        let message = refusal("[train]\nseed = 1\nseed = 2\n", &[]);
+        assert!(message.starts_with("run.toml:3 is not valid TOML"), "{message}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Settings::load(Path::new("no/such.toml"), &[]).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("no/such.toml"), "{error}");
+    }
+}

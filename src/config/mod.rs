@@ -1,0 +1,35 @@
+//! The settings of a run: a TOML file and `--set` overrides in, validated settings out.
+//!
+//! Each section is declared once, beside the code it configures; here they are composed. Key names, types and the
+//! suggestions for misspelt keys come from the sections' JSON schema. Relative paths stay as written: they are
+//! relative to the directory that asft is run in, not to the config file.
+
+mod load;
+mod schema;
+mod validate;
+
+use crate::adapter::LoraOptions;
+use crate::data::DataOptions;
+use crate::method::AsftOptions;
+use crate::model::ModelOptions;
+use crate::train::{OutputOptions, TrainOptions};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Every setting of a training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The two checkpoints and where the arithmetic happens.
+    pub model: ModelOptions,
+    /// The adapter's shape and place.
+    pub lora: LoraOptions,
+    /// What the penalty shrinks, and how much.
+    pub asft: AsftOptions,
+    /// Where the samples come from and how they become label tokens.
+    pub data: DataOptions,
+    /// How long and how fast to train.
+    pub train: TrainOptions,
+    /// Where the results go.
+    pub output: OutputOptions,
+}

@@ -1,0 +1,131 @@
+//! What the settings' JSON schema says of a key: whether it exists, and which values it takes.
+//!
+//! Only the part of JSON schema that `schemars` writes for the option structs is understood: objects with properties,
+//! `$ref`, `anyOf`/`oneOf`, `const`/`enum`, and plain types.
+
+use super::Settings;
+use serde_json::{Map, Value as Json};
+use toml::Value;
+
+/// The settings' schema.
+pub struct Schema {
+    root: Json,
+}
+
+impl Schema {
+    pub fn of_settings() -> Self {
+        Self { root: schemars::schema_for!(Settings).to_value() }
+    }
+
+    /// The schema of a dotted key, or `None` if there is no such key.
+    pub fn get(&self, path: &[String]) -> Option<&Json> {
+        path.iter().try_fold(&self.root, |schema, name| self.properties(schema)?.get(name))
+    }
+
+    /// The keys of a section, or `None` where `schema` is a value's.
+    pub fn properties<'a>(&'a self, schema: &'a Json) -> Option<&'a Map<String, Json>> {
+        self.resolve(schema).get("properties")?.as_object()
+    }
+
+    /// Every dotted key that holds a value, in the order of declaration.
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys = vec![];
+        self.collect_keys(&self.root, "", &mut keys);
+        keys
+    }
+
+    /// The names of the sections.
+    pub fn sections(&self) -> impl Iterator<Item = &str> {
+        self.properties(&self.root).into_iter().flatten().map(|(name, _)| name.as_str())
+    }
+
+    fn collect_keys(&self, schema: &Json, prefix: &str, keys: &mut Vec<String>) {
+        for (name, schema) in self.properties(schema).into_iter().flatten() {
+            let key = format!("{prefix}{name}");
+            match self.properties(schema) {
+                Some(_) => self.collect_keys(schema, &format!("{key}."), keys),
+                None => keys.push(key),
+            }
+        }
+    }
+
+    fn resolve<'a>(&'a self, schema: &'a Json) -> &'a Json {
+        let Some(pointer) = schema["$ref"].as_str() else { return schema };
+        self.root.pointer(pointer.trim_start_matches('#')).map_or(schema, |target| self.resolve(target))
+    }
+
+    /// The schemas of which a value has to meet one: a single one unless the schema is a union.
+    fn alternatives<'a>(&'a self, schema: &'a Json) -> Vec<&'a Json> {
+        let schema = self.resolve(schema);
+        match schema["anyOf"].as_array().or_else(|| schema["oneOf"].as_array()) {
+            Some(members) => members.iter().flat_map(|member| self.alternatives(member)).collect(),
+            None => vec![schema],
+        }
+    }
+
+    /// Whether `value` may stand where `schema` is asked for. Ranges are checked later, in `validate`.
+    pub fn accepts(&self, schema: &Json, value: &Value) -> bool {
+        self.alternatives(schema).into_iter().any(|schema| {
+            let constants = constants(schema);
+            if !constants.is_empty() {
+                return value.as_str().is_some_and(|text| constants.contains(&text));
+            }
+            types(schema).into_iter().any(|kind| match (kind, value) {
+                ("string", Value::String(_)) | ("boolean", Value::Boolean(_)) | ("object", Value::Table(_)) => true,
+                ("number", Value::Integer(_) | Value::Float(_)) => true,
+                // No option takes a negative whole number.
+                ("integer", Value::Integer(number)) => *number >= 0,
+                ("array", Value::Array(items)) => {
+                    let length = schema["maxItems"].as_u64();
+                    length.is_none_or(|length| items.len() as u64 == length)
+                        && items.iter().all(|item| self.accepts(&schema["items"], item))
+                }
+                _ => false,
+            })
+        })
+    }
+
+    /// What `schema` asks for, in words.
+    pub fn expected(&self, schema: &Json) -> String {
+        let mut words: Vec<String> = vec![];
+        for schema in self.alternatives(schema) {
+            let constants = constants(schema);
+            if !constants.is_empty() {
+                words.extend(constants.iter().map(|text| format!("\"{text}\"")));
+                continue;
+            }
+            words.extend(types(schema).into_iter().filter_map(|kind| match kind {
+                "string" => Some("a string".to_string()),
+                "boolean" => Some("true or false".to_string()),
+                "number" => Some("a number".to_string()),
+                "integer" => Some("a whole number of 0 or more".to_string()),
+                "object" => Some("a table".to_string()),
+                "array" => {
+                    let length = schema["maxItems"].as_u64().map_or(String::new(), |length| format!("{length} "));
+                    let item = self.expected(&schema["items"]);
+                    Some(format!("a list of {length}{}s", item.trim_start_matches("a ")))
+                }
+                _ => None,
+            }));
+        }
+        match words.split_last() {
+            Some((last, [])) if last.starts_with('"') => format!("{last} (nothing else is supported yet)"),
+            Some((last, [])) => last.clone(),
+            Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+            None => "nothing".to_string(),
+        }
+    }
+}
+
+fn constants(schema: &Json) -> Vec<&str> {
+    let listed = schema["enum"].as_array().into_iter().flatten();
+    schema.get("const").into_iter().chain(listed).filter_map(Json::as_str).collect()
+}
+
+fn types(schema: &Json) -> Vec<&str> {
+    match &schema["type"] {
+        Json::String(kind) => vec![kind],
+        Json::Array(kinds) => kinds.iter().filter_map(Json::as_str).collect(),
+        _ => vec![],
+    }
+}

@@ -1,0 +1,186 @@
+//! Ranges and cross-checks of [`Settings`]: what types alone cannot say.
+
+use super::Settings;
+use crate::data::Validation;
+use crate::names::Targets;
+use crate::train::Method;
+
+/// Everything that is wrong with the settings, a line each.
+pub fn problems(settings: &Settings) -> Vec<String> {
+    let mut found = Problems(vec![]);
+    required(settings, &mut found);
+    lora(settings, &mut found);
+    asft(settings, &mut found);
+    data(settings, &mut found);
+    train(settings, &mut found);
+    found.0
+}
+
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn unless(&mut self, ok: bool, message: impl Into<String>) {
+        if !ok {
+            self.0.push(message.into());
+        }
+    }
+
+    fn range(&mut self, ok: bool, key: &str, wanted: &str, value: impl std::fmt::Debug) {
+        self.unless(ok, format!("`{key}` must be {wanted}, found {value:?}"));
+    }
+
+    fn at_least_one(&mut self, key: &str, value: usize) {
+        self.range(value >= 1, key, "at least 1", value);
+    }
+}
+
+fn required(settings: &Settings, found: &mut Problems) {
+    let Settings { model, asft, data, output, .. } = settings;
+    found.unless(!model.aligned.is_empty(), "`model.aligned` is required: the model to fine-tune, a folder or hub id");
+    found.unless(!data.train.is_empty(), "`data.train` is required: a JSON or JSONL file of training samples");
+    found.unless(!output.dir.is_empty(), "`output.dir` must name a folder");
+    found.unless(
+        !asft.needs_direction() || model.unaligned.is_some() || asft.direction.is_some(),
+        "one of `model.unaligned` and `asft.direction` is required: the base model to compare with, or a direction \
+         file made from it (`asft.penalize = \"none\"` or \"all\" needs neither)",
+    );
+    let optional = [
+        ("model.unaligned", &model.unaligned),
+        ("asft.direction", &asft.direction),
+        ("lora.init_adapter", &settings.lora.init_adapter),
+    ];
+    for (key, value) in optional {
+        found.unless(value.as_ref().is_none_or(|text| !text.is_empty()), format!("`{key}` is empty: leave it out"));
+    }
+}
+
+fn lora(settings: &Settings, found: &mut Problems) {
+    let lora = &settings.lora;
+    found.at_least_one("lora.rank", lora.rank);
+    found.at_least_one("lora.alpha", lora.alpha);
+    found.range((0.0..1.0).contains(&lora.dropout), "lora.dropout", "at least 0 and below 1", lora.dropout);
+    let named = match &lora.target_modules {
+        Targets::AllLinear => true,
+        Targets::Regex(pattern) => !pattern.is_empty(),
+        Targets::List(names) => !names.is_empty() && names.iter().all(|name| !name.is_empty()),
+    };
+    found.unless(named, "`lora.target_modules` must name at least one layer, and no empty name");
+    if settings.train.method == Method::Full {
+        found.unless(lora.init_adapter.is_none(), "`lora.init_adapter` has no use with `train.method = \"full\"`");
+    }
+}
+
+fn asft(settings: &Settings, found: &mut Problems) {
+    if let Err(problem) = settings.asft.validate() {
+        found.0.push(problem.to_string());
+    }
+    found.unless(
+        !settings.asft.scaled || settings.train.method == Method::Lora,
+        "`asft.scaled` has no meaning with `train.method = \"full\"`: there the update has no alpha/rank",
+    );
+}
+
+fn data(settings: &Settings, found: &mut Problems) {
+    let data = &settings.data;
+    found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
+    found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a Jinja file");
+    match &data.validation {
+        Some(Validation::Share(share)) => {
+            found.range(*share > 0.0 && *share < 1.0, "data.validation", "above 0 and below 1, or a file", share);
+        }
+        Some(Validation::File(file)) => found.unless(!file.is_empty(), "`data.validation` is empty: leave it out"),
+        None => {}
+    }
+    if let Some(steps) = settings.output.eval_every_steps {
+        found.at_least_one("output.eval_every_steps", steps);
+        found.unless(data.validation.is_some(), "`output.eval_every_steps` needs `data.validation`");
+    }
+}
+
+fn train(settings: &Settings, found: &mut Problems) {
+    let train = &settings.train;
+    let positive = |value: f64| value > 0.0 && value.is_finite();
+    let not_negative = |value: f64| value >= 0.0 && value.is_finite();
+    found.range(positive(train.epochs), "train.epochs", "above 0 and finite", train.epochs);
+    found.range(positive(train.learning_rate), "train.learning_rate", "above 0 and finite", train.learning_rate);
+    found.range(positive(train.adam_epsilon), "train.adam_epsilon", "above 0 and finite", train.adam_epsilon);
+    found.range(not_negative(train.weight_decay), "train.weight_decay", "0 or more and finite", train.weight_decay);
+    found.range(not_negative(train.max_grad_norm), "train.max_grad_norm", "0 (off) or more", train.max_grad_norm);
+    found.range(train.gamma > 0.0 && train.gamma <= 1.0, "train.gamma", "above 0 and at most 1", train.gamma);
+    let betas = train.adam_betas;
+    let in_range = betas.iter().all(|beta| (0.0..1.0).contains(beta));
+    found.range(in_range, "train.adam_betas", "two numbers of at least 0 and below 1", betas);
+    found.at_least_one("train.batch_size", train.batch_size);
+    found.at_least_one("train.gradient_accumulation", train.gradient_accumulation);
+    if let Some(steps) = train.max_steps {
+        found.at_least_one("train.max_steps", steps);
+    }
+    if let Some(ratio) = train.warmup_ratio {
+        found.range((0.0..=1.0).contains(&ratio), "train.warmup_ratio", "between 0 and 1", ratio);
+        found.unless(
+            train.warmup_steps.is_none(),
+            "`train.warmup_steps` and `train.warmup_ratio` exclude each other: leave one out",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usable() -> Settings {
+        let mut settings = Settings::default();
+        settings.model.aligned = "chat".to_string();
+        settings.model.unaligned = Some("base".to_string());
+        settings.data.train = "train.jsonl".to_string();
+        settings
+    }
+
+    fn check(change: impl FnOnce(&mut Settings), expected: &[&str]) {
+        let mut settings = usable();
+        change(&mut settings);
+        let problems = problems(&settings);
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        for (problem, part) in problems.iter().zip(expected) {
+            assert!(problem.contains(part), "{part} is not in {problem}");
+        }
+    }
+
+    #[test]
+    fn required_keys_are_listed_together() {
+        check(|_| {}, &[]);
+        check(|s| *s = Settings::default(), &["model.aligned", "data.train", "asft.direction"]);
+        check(|s| s.model.unaligned = None, &["one of `model.unaligned` and `asft.direction`"]);
+        for penalize in [crate::method::Penalize::None, crate::method::Penalize::All] {
+            check(|s| (s.model.unaligned, s.asft.penalize) = (None, penalize), &[]);
+        }
+        check(|s| (s.model.unaligned, s.asft.direction) = (None, Some("d.safetensors".to_string())), &[]);
+    }
+
+    #[test]
+    fn ranges_are_checked_and_all_reported() {
+        let lora = ["lora.rank", "lora.alpha", "lora.dropout", "lora.target_modules"];
+        let none = Targets::List(vec![]);
+        let change = |s: &mut Settings| {
+            (s.lora.rank, s.lora.alpha, s.lora.dropout, s.lora.target_modules) = (0, 0, 1.0, none);
+        };
+        check(change, &lora);
+        check(|s| (s.asft.lambda, s.data.max_length) = (f64::INFINITY, 1), &["asft.lambda", "data.max_length"]);
+        check(|s| (s.train.epochs, s.train.learning_rate) = (0.0, f64::NAN), &["train.epochs", "train.learning_rate"]);
+        check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
+        check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);
+        check(|s| s.data.validation = Some(Validation::Share(1.0)), &["data.validation"]);
+        check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);
+    }
+
+    #[test]
+    fn keys_that_contradict_each_other_are_refused() {
+        check(|s| (s.train.warmup_steps, s.train.warmup_ratio) = (Some(3), Some(0.1)), &["exclude each other"]);
+        check(|s| s.output.eval_every_steps = Some(5), &["needs `data.validation`"]);
+        let full = |s: &mut Settings| {
+            (s.train.method, s.lora.init_adapter, s.asft.scaled) = (Method::Full, Some("old".to_string()), true);
+        };
+        check(full, &["lora.init_adapter", "asft.scaled"]);
+        check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
+    }
+}

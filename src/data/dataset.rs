@@ -1,0 +1,207 @@
+//! A dataset file to samples: encode in parallel, cut or drop what is too long, count everything that is left out.
+
+use super::batch::predicted_labels;
+use super::examples::{Encoder, tokenized};
+use super::records::{self, Place, Record};
+use super::template::Template;
+use super::{DataOptions, Example, Format, Overlong, epoch_order};
+use crate::ensure_valid;
+use crate::tokenizer::Tokenizer;
+use anyhow::Result;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Records encoded between two looks at errors, so that a bad first line does not wait for the last.
+const CHUNK: usize = 4096;
+
+/// What became of the records of a dataset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records read.
+    pub records: usize,
+    /// Samples cut to `max_length`.
+    pub truncated: usize,
+    /// Samples left out for being longer than `max_length`.
+    pub dropped_overlong: usize,
+    /// Samples left out because no token of theirs is a label.
+    pub dropped_without_labels: usize,
+    /// Tokens of the samples kept.
+    pub tokens: usize,
+    /// Tokens of the samples kept that the loss counts.
+    pub label_tokens: usize,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = self.records - self.dropped_overlong - self.dropped_without_labels;
+        write!(
+            f,
+            "{} records: {kept} samples, {} tokens ({} labels); {} truncated, {} dropped as too long, {} without labels",
+            self.records,
+            self.tokens,
+            self.label_tokens,
+            self.truncated,
+            self.dropped_overlong,
+            self.dropped_without_labels
+        )
+    }
+}
+
+/// The samples of a file, in file order.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    pub path: PathBuf,
+    pub examples: Vec<Example>,
+    /// Where each sample stands in the file.
+    pub places: Vec<Place>,
+    pub counts: Counts,
+}
+
+impl Dataset {
+    /// `FILE:line` of a sample, for messages.
+    pub fn origin(&self, index: usize) -> String {
+        let place = self.places.get(index).map(Place::to_string).unwrap_or_default();
+        format!("{}{place}", self.path.display())
+    }
+}
+
+/// Loads the samples of `path` as `options` says.
+///
+/// # Errors
+/// An unreadable, malformed or empty file; a record that does not fit the format; a sample without label tokens
+/// (unless allowed); nothing left. The error is that of the first bad record in file order.
+pub fn load(path: &Path, options: &DataOptions, tokenizer: &Tokenizer, progress: &ProgressBar) -> Result<Dataset> {
+    let template = match options.format {
+        Format::Alpaca | Format::Chat => Some(Template::load(&options.template, tokenizer)?),
+        Format::PromptCompletion | Format::Text | Format::Tokenized => None,
+    };
+    let encoder = Encoder { format: options.format, tokenizer, template };
+    load_with(path, options, progress, |record| encoder.encode(record))
+}
+
+/// Loads `tokenized` samples, which need no tokenizer. `vocab_size`: bound of their ids, e.g. rows of the embedding.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_tokenized(
+    path: &Path,
+    options: &DataOptions,
+    vocab_size: usize,
+    progress: &ProgressBar,
+) -> Result<Dataset> {
+    load_with(path, options, progress, |record| tokenized(record, vocab_size))
+}
+
+fn load_with(
+    path: &Path,
+    options: &DataOptions,
+    progress: &ProgressBar,
+    encode: impl Fn(&Record) -> Result<Example> + Sync,
+) -> Result<Dataset> {
+    ensure_valid!(options.max_length >= 2, "data.max_length is {}, expected at least 2", options.max_length);
+    let records = records::read(path)?;
+    progress.set_length(records.len() as u64);
+    let counts = Counts { records: records.len(), ..Counts::default() };
+    let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], counts };
+    for chunk in records.chunks(CHUNK) {
+        let encoded: Vec<Result<Example>> =
+            chunk.par_iter().map(|record| encode(record).inspect(|_| progress.inc(1))).collect();
+        for (record, example) in chunk.iter().zip(encoded) {
+            let at = |e: anyhow::Error| e.context(format!("{}{}", path.display(), record.place));
+            keep(&mut dataset, example.map_err(at)?, record.place, options)?;
+        }
+    }
+    ensure_valid!(
+        !dataset.examples.is_empty(),
+        "dataset {}: no sample is left ({}); raise data.max_length (now {})",
+        path.display(),
+        dataset.counts,
+        options.max_length
+    );
+    Ok(dataset)
+}
+
+/// Adds a sample, cut or left out as `options` says.
+fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &DataOptions) -> Result<()> {
+    let (length, limit) = (example.input_ids.len(), options.max_length);
+    let whole_labels = predicted_labels(&example.labels);
+    if length > limit {
+        if options.overlong == Overlong::Drop {
+            dataset.counts.dropped_overlong += 1;
+            return Ok(());
+        }
+        dataset.counts.truncated += 1;
+        example.input_ids.truncate(limit);
+        example.labels.truncate(limit);
+    }
+    let label_tokens = predicted_labels(&example.labels);
+    if label_tokens == 0 {
+        ensure_valid!(
+            options.allow_empty_labels,
+            "{}{place}: no token of this sample is a label{}, or set data.allow_empty_labels = true to leave such \
+             samples out",
+            dataset.path.display(),
+            if whole_labels > 0 {
+                format!(" once its {length} tokens are cut to data.max_length = {limit}; raise that")
+            } else {
+                " (an empty response, or no response at all); correct or remove the record".to_string()
+            }
+        );
+        // Counted once: what is left out for want of labels is not also a truncated sample.
+        dataset.counts.truncated -= usize::from(length > limit);
+        dataset.counts.dropped_without_labels += 1;
+        return Ok(());
+    }
+    dataset.counts.tokens += example.input_ids.len();
+    dataset.counts.label_tokens += label_tokens;
+    dataset.examples.push(example);
+    dataset.places.push(place);
+    Ok(())
+}
+
+/// Holds out `share` (between 0 and 1) of the samples, at least one, chosen by `seed`: (training, validation), both in
+/// file order. What was truncated or left out stays counted with the training part.
+///
+/// # Errors
+/// A share outside (0, 1); too few samples to give both parts one.
+pub fn split_validation(dataset: Dataset, share: f64, seed: u64) -> Result<(Dataset, Dataset)> {
+    ensure_valid!(
+        share > 0.0 && share < 1.0,
+        "data.validation is {share}, expected a share between 0 and 1, or a file"
+    );
+    let count = dataset.examples.len();
+    ensure_valid!(
+        count >= 2,
+        "dataset {} has {count} sample(s), too few to hold out a share; remove data.validation or name a file",
+        dataset.path.display()
+    );
+    let held_out = ((share * count as f64).round() as usize).clamp(1, count - 1);
+    let mut is_held_out = vec![false; count];
+    for index in epoch_order(count, seed, VALIDATION_STREAM, true).into_iter().take(held_out) {
+        if let Some(flag) = is_held_out.get_mut(index) {
+            *flag = true;
+        }
+    }
+    let part = || Dataset { path: dataset.path.clone(), examples: vec![], places: vec![], counts: Counts::default() };
+    let (mut train, mut validation) = (part(), part());
+    for ((example, place), held_out) in dataset.examples.into_iter().zip(dataset.places).zip(is_held_out) {
+        let part = if held_out { &mut validation } else { &mut train };
+        part.counts.tokens += example.input_ids.len();
+        part.counts.label_tokens += predicted_labels(&example.labels);
+        part.examples.push(example);
+        part.places.push(place);
+    }
+    validation.counts.records = validation.examples.len();
+    let Counts { tokens, label_tokens, .. } = train.counts;
+    train.counts =
+        Counts { records: dataset.counts.records - validation.counts.records, tokens, label_tokens, ..dataset.counts };
+    Ok((train, validation))
+}
+
+/// Stream of the seed that no epoch uses.
+const VALIDATION_STREAM: u64 = u64::MAX;
+
+#[cfg(test)]
+mod tests;

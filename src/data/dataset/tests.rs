@@ -1,0 +1,178 @@
+use super::*;
+use crate::data::IGNORE;
+use serde_json::{Value, json};
+use std::fs::write;
+
+const VOCAB: [&str; 17] =
+    ["<unk>", "<s>", "</s>", "<t>", "user", "assistant", "a", "b", "c", "d", "e", "f", "g", "h", "i", "system", "<e>"];
+
+/// Words a to i; a turn is "<t> role words </s>". The tokenizer adds <s> on request.
+fn tokenizer(dir: &Path) -> Tokenizer {
+    let vocab: serde_json::Map<String, Value> =
+        VOCAB.iter().enumerate().map(|(id, word)| (word.to_string(), json!(id))).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": VOCAB[id], "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let mut added = special(16);
+    added["special"] = json!(false);
+    let tokenizer = json!({
+        "version": "1.0", "normalizer": null, "decoder": null, "post_processor": null, "truncation": null,
+        "padding": null, "added_tokens": [special(1), special(2), special(3), added],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": vocab}
+    });
+    let template = "{% for m in messages %}{{ '<t> ' + m.role + ' ' + m.content + ' </s>\n' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ '<t> assistant ' }}{% endif %}";
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "chat_template": template});
+    write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::load(dir).unwrap()
+}
+
+fn load_text(text: &str, options: &DataOptions) -> Result<Dataset> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    write(&path, text).unwrap();
+    load(&path, options, &tokenizer(dir.path()), &ProgressBar::hidden())
+}
+
+fn options(format: Format) -> DataOptions {
+    DataOptions { format, ..DataOptions::default() }
+}
+
+fn one(record: Value, format: Format) -> (String, String) {
+    let dataset = load_text(&record.to_string(), &options(format)).unwrap();
+    let example = &dataset.examples[0];
+    let words = |ids: Vec<usize>| ids.iter().map(|&id| VOCAB[id]).collect::<Vec<_>>().join(" ");
+    let labels = example.labels.iter().filter(|label| **label != IGNORE).map(|&label| label as usize).collect();
+    (words(example.input_ids.iter().map(|&id| id as usize).collect()), words(labels))
+}
+
+fn error(text: &str, options: &DataOptions) -> String {
+    let error = load_text(text, options).unwrap_err();
+    assert_eq!(crate::error::exit_code(&error), 2);
+    format!("{error:#}")
+}
+
+#[test]
+fn every_format() {
+    let (ids, labels) = one(json!({"instruction": "a", "input": "b", "output": "c d"}), Format::Alpaca);
+    assert_eq!((&*ids, &*labels), ("<t> user a b </s> <t> assistant c d </s>", "c d </s>"));
+    let (ids, _) = one(json!({"instruction": "a", "input": "", "output": "c"}), Format::Alpaca);
+    assert_eq!(ids, "<t> user a </s> <t> assistant c </s>");
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let messages = json!([turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")]);
+    assert_eq!(one(json!({ "messages": messages }), Format::Chat).1, "b </s> d </s>");
+    let (ids, labels) = one(json!({"prompt": "a b", "completion": " c"}), Format::PromptCompletion);
+    assert_eq!((&*ids, &*labels), ("<s> a b c </s>", "c </s>"));
+    assert_eq!(one(json!({"prompt": "a", "completion": ""}), Format::PromptCompletion).1, "</s>");
+    assert_eq!(one(json!({"prompt": "", "completion": "a"}), Format::PromptCompletion).1, "a </s>");
+    let (ids, labels) = one(json!({"text": "a b"}), Format::Text);
+    assert_eq!((&*ids, &*labels), ("<s> a b </s>", "<s> a b </s>"));
+    assert_eq!(one(json!({"text": "a </s>"}), Format::Text).0, "<s> a </s>");
+    assert_eq!(one(json!({"input_ids": [6, 7], "labels": [-100, 7]}), Format::Tokenized).1, "b");
+}
+
+#[test]
+fn an_end_of_turn_need_not_be_flagged_special() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        write(&path, text).unwrap();
+        path
+    };
+    let turns = "{% for m in messages %}{{ m.role + ' ' + m.content + ' <e>\n' }}{% endfor %}";
+    let prompted = format!("{turns}{{% if add_generation_prompt %}}{{{{ 'assistant ' }}}}{{% endif %}}");
+    let record = json!({"instruction": "a", "output": "b"}).to_string();
+    for template in [turns, &prompted] {
+        let template = file("t.jinja", template).display().to_string();
+        let options = DataOptions { template, ..options(Format::Alpaca) };
+        let data = file("data.jsonl", &record);
+        let dataset = load(&data, &options, &tokenizer(dir.path()), &ProgressBar::hidden()).unwrap();
+        assert_eq!(dataset.examples[0].labels, [-100, -100, -100, -100, 7, 16]);
+    }
+}
+
+#[test]
+fn bad_records_name_field_and_line() {
+    let alpaca = options(Format::Alpaca);
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    let text = format!("{good}\n\n{{\"instruction\": \"a\", \"response\": \"b\"}}\n{{}}");
+    let message = error(&text, &alpaca);
+    assert!(message.contains("data.jsonl:3: field `output` is missing") && message.contains("instruction, response"));
+    let chat = options(Format::Chat);
+    for (record, expected) in [
+        (json!({"messages": "a"}), "`messages` is a string, expected a list"),
+        (json!({"messages": []}), "`messages` is empty"),
+        (json!({"messages": ["a"]}), "message 1: expected an object"),
+        (json!({"messages": [{"role": "user", "content": null}]}), "message 1: `content` is null"),
+        (json!({"messages": [{"role": "user"}]}), "message 1: `content` is missing"),
+        (json!({"messages": [{"content": "a"}]}), "message 1: `role` is missing"),
+        (json!({"messages": [{"role": "user", "content": "a"}]}), "no token of this sample is a label (an empty"),
+    ] {
+        let message = error(&record.to_string(), &chat);
+        assert!(message.contains(expected) && message.contains("data.jsonl:1"), "{message}");
+    }
+    for (ids, labels, expected) in [
+        (json!([6, 99]), json!([6, 7]), "input_ids[1] is 99, expected a token id below the vocabulary's 17"),
+        (json!([6, -1]), json!([6, 7]), "input_ids[1] is -1"),
+        (json!([6, 7]), json!([6, -5]), "labels[1] is -5"),
+        (json!([6, 7]), json!([7]), "holds 2 values and labels 1"),
+        (json!([6, 1.5]), json!([7, 7]), "input_ids[1] is 1.5"),
+        (json!([]), json!([]), "input_ids is empty"),
+    ] {
+        let message = error(&json!({"input_ids": ids, "labels": labels}).to_string(), &options(Format::Tokenized));
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = error(good, &DataOptions { template: "no.jinja".to_string(), ..alpaca });
+    assert!(message.contains("no.jinja does not exist"));
+}
+
+#[test]
+fn long_samples_are_cut_or_dropped_and_counted() {
+    let text = "{\"text\": \"a b c d e\"}\n{\"text\": \"a\"}";
+    let cut = DataOptions { max_length: 4, ..options(Format::Text) };
+    let dataset = load_text(text, &cut).unwrap();
+    assert_eq!(dataset.examples[0].input_ids, [1, 6, 7, 8]);
+    assert_eq!(dataset.counts, Counts { records: 2, truncated: 1, tokens: 7, label_tokens: 5, ..Counts::default() });
+    assert!(dataset.origin(1).ends_with("data.jsonl:2"));
+    let drop = DataOptions { overlong: Overlong::Drop, ..cut.clone() };
+    let dataset = load_text(text, &drop).unwrap();
+    assert_eq!((dataset.examples.len(), dataset.counts.dropped_overlong), (1, 1));
+    assert!(dataset.counts.to_string().starts_with("2 records: 1 samples, 3 tokens (2 labels); 0 truncated, 1"));
+    let nothing = DataOptions { max_length: 2, ..drop };
+    assert!(error(text, &nothing).contains("no sample is left"));
+}
+
+#[test]
+fn samples_without_labels_are_refused_unless_allowed() {
+    let text = "{\"prompt\": \"a b c\", \"completion\": \" d\"}\n{\"prompt\": \"a\", \"completion\": \" d\"}";
+    let cut = DataOptions { max_length: 4, ..options(Format::PromptCompletion) };
+    let message = error(text, &cut);
+    assert!(message.contains("data.jsonl:1: no token") && message.contains("max_length = 4"), "{message}");
+    let dataset = load_text(text, &DataOptions { allow_empty_labels: true, ..cut }).unwrap();
+    assert_eq!((dataset.counts.dropped_without_labels, dataset.counts.truncated), (1, 0));
+    assert_eq!(dataset.places, [Place::Line(2)]);
+    // A label at position 0 is never predicted.
+    let first_only = r#"{"input_ids": [6, 7], "labels": [6, -100]}"#;
+    assert!(error(first_only, &options(Format::Tokenized)).contains("no token of this sample is a label"));
+}
+
+#[test]
+fn a_share_is_held_out() {
+    let lines: Vec<String> = (0..10).map(|i| format!("{{\"text\": \"{}\"}}", VOCAB[6 + i % 9])).collect();
+    let dataset = load_text(&lines.join("\n"), &options(Format::Text)).unwrap();
+    let (train, validation) = split_validation(dataset.clone(), 0.2, 42).unwrap();
+    assert_eq!((train.examples.len(), validation.examples.len()), (8, 2));
+    assert_eq!(train.counts.tokens + validation.counts.tokens, dataset.counts.tokens);
+    assert_eq!((train.counts.records, validation.counts.records), (8, 2));
+    let mut places: Vec<_> = train.places.iter().chain(&validation.places).map(Place::to_string).collect();
+    places.sort();
+    places.dedup();
+    assert_eq!(places.len(), 10);
+    assert_eq!(split_validation(dataset.clone(), 0.2, 42).unwrap().1.places, validation.places);
+    assert!(split_validation(dataset.clone(), 1.0, 42).is_err());
+    let one = load_text("{\"text\": \"a b\"}", &options(Format::Text)).unwrap();
+    assert!(split_validation(one, 0.5, 1).unwrap_err().to_string().contains("too few"));
+}

@@ -1,0 +1,151 @@
+//! One record to one sample: what each format's fields mean, which tokens are labels.
+//!
+//! - alpaca: one user turn, `instruction` alone or `instruction + "\n" + input` where `input` is not empty, and one
+//!   assistant turn `output`, through the chat template.
+//! - chat: `messages`, and `tools` if there are any, through the chat template; see conversation.rs.
+//! - prompt_completion: `prompt + completion` tokenized as one text, with the tokenizer's own beginning of text; the
+//!   completion's tokens and the eos token after them are labels.
+//! - text: tokenized with the tokenizer's own beginning of text, and the eos token after it; every token is a label.
+//! - tokenized: `input_ids` and `labels` as they are.
+
+use super::conversation;
+use super::records::{Record, kind};
+use super::template::Template;
+use super::{Example, Format, IGNORE};
+use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+
+/// Turns records of one format into samples. `template` is there for the formats that need one.
+pub struct Encoder<'a> {
+    pub format: Format,
+    pub tokenizer: &'a Tokenizer,
+    pub template: Option<Template>,
+}
+
+impl Encoder<'_> {
+    /// The sample of one record, whole (never truncated).
+    ///
+    /// # Errors
+    /// A field that is missing or of the wrong type; a conversation that the template refuses; ids out of range.
+    pub fn encode(&self, record: &Record) -> Result<Example> {
+        match self.format {
+            Format::Alpaca => self.conversation(&alpaca_messages(record)?, &Map::new()),
+            Format::Chat => self.chat(record),
+            Format::PromptCompletion => self.prompt_completion(record),
+            Format::Text => self.text(record),
+            Format::Tokenized => tokenized(record, self.tokenizer.vocab_size()),
+        }
+    }
+
+    fn conversation(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<Example> {
+        let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
+        conversation::encode(messages, variables, template, self.tokenizer)
+    }
+
+    fn chat(&self, record: &Record) -> Result<Example> {
+        let messages = record.list("messages")?;
+        ensure_valid!(!messages.is_empty(), "field `messages` is empty, expected at least one message");
+        for (index, message) in messages.iter().enumerate() {
+            check_message(message).map_err(|e| invalid!("message {}: {e}", index + 1))?;
+        }
+        let mut variables = Map::new();
+        if record.fields.get("tools").is_some_and(|tools| !tools.is_null()) {
+            variables.insert("tools".to_string(), Value::from(record.list("tools")?));
+        }
+        self.conversation(messages, &variables)
+    }
+
+    fn prompt_completion(&self, record: &Record) -> Result<Example> {
+        let (prompt, completion) = (record.text("prompt")?, record.text("completion")?);
+        let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
+        let tokens = encoded.offsets.iter().zip(&encoded.added);
+        // The tokenizer's own beginning of text is no completion, its own end of text is.
+        let begin =
+            tokens.clone().position(|((start, _), added)| !added && *start >= prompt.len()).unwrap_or_else(|| {
+                tokens.clone().rposition(|(_, added)| !added).map_or(encoded.ids.len(), |last| last + 1)
+            });
+        let mut input_ids = encoded.ids;
+        self.end_with_eos(&mut input_ids)?;
+        let labels =
+            input_ids.iter().enumerate().map(|(i, &id)| if i < begin { IGNORE } else { i64::from(id) }).collect();
+        Ok(Example { input_ids, labels })
+    }
+
+    fn text(&self, record: &Record) -> Result<Example> {
+        let mut input_ids = self.tokenizer.encode(record.text("text")?, true)?;
+        self.end_with_eos(&mut input_ids)?;
+        let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
+        Ok(Example { input_ids, labels })
+    }
+
+    fn end_with_eos(&self, ids: &mut Vec<u32>) -> Result<()> {
+        let eos = self.tokenizer.eos_id().ok_or_else(|| {
+            invalid!(
+                "the tokenizer has no eos token, so the model would never learn to stop; set `eos_token` in \
+                 tokenizer_config.json"
+            )
+        })?;
+        if ids.last() != Some(&eos) {
+            ids.push(eos);
+        }
+        Ok(())
+    }
+}
+
+fn alpaca_messages(record: &Record) -> Result<Vec<Value>> {
+    let (instruction, output) = (record.text("instruction")?, record.text("output")?);
+    let user = match record.optional_text("input")? {
+        Some(input) if !input.is_empty() => format!("{instruction}\n{input}"),
+        _ => instruction.to_string(),
+    };
+    Ok(vec![json!({"role": "user", "content": user}), json!({"role": "assistant", "content": output})])
+}
+
+/// A message has a role, and content: text or a list of parts. Only a message of tool calls may do without.
+fn check_message(message: &Value) -> Result<()> {
+    let fields = message
+        .as_object()
+        .ok_or_else(|| invalid!("expected an object with `role` and `content`, got {}", kind(message)))?;
+    let found = || fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let role = fields.get("role").and_then(Value::as_str);
+    ensure_valid!(role.is_some(), "`role` is missing or not a string; fields found: {}", found());
+    let calls = fields.get("tool_calls").is_some_and(|calls| !calls.is_null());
+    match fields.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => Ok(()),
+        None | Some(Value::Null) if calls => Ok(()),
+        None => Err(invalid!("`content` is missing, expected a string; fields found: {}", found())),
+        Some(other) => Err(invalid!("`content` is {}, expected a string", kind(other))),
+    }
+}
+
+/// The sample of a `tokenized` record; `vocab_size` bounds its ids.
+///
+/// # Errors
+/// Missing or unequally long lists; ids or labels that are no ids below `vocab_size` (labels may be -100).
+pub fn tokenized(record: &Record, vocab_size: usize) -> Result<Example> {
+    let is_id = |id: u64| usize::try_from(id).is_ok_and(|id| id < vocab_size);
+    let mut input_ids = vec![];
+    for (index, value) in record.list("input_ids")?.iter().enumerate() {
+        let id = value.as_u64().filter(|&id| is_id(id)).and_then(|id| u32::try_from(id).ok());
+        input_ids.push(id.ok_or_else(|| {
+            invalid!("input_ids[{index}] is {value}, expected a token id below the vocabulary's {vocab_size}")
+        })?);
+    }
+    let mut labels = vec![];
+    for (index, value) in record.list("labels")?.iter().enumerate() {
+        let label = value.as_i64().filter(|&label| label == IGNORE || u64::try_from(label).is_ok_and(is_id));
+        labels.push(label.ok_or_else(|| {
+            invalid!("labels[{index}] is {value}, expected -100 or a token id below the vocabulary's {vocab_size}")
+        })?);
+    }
+    ensure_valid!(
+        input_ids.len() == labels.len(),
+        "input_ids holds {} values and labels {}, expected equally many",
+        input_ids.len(),
+        labels.len()
+    );
+    ensure_valid!(!input_ids.is_empty(), "input_ids is empty");
+    Ok(Example { input_ids, labels })
+}

@@ -1,0 +1,254 @@
+//! Chat templates: Jinja as transformers renders it.
+//!
+//! `trim_blocks` and `lstrip_blocks` are on, loop controls and Python's string methods work, `tojson` writes what
+//! Python's `json.dumps(ensure_ascii=False)` writes, `{% generation %}` passes its body through. The template sees
+//! `messages`, `add_generation_prompt`, the special tokens, `tools` and `documents` (none unless given).
+//! Templates come with downloaded models, so they are not trusted: steps and output are limited.
+
+use super::python;
+use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value as Jinja;
+use minijinja::{Environment, Error, ErrorKind};
+use regex::Regex;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::path::Path;
+
+/// Steps a rendering may take. An ordinary turn takes some dozens.
+const FUEL: u64 = 20_000_000;
+/// Bytes a rendering may produce.
+const OUTPUT_LIMIT: usize = 64 << 20;
+const NAME: &str = "chat template";
+/// Names a message's reasoning goes by; templates read the first, and `thinking`.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A compiled chat template with the special tokens it may use.
+pub struct Template {
+    environment: Environment<'static>,
+    special_tokens: Vec<(String, String)>,
+}
+
+/// What a template refused with `raise_exception`.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl Template {
+    /// The template that `data.template` asks for: `tokenizer` for the tokenizer's own, else a Jinja file.
+    ///
+    /// # Errors
+    /// The tokenizer has none; the file cannot be read; the template does not compile.
+    pub fn load(choice: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        if choice == "tokenizer" {
+            let source = tokenizer.chat_template().ok_or_else(|| {
+                invalid!(
+                    "the tokenizer has no chat template (a base model's often has none); give one with `data.template \
+                     = \"FILE.jinja\"`, or use `data.format = \"prompt_completion\"`, which needs none"
+                )
+            })?;
+            return Self::new(source, tokenizer.special_tokens());
+        }
+        let path = Path::new(choice);
+        ensure_valid!(
+            path.is_file(),
+            "data.template: {choice} does not exist; expected \"tokenizer\" or the path of a Jinja file"
+        );
+        let source = std::fs::read_to_string(path).map_err(|e| invalid!("data.template: cannot read {choice}: {e}"))?;
+        Self::new(&source, tokenizer.special_tokens()).map_err(|e| invalid!("{choice}: {e}"))
+    }
+
+    /// Compiles `source`. `special_tokens`: (name, token), e.g. `("bos_token", "<s>")`.
+    ///
+    /// # Errors
+    /// A syntax error, with its line.
+    pub fn new(source: &str, special_tokens: &[(String, String)]) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(python::methods);
+        environment.set_formatter(python::print);
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(false);
+        environment.add_filter("tojson", python::to_json);
+        environment.add_filter("trim", python::trim);
+        // `{% generation %}` becomes a filter block: same body, same rules for the white space around it.
+        environment.add_filter("generation", |body: Jinja| body);
+        environment.add_function("raise_exception", |message: Jinja| -> Result<Jinja, Error> {
+            let message = message.to_string();
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+        });
+        #[cfg(unix)]
+        environment.add_function("strftime_now", python::strftime_now);
+        environment.add_template_owned(NAME, generation_as_filter(source)?).map_err(|e| explain(&e))?;
+        Ok(Self { environment, special_tokens: special_tokens.to_vec() })
+    }
+
+    /// The text of a conversation. `variables` go to the template beside the usual ones, and win over them.
+    ///
+    /// # Errors
+    /// The template refuses the conversation (`raise_exception`), fails on it, or exceeds its limits.
+    pub fn render(
+        &self,
+        messages: &[Value],
+        add_generation_prompt: bool,
+        variables: &Map<String, Value>,
+    ) -> Result<String> {
+        let mut context: Vec<(&str, Jinja)> =
+            self.special_tokens.iter().map(|(name, token)| (name.as_str(), Jinja::from(token))).collect();
+        context.push(("messages", Jinja::from_iter(messages.iter().map(message))));
+        context.push(("add_generation_prompt", Jinja::from(add_generation_prompt)));
+        context.push(("tools", Jinja::from(())));
+        context.push(("documents", Jinja::from(())));
+        context.extend(variables.iter().map(|(name, value)| (name.as_str(), python::to_jinja(value))));
+        let template = self.environment.get_template(NAME).map_err(|e| explain(&e))?;
+        let mut output = Limited(vec![]);
+        template.render_captured_to(Jinja::from_pairs(context), &mut output).map_err(|e| explain(&e))?;
+        Ok(String::from_utf8(output.0)?)
+    }
+}
+
+/// A message as transformers hands it over: null fields dropped, reasoning under every name it goes by.
+fn message(message: &Value) -> Jinja {
+    let Value::Object(fields) = message else { return python::to_jinja(message) };
+    let mut fields: Map<String, Value> =
+        fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+    if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
+        fields.entry("thinking").or_insert_with(|| reasoning.clone());
+        fields.insert(REASONING[0].to_string(), reasoning);
+    }
+    python::to_jinja(&Value::Object(fields))
+}
+
+fn generation_as_filter(source: &str) -> Result<String> {
+    let begin = Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
+    let end = Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
+    let source = begin.replace_all(source, "{%$1 filter generation $2%}");
+    Ok(end.replace_all(&source, "{%$1 endfilter $2%}").into_owned())
+}
+
+/// A template's failure as the user's error: its own message if it raised one.
+fn explain(error: &Error) -> anyhow::Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Raised(message)) = current.downcast_ref() {
+            return invalid!("the chat template refuses the conversation: {message}");
+        }
+        cause = current.source();
+    }
+    let line = error.line().map(|line| format!(" at its line {line}")).unwrap_or_default();
+    let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+    let hint = if error.kind() == ErrorKind::OutOfFuel { " (it does not seem to end)" } else { "" };
+    invalid!("the chat template fails{line}: {}{detail}{hint}", error.kind())
+}
+
+/// Collects at most OUTPUT_LIMIT bytes.
+struct Limited(Vec<u8>);
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > OUTPUT_LIMIT {
+            return Err(std::io::Error::other("the output is larger than 64 MiB"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn try_render(source: &str, messages: Value) -> Result<String> {
+        let tokens = [("eos_token".to_string(), "</s>".to_string())];
+        Template::new(source, &tokens)?.render(messages.as_array().unwrap(), true, &Map::new())
+    }
+
+    fn render(source: &str) -> String {
+        try_render(source, json!([{"role": "user", "content": "hi", "gone": null}])).unwrap()
+    }
+
+    #[test]
+    fn blocks_leave_no_white_space() {
+        assert_eq!(
+            render("{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}\n"),
+            "user\n"
+        );
+        assert_eq!(render("a\n  {% generation %}\n  b\n{% endgeneration %}\nc"), "a\n  b\nc");
+        assert_eq!(render("a {%- generation -%} b {%- endgeneration -%} c"), "abc");
+    }
+
+    #[test]
+    fn variables_and_python() {
+        assert_eq!(
+            render("{{ eos_token }}{{ bos_token }}{{ tools is none }}{{ add_generation_prompt }}"),
+            "</s>TrueTrue"
+        );
+        assert_eq!(render("{{ 'gone' in messages[0] }} {{ none }} {{ ' x '.strip() }}"), "False None x");
+        assert_eq!(
+            render(r#"{{ {"b": [1, 2.0, 1e-5, none, true], "a": "<é\n"} | tojson }}"#),
+            r#"{"b": [1, 2.0, 1e-05, null, true], "a": "<é\n"}"#
+        );
+        assert_eq!(
+            render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}"),
+            "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
+        );
+        assert_eq!(
+            render("{{ ['é', '🦀'] | tojson(ensure_ascii=true, separators=(',', ':')) }}"),
+            r#"["\u00e9","\ud83e\udd80"]"#
+        );
+    }
+
+    #[test]
+    fn strings_as_in_python() {
+        assert_eq!(
+            render("{{ \"it's BIG 3x\".title() }} {{ 'abc'.removeprefix('a').removesuffix('x') }}"),
+            "It'S Big 3X bc"
+        );
+        assert_eq!(render("{{ '\u{1f} x\u{a0}' | trim }}{{ 'xay' | trim('xy') }}{{ '\u{1c}b'.lstrip() }}"), "xab");
+        assert_eq!(render("{{ ['a', 1, none, (2,)] }} {{ {'k': 1.0} }}"), "['a', 1, None, (2,)] {'k': 1.0}");
+    }
+
+    #[test]
+    fn reasoning_goes_by_every_name() {
+        let messages = json!([{"role": "assistant", "content": "x", "reasoning": "why"}]);
+        assert_eq!(
+            try_render("{{ messages[0].reasoning_content ~ messages[0].thinking }}", messages).unwrap(),
+            "whywhy"
+        );
+    }
+
+    #[test]
+    fn failures_are_user_errors() {
+        let error = |source: &str| {
+            let error = try_render(source, json!([])).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            error.to_string()
+        };
+        assert!(
+            error("{% macro m() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}{{ m() }}")
+                .ends_with("refuses the conversation: no 1")
+        );
+        assert!(error("\n{% if %}").contains("line 2"));
+        assert!(error("{{ missing.attribute }}").contains("undefined"));
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}";
+        assert!(error(endless).contains("does not seem to end"));
+        let huge = "{% set x = 'abcdefgh' * 1000000 %}{% for a in range(99) %}{{ x }}{% endfor %}";
+        assert!(!error(huge).is_empty());
+    }
+}

@@ -1,0 +1,162 @@
+//! A checkpoint's tensors -> [`Decoder`]: every missing or misshapen tensor in one error.
+
+use super::attention::Attention;
+use super::block::Block;
+use super::linear::Linear;
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::{Decoder, ModelSpec, Parameters};
+use crate::checkpoint::Checkpoint;
+use crate::invalid;
+use crate::ops::attention::Shape;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor, Var};
+use indicatif::ProgressBar;
+
+/// Reads tensors one by one, as trained variables or frozen ones.
+struct Loader<'a> {
+    spec: &'a ModelSpec,
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    /// Whether the weights themselves train (`train.method = "full"`).
+    trains: bool,
+    parameters: Parameters,
+    progress: &'a ProgressBar,
+}
+
+impl Decoder {
+    /// Loads a decoder in f32. With `trains` every tensor becomes a parameter, else all are frozen.
+    ///
+    /// # Errors
+    /// Tensors that are missing or have another shape than `config.json` asks for, all listed in one message.
+    pub fn load(
+        spec: &ModelSpec,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        trains: bool,
+        progress: &ProgressBar,
+    ) -> Result<Self> {
+        check_shapes(spec, checkpoint)?;
+        progress.set_length(spec.num_hidden_layers as u64);
+        let parameters = Parameters::new();
+        let mut loader = Loader { spec, checkpoint, device, trains, parameters, progress };
+        let embed_tokens = loader.tensor(EMBEDDING)?;
+        let blocks = (0..spec.num_hidden_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
+        let norm = loader.norm("model.norm")?;
+        let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.tensor(HEAD)?) };
+        Ok(Decoder { spec: spec.clone(), embed_tokens, blocks, norm, lm_head, parameters: loader.parameters, trains })
+    }
+}
+
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
+
+impl Loader<'_> {
+    fn tensor(&mut self, name: &str) -> Result<Tensor> {
+        let tensor = self.checkpoint.tensor(name, DType::F32, self.device)?;
+        if !self.trains {
+            return Ok(tensor);
+        }
+        let var = Var::from_tensor(&tensor)?;
+        // Detached: the same storage, but candle records no tape for what is computed from it.
+        let tensor = var.as_detached_tensor();
+        self.parameters.insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn block(&mut self, layer: usize) -> Result<Block> {
+        let spec = self.spec;
+        let path = |part: &str| format!("model.layers.{layer}.{part}");
+        let block = Block {
+            input_layernorm: self.norm(&path("input_layernorm"))?,
+            self_attn: Attention {
+                q_proj: self.linear(layer, "self_attn.q_proj")?,
+                k_proj: self.linear(layer, "self_attn.k_proj")?,
+                v_proj: self.linear(layer, "self_attn.v_proj")?,
+                o_proj: self.linear(layer, "self_attn.o_proj")?,
+                shape: Shape {
+                    batch: 1,
+                    heads: spec.num_attention_heads,
+                    kv_heads: spec.num_key_value_heads,
+                    head_dim: spec.head_dim,
+                    scale: 1.0 / (spec.head_dim as f64).sqrt(),
+                },
+            },
+            post_attention_layernorm: self.norm(&path("post_attention_layernorm"))?,
+            mlp: Mlp {
+                gate_proj: self.linear(layer, "mlp.gate_proj")?,
+                up_proj: self.linear(layer, "mlp.up_proj")?,
+                down_proj: self.linear(layer, "mlp.down_proj")?,
+            },
+        };
+        self.progress.inc(1);
+        Ok(block)
+    }
+
+    fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {
+        let module = format!("model.layers.{layer}.{linear}");
+        let weight = self.tensor(&format!("{module}.weight"))?;
+        let has_bias = self.spec.has_bias(linear);
+        let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
+        Ok(Linear { module, weight, bias, lora: None, trains: self.trains })
+    }
+
+    fn norm(&mut self, module: &str) -> Result<Norm> {
+        let weight = self.tensor(&format!("{module}.weight"))?;
+        Ok(Norm { module: module.to_string(), weight, eps: self.spec.rms_norm_eps, trains: self.trains })
+    }
+}
+
+impl ModelSpec {
+    /// Name and shape of every tensor that the decoder reads.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = vec![(EMBEDDING.to_string(), vec![self.vocab_size, self.hidden_size])];
+        for module in self.linear_modules() {
+            let linear = module.splitn(4, '.').nth(3).unwrap_or_default();
+            let (d_out, d_in) = self.linear_shape(linear).unwrap_or_default();
+            tensors.push((format!("{module}.weight"), vec![d_out, d_in]));
+            if self.has_bias(linear) {
+                tensors.push((format!("{module}.bias"), vec![d_out]));
+            }
+        }
+        for layer in 0..self.num_hidden_layers {
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![self.hidden_size]));
+            }
+        }
+        tensors.push(("model.norm.weight".to_string(), vec![self.hidden_size]));
+        if !self.tie_word_embeddings {
+            tensors.push((HEAD.to_string(), vec![self.vocab_size, self.hidden_size]));
+        }
+        tensors
+    }
+}
+
+fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    let mut problems = vec![];
+    for (name, expected) in spec.tensors() {
+        match checkpoint.info(&name) {
+            None if name == HEAD => problems.push(format!(
+                "{name} is missing, and config.json says tie_word_embeddings = false (set it to true if the output \
+                 head is the embedding)"
+            )),
+            None => problems.push(format!("{name} is missing")),
+            Some(info) if info.shape != expected => {
+                problems.push(format!("{name} has shape {:?}, expected {expected:?}", info.shape))
+            }
+            Some(_) => {}
+        }
+    }
+    // A bias or norm that the spec does not know would be left out of the maths without a word.
+    let known: std::collections::HashSet<String> = spec.tensors().into_iter().map(|(name, _)| name).collect();
+    let stray = checkpoint
+        .names()
+        .filter(|name| name.starts_with("model.layers.") && !known.contains(*name))
+        // Old Llama checkpoints carry the rotary table as a buffer.
+        .filter(|name| !name.ends_with("rotary_emb.inv_freq"));
+    problems.extend(stray.map(|name| format!("{name} is not part of a {} with this config.json", spec.model_type)));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(invalid!("the weights do not fit config.json: {}", crate::error::listing(&problems, 12)))
+}

@@ -1,0 +1,68 @@
+//! Inverted dropout whose mask is a function of (key, index): y = x ∘ m / (1 − p), m ~ Bernoulli(1 − p).
+//!
+//! Nothing is stored for the backward pass, which is the same map: the mask is drawn again from its key. That makes a
+//! recomputed block (gradient checkpointing) identical to the first pass, for any number of threads.
+
+use super::{fused, with_f32};
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+const CHUNK: usize = 1 << 14;
+
+/// x: any shape -> y of the same shape. Its own backward.
+pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
+    if probability == 0.0 {
+        return Ok(x.clone());
+    }
+    let n = x.elem_count();
+    let mut y = vec![0f32; n];
+    if fused(&[x]) {
+        with_f32([x], |[x]| {
+            y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
+                fill(y, chunk * CHUNK, probability, key);
+                y.iter_mut().zip(x).for_each(|(y, x)| *y *= x);
+            });
+        })?;
+        return Ok(Tensor::from_vec(y, x.shape(), x.device())?);
+    }
+    y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| fill(y, chunk * CHUNK, probability, key));
+    Ok((x * Tensor::from_vec(y, x.shape(), x.device())?.to_dtype(x.dtype())?)?)
+}
+
+/// Fills `mask` with 0 or 1 / (1 − p) for the elements from `start` on.
+fn fill(mask: &mut [f32], start: usize, probability: f64, key: u64) {
+    let keep = (1.0 / (1.0 - probability)) as f32;
+    let threshold = (probability * (1u64 << 32) as f64) as u64;
+    for (i, value) in mask.iter_mut().enumerate() {
+        let drawn = mix(key.wrapping_add((start + i) as u64)) >> 32;
+        *value = if drawn < threshold { 0.0 } else { keep };
+    }
+}
+
+/// SplitMix64's output function: a bijection whose outputs pass for random bits.
+pub fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn keeps_the_mean_and_repeats_by_key() {
+        let x = Tensor::ones((200, 300), DType::F32, &Device::Cpu).unwrap();
+        let draw = |key| apply(&x, 0.3, key).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (a, b, c) = (draw(1), draw(1), draw(2));
+        assert_eq!(a, b);
+        assert_ne!(a, c);
+        let mean = a.iter().sum::<f32>() / a.len() as f32;
+        assert!((mean - 1.0).abs() < 0.01, "{mean}");
+        let dropped = a.iter().filter(|v| **v == 0.0).count() as f64 / a.len() as f64;
+        assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
+    }
+}

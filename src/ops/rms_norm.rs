@@ -1,0 +1,141 @@
+//! RMSNorm: y = w ∘ x · s, s = (mean(x²) + eps)^(-1/2) per row; x, y: [N, d], w: [d], s: [N].
+//!
+//! Backward, with z = w ∘ dy: dx = s z − x s³ ⟨z, x⟩ / d; dw = Σ_n dy ∘ x s.
+
+use super::{fused, with_f32};
+use anyhow::Result;
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+/// What the backward pass needs: the input and s.
+pub struct Saved {
+    x: Tensor,
+    scale: Tensor,
+}
+
+/// x: [N, d], weight: [d] -> y: [N, d]
+pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
+    let (y, scale) = if fused(&[x, weight]) { kernel::forward(x, weight, eps)? } else { generic(x, weight, eps)? };
+    Ok((y, Saved { x: x.clone(), scale }))
+}
+
+/// dy: [N, d] -> dx: [N, d]
+pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    if fused(&[&saved.x, weight, dy]) {
+        return kernel::backward_input(saved, weight, dy);
+    }
+    let (x, dy) = (saved.x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?);
+    let d = x.dim(D::Minus1)? as f64;
+    let z = dy.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    let inner = ((&z * &x)?.sum_keepdim(D::Minus1)? / d)?;
+    let pull = x.broadcast_mul(&(inner * saved.scale.powf(3.0)?)?)?;
+    Ok((z.broadcast_mul(&saved.scale)? - pull)?.to_dtype(saved.x.dtype())?)
+}
+
+/// dy: [N, d] -> dw: [d], f32
+pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
+    let normed = saved.x.to_dtype(DType::F32)?.broadcast_mul(&saved.scale)?;
+    Ok((dy.to_dtype(DType::F32)? * normed)?.sum(0)?)
+}
+
+/// The body for any device: statistics in f32 whatever the compute type. Returns (y, s: [N, 1]).
+fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let wide = x.to_dtype(DType::F32)?;
+    let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let y = wide.broadcast_mul(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)?;
+    Ok((y, scale))
+}
+
+mod kernel {
+    use super::*;
+
+    pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+        let (n, d) = x.dims2()?;
+        let mut y = vec![0f32; n * d];
+        let mut scale = vec![0f32; n];
+        with_f32([x, weight], |[x, w]| {
+            y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(&mut scale).for_each(|((y, x), s)| {
+                *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = x * *s * w;
+                }
+            });
+        })?;
+        Ok((Tensor::from_vec(y, (n, d), x.device())?, Tensor::from_vec(scale, (n, 1), x.device())?))
+    }
+
+    pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (n, d) = dy.dims2()?;
+        let mut dx = vec![0f32; n * d];
+        with_f32([&saved.x, &saved.scale, weight, dy], |[x, scale, w, dy]| {
+            let rows = dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale);
+            rows.for_each(|(((dx, x), dy), &s)| {
+                for ((z, dy), w) in dx.iter_mut().zip(dy).zip(w) {
+                    *z = dy * w;
+                }
+                let pull = (dot(dx, x) / d as f64) as f32 * s * s * s;
+                for (dx, x) in dx.iter_mut().zip(x) {
+                    *dx = *dx * s - x * pull;
+                }
+            });
+        })?;
+        Ok(Tensor::from_vec(dx, (n, d), dy.device())?)
+    }
+
+    /// ⟨a, b⟩ in eight f32 lanes per block of 64, blocks summed in f64.
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        let block = |(a, b): (&[f32], &[f32])| {
+            let mut lanes = [0f32; 8];
+            for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+                for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                    *lane += a * b;
+                }
+            }
+            lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>()
+        };
+        a.chunks(64).zip(b.chunks(64)).map(block).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Case, close, random};
+    use candle_core::Var;
+
+    const EPS: f64 = 1e-5;
+
+    #[test]
+    fn matches_autograd_and_finite_differences() {
+        let (x, w, dy) = (random(&[6, 70], 1), random(&[70], 2), random(&[6, 70], 3));
+        let (y, saved) = forward(&x, &w, EPS).unwrap();
+        let (dx, dw) = (backward_input(&saved, &w, &dy).unwrap(), backward_weight(&saved, &dy).unwrap());
+
+        let (vx, vw) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
+        let oracle = candle_nn::ops::rms_norm_slow(&vx, &vw, EPS as f32).unwrap();
+        close(&y, &oracle, 1e-6);
+        let grads = (oracle * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        close(&dx, grads.get(&vx).unwrap(), 1e-5);
+        close(&dw, grads.get(&vw).unwrap(), 1e-5);
+
+        let case = Case::new(vec![x, w], dy, |v| {
+            let scale = (v[0].sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?.recip()?;
+            v[0].broadcast_mul(&scale)?.broadcast_mul(&v[1])
+        });
+        case.check(&[&dx, &dw], 1e-5);
+    }
+
+    #[test]
+    fn kernel_equals_generic() {
+        let (x, w, dy) = (random(&[9, 33], 4), random(&[33], 5), random(&[9, 33], 6));
+        let (slow, scale) = generic(&x, &w, EPS).unwrap();
+        let (fast, fast_scale) = kernel::forward(&x, &w, EPS).unwrap();
+        close(&fast, &slow, 1e-6);
+        close(&fast_scale, &scale, 1e-6);
+        let saved = Saved { x: x.clone(), scale };
+        // A transposed view is not contiguous, which sends it down the generic path.
+        let strided = dy.t().unwrap().contiguous().unwrap().t().unwrap();
+        let slow = backward_input(&saved, &w, &strided).unwrap();
+        close(&kernel::backward_input(&saved, &w, &dy).unwrap(), &slow, 1e-6);
+    }
+}

@@ -1,0 +1,166 @@
+//! `metrics.jsonl`: one JSON object per optimizer step or validation, flushed line by line, so that a run that dies
+//! leaves what it measured. Numbers are written so that they read back as the same f64; NaN and infinity, which JSON
+//! does not know, are written as null.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What one optimizer step measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRow {
+    /// Optimizer steps done, this one included.
+    pub step: usize,
+    /// Passes over the data done, as a fraction.
+    pub epoch: f64,
+    /// `task_loss + penalty`.
+    pub loss: f64,
+    /// Mean cross-entropy over the step's label tokens.
+    pub task_loss: f64,
+    /// The penalty, λ included.
+    pub penalty: f64,
+    /// Global L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    /// Tokens in the step, padding excluded.
+    pub tokens: usize,
+    /// Those of them that are trained on.
+    pub label_tokens: usize,
+    pub tokens_per_second: f64,
+    /// Since training began.
+    pub elapsed_seconds: f64,
+    pub peak_memory_bytes: u64,
+}
+
+/// What one pass over the validation samples measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalRow {
+    /// Optimizer steps done before it.
+    pub step: usize,
+    /// Mean cross-entropy over label tokens.
+    pub eval_loss: f64,
+    /// The label tokens of that mean.
+    pub eval_tokens: usize,
+}
+
+/// The open `metrics.jsonl` of a run.
+pub struct Metrics {
+    file: File,
+    path: PathBuf,
+}
+
+impl Metrics {
+    /// Starts the file afresh.
+    pub fn create(path: &Path) -> Result<Self> {
+        let creating = || format!("creating {}", path.display());
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(creating)?;
+        }
+        let file = File::create(path).with_context(creating)?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    pub fn step(&mut self, row: &StepRow) -> Result<()> {
+        self.line(row)
+    }
+
+    pub fn eval(&mut self, row: &EvalRow) -> Result<()> {
+        self.line(row)
+    }
+
+    fn line(&mut self, row: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(row)?;
+        line.push(b'\n');
+        // One unbuffered write: no reader meets half a line, and nothing is lost in a buffer.
+        self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))
+    }
+}
+
+/// The most resident memory that this process has had, in bytes; 0 where the system does not say.
+pub fn peak_memory_bytes() -> u64 {
+    let from_proc = || {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    from_proc().unwrap_or_else(peak_memory_from_rusage)
+}
+
+/// The same where there is no /proc (macOS), or a container's does not tell.
+fn peak_memory_from_rusage() -> u64 {
+    // SAFETY: all-zero bytes are a valid rusage (plain integers), which getrusage only fills in.
+    let (code, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::getrusage(libc::RUSAGE_SELF, &mut usage), usage)
+    };
+    // macOS counts bytes, the others kilobytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    if code == 0 { u64::try_from(usage.ru_maxrss).unwrap_or(0) * unit } else { 0 }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    pub fn row(step: usize) -> StepRow {
+        StepRow {
+            step,
+            epoch: step as f64 / 3.0,
+            loss: 0.1 + 0.2,
+            task_loss: 1.0 / 3.0,
+            penalty: 1e-300,
+            grad_norm: f64::NAN,
+            learning_rate: 5e-5,
+            tokens: 120,
+            label_tokens: 45,
+            tokens_per_second: 1234.5,
+            elapsed_seconds: 0.7,
+            peak_memory_bytes: 1 << 33,
+        }
+    }
+
+    #[test]
+    fn rows_read_back_exactly_and_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/metrics.jsonl");
+        let mut metrics = Metrics::create(&path).unwrap();
+        metrics.step(&row(1)).unwrap();
+        metrics.eval(&EvalRow { step: 1, eval_loss: 2.5, eval_tokens: 9 }).unwrap();
+        // Not dropped yet: what is read here has been flushed.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let keys: Vec<&String> = rows[0].as_object().unwrap().keys().collect();
+        let expected = [
+            "step",
+            "epoch",
+            "loss",
+            "task_loss",
+            "penalty",
+            "grad_norm",
+            "learning_rate",
+            "tokens",
+            "label_tokens",
+            "tokens_per_second",
+            "elapsed_seconds",
+            "peak_memory_bytes",
+        ];
+        assert_eq!(keys, expected);
+        assert_eq!(rows[0]["loss"].as_f64(), Some(0.1 + 0.2));
+        assert_eq!(rows[0]["penalty"].as_f64(), Some(1e-300));
+        assert!(rows[0]["grad_norm"].is_null());
+        assert_eq!(rows[1], serde_json::json!({"step": 1, "eval_loss": 2.5, "eval_tokens": 9}));
+    }
+
+    #[test]
+    fn peak_memory_is_believable_and_both_sources_agree() {
+        let ballast = vec![1u8; 64 << 20];
+        assert!(ballast.iter().map(|byte| *byte as u64).sum::<u64>() > 0);
+        let (peak, other) = (peak_memory_bytes(), peak_memory_from_rusage());
+        assert!(peak > 64 << 20 && peak < 1 << 40, "{peak}");
+        assert!(peak.abs_diff(other) < 64 << 20, "{peak} and {other}");
+    }
+}

@@ -1,0 +1,9 @@
+//! What a run tells: `metrics.jsonl` step by step, `run.json` at the end, and progress on stderr meanwhile.
+
+mod metrics;
+mod progress;
+mod run_record;
+
+pub use metrics::{EvalRow, Metrics, StepRow, peak_memory_bytes};
+pub use progress::{TrainProgress, progress_bar};
+pub use run_record::{RunRecord, Totals, hash_file};

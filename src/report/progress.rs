@@ -1,0 +1,182 @@
+//! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere (logs, CI), nothing when quiet.
+
+use super::{EvalRow, StepRow};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write, stderr};
+use std::time::{Duration, Instant};
+
+/// Without a terminal, a line at least this often however long the steps are.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+/// ... and about this many lines over the run.
+const LINES_PER_RUN: usize = 10;
+
+/// The progress of training.
+pub struct TrainProgress {
+    total_steps: usize,
+    began: Instant,
+    shown: Shown,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines(Rhythm),
+    Nothing,
+}
+
+impl TrainProgress {
+    pub fn new(total_steps: usize, quiet: bool) -> Self {
+        let shown = if quiet {
+            Shown::Nothing
+        } else if stderr().is_terminal() {
+            Shown::Bar(train_bar(total_steps))
+        } else {
+            Shown::Lines(Rhythm::new(total_steps))
+        };
+        Self { total_steps, began: Instant::now(), shown }
+    }
+
+    /// Shows a finished step.
+    pub fn step(&mut self, row: &StepRow) {
+        match &mut self.shown {
+            Shown::Bar(bar) => {
+                bar.set_message(step_text(row));
+                bar.set_position(row.step as u64);
+            }
+            Shown::Lines(rhythm) => {
+                let elapsed = self.began.elapsed();
+                if rhythm.is_due(row.step, elapsed) {
+                    let left = self.total_steps.saturating_sub(row.step) as f64 / row.step.max(1) as f64;
+                    let eta = HumanDuration(elapsed.mul_f64(left));
+                    print_line(&format!("step {}/{} {}, {eta:#} left", row.step, self.total_steps, step_text(row)));
+                }
+            }
+            Shown::Nothing => {}
+        }
+    }
+
+    /// Shows a finished validation.
+    pub fn eval(&self, row: &EvalRow) {
+        self.note(&format!(
+            "step {}/{} validation loss {} over {} tokens",
+            row.step,
+            self.total_steps,
+            short(row.eval_loss),
+            row.eval_tokens
+        ));
+    }
+
+    /// Shows a line of text without disturbing the bar.
+    pub fn note(&self, text: &str) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| print_line(text)),
+            Shown::Lines(_) => print_line(text),
+            Shown::Nothing => {}
+        }
+    }
+
+    /// Leaves the bar as it stands.
+    pub fn finish(self) {
+        if let Shown::Bar(bar) = self.shown {
+            bar.abandon();
+        }
+    }
+}
+
+/// A bar for `len` items of work that is not training (`what`: "tokenising", say). Not drawn where stderr is not a
+/// terminal.
+pub fn progress_bar(len: usize, what: &'static str) -> ProgressBar {
+    // indicatif draws nothing on what is not a terminal.
+    let bar = ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::stderr());
+    bar.set_style(style("{prefix} {bar:30} {pos}/{len} {eta}"));
+    bar.set_prefix(what);
+    bar
+}
+
+fn train_bar(total_steps: usize) -> ProgressBar {
+    let bar = progress_bar(total_steps, "train");
+    bar.set_style(style("{prefix} {bar:24} {pos}/{len} {msg} eta {eta}"));
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant").progress_chars("━╸─")
+}
+
+fn step_text(row: &StepRow) -> String {
+    format!("loss {} penalty {} {:.0} tokens/s", short(row.loss), short(row.penalty), row.tokens_per_second)
+}
+
+/// Four digits that matter.
+fn short(value: f64) -> String {
+    let plain = value == 0.0 || (1e-3..1e5).contains(&value.abs()) || !value.is_finite();
+    if plain { format!("{value:.4}") } else { format!("{value:.3e}") }
+}
+
+fn print_line(text: &str) {
+    // A closed stderr must not stop training.
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Decides which steps get a line: the first, the last, every tenth of the run, and one after each long silence.
+struct Rhythm {
+    total_steps: usize,
+    every: usize,
+    last_line: Duration,
+}
+
+impl Rhythm {
+    fn new(total_steps: usize) -> Self {
+        Self { total_steps, every: total_steps.div_ceil(LINES_PER_RUN).max(1), last_line: Duration::ZERO }
+    }
+
+    fn is_due(&mut self, step: usize, elapsed: Duration) -> bool {
+        let silent = elapsed.saturating_sub(self.last_line) >= LINE_EVERY;
+        let due = step == 1 || step == self.total_steps || step.is_multiple_of(self.every) || silent;
+        if due {
+            self.last_line = elapsed;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::metrics::tests::row;
+    use super::*;
+
+    fn steps_with_a_line(total: usize, seconds_per_step: u64) -> Vec<usize> {
+        let mut rhythm = Rhythm::new(total);
+        let elapsed = |step| Duration::from_secs(step as u64 * seconds_per_step);
+        (1..=total).filter(|step| rhythm.is_due(*step, elapsed(*step))).collect()
+    }
+
+    #[test]
+    fn lines_come_every_tenth_or_after_a_silence() {
+        assert_eq!(steps_with_a_line(50, 0), [1, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]);
+        assert_eq!(steps_with_a_line(3, 0), [1, 2, 3]);
+        // Steps of 8 seconds: the fourth after a line ends a silence of 32 seconds.
+        assert_eq!(steps_with_a_line(30, 8), [1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]);
+        assert_eq!(steps_with_a_line(100, 8)[..7], [1, 5, 9, 10, 14, 18, 20]);
+    }
+
+    #[test]
+    fn a_line_says_loss_penalty_and_speed() {
+        assert_eq!(step_text(&row(1)), "loss 0.3000 penalty 1.000e-300 1234 tokens/s");
+        assert_eq!(
+            (short(0.0), short(0.00012345), short(f64::NAN)),
+            ("0.0000".into(), "1.234e-4".into(), "NaN".into())
+        );
+    }
+
+    #[test]
+    fn quiet_and_piped_runs_do_not_fail() {
+        for quiet in [true, false] {
+            let mut progress = TrainProgress::new(2, quiet);
+            progress.step(&row(1));
+            progress.eval(&EvalRow { step: 1, eval_loss: 1.0, eval_tokens: 3 });
+            progress.step(&row(2));
+            progress.finish();
+        }
+    }
+}

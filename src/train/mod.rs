@@ -1,0 +1,5 @@
+//! Training.
+
+mod options;
+
+pub use options::{Method, OutputOptions, TrainOptions};

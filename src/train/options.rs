@@ -1,0 +1,109 @@
+//! `[train]` and `[output]` of the config: how long, how fast, and where the results go.
+
+use crate::optim::{Schedule, ScheduleKind};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Low-rank adapters on the targeted layers; the model itself stays as it is.
+    #[default]
+    Lora,
+    /// Every weight of the model.
+    Full,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainOptions {
+    /// What is trained.
+    pub method: Method,
+    /// Passes over the data; may be a fraction.
+    pub epochs: f64,
+    /// Stop after this many optimizer steps, whatever `epochs` says.
+    pub max_steps: Option<usize>,
+    /// Samples in a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches in an optimizer step. Their losses are summed and divided by the step's label tokens.
+    pub gradient_accumulation: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate falls after warm-up.
+    pub schedule: ScheduleKind,
+    /// With `schedule = "step"`: the learning rate's factor after each epoch.
+    pub gamma: f64,
+    /// Steps over which the learning rate rises linearly from 0.
+    pub warmup_steps: Option<usize>,
+    /// The same as a share of all steps.
+    pub warmup_ratio: Option<f64>,
+    /// Decoupled weight decay (AdamW).
+    pub weight_decay: f64,
+    /// Decay rates of AdamW's two moment estimates.
+    pub adam_betas: [f64; 2],
+    /// AdamW's term against division by zero.
+    pub adam_epsilon: f64,
+    /// Scale the gradient down to this global L2 norm where it is larger; 0 turns this off.
+    pub max_grad_norm: f64,
+    /// Keep only each block's input and recompute the rest in the backward pass: much less memory, about a third more
+    /// time, identical results.
+    pub gradient_checkpointing: bool,
+    /// Seed of the adapter's initial values, of shuffling and of dropout.
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            method: Method::default(),
+            epochs: 1.0,
+            max_steps: None,
+            batch_size: 8,
+            gradient_accumulation: 1,
+            learning_rate: 5e-5,
+            schedule: ScheduleKind::default(),
+            gamma: 0.85,
+            warmup_steps: None,
+            warmup_ratio: None,
+            weight_decay: 0.0,
+            adam_betas: [0.9, 0.999],
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            gradient_checkpointing: true,
+            seed: 42,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// The learning-rate schedule of a run of `total_steps` optimizer steps.
+    pub fn schedule(&self, total_steps: usize, steps_per_epoch: usize) -> Schedule {
+        let by_ratio = self.warmup_ratio.map(|ratio| (total_steps as f64 * ratio).ceil() as usize);
+        Schedule {
+            kind: self.schedule,
+            peak: self.learning_rate,
+            gamma: self.gamma,
+            warmup_steps: self.warmup_steps.or(by_ratio).unwrap_or(0),
+            total_steps,
+            steps_per_epoch,
+        }
+    }
+}
+
+/// `[output]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputOptions {
+    /// Folder for the adapter or model, the metrics and the resolved config.
+    pub dir: String,
+    /// Compute the validation loss every so many steps, besides at the end. Needs `data.validation`.
+    pub eval_every_steps: Option<usize>,
+}
+
+impl Default for OutputOptions {
+    fn default() -> Self {
+        Self { dir: "runs/asft".to_string(), eval_every_steps: None }
+    }
+}

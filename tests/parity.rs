@@ -1,0 +1,110 @@
+//! The decoder against PyTorch + transformers + PEFT on tiny random models: logits, loss, every gradient.
+//!
+//! Goldens: `scripts/make_goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
+
+mod common;
+
+use asft::model::{Gradients, KvCache};
+use common::*;
+
+const GRADIENT_TOLERANCE: f64 = 1e-4;
+
+/// Largest |a − b| over rows that are no padding.
+fn logit_difference(case: &str, got: &[f64], golden: &str) -> f64 {
+    let (expected, mask) = (Golden::expected(case).values(golden), GoldenBatch::load(case).mask);
+    let vocab = expected.len() / mask.len();
+    let rows = got.chunks(vocab).zip(expected.chunks(vocab)).zip(mask).filter(|(_, mask)| *mask == 1);
+    rows.flat_map(|((a, b), _)| a.iter().zip(b).map(|(a, b)| (a - b).abs())).fold(0.0, f64::max)
+}
+
+#[test]
+fn logits_equal_transformers() {
+    for case in CASES {
+        let batch = GoldenBatch::load(case);
+        for (model, golden) in [(base(case, false), "base.logits"), (adapted(case), "lora.logits")] {
+            let logits = to_vec(&model.logits(&batch.input_ids, batch.batch).unwrap());
+            let difference = logit_difference(case, &logits, golden);
+            assert!(difference <= 1e-4, "{case} {golden}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn lora_loss_and_gradients_equal_peft() {
+    for case in CASES {
+        let (golden, batch, model) = (Golden::expected(case), GoldenBatch::load(case), adapted(case));
+        for checkpointing in [true, false] {
+            let mut gradients = Gradients::default();
+            let scale = 1.0 / batch.label_tokens() as f64;
+            let sum = model.loss_and_gradients(batch.sequences(), scale, checkpointing, None, &mut gradients).unwrap();
+            let expected = golden.values("lora.loss64")[0];
+            assert!((sum * scale / expected - 1.0).abs() <= 1e-5, "{case}: {} {expected}", sum * scale);
+            assert!((model.loss(batch.sequences()).unwrap() / sum - 1.0).abs() <= 1e-6);
+            let mut compared = 0;
+            for (name, expected) in golden.with_prefix("lora.grad.") {
+                let got = to_vec(gradients.get(&format!("{name}.weight")).unwrap());
+                let error = relative_error(&got, &to_vec(expected));
+                assert!(error <= GRADIENT_TOLERANCE, "{case} {name}: {error}");
+                compared += 1;
+            }
+            assert_eq!(compared, model.parameters().len());
+            assert_eq!(compared, 3 * 4 * 2);
+        }
+    }
+}
+
+#[test]
+fn full_loss_and_gradients_equal_transformers() {
+    for case in CASES {
+        let (golden, batch, model) = (Golden::expected(case), GoldenBatch::load(case), base(case, true));
+        let mut gradients = Gradients::default();
+        let scale = 1.0 / batch.label_tokens() as f64;
+        let sum = model.loss_and_gradients(batch.sequences(), scale, true, None, &mut gradients).unwrap();
+        assert!((sum * scale / golden.values("full.loss64")[0] - 1.0).abs() <= 1e-5, "{case}");
+        let mut compared = 0;
+        for (name, expected) in golden.with_prefix("full.grad.") {
+            let error = relative_error(&to_vec(gradients.get(name).unwrap()), &to_vec(expected));
+            assert!(error <= GRADIENT_TOLERANCE, "{case} {name}: {error}");
+            compared += 1;
+        }
+        assert_eq!(compared, model.parameters().len(), "{case}");
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_bit_even_with_dropout() {
+    let batch = GoldenBatch::load("llama_gqa");
+    let mut model = base("llama_gqa", false);
+    let mut adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), &candle_core::Device::Cpu).unwrap();
+    adapter.dropout = 0.3;
+    let (loras, parameters) = adapter.trainable().unwrap();
+    model.attach(loras, parameters).unwrap();
+    let run = |checkpointing, key| {
+        let mut gradients = Gradients::default();
+        let loss = model.loss_and_gradients(batch.sequences(), 1.0, checkpointing, Some(key), &mut gradients).unwrap();
+        (loss, gradients.iter().map(|(name, g)| (name.to_string(), to_vec(g))).collect::<Vec<_>>())
+    };
+    assert_eq!(run(true, 5), run(false, 5));
+    assert_ne!(run(true, 5).0, run(true, 6).0);
+}
+
+#[test]
+fn cached_decoding_equals_the_whole_sequence() {
+    for case in CASES {
+        let (golden, model) = (Golden::expected(case), adapted(case));
+        let mut ids: Vec<u32> = golden.integers("generate.prompt").into_iter().map(|id| id as u32).collect();
+        let expected = golden.integers("generate.tokens");
+        let mut cache = KvCache::new(model.spec(), ids.len() + expected.len());
+        let mut fresh = ids.clone();
+        for token in expected {
+            let logits = to_vec(&model.next_logits(&fresh, &mut cache).unwrap());
+            let whole = to_vec(&model.logits(&ids, 1).unwrap());
+            let error = relative_error(&logits, &whole[whole.len() - logits.len()..]);
+            assert!(error < 1e-5, "{case}: {error}");
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            assert_eq!(best as i64, token, "{case}");
+            fresh = vec![best as u32];
+            ids.push(best as u32);
+        }
+    }
+}
