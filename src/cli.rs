@@ -1,5 +1,6 @@
 //! Command-line arguments as typed. What they resolve to is the commands' business.
 
+use crate::method::factorize::DEFAULT_TOLERANCE;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -65,7 +66,7 @@ pub struct DirectionArgs {
     #[arg(long, value_name = "NAMES", default_value = "q_proj,v_proj")]
     pub target_modules: String,
     /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all
-    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, conflicts_with = "rank")]
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOLERANCE, conflicts_with = "rank")]
     pub tolerance: f64,
     /// Keep just this many directions of each module
     #[arg(long, value_name = "K")]

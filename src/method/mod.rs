@@ -1,7 +1,10 @@
 //! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it.
 
+mod certify;
+mod dense;
 pub mod direction;
 pub mod direction_file;
+pub mod factorize;
 mod options;
 mod penalty;
 

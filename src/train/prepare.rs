@@ -10,13 +10,14 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, Validation};
 use crate::hub::{self, Resolved};
-use crate::method::direction::{self, DirectionRequest, Keep};
+use crate::invalid;
+use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
+use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::model::{Decoder, ModelSpec};
 use crate::names::{Targets, resolve_targets};
 use crate::report::{RunRecord, hash_file, progress_bar};
 use crate::tokenizer::Tokenizer;
-use crate::invalid;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -165,7 +166,7 @@ fn directions(
                 aligned: base.clone(),
                 unaligned: hub::resolve(unaligned).context("model.unaligned")?,
                 targets: Targets::List(targets.to_vec()),
-                keep: Keep::Tolerance(direction::DEFAULT_TOLERANCE),
+                keep: Keep::Tolerance(DEFAULT_TOLERANCE),
                 allow_missing: false,
                 out: path.clone(),
             };

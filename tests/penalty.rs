@@ -1,0 +1,203 @@
+//! The closed-form penalty against the literal formula in f64: goldens made with PyTorch (see
+//! `scripts/make_goldens.py`) and a naive version here.
+
+use asft::method::direction_file::DirectionFactors;
+use asft::method::factorize::{Keep, Setting, factorize};
+use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, aligned_share};
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+const TOLERANCE: f64 = 1e-5;
+
+fn direction(v: &Tensor) -> DirectionFactors {
+    let (d_out, d_in) = v.dims2().unwrap();
+    let values: Vec<f32> = v.flatten_all().unwrap().to_vec1().unwrap();
+    let setting = Setting { keep: Keep::Tolerance(0.0), memory: usize::MAX, par: faer::Par::Seq };
+    let found = factorize(&|| Ok(values.clone()), (d_out, d_in), &setting).unwrap().0;
+    let k = found.rank();
+    DirectionFactors {
+        basis: Tensor::from_vec(found.basis, (d_out, k), &Device::Cpu).unwrap(),
+        eigenvalues: Tensor::from_vec(found.eigenvalues, k, &Device::Cpu).unwrap(),
+        v_norm: found.v_norm,
+        residual: found.residual,
+    }
+}
+
+fn scalar(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0]
+}
+
+fn norm(x: &Tensor) -> f64 {
+    scalar(&x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap()).sqrt()
+}
+
+fn assert_near(what: &str, got: &Tensor, expected: &Tensor) -> f64 {
+    let got = got.to_dtype(DType::F64).unwrap();
+    let expected = expected.to_dtype(DType::F64).unwrap();
+    let error = norm(&(&got - &expected).unwrap());
+    let relative = if error == 0.0 { 0.0 } else { error / norm(&expected) };
+    assert!(relative <= TOLERANCE, "{what}: relative error {relative:.2e}");
+    relative
+}
+
+fn assert_value(what: &str, got: f64, expected: f64) -> f64 {
+    let relative = if got == expected { 0.0 } else { (got - expected).abs() / expected.abs() };
+    assert!(relative <= TOLERANCE, "{what}: {got} instead of {expected}");
+    relative
+}
+
+fn options(case: &Value, index: &Value) -> AsftOptions {
+    let (projector, rank, energy) = match case["projector"].as_str().unwrap() {
+        "paper" => (Projector::Paper, None, None),
+        "subspace_rank" => (Projector::Subspace, index["rank"].as_u64().map(|rank| rank as usize), None),
+        "subspace_energy" => (Projector::Subspace, None, index["energy"].as_f64()),
+        other => panic!("projector {other}"),
+    };
+    AsftOptions {
+        lambda: index["lambda"].as_f64().unwrap(),
+        penalize: serde_json::from_value(case["penalize"].clone()).unwrap(),
+        projector,
+        subspace_rank: rank,
+        subspace_energy: energy,
+        scaled: case["scaled"].as_bool().unwrap(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn every_golden_is_met() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/penalty");
+    let index: Value = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+    let goldens = candle_core::safetensors::load(folder.join("penalty.safetensors"), &Device::Cpu).unwrap();
+    let scale = index["alpha"].as_f64().unwrap() / index["r"].as_f64().unwrap();
+    let mut worst = 0f64;
+    let cases = index["cases"].as_array().unwrap();
+    assert!(cases.len() >= 90, "only {} cases", cases.len());
+    let mut directions: HashMap<&str, DirectionFactors> = HashMap::new();
+    for case in cases {
+        let (key, module) = (case["key"].as_str().unwrap(), case["module"].as_str().unwrap());
+        let golden = |suffix: &str| &goldens[&format!("{key}.{suffix}")];
+        let input = |name: &str| &goldens[&format!("{module}.{name}")];
+        let options = options(case, &index);
+        let penalty = Penalty::new(&options).unwrap();
+        let direction = directions.entry(module).or_insert_with(|| direction(input("V")));
+        let factors = Factors::new(&options, direction, &Device::Cpu).unwrap();
+        if options.projector == Projector::Subspace {
+            let which = if options.subspace_rank.is_some() { "k_by_rank" } else { "k_by_energy" };
+            assert_eq!(factors.rank() as u64, index["modules"][module][which].as_u64().unwrap(), "{key}");
+        }
+        if case["form"] == "lora" {
+            let term = penalty.lora(Some(&factors), input("A"), input("B"), scale).unwrap();
+            worst = worst.max(assert_value(key, term.value, scalar(golden("value"))));
+            worst = worst.max(assert_near(key, &term.grad_a, golden("grad_A")));
+            worst = worst.max(assert_near(key, &term.grad_b, golden("grad_B")));
+        } else {
+            let term = penalty.full(Some(&factors), input("delta")).unwrap();
+            worst = worst.max(assert_value(key, term.value, scalar(golden("value"))));
+            worst = worst.max(assert_near(key, &term.grad, golden("grad")));
+        }
+    }
+    println!("{} cases, worst relative error {worst:.1e}", cases.len());
+}
+
+/// λ ‖M s B A‖_F² and its gradients in f64, with every matrix formed.
+fn literal(m: &Tensor, a: &Tensor, b: &Tensor, weight: f64) -> (f64, Tensor, Tensor) {
+    let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+    let (a, b) = (wide(a), wide(b));
+    let delta = b.matmul(&a).unwrap();
+    let kept = m.matmul(&delta).unwrap();
+    let by_delta = (m.t().unwrap().matmul(&kept).unwrap() * (2.0 * weight)).unwrap();
+    let grad_a = b.t().unwrap().matmul(&by_delta).unwrap();
+    let grad_b = by_delta.matmul(&a.t().unwrap()).unwrap();
+    (weight * norm(&kept).powi(2), grad_a, grad_b)
+}
+
+#[test]
+fn larger_layers_meet_the_literal_formula() {
+    let device = Device::Cpu;
+    for (d_out, d_in, r) in [(96, 160, 8), (160, 96, 16), (128, 128, 1)] {
+        let random =
+            |rows, columns, scale: f64| (Tensor::randn(0f32, 1.0, (rows, columns), &device).unwrap() * scale).unwrap();
+        let v = random(d_out, d_in, 0.02);
+        let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+        let direction = direction(&v);
+        let wide = v.to_dtype(DType::F64).unwrap();
+        let c = (wide.matmul(&wide.t().unwrap()).unwrap() / norm(&wide)).unwrap();
+        let eye = Tensor::eye(d_out, DType::F64, &device).unwrap();
+        for (penalize, m) in [
+            (Penalize::Orthogonal, (&eye - &c).unwrap()),
+            (Penalize::Aligned, c.clone()),
+            (Penalize::All, eye.clone()),
+            (Penalize::None, (&eye * 0.0).unwrap()),
+        ] {
+            for scaled in [false, true] {
+                let options = AsftOptions { lambda: 1.3, penalize, scaled, ..Default::default() };
+                let factors = Factors::new(&options, &direction, &device).unwrap();
+                let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+                let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
+                let (value, grad_a, grad_b) = literal(&m, &a, &b, weight);
+                let what = format!("{penalize:?} scaled {scaled} [{d_out}, {d_in}]");
+                assert_value(&what, term.value, value);
+                assert_near(&what, &term.grad_a, &grad_a);
+                assert_near(&what, &term.grad_b, &grad_b);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cancelling_product_keeps_its_digits() {
+    // B's columns are nearly opposite and A's rows nearly equal: B A is a thousandth of what its factors suggest.
+    let device = Device::Cpu;
+    let column = Tensor::randn(0f32, 1.0, (64, 1), &device).unwrap();
+    let row = Tensor::randn(0f32, 1.0, (1, 80), &device).unwrap();
+    let small = |rows, columns| (Tensor::randn(0f32, 1.0, (rows, columns), &device).unwrap() * 1e-3).unwrap();
+    let b = (Tensor::cat(&[&column, &column.neg().unwrap()], 1).unwrap() + small(64, 2)).unwrap();
+    let a = (Tensor::cat(&[&row, &row], 0).unwrap() + small(2, 80)).unwrap();
+    let options = AsftOptions { penalize: Penalize::All, ..Default::default() };
+    let term = Penalty::new(&options).unwrap().lora(None, &a, &b, 1.0).unwrap();
+    let eye = Tensor::eye(64, DType::F64, &device).unwrap();
+    let (value, grad_a, grad_b) = literal(&eye, &a, &b, 1.0);
+    assert_value("value", term.value, value);
+    assert_near("grad_a", &term.grad_a, &grad_a);
+    assert_near("grad_b", &term.grad_b, &grad_b);
+}
+
+#[test]
+fn the_share_along_the_direction_is_told() {
+    let device = Device::Cpu;
+    let u = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], &device).unwrap();
+    let direction = DirectionFactors {
+        basis: u,
+        eigenvalues: Tensor::new(&[2f32, 1.0], &device).unwrap(),
+        v_norm: 3.0,
+        residual: 0.0,
+    };
+    let factors = Factors::new(&AsftOptions::default(), &direction, &device).unwrap();
+    let a = Tensor::new(&[[1f32, 0.0]], &device).unwrap();
+    let b = Tensor::new(&[[3f32], [0.0], [4.0], [0.0]], &device).unwrap();
+    assert!((aligned_share(&factors, &a, &b).unwrap() - 9.0 / 25.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_file_truncated_too_far_for_the_subspace_is_refused() {
+    let device = Device::Cpu;
+    let direction = DirectionFactors {
+        basis: Tensor::new(&[[1f32], [0.0]], &device).unwrap(),
+        eigenvalues: Tensor::new(&[0.5f32], &device).unwrap(),
+        v_norm: 1.0,
+        residual: 0.4,
+    };
+    for (rank, energy) in [(Some(2), None), (None, Some(0.9)), (None, None)] {
+        let options = AsftOptions {
+            projector: Projector::Subspace,
+            subspace_rank: rank,
+            subspace_energy: energy,
+            ..Default::default()
+        };
+        let error = Factors::new(&options, &direction, &device).unwrap_err();
+        assert_eq!(asft::error::exit_code(&error), 2);
+    }
+}
