@@ -2,11 +2,13 @@
 //!
 //! safetensors, f32, keyed by module path:
 //!
-//!     <module>.basis        [d_out, k]   U, orthonormal columns, eigenvalue-descending
-//!     <module>.eigenvalues  [k]          c; σ_i = sqrt(c_i ‖V‖_F)
-//!     <module>.right_basis  [d_in, k]    V's right singular vectors: V ≈ U diag(σ) right_basisᵀ
-//!     <module>.v_norm       [1]          ‖V‖_F
-//!     <module>.residual     [1]          an upper bound on ‖C − U diag(c) Uᵀ‖₂
+//! ```text
+//! <module>.basis        [d_out, k]   U, orthonormal columns, eigenvalue-descending
+//! <module>.eigenvalues  [k]          c; σ_i = sqrt(c_i ‖V‖_F)
+//! <module>.right_basis  [d_in, k]    V's right singular vectors: V ≈ U diag(σ) right_basisᵀ
+//! <module>.v_norm       [1]          ‖V‖_F
+//! <module>.residual     [1]          an upper bound on ‖C − U diag(c) Uᵀ‖₂
+//! ```
 //!
 //! Metadata: `format`, `version`, `tool`; `aligned` and `unaligned` as JSON [`Identity`]; `target_modules` (JSON list);
 //! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run

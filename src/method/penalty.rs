@@ -3,8 +3,10 @@
 //! M is symmetric: I − C (`orthogonal`), C (`aligned`) or I (`all`), with C = U diag(c) Uᵀ, and s = alpha / r where
 //! `scaled`, else 1. For LoRA, with G = M B:
 //!
-//!     S = A Aᵀ, T = GᵀG                                   [r, r]
-//!     value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
+//! ```text
+//! S = A Aᵀ, T = GᵀG                                   [r, r]
+//! value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
+//! ```
 //!
 //! M is only ever applied, through U: M x = x − U (c ∘ (Uᵀx)). Cost O(r (d_out k + r d_in)) a module.
 //! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
