@@ -28,11 +28,12 @@ macro_rules! invalid {
 /// Returns an [`Invalid`] error unless the condition holds.
 #[macro_export]
 macro_rules! ensure_valid {
-    ($cond:expr, $($arg:tt)*) => {
-        if !$cond {
+    ($cond:expr, $($arg:tt)*) => {{
+        let holds: bool = $cond;
+        if !holds {
             return Err($crate::invalid!($($arg)*));
         }
-    };
+    }};
 }
 
 /// Exit code for an error chain: 2 when the user can put it right, 1 otherwise.

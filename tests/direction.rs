@@ -236,13 +236,14 @@ fn damaged_files_are_refused() {
     run(&request).unwrap();
     let metadata = Checkpoint::open_file(&request.out).unwrap().metadata().clone();
     let tensors = candle_core::safetensors::load(&request.out, &Device::Cpu).unwrap();
-    let key = "model.layers.0.self_attn.v_proj";
-    let damage: [(&str, Box<dyn Fn(&mut BTreeMap<String, Tensor>)>); 5] = [
-        ("non-finite", Box::new(|t| replace(t, &format!("{key}.basis"), |x| x / 0.0))),
-        ("unit length", Box::new(|t| replace(t, &format!("{key}.basis"), |x| x * 2.0))),
-        ("descending", Box::new(|t| replace(t, &format!("{key}.eigenvalues"), |x| x.neg()))),
-        ("no tensor `right_basis`", Box::new(|t| drop(t.remove(&format!("{key}.right_basis"))))),
-        ("expected [1]", Box::new(|t| replace(t, &format!("{key}.residual"), |x| Tensor::cat(&[x, x], 0)))),
+    const KEY: &str = "model.layers.0.self_attn.v_proj";
+    type Damage = Box<dyn Fn(&mut BTreeMap<String, Tensor>)>;
+    let damage: [(&str, Damage); 5] = [
+        ("non-finite", Box::new(|t| replace(t, &format!("{KEY}.basis"), |x| x / 0.0))),
+        ("unit length", Box::new(|t| replace(t, &format!("{KEY}.basis"), |x| x * 2.0))),
+        ("descending", Box::new(|t| replace(t, &format!("{KEY}.eigenvalues"), |x| x.neg()))),
+        ("no tensor `right_basis`", Box::new(|t| drop(t.remove(&format!("{KEY}.right_basis"))))),
+        ("expected [1]", Box::new(|t| replace(t, &format!("{KEY}.residual"), |x| Tensor::cat(&[x, x], 0)))),
     ];
     for (message, damage) in damage {
         let mut tensors: BTreeMap<String, Tensor> = tensors.clone().into_iter().collect();
@@ -253,7 +254,7 @@ fn damaged_files_are_refused() {
         let error = Directions::open(&path).err().expect("a damaged file must be refused");
         assert_eq!(exit_code(&error), 2);
         let text = error.to_string();
-        assert!(text.contains(message) && text.contains(key), "{message}: {text}");
+        assert!(text.contains(message) && text.contains(KEY), "{message}: {text}");
     }
     let error = Directions::open(&a.path().join("model.safetensors")).err().unwrap();
     assert!(error.to_string().contains("not a direction file"), "{error}");

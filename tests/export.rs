@@ -43,8 +43,7 @@ fn a_merge_can_change_the_type_and_says_so_in_the_config() {
     let (case, out) = ("llama3_rope", scratch.path().join("merged"));
     let source = fixture(case).join("model");
     let adapter = golden_adapter(case);
-    adapter::merge(&source, &base_checkpoint(case), &adapter, &out, Some(DType::BF16), &ProgressBar::hidden())
-        .unwrap();
+    adapter::merge(&source, &base_checkpoint(case), &adapter, &out, Some(DType::BF16), &ProgressBar::hidden()).unwrap();
     let config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["dtype"], "bfloat16");

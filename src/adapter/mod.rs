@@ -51,31 +51,6 @@ impl AdapterModule {
 }
 
 impl Adapter {
-    /// A new adapter as PEFT initialises one: A uniform in ±1/√d_in (Kaiming, a = √5), B zero. Every matrix has its own
-    /// random stream, so that it does not depend on which other modules are adapted.
-    pub fn new(
-        spec: &ModelSpec,
-        modules: &[String],
-        rank: usize,
-        alpha: f64,
-        seed: u64,
-        device: &Device,
-    ) -> Result<BTreeMap<String, AdapterModule>> {
-        let mut adapters = BTreeMap::new();
-        for module in modules {
-            let (d_out, d_in) = module_shape(spec, module)
-                .ok_or_else(|| invalid!("{module} is not a linear of this model's blocks"))?;
-            let seed = blake3::hash(format!("{seed} {module}").as_bytes());
-            let mut rng = rand_chacha::ChaCha8Rng::from_seed(*seed.as_bytes());
-            let bound = 1.0 / (d_in as f32).sqrt();
-            let values: Vec<f32> = (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect();
-            let a = Tensor::from_vec(values, (rank, d_in), device)?;
-            let b = Tensor::zeros((d_out, rank), candle_core::DType::F32, device)?;
-            adapters.insert(module.clone(), AdapterModule { a, b, alpha });
-        }
-        Ok(adapters)
-    }
-
     /// lora_alpha / r, or lora_alpha / √r for rsLoRA.
     pub fn scale(&self, module: &AdapterModule) -> f64 {
         let rank = module.rank() as f64;
@@ -132,6 +107,31 @@ impl Adapter {
         }
         Ok(adapter)
     }
+}
+
+/// A new adapter as PEFT initialises one: A uniform in ±1/√d_in (Kaiming, a = √5), B zero. Every matrix has its own
+/// random stream, so that it does not depend on which other modules are adapted.
+pub fn fresh_modules(
+    spec: &ModelSpec,
+    modules: &[String],
+    rank: usize,
+    alpha: f64,
+    seed: u64,
+    device: &Device,
+) -> Result<BTreeMap<String, AdapterModule>> {
+    let mut adapters = BTreeMap::new();
+    for module in modules {
+        let (d_out, d_in) =
+            module_shape(spec, module).ok_or_else(|| invalid!("{module} is not a linear of this model's blocks"))?;
+        let seed = blake3::hash(format!("{seed} {module}").as_bytes());
+        let mut rng = rand_chacha::ChaCha8Rng::from_seed(*seed.as_bytes());
+        let bound = 1.0 / (d_in as f32).sqrt();
+        let values: Vec<f32> = (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect();
+        let a = Tensor::from_vec(values, (rank, d_in), device)?;
+        let b = Tensor::zeros((d_out, rank), candle_core::DType::F32, device)?;
+        adapters.insert(module.clone(), AdapterModule { a, b, alpha });
+    }
+    Ok(adapters)
 }
 
 /// (d_out, d_in) of a block linear by its full module path.

@@ -101,13 +101,13 @@ impl ModelSpec {
             mlp_bias: config.flag("mlp_bias")?.unwrap_or(false),
         };
         ensure_valid!(
-            spec.num_attention_heads % spec.num_key_value_heads == 0,
+            spec.num_attention_heads.is_multiple_of(spec.num_key_value_heads),
             "{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
             config.origin,
             spec.num_attention_heads,
             spec.num_key_value_heads
         );
-        ensure_valid!(spec.head_dim % 2 == 0, "{}: head_dim {} is odd", config.origin, spec.head_dim);
+        ensure_valid!(spec.head_dim.is_multiple_of(2), "{}: head_dim {} is odd", config.origin, spec.head_dim);
         Ok(spec)
     }
 

@@ -88,7 +88,14 @@ fn initial_adapter(
             adapter
         }
         None => Adapter {
-            modules: Adapter::new(spec, targets, options.rank, options.alpha as f64, settings.train.seed, device)?,
+            modules: adapter::fresh_modules(
+                spec,
+                targets,
+                options.rank,
+                options.alpha as f64,
+                settings.train.seed,
+                device,
+            )?,
             use_rslora: options.use_rslora,
             dropout: 0.0,
             base: None,

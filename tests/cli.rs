@@ -1,0 +1,253 @@
+//! The binary as a user runs it: the README's first command, and one clear error for each kind of bad input.
+
+mod common;
+
+use assert_cmd::Command;
+use common::fixture;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn asft() -> Command {
+    let mut command = Command::cargo_bin("asft").unwrap();
+    // No test may wait for a network.
+    command.current_dir(root()).env("HF_HUB_OFFLINE", "1").env_remove("ASFT_THREADS");
+    command
+}
+
+/// A run of the tiny config into `dir`, with further overrides.
+fn train(dir: &Path, overrides: &[&str]) -> Command {
+    let mut command = asft();
+    command.args(["train", "--config", "configs/tiny.toml", "--set"]).arg(format!("output.dir={}", dir.display()));
+    for set in overrides {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+/// Asserts exit code 2, a single `error:` line with all of `needles`, and nothing written under `scratch`.
+#[track_caller]
+fn refused(mut command: Command, scratch: &TempDir, needles: &[&str]) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    for needle in needles {
+        assert!(stderr.contains(needle), "no `{needle}` in: {stderr}");
+    }
+    assert!(!scratch.path().join("run").exists(), "a refused run wrote its output folder");
+}
+
+fn rows(dir: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_first_command_trains_exports_and_is_used() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    train(&dir, &["data.validation=0.1"]).assert().success();
+    let rows = rows(&dir);
+    let losses: Vec<f64> = rows.iter().filter_map(|row| row["task_loss"].as_f64()).collect();
+    assert!(losses.len() >= 20 && losses[losses.len() - 1] < 0.7 * losses[0], "{losses:?}");
+    assert!(rows.iter().any(|row| row["penalty"].as_f64().is_some_and(|p| p > 0.0)));
+    assert!(rows.last().unwrap()["eval_loss"].as_f64().unwrap() > 0.0);
+    for file in ["config.toml", "run.json", "direction.safetensors", "adapter/adapter_config.json", "adapter/README.md"]
+    {
+        assert!(dir.join(file).is_file(), "{file}");
+    }
+    let record: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
+    assert!(record["inputs"]["train"]["hash"].is_string() && record["peak_memory_bytes"].as_u64().unwrap() > 0);
+
+    // The resolved config is a config: it repeats the run bit for bit.
+    let again = scratch.path().join("again");
+    let mut command = asft();
+    command.args(["train", "--quiet", "--config"]).arg(dir.join("config.toml"));
+    command.args(["--set", &format!("output.dir={}", again.display())]).assert().success();
+    let bytes = |dir: &Path| std::fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(bytes(&dir), bytes(&again));
+
+    let adapter = dir.join("adapter");
+    let eval = |adapter: Option<&Path>| {
+        let mut command = asft();
+        command.args(["eval", "--json", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"]);
+        if let Some(adapter) = adapter {
+            command.arg("--adapter").arg(adapter);
+        }
+        let output = command.output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["loss"].as_f64().unwrap()
+    };
+    assert!(eval(Some(&adapter)) < 0.7 * eval(None));
+    let merged = scratch.path().join("merged");
+    let mut command = asft();
+    command.args(["merge", "--dtype", "f32", "--model", "tests/tiny/aligned", "--adapter"]).arg(&adapter);
+    command.arg("--out").arg(&merged).assert().success();
+    let answer = |model: &Path, adapter: Option<&Path>| {
+        let mut command = asft();
+        command.args(["generate", "--max-new-tokens", "12", "--prompt", "What is the opposite of hot?", "--model"]);
+        command.arg(model);
+        if let Some(adapter) = adapter {
+            command.arg("--adapter").arg(adapter);
+        }
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let adapted = answer(Path::new("tests/tiny/aligned"), Some(&adapter));
+    assert!(!adapted.trim().is_empty());
+    assert_eq!(adapted, answer(&merged, None));
+}
+
+#[test]
+fn an_adapter_can_be_continued() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (first, second) = (scratch.path().join("first"), scratch.path().join("second"));
+    train(&first, &["train.max_steps=5", "lora.dropout=0"]).assert().success();
+    let init = format!("lora.init_adapter={}", first.join("adapter").display());
+    train(&second, &["train.max_steps=1", "lora.dropout=0", "train.learning_rate=1e-12", &init]).assert().success();
+    // It starts where the first ended: the first step's penalty is not that of a fresh adapter, zero.
+    let penalty = |row: &serde_json::Value| row["penalty"].as_f64().unwrap();
+    assert!(penalty(&rows(&second)[0]) > 0.0);
+    assert_eq!(penalty(&rows(&first)[0]), 0.0);
+}
+
+#[test]
+fn full_tuning_saves_an_ordinary_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    train(&dir, &["train.method=full", "train.max_steps=6", "train.learning_rate=1e-3"]).assert().success();
+    let mut command = asft();
+    command.args(["eval", "--json", "--data", "tests/tiny/train.jsonl", "--model"]).arg(dir.join("model"));
+    command.assert().success();
+    let text = std::fs::read_to_string(dir.join("model/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["dtype"], "float32");
+    assert!(dir.join("model/tokenizer.json").is_file());
+    assert!(rows(&dir).last().unwrap()["penalty"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn an_earlier_run_is_not_overwritten_unasked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("taken");
+    train(&dir, &["train.max_steps=1"]).assert().success();
+    let before = std::fs::read(dir.join("metrics.jsonl")).unwrap();
+    refused(train(&dir, &["train.max_steps=2"]), &scratch, &["earlier run", "--overwrite"]);
+    assert_eq!(std::fs::read(dir.join("metrics.jsonl")).unwrap(), before);
+    let mut command = train(&dir, &["train.max_steps=2"]);
+    command.arg("--overwrite").assert().success();
+    assert_eq!(rows(&dir).len(), 2);
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    for (set, needles) in [
+        ("train.learnig_rate=1e-4", &["learnig_rate", "did you mean", "train.learning_rate"][..]),
+        ("lora.rank=0", &["lora.rank"]),
+        ("data.train=nowhere.jsonl", &["nowhere.jsonl"]),
+        ("model.aligned=./nowhere", &["nowhere"]),
+        ("model.unaligned=tests/fixtures/llama_gqa/model", &["differ", "q_proj"]),
+        ("lora.target_modules=['q_porj']", &["q_porj", "did you mean", "q_proj", "down_proj"]),
+        ("asft.direction=tests/tiny/aligned/model.safetensors", &["not a direction file"]),
+        ("lora.init_adapter=tests/fixtures/llama_gqa/adapter", &["does not fit"]),
+        ("model.device=cuda", &["cuda", "--features"]),
+    ] {
+        refused(train(&dir, &[set]), &scratch, needles);
+    }
+    let mut command = asft();
+    command.args(["train", "--config", "nowhere.toml"]);
+    refused(command, &scratch, &["nowhere.toml"]);
+}
+
+#[test]
+fn bad_data_is_refused_with_file_and_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let file = scratch.path().join("data.jsonl");
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    for (text, needles) in [
+        (format!("{good}\n{{\"instruction\": \"a\""), &["data.jsonl:2"][..]),
+        (format!("{good}\n{{\"instruction\": 3, \"output\": \"b\"}}"), &["data.jsonl:2", "instruction"]),
+        (format!("{good}\n{{\"prompt\": \"a\"}}"), &["data.jsonl:2", "instruction", "prompt"]),
+        (String::new(), &["data.jsonl"]),
+        ("[]".to_string(), &["data.jsonl"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        refused(train(&dir, &[&format!("data.train={}", file.display())]), &scratch, needles);
+    }
+    std::fs::write(&file, format!("{good}\n")).unwrap();
+    let set = format!("data.train={}", file.display());
+    refused(train(&dir, &[&set, "data.max_length=3"]), &scratch, &["data.jsonl:1", "label"]);
+}
+
+/// A copy of the tiny model with one file changed by `change`.
+fn damaged(scratch: &TempDir, change: impl Fn(&Path)) -> String {
+    let dir = scratch.path().join("model");
+    std::fs::create_dir_all(&dir).unwrap();
+    for entry in std::fs::read_dir(root().join("tests/tiny/aligned")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+    change(&dir);
+    format!("model.aligned={}", dir.display())
+}
+
+#[test]
+fn damaged_models_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let weights = "model.safetensors";
+    let set = damaged(&scratch, |dir| {
+        let bytes = std::fs::read(dir.join(weights)).unwrap();
+        std::fs::write(dir.join(weights), &bytes[..bytes.len() / 2]).unwrap();
+    });
+    refused(train(&dir, &[&set]), &scratch, &[weights, "truncated"]);
+    let set = damaged(&scratch, |dir| std::fs::write(dir.join(weights), [7; 100]).unwrap());
+    refused(train(&dir, &[&set]), &scratch, &[weights, "not a usable safetensors file"]);
+    let set = damaged(&scratch, |dir| {
+        let index = r#"{"weight_map": {"model.norm.weight": "../../etc/model.safetensors"}}"#;
+        std::fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+    });
+    refused(train(&dir, &[&set]), &scratch, &["outside"]);
+    std::fs::remove_file(scratch.path().join("model/model.safetensors.index.json")).unwrap();
+    let set = damaged(&scratch, |dir| {
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["intermediate_size"] = 7.into();
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    });
+    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["mlp.down_proj", "shape", "7"]);
+    let set = damaged(&scratch, |dir| std::fs::remove_file(dir.join("chat_template.jinja")).unwrap());
+    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["template", "data.template"]);
+}
+
+#[test]
+fn directions_of_other_weights_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, file) = (scratch.path().join("run"), scratch.path().join("d.safetensors"));
+    let mut command = asft();
+    // The pair the wrong way round: shapes fit, weights do not.
+    command.args(["direction", "--aligned", "tests/tiny/unaligned", "--unaligned", "tests/tiny/aligned", "--out"]);
+    command.arg(&file).assert().success();
+    let set = format!("asft.direction={}", file.display());
+    refused(train(&dir, &[&set]), &scratch, &["other aligned weights", "q_proj"]);
+}
+
+#[test]
+fn peft_folders_can_be_used_directly() {
+    let case = fixture("llama_gqa");
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = asft();
+    command.args(["merge", "--model"]).arg(case.join("model")).arg("--adapter").arg(case.join("adapter"));
+    command.arg("--out").arg(scratch.path().join("merged")).assert().success();
+    let mut command = asft();
+    command.args(["merge", "--model", "tests/tiny/aligned", "--out"]).arg(scratch.path().join("run"));
+    command.arg("--adapter").arg(case.join("adapter"));
+    refused(command, &scratch, &["does not fit"]);
+}
