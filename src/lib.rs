@@ -1,4 +1,22 @@
 //! asft: fine-tunes language models without losing their safety (AsFT, arXiv 2506.08473).
+//!
+//! The map of the house. Dependencies point downwards; data flow one way, from the command line to the adapter folder.
+//!
+//! | room | what happens there |
+//! | --- | --- |
+//! | [`cli`] | arguments as typed |
+//! | [`commands`] | one file per command: load, call, write |
+//! | [`config`] | TOML and `--set` overrides to validated settings |
+//! | [`train`] | prepare, plan, step, run, export |
+//! | [`eval`] | what a model is worth |
+//! | [`method`] | AsFT itself: the direction V, the factors of C, the penalty |
+//! | [`data`] | records to token ids and labels, batches |
+//! | [`adapter`] | LoRA adapters: in memory, as PEFT folders, merged |
+//! | [`optim`] | AdamW and its schedule |
+//! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
+//! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`names`], [`error`] | files, downloads, text, progress, module names, exit codes |
+
 pub mod adapter;
 pub mod checkpoint;
 pub mod cli;

@@ -152,7 +152,7 @@ fn bad_settings_are_refused() {
         ("lora.rank=0", &["lora.rank"]),
         ("data.train=nowhere.jsonl", &["nowhere.jsonl"]),
         ("model.aligned=./nowhere", &["nowhere"]),
-        ("model.unaligned=tests/fixtures/llama_gqa/model", &["differ", "q_proj"]),
+        ("model.unaligned=tests/fixtures/llama3_rope/model", &["differ", "q_proj"]),
         ("lora.target_modules=['q_porj']", &["q_porj", "did you mean", "q_proj", "down_proj"]),
         ("asft.direction=tests/tiny/aligned/model.safetensors", &["not a direction file"]),
         ("lora.init_adapter=tests/fixtures/llama_gqa/adapter", &["does not fit"]),
@@ -222,9 +222,10 @@ fn damaged_models_are_refused() {
         config["intermediate_size"] = 7.into();
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     });
-    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["mlp.down_proj", "shape", "7"]);
+    refused(train(&dir, &[&set]), &scratch, &["mlp.down_proj", "shape", "7"]);
     let set = damaged(&scratch, |dir| std::fs::remove_file(dir.join("chat_template.jinja")).unwrap());
-    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["template", "data.template"]);
+    refused(train(&dir, &[&set]), &scratch, &["template", "data.template"]);
+    refused(train(&dir, &["asft.direction=nowhere.safetensors"]), &scratch, &["nowhere.safetensors"]);
 }
 
 #[test]

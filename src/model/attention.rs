@@ -3,6 +3,7 @@
 use super::linear::{Linear, Saved as LinearSaved};
 use super::parameters::Gradients;
 use super::{LayerCache, Pass};
+use crate::ops::sum::add;
 use crate::ops::{attention, rope};
 use anyhow::Result;
 use candle_core::Tensor;
@@ -49,8 +50,8 @@ impl Attention {
         let (dq, dk, dv) = attention::backward(&saved.core, &d_core, self.shape(pass))?;
         let (dq, dk) = (rope::backward(&dq, &pass.angles)?, rope::backward(&dk, &pass.angles)?);
         let dh = self.v_proj.backward(&saved.v, &dv, key, gradients)?;
-        let dh = (dh + self.k_proj.backward(&saved.k, &dk, key, gradients)?)?;
-        Ok((dh + self.q_proj.backward(&saved.q, &dq, key, gradients)?)?)
+        let dh = add(&dh, &self.k_proj.backward(&saved.k, &dk, key, gradients)?)?;
+        add(&dh, &self.q_proj.backward(&saved.q, &dq, key, gradients)?)
     }
 
     fn shape(&self, pass: &Pass) -> attention::Shape {

@@ -7,6 +7,7 @@ use super::norm::Norm;
 use super::parameters::Gradients;
 use super::{LayerCache, Pass};
 use crate::ops::rms_norm;
+use crate::ops::sum::add;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -30,18 +31,18 @@ impl Block {
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
         let (h, norm1) = self.input_layernorm.forward(x)?;
         let (a, attention) = self.self_attn.forward(&h, pass, cache)?;
-        let x = (x + a)?;
+        let x = add(x, &a)?;
         let (h, norm2) = self.post_attention_layernorm.forward(&x)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
-        Ok(((x + m)?, Saved { norm1, attention, norm2, mlp }))
+        Ok((add(&x, &m)?, Saved { norm1, attention, norm2, mlp }))
     }
 
     /// dy -> dx, both [B · T, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let dh = self.mlp.backward(&saved.mlp, dy, pass, gradients)?;
-        let dx = (dy + self.post_attention_layernorm.backward(&saved.norm2, &dh, gradients)?)?;
+        let dx = add(dy, &self.post_attention_layernorm.backward(&saved.norm2, &dh, gradients)?)?;
         let dh = self.self_attn.backward(&saved.attention, &dx, pass, gradients)?;
-        Ok((&dx + self.input_layernorm.backward(&saved.norm1, &dh, gradients)?)?)
+        add(&dx, &self.input_layernorm.backward(&saved.norm1, &dh, gradients)?)
     }
 
     /// The block's linears, in the order of [`super::BLOCK_LINEARS`].

@@ -5,6 +5,7 @@
 //! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z.
 
 use super::parameters::Gradients;
+use crate::ops::sum::add;
 use crate::ops::{dropout, linear};
 use anyhow::Result;
 use candle_core::Tensor;
@@ -48,7 +49,7 @@ impl Linear {
         if let Some(lora) = &self.lora {
             let z = self.drop(lora, x, dropout_key)?;
             let za = linear::forward(&z, &lora.a, None)?;
-            y = (y + linear::forward(&(&za * lora.scale)?, &lora.b, None)?)?;
+            y = add(&y, &linear::forward(&(&za * lora.scale)?, &lora.b, None)?)?;
             low = Some((z, za));
         }
         Ok((y, Saved { x: x.clone(), low }))
@@ -68,7 +69,7 @@ impl Linear {
             gradients.add(&self.lora_name('A'), linear::backward_weight(&dyb, z)?)?;
             gradients.add(&self.lora_name('B'), (linear::backward_weight(dy, za)? * lora.scale)?)?;
             let dz = linear::backward_input(&dyb, &lora.a)?;
-            dx = (dx + self.drop(lora, &dz, dropout_key)?)?;
+            dx = add(&dx, &self.drop(lora, &dz, dropout_key)?)?;
         }
         if self.trains {
             gradients.add(&format!("{}.weight", self.module), linear::backward_weight(dy, &saved.x)?)?;

@@ -4,6 +4,7 @@ use super::Pass;
 use super::linear::{Linear, Saved as LinearSaved};
 use super::parameters::Gradients;
 use crate::ops::gated_mlp;
+use crate::ops::sum::add;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -38,6 +39,6 @@ impl Mlp {
         let d_inner = self.down_proj.backward(&saved.down_saved, dy, key, gradients)?;
         let (d_gate, d_up) = gated_mlp::backward(&saved.gate, &saved.up, &d_inner)?;
         let dh = self.up_proj.backward(&saved.up_saved, &d_up, key, gradients)?;
-        Ok((dh + self.gate_proj.backward(&saved.gate_saved, &d_gate, key, gradients)?)?)
+        add(&dh, &self.gate_proj.backward(&saved.gate_saved, &d_gate, key, gradients)?)
     }
 }

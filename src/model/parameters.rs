@@ -1,5 +1,6 @@
 //! Trained tensors and their gradients, keyed by Hugging Face tensor name.
 
+use crate::ops::sum::{add, square_sum};
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ impl Gradients {
     pub fn add(&mut self, name: &str, gradient: Tensor) -> Result<()> {
         let gradient = gradient.to_dtype(DType::F32)?;
         match self.0.get_mut(name) {
-            Some(sum) => *sum = (&*sum + gradient)?,
+            Some(sum) => *sum = add(sum, &gradient)?,
             None => {
                 self.0.insert(name.to_string(), gradient);
             }
@@ -37,9 +38,7 @@ impl Gradients {
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.0.values() {
-            // Per-row sums in f32 stay short; the rows are added in f64.
-            let rows = gradient.sqr()?.sum(candle_core::D::Minus1)?.to_dtype(DType::F64)?;
-            sum += rows.sum_all()?.to_scalar::<f64>()?;
+            sum += square_sum(gradient)?;
         }
         Ok(sum.sqrt())
     }

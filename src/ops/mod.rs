@@ -12,6 +12,7 @@ pub mod gated_mlp;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod sum;
 
 mod fast_math;
 mod gemm;

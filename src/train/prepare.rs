@@ -45,13 +45,12 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
     let device = settings.model.device.open()?;
     let adapter = match settings.train.method {
-        Method::Lora => Some(initial_adapter(settings, &spec, &checkpoint, &base, &targets, &device)?),
+        Method::Lora => Some(initial_adapter(settings, &spec, &checkpoint, &base, &targets, &device, quiet)?),
         Method::Full => None,
     };
     let targets = adapter.as_ref().map_or(targets, |adapter| adapter.modules.keys().cloned().collect());
     let (train, validation, pad_id) = datasets(settings, &base, &spec, quiet, &mut record)?;
     let plan = Plan::new(train.examples.len(), &settings.train, &settings.data)?;
-    let directions = directions(settings, &base, &spec, &checkpoint, &targets, quiet, &mut record)?;
     let progress = bar(0, "loading model", quiet);
     let mut model = Decoder::load(&spec, &checkpoint, &device, adapter.is_none(), &progress)?;
     progress.finish_and_clear();
@@ -60,6 +59,8 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
         model.attach(loras, parameters)?;
     }
     check_gradients(&model, &train.examples).context("checking that everything trains")?;
+    // Last, for it may write a file: everything cheaper to find wrong has been looked at.
+    let directions = directions(settings, &base, &spec, &checkpoint, &targets, quiet, &mut record)?;
     let penalties = Penalties::new(&settings.asft, &targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let trainer = Trainer::new(model, penalties, &settings.train, dropout);
@@ -78,6 +79,7 @@ fn initial_adapter(
     base: &Resolved,
     targets: &[String],
     device: &Device,
+    quiet: bool,
 ) -> Result<Adapter> {
     let options = &settings.lora;
     let mut adapter = match &options.init_adapter {
@@ -85,6 +87,9 @@ fn initial_adapter(
             let adapter = adapter::load(Path::new(dir), device).context("lora.init_adapter")?;
             adapter.check_fits(spec).context("lora.init_adapter")?;
             BaseIdentity::check(Path::new(dir), &adapter, checkpoint).context("lora.init_adapter")?;
+            if !quiet {
+                eprintln!("continuing {dir}: rank, alpha and target modules are that adapter's, not the config's");
+            }
             adapter
         }
         None => Adapter {
@@ -165,7 +170,12 @@ fn directions(
         return Ok(None);
     }
     let path = match (&options.direction, &settings.model.unaligned) {
-        (Some(file), _) => PathBuf::from(file),
+        (Some(file), unaligned) => {
+            if unaligned.is_some() && !quiet {
+                eprintln!("asft.direction is given: model.unaligned is not read");
+            }
+            PathBuf::from(file)
+        }
         (None, Some(unaligned)) => {
             let path = super::run::direction_path(settings);
             let progress = bar(0, "computing direction", quiet);

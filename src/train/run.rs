@@ -42,7 +42,16 @@ pub struct Outcome {
 pub fn run(settings: &Settings, flags: RunFlags) -> Result<Outcome> {
     let dir = PathBuf::from(&settings.output.dir);
     check_output(&dir, flags.overwrite)?;
-    let mut prepared = prepare(settings, flags.quiet)?;
+    let (dir_existed, direction) = (dir.exists(), direction_path(settings));
+    let direction_existed = direction.exists();
+    let mut prepared = prepare(settings, flags.quiet).inspect_err(|_| {
+        // A run that cannot start leaves nothing behind, the direction that it computed included.
+        if !dir_existed {
+            let _best_effort = std::fs::remove_dir_all(&dir);
+        } else if !direction_existed {
+            let _best_effort = std::fs::remove_file(&direction);
+        }
+    })?;
     clear_output(&dir)?;
     write_config(settings, &dir)?;
     let mut metrics = Metrics::create(&dir.join(METRICS))?;

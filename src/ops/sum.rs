@@ -1,0 +1,52 @@
+//! x + y of equal shapes, for residual connections and for gradients that meet.
+
+use super::{fused, with_f32};
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+const CHUNK: usize = 1 << 14;
+
+/// x + y
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !fused(&[x, y]) || x.dims() != y.dims() {
+        return Ok((x + y)?);
+    }
+    let mut out = vec![0f32; x.elem_count()];
+    with_f32([x, y], |[x, y]| {
+        let input = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
+        out.par_chunks_mut(CHUNK).zip(input).for_each(|(out, (x, y))| {
+            for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                *out = x + y;
+            }
+        });
+    })?;
+    Ok(Tensor::from_vec(out, x.shape(), x.device())?)
+}
+
+/// Σ x², in f64, summed in a fixed order.
+pub fn square_sum(x: &Tensor) -> Result<f64> {
+    if !fused(&[x]) {
+        let rows = x.sqr()?.sum(candle_core::D::Minus1)?.to_dtype(candle_core::DType::F64)?;
+        return Ok(rows.sum_all()?.to_scalar::<f64>()?);
+    }
+    let parts: Vec<f64> = with_f32([x], |[x]| {
+        let part = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        x.par_chunks(CHUNK).map(part).collect()
+    })?;
+    Ok(parts.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, random};
+
+    #[test]
+    fn kernels_equal_candle() {
+        let (x, y) = (random(&[200, 170], 1), random(&[200, 170], 2));
+        close(&add(&x, &y).unwrap(), &(&x + &y).unwrap(), 1e-7);
+        let expected = f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        assert!((square_sum(&x).unwrap() / expected - 1.0).abs() < 1e-5);
+    }
+}
