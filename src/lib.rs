@@ -1,6 +1,7 @@
 //! asft: fine-tunes language models without losing their safety (AsFT, arXiv 2506.08473).
 pub mod adapter;
 pub mod checkpoint;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod error;

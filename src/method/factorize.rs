@@ -6,8 +6,9 @@
 //!   3. U, orthonormal, rounded to the f32 that is stored; c_i = ‖Vᵀu_i‖² / ‖V‖_F for the rounded u_i; right vectors;
 //!   4. the residual's bound ([`super::certify`]), which trusts none of the above.
 //!
-//! V is read again rather than kept while step 2 or 4 needs the memory. Peak bytes, m = 4 d_out d_in, q = n²:
-//! square m + 8 q, decomposition 32 q (f64) or 16 q (f32, where the limit asks for it), certificate at most 12 q + m beside the factors.
+//! V is read again rather than kept while step 2 or 4 needs the memory. Peak bytes, m = 4 d_out d_in, q = n²: square
+//! m + 8 q; decomposition 32 q in f64, or 16 q in f32 where the limit asks for it (then made orthonormal in f64);
+//! certificate 2 m + 8 q for d_out ≤ d_in, else 2 m + 12 q.
 
 use super::certify::{residual_left, residual_right};
 use super::dense::{SMALL, Symmetric, View, eigen_in_place, for_each_product, gram_lower, orthonormalize};
@@ -53,7 +54,7 @@ pub struct Setting {
 /// Peak bytes of the work on a module when the decomposition is made in f64 (or f32).
 pub fn peak_bytes(d_out: usize, d_in: usize, wide: bool) -> usize {
     let (m, q) = (4 * d_out * d_in, d_out.min(d_in).pow(2));
-    let certificate = if d_out <= d_in { m + 12 * q } else { 2 * m + 12 * q };
+    let certificate = if d_out <= d_in { 2 * m + 8 * q } else { 2 * m + 12 * q };
     (2 * m).max(m + 8 * q).max(if wide { 32 * q } else { 16 * q }).max(certificate)
 }
 
@@ -190,7 +191,7 @@ impl Work<'_> {
         fix_signs(&mut basis, k);
         let v = self.read()?;
         // Kept through the certificate if there is room, else computed again after it.
-        let beside = 12 * self.small_side().pow(2) + 4 * k * (self.d_out + self.d_in);
+        let beside = 4 * self.d_out * self.d_in + 8 * self.small_side().pow(2) + 4 * k * (self.d_out + self.d_in);
         let (mut right, mut c) = self.right_vectors(&v, &basis, k, beside <= self.setting.memory);
         let order = descending(&c);
         c = order.iter().map(|i| c[*i]).collect();

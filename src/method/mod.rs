@@ -2,6 +2,7 @@
 
 mod certify;
 mod dense;
+pub mod direction;
 pub mod direction_file;
 pub mod factorize;
 mod options;

@@ -1,0 +1,3 @@
+//! One file per command: load, call, write; no maths.
+
+pub mod direction;

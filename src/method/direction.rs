@@ -1,0 +1,286 @@
+//! `asft direction`: V = W_aligned − W_unaligned per targeted module, from two checkpoints to a direction file.
+//!
+//! Streaming: modules are worked on in batches whose planned memory stays below 4 × the largest targeted matrix in f32
+//! plus an allowance, whatever the models' size. Large modules go one by one, each with every thread; small ones side
+//! by side.
+
+use super::direction_file::{Header, Identity, ModuleDirection, combined_hash, weight_hash};
+use super::factorize::{Keep, Phases, Setting, factorize, peak_bytes};
+use crate::checkpoint::{Checkpoint, StreamWriter};
+use crate::error::listing;
+use crate::hub::Resolved;
+use crate::names::{Targets, block_linears, resolve_targets, sort_naturally};
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use faer::Par;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What the work may take beside 4 × the largest matrix: the promised 200 MB, less the program itself, its panels and
+/// the GEMM's packing buffers.
+const ALLOWANCE_BYTES: usize = 100_000_000;
+
+/// What to compute, and where to put it.
+pub struct DirectionRequest {
+    pub aligned: Resolved,
+    pub unaligned: Resolved,
+    pub out: PathBuf,
+    pub targets: Targets,
+    pub keep: Keep,
+    /// Use what is comparable where the pair's names or shapes differ.
+    pub allow_missing: bool,
+}
+
+/// What was computed of a module.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleReport {
+    pub module: String,
+    pub d_out: usize,
+    pub d_in: usize,
+    /// Directions kept; 0 where V = 0.
+    pub rank: usize,
+    pub v_norm: f32,
+    /// C's largest eigenvalue.
+    pub largest: f32,
+    pub residual: f32,
+    pub seconds: f64,
+    pub phases: Phases,
+}
+
+/// What was computed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub out: PathBuf,
+    pub modules: Vec<ModuleReport>,
+    /// Targeted modules left out with `allow_missing`, with the reason.
+    pub skipped: Vec<String>,
+    pub seconds: f64,
+}
+
+/// A module to work on.
+struct Task {
+    module: String,
+    shape: (usize, usize),
+    /// Planned peak bytes.
+    bytes: usize,
+}
+
+/// A module's result with the hashes of its two weights.
+struct Done {
+    direction: ModuleDirection,
+    report: ModuleReport,
+    hashes: (String, String),
+}
+
+/// Computes and writes a direction file.
+///
+/// # Errors
+/// A target that matches nothing; a pair whose names or shapes differ (every difference listed, unless
+/// `allow_missing`); a non-finite weight. Nothing is written then.
+pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Summary> {
+    let started = Instant::now();
+    let aligned = Checkpoint::open(&request.aligned.dir)?;
+    let unaligned = Checkpoint::open(&request.unaligned.dir)?;
+    let (shapes, skipped) = comparable(request, &aligned, &unaligned)?;
+    let largest = shapes.iter().map(|(_, (d_out, d_in))| 4 * d_out * d_in).max().unwrap_or(0);
+    let limit = 4 * largest + ALLOWANCE_BYTES;
+    let tasks = shapes.into_iter().map(|(module, shape)| plan(module, shape, limit)).collect::<Vec<_>>();
+    progress.set_length(tasks.len() as u64);
+    let mut writer = StreamWriter::create(&request.out)?;
+    let (mut reports, mut hashes) = (vec![], (BTreeMap::new(), BTreeMap::new()));
+    for batch in batches(&tasks, limit) {
+        for done in run_batch(batch, request.keep, limit, (&aligned, &unaligned), progress)? {
+            let module = done.report.module.clone();
+            done.direction.write(&mut writer, &module)?;
+            hashes.0.insert(module.clone(), done.hashes.0);
+            hashes.1.insert(module, done.hashes.1);
+            reports.push(done.report);
+        }
+    }
+    let identity = |source: &Resolved, hashes: &BTreeMap<String, String>| Identity {
+        id: source.id.clone().unwrap_or_else(|| source.dir.display().to_string()),
+        revision: source.revision.clone(),
+        hash: combined_hash(hashes),
+    };
+    let header = Header {
+        aligned: identity(&request.aligned, &hashes.0),
+        unaligned: identity(&request.unaligned, &hashes.1),
+        modules: tasks.into_iter().map(|task| task.module).collect(),
+        kept: match request.keep {
+            Keep::Tolerance(tolerance) => ("tolerance".to_string(), tolerance.to_string()),
+            Keep::Rank(rank) => ("rank".to_string(), rank.to_string()),
+        },
+        module_hashes: hashes.0,
+    };
+    writer.finish(&header.to_metadata()?)?;
+    progress.finish_and_clear();
+    Ok(Summary { out: request.out.clone(), modules: reports, skipped, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Module and shape of a weight.
+type Shaped = (String, (usize, usize));
+
+/// The targeted modules that both checkpoints hold in one shape, in natural order, and what was left out.
+fn comparable(
+    request: &DirectionRequest,
+    aligned: &Checkpoint,
+    unaligned: &Checkpoint,
+) -> Result<(Vec<Shaped>, Vec<String>)> {
+    let sides = (block_linears(aligned), block_linears(unaligned));
+    let mut all: Vec<String> = sides.0.iter().chain(&sides.1).cloned().collect();
+    sort_naturally(&mut all);
+    all.dedup();
+    let targeted = resolve_targets(&request.targets, &all)?;
+    let shape = |checkpoint: &Checkpoint, module: &str| {
+        let info = checkpoint.info(&format!("{module}.weight"))?;
+        Some((*info.shape.first()?, *info.shape.get(1)?))
+    };
+    let (mut shapes, mut problems) = (vec![], vec![]);
+    for module in targeted {
+        match (shape(aligned, &module), shape(unaligned, &module)) {
+            (Some(a), Some(u)) if a == u => shapes.push((module, a)),
+            (Some(a), Some(u)) => problems.push(format!("{module}: aligned {a:?}, unaligned {u:?}")),
+            (Some(_), None) => problems.push(format!("{module}: not in the unaligned model")),
+            _ => problems.push(format!("{module}: not in the aligned model")),
+        }
+    }
+    ensure_valid!(
+        problems.is_empty() || request.allow_missing,
+        "the two models differ in {} of the targeted modules; is one the base of the other? (--allow-missing uses the \
+         {} that are comparable)\n  {}",
+        problems.len(),
+        shapes.len(),
+        problems.join("\n  ")
+    );
+    ensure_valid!(!shapes.is_empty(), "no targeted module is in both models: {}", listing(&problems, 10));
+    Ok((shapes, problems))
+}
+
+fn plan(module: String, shape: (usize, usize), limit: usize) -> Task {
+    let wide = peak_bytes(shape.0, shape.1, true);
+    let bytes = if wide <= limit { wide } else { peak_bytes(shape.0, shape.1, false) };
+    Task { module, shape, bytes }
+}
+
+/// Consecutive tasks that fit into memory together, a few for each thread at most.
+fn batches(tasks: &[Task], limit: usize) -> Vec<&[Task]> {
+    let most = 4 * rayon::current_num_threads();
+    let (mut out, mut start, mut bytes) = (vec![], 0, 0);
+    for (i, task) in tasks.iter().enumerate() {
+        if i > start && (bytes + task.bytes > limit || i - start >= most) {
+            out.push(&tasks[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += task.bytes;
+    }
+    out.push(&tasks[start..]);
+    out
+}
+
+fn run_batch(
+    batch: &[Task],
+    keep: Keep,
+    limit: usize,
+    pair: (&Checkpoint, &Checkpoint),
+    progress: &ProgressBar,
+) -> Result<Vec<Done>> {
+    let run = |task: &Task, setting: &Setting| {
+        let done = run_task(task, setting, pair).with_context(|| format!("module {}", task.module));
+        progress.inc(1);
+        done
+    };
+    if let [task] = batch {
+        return Ok(vec![run(task, &Setting { keep, memory: limit, par: Par::rayon(0) })?]);
+    }
+    let setting = |task: &Task| Setting { keep, memory: task.bytes, par: Par::Seq };
+    batch.par_iter().map(|task| run(task, &setting(task))).collect()
+}
+
+fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<Done> {
+    let started = Instant::now();
+    let name = format!("{}.weight", task.module);
+    let hashes: RefCell<Option<(String, String)>> = RefCell::new(None);
+    // Read again when memory is short, but hashed and checked only once.
+    let load = || -> Result<Vec<f32>> {
+        let first = hashes.borrow().is_none();
+        let shape = [task.shape.0, task.shape.1];
+        let read = |checkpoint: &Checkpoint, side: &str| -> Result<(Vec<f32>, String)> {
+            let values = checkpoint.read_f32(&name)?;
+            if !first {
+                return Ok((values, String::new()));
+            }
+            let finite = values.iter().all(|value| value.is_finite());
+            ensure_valid!(finite, "tensor {name} of the {side} model holds a value that is not finite");
+            let hash = weight_hash(&shape, &values);
+            Ok((values, hash))
+        };
+        let (mut v, aligned) = read(pair.0, "aligned")?;
+        let (other, unaligned) = read(pair.1, "unaligned")?;
+        for (difference, other) in v.iter_mut().zip(&other) {
+            *difference -= other;
+        }
+        if first {
+            *hashes.borrow_mut() = Some((aligned, unaligned));
+        }
+        Ok(v)
+    };
+    let (direction, phases) = factorize(&load, task.shape, setting)?;
+    let report = ModuleReport {
+        module: task.module.clone(),
+        d_out: task.shape.0,
+        d_in: task.shape.1,
+        rank: direction.rank(),
+        v_norm: direction.v_norm,
+        largest: direction.eigenvalues.first().copied().unwrap_or(0.0),
+        residual: direction.residual,
+        seconds: started.elapsed().as_secs_f64(),
+        phases,
+    };
+    let hashes = hashes.into_inner().ok_or_else(|| invalid!("tensor {name} was never read"))?;
+    Ok(Done { direction, report, hashes })
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+        writeln!(
+            f,
+            "{:width$}  {:>13}  {:>5}  {:>9}  {:>9}  {:>9}  {:>7}",
+            "module", "shape", "rank", "|V|", "c_1", "residual", "seconds"
+        )?;
+        for m in &self.modules {
+            let shape = format!("{} x {}", m.d_out, m.d_in);
+            writeln!(
+                f,
+                "{:width$}  {shape:>13}  {:>5}  {:>9.3e}  {:>9.3e}  {:>9.3e}  {:>7.2}",
+                m.module, m.rank, m.v_norm, m.largest, m.residual, m.seconds
+            )?;
+        }
+        let equal: Vec<&str> = self.modules.iter().filter(|m| m.rank == 0).map(|m| m.module.as_str()).collect();
+        if !equal.is_empty() {
+            writeln!(
+                f,
+                "V = 0 in {}: the models are equal there, and the penalty is plain shrinkage",
+                listing(&equal, 10)
+            )?;
+        }
+        for skipped in &self.skipped {
+            writeln!(f, "left out: {skipped}")?;
+        }
+        let largest = self.modules.iter().map(|m| m.largest).fold(0.0, f32::max);
+        write!(
+            f,
+            "{} modules in {:.1} s -> {}\nC's eigenvalues reach {largest:.3e}; the smaller that is beside 1, the nearer is \
+             the published penalty to plain shrinkage (asft.projector = \"subspace\" differs)",
+            self.modules.len(),
+            self.seconds,
+            self.out.display()
+        )
+    }
+}
