@@ -228,6 +228,8 @@ fn a_file_for_other_weights_is_refused_with_every_reason() {
     }
 }
 
+type Damage<'a> = Box<dyn Fn(&mut Tensors) + 'a>;
+
 #[test]
 fn damaged_files_are_refused() {
     let (a, u) = (save(&model(1), DType::F32), save(&model(2), DType::F32));
@@ -237,7 +239,7 @@ fn damaged_files_are_refused() {
     let metadata = Checkpoint::open_file(&request.out).unwrap().metadata().clone();
     let tensors = candle_core::safetensors::load(&request.out, &Device::Cpu).unwrap();
     let key = "model.layers.0.self_attn.v_proj";
-    let damage: [(&str, Box<dyn Fn(&mut BTreeMap<String, Tensor>)>); 5] = [
+    let damage: [(&str, Damage); 5] = [
         ("non-finite", Box::new(|t| replace(t, &format!("{key}.basis"), |x| x / 0.0))),
         ("unit length", Box::new(|t| replace(t, &format!("{key}.basis"), |x| x * 2.0))),
         ("descending", Box::new(|t| replace(t, &format!("{key}.eigenvalues"), |x| x.neg()))),
