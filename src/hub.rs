@@ -94,7 +94,8 @@ fn explain(id: &str, revision: &str, offline: bool, error: HFError) -> anyhow::E
         HFError::AuthRequired { .. } | HFError::Forbidden { .. } => invalid!(
             "{tried} it needs permission: accept its licence on its page on the hub, then set HF_TOKEN ({error})"
         ),
-        other => anyhow::Error::new(other).context(format!("{tried} it could not be fetched")),
+        other => anyhow::Error::new(other)
+            .context(format!("{tried} it could not be fetched (if it is in the cache, HF_HUB_OFFLINE=1 uses that)")),
     }
 }
 

@@ -20,10 +20,13 @@ use faer::matrix_free::eigen::{PartialEigenParams, partial_self_adjoint_eigen, p
 use faer::traits::RealField;
 use faer::{Accum, Col, Conj, Mat, MatRef, Par, Side, Spec};
 use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Bytes of a widened panel.
 const PANEL_BYTES: usize = 8 << 20;
+/// Bytes of the panel that a product holds while it passes over the other matrix.
+const HELD_BYTES: usize = 16 << 20;
 /// Below this size a partial solver has no room to work in.
 pub const SMALL: usize = 128;
 
@@ -44,19 +47,22 @@ impl<'a> View<'a> {
     /// The block's transpose, [columns, rows], in f64.
     pub fn block_t(&self, rows: Range<usize>, columns: Range<usize>) -> Mat<f64> {
         let mut out = Mat::zeros(columns.len(), rows.len());
-        for (j, row) in rows.enumerate() {
+        out.as_mut().par_col_iter_mut().zip(rows).with_min_len(16).for_each(|(target, row)| {
             let source = &self.data[row * self.columns..][columns.clone()];
-            for (target, value) in out.col_as_slice_mut(j).iter_mut().zip(source) {
+            for (target, value) in target.iter_mut().zip(source) {
                 *target = f64::from(*value);
             }
-        }
+        });
         out
     }
 }
 
 /// Consecutive ranges over 0..length, each narrow enough for a panel of the given height.
 pub fn panels(length: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
-    let width = (PANEL_BYTES / 8 / height.max(1)).clamp(16, 512);
+    ranges(length, (PANEL_BYTES / 8 / height.max(1)).clamp(16, 512))
+}
+
+fn ranges(length: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
     (0..length).step_by(width).map(move |start| start..(start + width).min(length))
 }
 
@@ -70,7 +76,7 @@ pub fn for_each_column_panel(view: View, mut take: impl FnMut(Range<usize>, Mat<
 /// Calls `take` with every block of A B (or AᵀB): its first row, its first column, its values.
 pub fn for_each_product(a: View, transposed: bool, b: View, par: Par, mut take: impl FnMut(usize, usize, &Mat<f64>)) {
     let rows = if transposed { a.columns } else { a.rows };
-    for columns in panels(b.columns, b.rows) {
+    for columns in ranges(b.columns, (HELD_BYTES / 8 / b.rows.max(1)).clamp(16, 1024)) {
         let right = b.block_t(0..b.rows, columns.clone());
         for block in panels(rows, b.rows) {
             let product = if transposed {

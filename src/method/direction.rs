@@ -1,8 +1,8 @@
 //! `asft direction`: V = W_aligned − W_unaligned per targeted module, from two checkpoints to a direction file.
 //!
 //! Streaming: modules are worked on in batches whose planned memory stays below 4 × the largest targeted matrix in f32
-//! plus an allowance, whatever the models' size. Large modules go one by one, each with every thread; small ones side
-//! by side.
+//! plus an allowance, whatever the models' size. Large modules go first, one by one, each with every thread; then small
+//! ones side by side.
 
 use super::direction_file::{Header, Identity, ModuleDirection, combined_hash, weight_hash};
 use super::factorize::{Keep, Phases, Setting, factorize, peak_bytes};
@@ -93,9 +93,9 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
     let tasks = shapes.into_iter().map(|(module, shape)| plan(module, shape, limit)).collect::<Vec<_>>();
     progress.set_length(tasks.len() as u64);
     let mut writer = StreamWriter::create(&request.out)?;
-    let (mut reports, mut hashes) = (vec![], (BTreeMap::new(), BTreeMap::new()));
+    let (mut reports, mut hashes) = (Vec::<ModuleReport>::new(), (BTreeMap::new(), BTreeMap::new()));
     for batch in batches(&tasks, limit) {
-        for done in run_batch(batch, request.keep, limit, (&aligned, &unaligned), progress)? {
+        for done in run_batch(&batch, request.keep, limit, (&aligned, &unaligned), progress)? {
             let module = done.report.module.clone();
             done.direction.write(&mut writer, &module)?;
             hashes.0.insert(module.clone(), done.hashes.0);
@@ -103,6 +103,7 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
             reports.push(done.report);
         }
     }
+    reports.sort_by_key(|report| order(&tasks, &report.module));
     let identity = |source: &Resolved, hashes: &BTreeMap<String, String>| Identity {
         id: source.id.clone().unwrap_or_else(|| source.dir.display().to_string()),
         revision: source.revision.clone(),
@@ -168,23 +169,32 @@ fn plan(module: String, shape: (usize, usize), limit: usize) -> Task {
     Task { module, shape, bytes }
 }
 
-/// Consecutive tasks that fit into memory together, a few for each thread at most.
-fn batches(tasks: &[Task], limit: usize) -> Vec<&[Task]> {
-    let most = 4 * rayon::current_num_threads();
-    let (mut out, mut start, mut bytes) = (vec![], 0, 0);
-    for (i, task) in tasks.iter().enumerate() {
-        if i > start && (bytes + task.bytes > limit || i - start >= most) {
-            out.push(&tasks[start..i]);
-            (start, bytes) = (i, 0);
+/// The place of a module among the tasks.
+fn order(tasks: &[Task], module: &str) -> Option<usize> {
+    tasks.iter().position(|task| task.module == module)
+}
+
+/// Tasks that fit into memory together: one alone where that leaves threads idle otherwise, else a few for each thread.
+fn batches(tasks: &[Task], limit: usize) -> Vec<Vec<&Task>> {
+    let threads = rayon::current_num_threads();
+    let (large, small): (Vec<&Task>, Vec<&Task>) = tasks.iter().partition(|task| task.bytes * threads > limit);
+    let mut out: Vec<Vec<&Task>> = large.into_iter().map(|task| vec![task]).collect();
+    let mut room = 0;
+    for task in small {
+        match out.last_mut() {
+            Some(batch) if room >= task.bytes && batch.len() < 4 * threads => batch.push(task),
+            _ => {
+                out.push(vec![task]);
+                room = limit;
+            }
         }
-        bytes += task.bytes;
+        room -= task.bytes;
     }
-    out.push(&tasks[start..]);
     out
 }
 
 fn run_batch(
-    batch: &[Task],
+    batch: &[&Task],
     keep: Keep,
     limit: usize,
     pair: (&Checkpoint, &Checkpoint),

@@ -296,7 +296,9 @@ impl Directions {
                     ensure_valid!(ordered, "{module} `eigenvalues` are not positive and descending");
                 }
                 "basis" => check_unit_columns(&values, k).with_context(|| format!("{module} `basis`"))?,
-                "v_norm" | "residual" => ensure_valid!(values[0] >= 0.0, "{module} `{part}` is negative"),
+                "v_norm" | "residual" => {
+                    ensure_valid!(values.iter().all(|v| *v >= 0.0), "{module} `{part}` is negative")
+                }
                 _ => {}
             }
         }
