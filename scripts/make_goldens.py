@@ -5,7 +5,7 @@
 
 versions.json               python, torch, transformers, peft and the seed that made the numbers.
 <case>/case.json            hyperparameters of the case (adapter, curves, generation), so that no test repeats them.
-<case>/model/               config.json + safetensors: a random Llama, large weights so that every feature shows.
+<case>/model/               config.json + safetensors: a random model, large weights so that every feature shows.
 <case>/unaligned/           llama_gqa only: model/ minus a low-rank-plus-noise difference in every block linear.
 <case>/adapter/             LoRA adapter as PEFT writes it (r 4, alpha 12; q, v, o, down; B is not zero).
 <case>/batch.safetensors    input_ids, labels, attention_mask, all i64 [4, T]; right padded; -100 on prompt, padding and a
@@ -23,10 +23,17 @@ versions.json               python, torch, transformers, peft and the seed that 
     fullcurve.*  (llama_gqa)                            10 steps of full tuning, penalty on W - W_aligned of q_proj and v_proj;
                                                         fullcurve.final.P, for size only of layer 0, embedding, final norm and head
     generate.prompt [n], generate.tokens [16] i64       greedy continuation by base + adapter, no stop token
+    bf16.logits, bf16.grad.M.lora_A, .lora_B            base + adapter once more, the base in bf16 and the adapter in f32
 
 Cases: llama_gqa (4 heads, 2 kv, untied, config in the transformers 4 dialect without head_dim), llama3_rope (llama3 rope
 scaling with all three bands, tied, head_dim 16 != 48/4, transformers 5 dialect, sharded), llama_linear_bias (linear rope
-scaling, attention and mlp biases, 6 heads, 3 kv, transformers 4 dialect).
+scaling, attention and mlp biases, 6 heads, 3 kv, transformers 4 dialect), and one of each other family, windows shorter
+than the sequences: mistral (window 8, head_dim 16, transformers 4 dialect), qwen2 (qkv biases, tied, window 7 from layer 1
+on), qwen3 (q/k norm, head_dim 20), gemma2 (soft-caps that bite, alternating windows, transformers 4 dialect), gemma3_text
+(q/k norm, two ropes, the global one scaled, transformers 5 dialect; model4/ holds the same config.json in the dialect of 4).
+
+rope/<kind>/config.json, expected.safetensors: llama_gqa's weights, adapter and batch under other kinds of rope scaling;
+lora.logits, lora.loss64 and lora.grad as above, each sequence run by itself (dynamic and longrope look at its length).
 
 penalty/penalty.safetensors, penalty/index.json: the literal formula in f64 with torch autograd, lambda 0.7. Per module N:
     N.V [out, in], N.A [r, in], N.B [out, r], N.delta [out, in]   f32 inputs
@@ -49,7 +56,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 SEED = 20240611
 LAYERS, HIDDEN, INTER, VOCAB, MAX_POS, STD = 3, 48, 56, 97, 64, 0.2
@@ -64,33 +71,60 @@ GENERATED = 16
 
 COMMON = dict(vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=INTER, num_hidden_layers=LAYERS,
               max_position_embeddings=MAX_POS, bos_token_id=1, eos_token_id=2, attention_dropout=0.0)
+HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
+PLAIN = dict(rope_type="default", rope_theta=10000.0)
 CASES = {
-    "llama_gqa": dict(num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
-                      rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
-    "llama3_rope": dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    "llama_gqa": dict(model_type="llama", seed=1, **HEADS, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=PLAIN),
+    "llama3_rope": dict(model_type="llama", seed=0, **HEADS, head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True,
                         rope_parameters=dict(rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=0.5,
                                              high_freq_factor=4.0, original_max_position_embeddings=32)),
-    "llama_linear_bias": dict(num_attention_heads=6, num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=False,
-                              attention_bias=True, mlp_bias=True,
+    "llama_linear_bias": dict(model_type="llama", seed=2, num_attention_heads=6, num_key_value_heads=3, rms_norm_eps=1e-5,
+                              tie_word_embeddings=False, attention_bias=True, mlp_bias=True,
                               rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.5)),
+    "mistral": dict(model_type="mistral", seed=3, **HEADS, head_dim=16, rms_norm_eps=1e-5, sliding_window=8,
+                    tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=5000.0)),
+    "qwen2": dict(model_type="qwen2", seed=4, **HEADS, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=True,
+                  sliding_window=7, max_window_layers=1, rope_parameters=PLAIN),
+    "qwen3": dict(model_type="qwen3", seed=5, num_attention_heads=4, num_key_value_heads=1, head_dim=20, rms_norm_eps=1e-6,
+                  tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=50000.0)),
+    "gemma2": dict(model_type="gemma2", seed=8, **HEADS, head_dim=16, query_pre_attn_scalar=20, attn_logit_softcapping=4.0,
+                   final_logit_softcapping=3.0, sliding_window=7, rope_parameters=PLAIN),
+    "gemma3_text": dict(model_type="gemma3_text", seed=7, **HEADS, head_dim=16, query_pre_attn_scalar=20, sliding_window=6,
+                        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                        rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=5000.0, factor=4.0),
+                                             sliding_attention=dict(rope_type="default", rope_theta=100.0))),
 }
 # How transformers 4 wrote the same thing; everything else in config.json is equal in both dialects.
 DIALECT4 = {
     "llama_gqa": dict(rope_theta=10000.0, rope_scaling=None),
     "llama_linear_bias": dict(rope_theta=10000.0, rope_scaling=dict(rope_type="linear", factor=2.5), head_dim=8),
+    "mistral": dict(rope_theta=5000.0, head_dim=16),
+    "gemma2": dict(rope_theta=10000.0, head_dim=16, hidden_act="gelu_pytorch_tanh"),
+}
+GEMMA3_DIALECT4 = dict(rope_theta=5000.0, rope_local_base_freq=100.0, rope_scaling=dict(rope_type="linear", factor=4.0),
+                       sliding_window_pattern=2, head_dim=16)
+HALF = HIDDEN // 4 // 2          # frequencies of llama_gqa's heads
+ROPES = {
+    "dynamic": dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0),
+    "yarn": dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16),
+    "yarn_mscale": dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=16,
+                        beta_slow=2, mscale=0.7, mscale_all_dim=0.4, truncate=False),
+    "longrope": dict(rope_type="longrope", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16,
+                     short_factor=[1.0 + 0.1 * i for i in range(HALF)], long_factor=[2.0 + 0.5 * i for i in range(HALF)]),
 }
 
 
 # ---- models and files ------------------------------------------------------------------------------------------
 
 def random_model(case):
-    config = LlamaConfig(**COMMON, **CASES[case])
-    config._attn_implementation = "eager"
-    model = LlamaForCausalLM(config).float().eval()
+    settings = {k: v for k, v in CASES[case].items() if k != "seed"}
+    config = AutoConfig.for_model(**COMMON, **json.loads(json.dumps(settings)))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    offset = 0 if case.startswith("gemma") else 1          # Gemma stores norm weights as w - 1
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "norm" in name:
-                p.copy_(1 + 0.2 * torch.randn_like(p))
+                p.copy_(offset + 0.2 * torch.randn_like(p))
             elif name.endswith("bias"):
                 p.copy_(0.3 * torch.randn_like(p))
             else:
@@ -110,28 +144,30 @@ def difference(shape):
     return u * scale @ v.T + 0.01 * torch.randn(out, inn)
 
 
-def write_config4(case, folder):
-    """Rewrite config.json the way transformers 4 spelled it."""
-    path = folder / "config.json"
-    new = json.loads(path.read_text())
-    for key in ("rope_parameters", "dtype", "head_dim"):
+def write_config4(source, fields, target):
+    """Rewrite a config.json the way transformers 4 spelled it."""
+    new = json.loads(source.read_text())
+    for key in ("rope_parameters", "dtype", "head_dim", "layer_types"):
         new.pop(key, None)
-    new.update(DIALECT4[case], torch_dtype="float32", transformers_version="4.46.3")
-    path.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
+    new.update(fields, torch_dtype="float32", transformers_version="4.46.3")
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
 
 
 def save_model(case, model, folder):
     model.save_pretrained(folder, max_shard_size="100KB" if case == "llama3_rope" else "5GB")
     if case in DIALECT4:
-        write_config4(case, folder)
+        write_config4(folder / "config.json", DIALECT4[case], folder / "config.json")
+    if case == "gemma3_text":
+        write_config4(folder / "config.json", GEMMA3_DIALECT4, folder.parent / "model4" / "config.json")
 
 
-def load_model(folder):
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+def load_model(folder, dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
-def load_adapted(case_dir):
-    return PeftModel.from_pretrained(load_model(case_dir / "model"), case_dir / "adapter", is_trainable=True).eval()
+def load_adapted(case_dir, dtype=torch.float32):
+    return PeftModel.from_pretrained(load_model(case_dir / "model", dtype), case_dir / "adapter", is_trainable=True).eval()
 
 
 def make_adapter(case, case_dir):
@@ -186,7 +222,7 @@ def loss_and_grads(model, parameters, batch):
         p.requires_grad_(True)
     model.zero_grad()
     out = model(**batch)
-    mine = cross_entropy(out.logits, batch["labels"])
+    mine = cross_entropy(out.logits.float(), batch["labels"])
     torch.testing.assert_close(out.loss, mine, rtol=1e-6, atol=0)
     mine.backward()
     loss64 = cross_entropy(out.logits.detach().double(), batch["labels"])
@@ -263,7 +299,7 @@ def greedy(model, prompt):
 # ---- one case ----------------------------------------------------------------------------------------------------
 
 def make_case(case, out):
-    torch.manual_seed(SEED + sorted(CASES).index(case))
+    torch.manual_seed(SEED + CASES[case]["seed"])
     case_dir = out / case
     shutil.rmtree(case_dir, ignore_errors=True)
     case_dir.mkdir(parents=True)
@@ -290,9 +326,9 @@ def make_case(case, out):
     expected |= {f"full.grad.{n}": g for n, g in grads.items()}
     # adapter
     adapted = load_adapted(case_dir)
-    logits, loss, loss64, grads = loss_and_grads(adapted, lora_parameters(adapted), batch)
+    logits, loss, loss64, lora_grads = loss_and_grads(adapted, lora_parameters(adapted), batch)
     expected |= {"lora.logits": logits, "lora.loss": loss.reshape(1), "lora.loss64": loss64.reshape(1)}
-    expected |= {f"lora.grad.{n}": g for n, g in grads.items()}
+    expected |= {f"lora.grad.{n}": g for n, g in lora_grads.items()}
     # merged
     merged = load_adapted(case_dir).merge_and_unload()
     with torch.no_grad():
@@ -301,15 +337,22 @@ def make_case(case, out):
     prompt = torch.tensor([1, *batch["input_ids"][1, :5].tolist()])
     tokens, gap = greedy(load_adapted(case_dir), prompt)
     expected |= {"generate.prompt": prompt, "generate.tokens": tokens}
+    # half precision
+    half = load_adapted(case_dir, torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in lora_parameters(half).values())
+    logits, _, _, half_grads = loss_and_grads(half, lora_parameters(half), batch)
+    expected |= {"bf16.logits": logits.float()} | {f"bf16.grad.{n}": g for n, g in half_grads.items()}
     # curves
     c = paper_c(aligned, load_file(case_dir / "unaligned" / "model.safetensors")) if lam else None
     penalty = (lambda p: lam * lora_penalty(p, c)) if lam else (lambda p: torch.zeros(()))
     finals = {}
-    for dtype in (torch.float64, torch.float32):         # f64 only to know how much rounding matters
+    # f64 only to know how much rounding matters; there transformers' mask overflows where a window meets padding.
+    windowed = CASES[case].get("sliding_window") is not None
+    for dtype in (torch.float32,) if windowed else (torch.float64, torch.float32):
         adapted = load_adapted(case_dir).to(dtype)
         rows, finals[dtype] = adamw_curve(adapted, lora_parameters(adapted), batch, CURVE, penalty)
     expected |= {f"curve.{k}": v for k, v in rows.items()} | {f"curve.final.{k}": v for k, v in finals[torch.float32].items()}
-    drift = relative(finals[torch.float32], finals[torch.float64])
+    drift = "not compared" if windowed else f"{relative(finals[torch.float32], finals[torch.float64]):.1e}"
     if lam:
         base = load_model(case_dir / "model")
         full_rows, final = adamw_curve(base, dict(base.named_parameters()), batch, FULLCURVE,
@@ -326,12 +369,45 @@ def make_case(case, out):
     print(f"{case}: logits max {expected['base.logits'].abs().max():.2f}, adapter moves them "
           f"{(expected['lora.logits'] - expected['base.logits'])[live].abs().max():.3f}, merge differs "
           f"{(expected['merged.logits'] - expected['lora.logits'])[live].abs().max():.1e}")
-    print(f"  curve {[round(x, 4) for x in rows['loss'].tolist()]}, f32 against f64 final {drift:.1e}; greedy gap {gap:.3f}")
+    print(f"  curve {[round(x, 4) for x in rows['loss'].tolist()]}, f32 against f64 final {drift}; greedy gap {gap:.3f}")
     if lam:
         print(f"  penalty {[round(x, 4) for x in rows['penalty'].tolist()]}")
         print(f"  full {[round(x, 4) for x in full_rows['loss'].tolist()]}, penalty {[round(x, 5) for x in full_rows['penalty'].tolist()]}")
         top = {k: torch.linalg.eigvalsh(v)[-1].item() for k, v in c.items() if "layers.0" in k}
         print("  largest eigenvalue of C, layer 0:", {k.rsplit(".", 1)[-1]: round(v, 3) for k, v in top.items()})
+
+
+def make_ropes(out):
+    """llama_gqa's weights under other kinds of rope scaling."""
+    source = out / "llama_gqa"
+    batch = load_file(source / "batch.safetensors")
+    shutil.rmtree(out / "rope", ignore_errors=True)
+    for kind, rope in ROPES.items():
+        folder = out / "rope" / kind
+        folder.mkdir(parents=True)
+        settings = {k: v for k, v in CASES["llama_gqa"].items() if k != "seed"}
+        settings |= dict(rope_parameters=rope, max_position_embeddings=16 if kind == "dynamic" else MAX_POS)
+        config = AutoConfig.for_model(**COMMON | settings)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        model.load_state_dict(load_file(source / "model" / "model.safetensors"))
+        model = PeftModel.from_pretrained(model, source / "adapter", is_trainable=True).eval()
+        parameters, expected, total = lora_parameters(model), {}, int((batch["labels"][:, 1:] != -100).sum())
+        loss, rows = 0.0, []
+        for row, length in enumerate(LENGTHS):
+            part = {k: v[row:row + 1, :length] for k, v in batch.items()}
+            with torch.no_grad():        # a short sequence makes transformers forget the frequencies of the longest one so far
+                logits_of(model, {k: v[:, :2] for k, v in part.items()})
+            logits = logits_of(model, part)
+            rows.append(torch.nn.functional.pad(logits.detach(), (0, 0, 0, max(LENGTHS) - length)))
+            labels = part["labels"][0, 1:]
+            task = torch.nn.functional.cross_entropy(logits[0, :-1].double(), labels, ignore_index=-100, reduction="sum") / total
+            task.backward()
+            loss += task.item()
+        config.save_pretrained(folder)
+        expected |= {"lora.logits": torch.cat(rows), "lora.loss64": torch.tensor([loss], dtype=torch.float64)}
+        expected |= {f"lora.grad.{n}": p.grad for n, p in parameters.items()}
+        save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
+        print(f"rope {kind}: loss {loss:.4f}")
 
 
 # ---- the penalty, literally, in f64 --------------------------------------------------------------------------------
@@ -414,7 +490,7 @@ def make_penalty(out):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
-    ap.add_argument("--only", choices=[*CASES, "penalty"])
+    ap.add_argument("--only", choices=[*CASES, "rope", "penalty"])
     args = ap.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -428,6 +504,8 @@ def main():
     for case in CASES:
         if args.only in (None, case):
             make_case(case, args.out)
+    if args.only in (None, "rope"):
+        make_ropes(args.out)
     if args.only in (None, "penalty"):
         make_penalty(args.out)
     print(f"{sum(f.stat().st_size for f in args.out.rglob('*') if f.is_file()) / 1e6:.2f} MB under the output folder")

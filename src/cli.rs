@@ -38,6 +38,9 @@ pub struct ModelArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
+    /// Type of weights and activations
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -35,7 +35,6 @@ pub struct Tokenizer {
     special_ids: HashSet<u32>,
     added_ids: HashSet<u32>,
     eos_ids: Vec<u32>,
-    pad_id: u32,
     chat_template: Option<String>,
     vocab_size: usize,
 }
@@ -65,7 +64,6 @@ impl Tokenizer {
                 eos_ids.push(id);
             }
         }
-        let pad_id = id_of("pad_token").or(eos_ids.first().copied()).unwrap_or(0);
         let added = inner.get_added_tokens_decoder();
         let special_ids = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
         let special_ids: HashSet<u32> = special_ids.chain(eos_ids.iter().copied()).collect();
@@ -73,7 +71,7 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         ensure_valid!(vocab_size > 0, "{}: the vocabulary is empty", path.display());
         let chat_template = chat_template(dir, &config)?;
-        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, pad_id, chat_template, vocab_size })
+        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size })
     }
 
     /// Ids of `text`; `add_special_tokens` adds the tokenizer's own beginning and end of text, if it has any.
@@ -126,11 +124,6 @@ impl Tokenizer {
     /// Ids that end generation: the eos token's first, then those of generation_config.json (else config.json).
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
-    }
-
-    /// Id to pad with: the pad token's, else the first of [`Self::eos_ids`], else 0.
-    pub fn pad_id(&self) -> u32 {
-        self.pad_id
     }
 
     /// Jinja source of the tokenizer's chat template.

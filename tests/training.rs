@@ -5,7 +5,7 @@
 mod common;
 
 use asft::adapter::{self, Adapter};
-use asft::data::{Batch, Example, collate};
+use asft::data::{Batch, collate};
 use asft::hub;
 use asft::method::direction::{DirectionRequest, compute};
 use asft::method::direction_file::Directions;
@@ -17,24 +17,9 @@ use candle_core::Device;
 use common::*;
 use indicatif::ProgressBar;
 
-const SAMPLES: usize = 4;
-
-fn examples(case: &str) -> Vec<Example> {
-    let batch = GoldenBatch::load(case);
-    let length = batch.length();
-    (0..SAMPLES)
-        .map(|row| {
-            let count = batch.mask[row * length..][..length].iter().filter(|&&m| m == 1).count();
-            let range = row * length..row * length + count;
-            Example { input_ids: batch.input_ids[range.clone()].to_vec(), labels: batch.labels[range].to_vec() }
-        })
-        .collect()
-}
-
 /// The four samples in micro-batches of `size`, all in one step.
 fn batches(case: &str, size: usize) -> Vec<Batch> {
-    let examples = examples(case);
-    examples.chunks(size).map(|chunk| collate(&chunk.iter().collect::<Vec<_>>(), 0)).collect()
+    GoldenBatch::load(case).examples().chunks(size).map(collate).collect()
 }
 
 /// The golden pair's direction, at full rank.

@@ -33,18 +33,14 @@ pub fn run(args: EvalArgs) -> Result<()> {
         ..Default::default()
     };
     let progress = progress_bar(0, "tokenising");
-    let (dataset, pad_id) = match options.format {
-        Format::Tokenized => (data::load_tokenized(&args.data, &options, model.spec().vocab_size, &progress)?, 0),
-        _ => {
-            let tokenizer = Tokenizer::load(&dir)?;
-            (data::load(&args.data, &options, &tokenizer, &progress)?, tokenizer.pad_id())
-        }
+    let dataset = match options.format {
+        Format::Tokenized => data::load_tokenized(&args.data, &options, model.spec().vocab_size, &progress)?,
+        _ => data::load(&args.data, &options, &Tokenizer::load(&dir)?, &progress)?,
     };
     progress.finish_and_clear();
     data::check_ids(&dataset, model.spec().vocab_size)?;
-    let pad_id = pad_id.min(model.spec().vocab_size as u32 - 1);
     let progress = progress_bar(0, "evaluating");
-    let mean = mean_loss(&model, &dataset.examples, args.batch_size, pad_id, &progress)?;
+    let mean = mean_loss(&model, &dataset.examples, args.batch_size, &progress)?;
     progress.finish_and_clear();
     if args.json {
         let report = json!({

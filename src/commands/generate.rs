@@ -113,7 +113,7 @@ fn read_stdin() -> Result<String> {
 
 /// `input_ids` i64 [n] and `logits` f32 [n, vocab_size] of the prompt.
 fn save_logits(model: &Decoder, ids: &[u32], path: &Path) -> Result<()> {
-    let logits = model.logits(ids, 1)?.to_device(&Device::Cpu)?;
+    let logits = model.logits(ids, &[ids.len()])?.to_device(&Device::Cpu)?;
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let count = ids.len();
     let ids = Tensor::from_vec(ids, count, &Device::Cpu)?;

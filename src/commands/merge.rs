@@ -2,7 +2,7 @@
 
 use crate::adapter::{self, BaseIdentity};
 use crate::checkpoint::Checkpoint;
-use crate::cli::{DtypeArg, MergeArgs};
+use crate::cli::MergeArgs;
 use crate::hub;
 use crate::model::ModelSpec;
 use crate::report::progress_bar;
@@ -16,11 +16,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
     adapter.check_fits(&spec)?;
     BaseIdentity::check(&args.adapter, &adapter, &checkpoint)?;
-    let dtype = args.dtype.map(|dtype| match dtype {
-        DtypeArg::F32 => DType::F32,
-        DtypeArg::F16 => DType::F16,
-        DtypeArg::Bf16 => DType::BF16,
-    });
+    let dtype = args.dtype.map(DType::from);
     let progress = progress_bar(0, "merging");
     adapter::merge(&base.dir, &checkpoint, &adapter, &args.out, dtype, &progress)?;
     progress.finish_and_clear();

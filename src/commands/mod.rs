@@ -8,11 +8,12 @@ pub mod train;
 
 use crate::adapter::{self, BaseIdentity};
 use crate::checkpoint::Checkpoint;
-use crate::cli::{DeviceArg, ModelArgs};
+use crate::cli::{DeviceArg, DtypeArg, ModelArgs};
 use crate::hub;
 use crate::model::{Decoder, DeviceKind, ModelSpec};
 use crate::report::progress_bar;
 use anyhow::Result;
+use candle_core::DType;
 use std::path::PathBuf;
 
 impl From<DeviceArg> for DeviceKind {
@@ -22,6 +23,16 @@ impl From<DeviceArg> for DeviceKind {
             DeviceArg::Cpu => Self::Cpu,
             DeviceArg::Cuda => Self::Cuda,
             DeviceArg::Metal => Self::Metal,
+        }
+    }
+}
+
+impl From<DtypeArg> for DType {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::Bf16 => Self::BF16,
         }
     }
 }
@@ -38,7 +49,7 @@ fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
         BaseIdentity::check(dir, adapter, &checkpoint)?;
     }
     let progress = progress_bar(0, "loading model");
-    let mut model = Decoder::load(&spec, &checkpoint, &device, false, &progress)?;
+    let mut model = Decoder::load(&spec, &checkpoint, (&device, args.dtype.into()), false, &progress)?;
     progress.finish_and_clear();
     if let Some(adapter) = &adapter {
         let (loras, parameters) = adapter.trainable()?;

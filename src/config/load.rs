@@ -306,14 +306,14 @@ train = "train.jsonl"
     #[test]
     fn a_wrong_type_names_key_line_expected_and_found() {
         let text = "[train]\nbatch_size = \"8\"\nadam_betas = [0.9]\nseed = -1\nepochs = true\nschedule = \"cosin\"\n";
-        let message = refusal(text, &["model.dtype=bf16", "lora=3"]);
+        let message = refusal(text, &["model.dtype=int8", "lora=3"]);
         for part in [
             "wrong type for `train.batch_size` in run.toml:2: expected a whole number of 0 or more, found string \"8\"",
             "`train.adam_betas` in run.toml:3: expected a list of 2 numbers, found array [0.9]",
             "`train.seed` in run.toml:4: expected a whole number of 0 or more, found integer -1",
             "`train.epochs` in run.toml:5: expected a number, found boolean true",
             "expected \"cosine\", \"linear\", \"constant\" or \"step\", found string \"cosin\"",
-            "`model.dtype` in --set model.dtype=bf16: expected \"f32\" (nothing else is supported yet), found",
+            "`model.dtype` in --set model.dtype=int8: expected \"f32\", \"bf16\" or \"f16\", found",
             "`lora` in --set lora=3: expected a table, found integer 3",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");

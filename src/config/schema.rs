@@ -109,7 +109,6 @@ impl Schema {
             }));
         }
         match words.split_last() {
-            Some((last, [])) if last.starts_with('"') => format!("{last} (nothing else is supported yet)"),
             Some((last, [])) => last.clone(),
             Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
             None => "nothing".to_string(),

@@ -1,30 +1,41 @@
-//! Padded batches, and the order in which an epoch visits the samples.
+//! Batches without padding, samples packed into rows, and the order in which an epoch visits what there is.
 
 use super::{Example, IGNORE};
+use crate::model::Sequences;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::collections::BTreeMap;
 
-/// Samples padded on the right to the longest of them. Row-major `[batch_size, length]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Samples one after another. Nothing is padded: each sample is a sequence of its own, whose positions start at 0 and
+/// which sees nothing of the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub input_ids: Vec<u32>,
-    /// [`IGNORE`] where padded.
     pub labels: Vec<i64>,
-    pub batch_size: usize,
-    pub length: usize,
-    /// Tokens of each row before padding.
+    /// Tokens of each sample.
     pub lengths: Vec<usize>,
 }
 
 impl Batch {
-    /// Tokens without padding.
     pub fn tokens(&self) -> usize {
-        self.lengths.iter().sum()
+        self.input_ids.len()
     }
 
-    /// Positions that the loss counts: a row's label at position 0 is never predicted.
+    /// Positions that the loss counts: a sample's label at position 0 is never predicted.
     pub fn label_tokens(&self) -> usize {
-        self.labels.chunks(self.length.max(1)).map(predicted_labels).sum()
+        let mut labels = &self.labels[..];
+        let mut count = 0;
+        for &length in &self.lengths {
+            let (sample, rest) = labels.split_at(length.min(labels.len()));
+            (count, labels) = (count + predicted_labels(sample), rest);
+        }
+        count
+    }
+}
+
+impl<'a> From<&'a Batch> for Sequences<'a> {
+    fn from(batch: &'a Batch) -> Self {
+        Self { input_ids: &batch.input_ids, labels: &batch.labels, lengths: &batch.lengths }
     }
 }
 
@@ -33,19 +44,42 @@ pub fn predicted_labels(labels: &[i64]) -> usize {
     labels.iter().skip(1).filter(|&&label| label != IGNORE).count()
 }
 
-/// Pads `examples` to the longest of them with `pad_id`; no examples give an empty batch.
-pub fn collate(examples: &[&Example], pad_id: u32) -> Batch {
-    let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
-    let length = lengths.iter().copied().max().unwrap_or(0);
-    let mut input_ids = Vec::with_capacity(examples.len() * length);
-    let mut labels = Vec::with_capacity(examples.len() * length);
-    for (row, example) in examples.iter().enumerate() {
-        input_ids.extend_from_slice(&example.input_ids);
-        input_ids.resize((row + 1) * length, pad_id);
-        labels.extend_from_slice(&example.labels);
-        labels.resize((row + 1) * length, IGNORE);
+/// Puts `examples` one after another.
+pub fn collate<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batch {
+    let mut batch = Batch::default();
+    for example in examples {
+        batch.input_ids.extend_from_slice(&example.input_ids);
+        batch.labels.extend_from_slice(&example.labels);
+        batch.lengths.push(example.input_ids.len());
     }
-    Batch { input_ids, labels, batch_size: examples.len(), length, lengths }
+    batch
+}
+
+/// Packs samples of these lengths into rows of at most `capacity` tokens, the longest first, each into the row that it
+/// fills best. Rows hold sample numbers; a sample longer than `capacity` has a row of its own.
+pub fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
+    by_length.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    let mut rows: Vec<Vec<usize>> = vec![];
+    // Rows by the room that they have left.
+    let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for sample in by_length {
+        let length = lengths[sample];
+        let best = open.range(length..).next().map(|(&room, _)| room);
+        let (row, room) = match best.and_then(|room| Some((open.get_mut(&room)?.pop()?, room))) {
+            Some(found) => found,
+            None => {
+                rows.push(vec![]);
+                (rows.len() - 1, capacity.max(length))
+            }
+        };
+        if open.get(&room).is_some_and(Vec::is_empty) {
+            open.remove(&room);
+        }
+        rows[row].push(sample);
+        open.entry(room - length).or_default().push(row);
+    }
+    rows
 }
 
 /// The order of `count` samples in `epoch` (0, 1, ...): a permutation that depends on `seed` and `epoch` alone, on
@@ -73,14 +107,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pads_on_the_right_and_counts() {
+    fn samples_stand_side_by_side_and_count() {
         let a = Example { input_ids: vec![1, 2, 3], labels: vec![1, IGNORE, 3] };
-        let b = Example { input_ids: vec![4], labels: vec![4] };
-        let batch = collate(&[&a, &b], 9);
-        assert_eq!(batch.input_ids, [1, 2, 3, 4, 9, 9]);
-        assert_eq!(batch.labels, [1, IGNORE, 3, 4, IGNORE, IGNORE]);
-        assert_eq!((batch.batch_size, batch.length, batch.tokens(), batch.label_tokens()), (2, 3, 4, 1));
-        assert_eq!(collate(&[], 0).label_tokens(), 0);
+        let b = Example { input_ids: vec![4, 5], labels: vec![4, 5] };
+        let batch = collate([&a, &b]);
+        assert_eq!(batch.input_ids, [1, 2, 3, 4, 5]);
+        assert_eq!(batch.labels, [1, IGNORE, 3, 4, 5]);
+        assert_eq!((batch.lengths.as_slice(), batch.tokens(), batch.label_tokens()), (&[3, 2][..], 5, 2));
+        assert_eq!(collate([]).label_tokens(), 0);
+    }
+
+    #[test]
+    fn packing_fills_rows_and_loses_nothing() {
+        assert_eq!(pack(&[3, 9, 5, 2, 4, 12], 10), [vec![5], vec![1], vec![2, 4], vec![0, 3]]);
+        assert_eq!(pack(&[], 10), Vec::<Vec<usize>>::new());
+        let lengths: Vec<usize> = (0..500).map(|i| 1 + i * 37 % 90).collect();
+        let rows = pack(&lengths, 128);
+        let mut seen: Vec<usize> = rows.concat();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..500).collect::<Vec<_>>());
+        assert!(rows.iter().all(|row| row.iter().map(|&i| lengths[i]).sum::<usize>() <= 128));
+        let tokens: usize = lengths.iter().sum();
+        assert!(rows.len() <= tokens.div_ceil(128) + 1, "{} rows for {tokens} tokens", rows.len());
     }
 
     #[test]

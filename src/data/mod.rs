@@ -1,4 +1,4 @@
-//! From records on disk to padded batches of token ids and labels.
+//! From records on disk to batches of token ids and labels.
 
 mod batch;
 mod conversation;
@@ -10,7 +10,7 @@ mod python;
 mod records;
 mod template;
 
-pub use batch::{Batch, collate, epoch_order, predicted_labels};
+pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
 pub use dataset::{Counts, Dataset, check_ids, load, load_tokenized, split_validation};
 pub use options::{DataOptions, Format, Overlong, Validation};
 pub use prompts::{Prompt, load_prompts};

@@ -55,6 +55,9 @@ pub struct DataOptions {
     pub max_length: usize,
     /// What to do with a longer sample. Either way it is counted and reported.
     pub overlong: Overlong,
+    /// Fill batches with rows of up to `max_length` tokens, several samples in each; `train.batch_size` then counts
+    /// rows. Samples never see one another, packed or not, and nothing is ever padded.
+    pub packing: bool,
     /// Leave out samples without any label token (after truncation, say) instead of refusing to start.
     pub allow_empty_labels: bool,
     /// Shuffle the samples anew in every epoch, by `train.seed`.
@@ -72,6 +75,7 @@ impl Default for DataOptions {
             template: "tokenizer".to_string(),
             max_length: 2048,
             overlong: Overlong::default(),
+            packing: false,
             allow_empty_labels: false,
             shuffle: true,
             drop_last: false,

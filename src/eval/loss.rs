@@ -19,21 +19,13 @@ impl MeanLoss {
     }
 }
 
-/// The model's mean loss. Batches hold samples of near length; the sum over tokens does not depend on the batching.
-pub fn mean_loss(
-    model: &Decoder,
-    examples: &[Example],
-    batch_size: usize,
-    pad_id: u32,
-    progress: &ProgressBar,
-) -> Result<MeanLoss> {
-    let mut order: Vec<&Example> = examples.iter().collect();
-    order.sort_by_key(|example| std::cmp::Reverse(example.input_ids.len()));
+/// The model's mean loss. The sum over tokens does not depend on the batching.
+pub fn mean_loss(model: &Decoder, examples: &[Example], batch_size: usize, progress: &ProgressBar) -> Result<MeanLoss> {
     progress.set_length(examples.len() as u64);
     let (mut sum, mut label_tokens) = (0.0, 0);
-    for examples in order.chunks(batch_size) {
-        let batch = collate(examples, pad_id);
-        sum += model.loss(Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: batch.batch_size })?;
+    for examples in examples.chunks(batch_size) {
+        let batch = collate(examples);
+        sum += model.loss(Sequences::from(&batch))?;
         label_tokens += batch.label_tokens();
         progress.inc(examples.len() as u64);
     }

@@ -1,10 +1,12 @@
-//! Self-attention of a block: q, k, v projections, rotation of q and k, causal attention, output projection.
+//! Self-attention of a block: q, k, v projections, norms of q and k in some families, rotation of q and k, causal
+//! attention, output projection.
 
 use super::linear::{Linear, Saved as LinearSaved};
+use super::norm::Norm;
 use super::parameters::Gradients;
 use super::{LayerCache, Pass};
 use crate::ops::sum::add;
-use crate::ops::{attention, rope};
+use crate::ops::{attention, rms_norm, rope};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -13,8 +15,11 @@ pub struct Attention {
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
-    /// Sizes of one call, all but the batch.
+    /// Norms of every head's query and key, before the rotation.
+    pub qk_norm: Option<(Norm, Norm)>,
     pub shape: attention::Shape,
+    /// Which of the pass's angles rotate this layer.
+    pub rope: usize,
 }
 
 /// What the backward pass needs.
@@ -22,39 +27,49 @@ pub struct Saved {
     q: LinearSaved,
     k: LinearSaved,
     v: LinearSaved,
+    qk_norm: Option<(rms_norm::Saved, rms_norm::Saved)>,
     core: attention::Saved,
     o: LinearSaved,
 }
 
 impl Attention {
-    /// h: [B · T, hidden_size] -> [B · T, hidden_size]. With a cache, keys and values of earlier calls are seen too.
+    /// h: [N, hidden_size] -> [N, hidden_size]. With a cache, keys and values of earlier calls are seen too.
     pub fn forward(&self, h: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
         let key = pass.dropout_key;
-        let (q, q_saved) = self.q_proj.forward(h, key)?;
-        let (k, k_saved) = self.k_proj.forward(h, key)?;
+        let angles = &pass.angles[self.rope];
+        let (mut q, q_saved) = self.q_proj.forward(h, key)?;
+        let (mut k, k_saved) = self.k_proj.forward(h, key)?;
         let (v, v_saved) = self.v_proj.forward(h, key)?;
-        let (q, k) = (rope::forward(&q, &pass.angles)?, rope::forward(&k, &pass.angles)?);
+        let mut norms_saved = None;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            let (q_normed, q_saved) = q_norm.forward_heads(&q)?;
+            let (k_normed, k_saved) = k_norm.forward_heads(&k)?;
+            (q, k, norms_saved) = (q_normed, k_normed, Some((q_saved, k_saved)));
+        }
+        let (q, k) = (rope::forward(&q, angles)?, rope::forward(&k, angles)?);
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let (core, core_saved) = attention::forward(&q, &k, &v, self.shape(pass))?;
+        let (core, core_saved) = attention::forward(&q, &k, &v, self.shape, &pass.layout)?;
         let (y, o_saved) = self.o_proj.forward(&core, key)?;
-        Ok((y, Saved { q: q_saved, k: k_saved, v: v_saved, core: core_saved, o: o_saved }))
+        let saved = Saved { q: q_saved, k: k_saved, v: v_saved, qk_norm: norms_saved, core: core_saved, o: o_saved };
+        Ok((y, saved))
     }
 
-    /// dy -> dh, both [B · T, hidden_size]
+    /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let key = pass.dropout_key;
+        let angles = &pass.angles[self.rope];
         let d_core = self.o_proj.backward(&saved.o, dy, key, gradients)?;
-        let (dq, dk, dv) = attention::backward(&saved.core, &d_core, self.shape(pass))?;
-        let (dq, dk) = (rope::backward(&dq, &pass.angles)?, rope::backward(&dk, &pass.angles)?);
+        let (dq, dk, dv) = attention::backward(&saved.core, &d_core, self.shape, &pass.layout)?;
+        let (mut dq, mut dk) = (rope::backward(&dq, angles)?, rope::backward(&dk, angles)?);
+        if let (Some((q_norm, k_norm)), Some((q_saved, k_saved))) = (&self.qk_norm, &saved.qk_norm) {
+            dq = q_norm.backward_heads(q_saved, &dq, gradients)?;
+            dk = k_norm.backward_heads(k_saved, &dk, gradients)?;
+        }
         let dh = self.v_proj.backward(&saved.v, &dv, key, gradients)?;
         let dh = add(&dh, &self.k_proj.backward(&saved.k, &dk, key, gradients)?)?;
         add(&dh, &self.q_proj.backward(&saved.q, &dq, key, gradients)?)
-    }
-
-    fn shape(&self, pass: &Pass) -> attention::Shape {
-        attention::Shape { batch: pass.batch, ..self.shape }
     }
 }

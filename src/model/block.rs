@@ -1,4 +1,5 @@
-//! One decoder block: x₁ = x + attention(norm(x)); y = x₁ + mlp(norm(x₁)). Its backward is that, bottom to top.
+//! One decoder block: x₁ = x + attention(norm(x)); y = x₁ + mlp(norm(x₁)). Gemma norms what attention and MLP give
+//! too, before each sum. The backward is that, bottom to top.
 
 use super::attention::{Attention, Saved as AttentionSaved};
 use super::linear::Linear;
@@ -12,37 +13,46 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 pub struct Block {
-    pub input_layernorm: Norm,
+    pub attention_norm: Norm,
     pub self_attn: Attention,
-    pub post_attention_layernorm: Norm,
+    pub attention_post_norm: Option<Norm>,
+    pub mlp_norm: Norm,
     pub mlp: Mlp,
+    pub mlp_post_norm: Option<Norm>,
 }
 
 /// What the backward pass needs.
 pub struct Saved {
-    norm1: rms_norm::Saved,
+    attention_norm: rms_norm::Saved,
     attention: AttentionSaved,
-    norm2: rms_norm::Saved,
+    attention_post_norm: Option<rms_norm::Saved>,
+    mlp_norm: rms_norm::Saved,
     mlp: MlpSaved,
+    mlp_post_norm: Option<rms_norm::Saved>,
 }
 
 impl Block {
-    /// x: [B · T, hidden_size] -> y: [B · T, hidden_size]
+    /// x: [N, hidden_size] -> y: [N, hidden_size]
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
-        let (h, norm1) = self.input_layernorm.forward(x)?;
+        let (h, attention_norm) = self.attention_norm.forward(x)?;
         let (a, attention) = self.self_attn.forward(&h, pass, cache)?;
+        let (a, attention_post_norm) = forward_post(self.attention_post_norm.as_ref(), a)?;
         let x = add(x, &a)?;
-        let (h, norm2) = self.post_attention_layernorm.forward(&x)?;
+        let (h, mlp_norm) = self.mlp_norm.forward(&x)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
-        Ok((add(&x, &m)?, Saved { norm1, attention, norm2, mlp }))
+        let (m, mlp_post_norm) = forward_post(self.mlp_post_norm.as_ref(), m)?;
+        let saved = Saved { attention_norm, attention, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
+        Ok((add(&x, &m)?, saved))
     }
 
-    /// dy -> dx, both [B · T, hidden_size]
+    /// dy -> dx, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
-        let dh = self.mlp.backward(&saved.mlp, dy, pass, gradients)?;
-        let dx = add(dy, &self.post_attention_layernorm.backward(&saved.norm2, &dh, gradients)?)?;
-        let dh = self.self_attn.backward(&saved.attention, &dx, pass, gradients)?;
-        add(&dx, &self.input_layernorm.backward(&saved.norm1, &dh, gradients)?)
+        let dm = backward_post(self.mlp_post_norm.as_ref(), saved.mlp_post_norm.as_ref(), dy, gradients)?;
+        let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;
+        let dx = add(dy, &self.mlp_norm.backward(&saved.mlp_norm, &dh, gradients)?)?;
+        let da = backward_post(self.attention_post_norm.as_ref(), saved.attention_post_norm.as_ref(), &dx, gradients)?;
+        let dh = self.self_attn.backward(&saved.attention, &da, pass, gradients)?;
+        add(&dx, &self.attention_norm.backward(&saved.attention_norm, &dh, gradients)?)
     }
 
     /// The block's linears, in the order of [`super::BLOCK_LINEARS`].
@@ -71,5 +81,23 @@ impl Block {
             &mut mlp.up_proj,
             &mut mlp.down_proj,
         ]
+    }
+}
+
+fn forward_post(norm: Option<&Norm>, x: Tensor) -> Result<(Tensor, Option<rms_norm::Saved>)> {
+    let Some(norm) = norm else { return Ok((x, None)) };
+    let (y, saved) = norm.forward(&x)?;
+    Ok((y, Some(saved)))
+}
+
+fn backward_post(
+    norm: Option<&Norm>,
+    saved: Option<&rms_norm::Saved>,
+    dy: &Tensor,
+    gradients: &mut Gradients,
+) -> Result<Tensor> {
+    match (norm, saved) {
+        (Some(norm), Some(saved)) => norm.backward(saved, dy, gradients),
+        _ => Ok(dy.clone()),
     }
 }

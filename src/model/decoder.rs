@@ -7,41 +7,41 @@
 use super::block::{Block, Saved};
 use super::load::{EMBEDDING, HEAD};
 use super::norm::Norm;
-use super::{Gradients, KvCache, Lora, ModelSpec, Parameters, Pass};
-use crate::ops::cross_entropy;
-use crate::ops::linear;
-use crate::ops::rope::Angles;
+use super::{Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
+use crate::ops::attention::Layout;
+use crate::ops::rope::{Angles, Stretch};
+use crate::ops::{cross_entropy, linear, softcap};
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
-/// A batch of equally long (padded) sequences: B · T ids and labels, row after row. Labels < 0 are not trained on;
-/// the label at position t + 1 is the target of position t.
+/// Sequences one after another, without padding. Labels < 0 are not trained on; within a sequence, the label at
+/// position t + 1 is the target of position t.
 #[derive(Clone, Copy)]
 pub struct Sequences<'a> {
     pub input_ids: &'a [u32],
     pub labels: &'a [i64],
-    pub batch: usize,
+    /// Of each sequence; they add up to the ids.
+    pub lengths: &'a [usize],
 }
 
 impl Sequences<'_> {
-    /// T
-    fn length(&self) -> usize {
-        self.input_ids.len() / self.batch
-    }
-
     /// Rows of the hidden states that predict a label, and those labels.
     fn targets(&self) -> (Vec<u32>, Vec<u32>) {
-        let length = self.length();
-        (0..self.labels.len())
-            .filter(|i| (i + 1) % length != 0)
-            .filter_map(|i| u32::try_from(self.labels[i + 1]).ok().map(|label| (i as u32, label)))
-            .unzip()
+        let mut start = 0;
+        let predicting = self.lengths.iter().flat_map(|length| {
+            let rows = start..start + length.saturating_sub(1);
+            start += length;
+            rows
+        });
+        predicting.filter_map(|i| Some((i as u32, u32::try_from(*self.labels.get(i + 1)?).ok()?))).unzip()
     }
 }
 
 pub struct Decoder {
     pub(super) spec: ModelSpec,
+    /// Type of the activations.
+    pub(super) dtype: DType,
     /// [vocab_size, hidden_size]
     pub(super) embed_tokens: Tensor,
     pub(super) blocks: Vec<Block>,
@@ -90,49 +90,80 @@ impl Decoder {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    fn pass(&self, batch: usize, length: usize, start: usize, dropout_key: Option<u64>) -> Result<Pass> {
-        let positions: Vec<u32> = (0..batch).flat_map(|_| start as u32..(start + length) as u32).collect();
-        Ok(Pass { batch, angles: Angles::new(&self.spec, &positions, self.device())?, dropout_key })
+    /// A pass over whole sequences.
+    fn pass(&self, lengths: &[usize], dropout_key: Option<u64>) -> Result<Pass> {
+        let stretches: Vec<(usize, usize)> = lengths.iter().map(|&length| (0, length)).collect();
+        Ok(Pass { layout: Layout::new(lengths), angles: self.angles(&stretches)?, dropout_key })
     }
 
-    /// ids -> [ids, hidden_size]
+    /// For each of the spec's ropes, the angles of (start, length) stretches.
+    fn angles(&self, stretches: &[(usize, usize)]) -> Result<Vec<Angles>> {
+        let of = |rope: &Rope| {
+            let stretches: Vec<Stretch> =
+                stretches.iter().map(|&(start, length)| rope.stretch(self.spec.head_dim, start, length)).collect();
+            Angles::new(&stretches, self.device())
+        };
+        self.spec.ropes.iter().map(of).collect()
+    }
+
+    /// ids -> [ids, hidden_size] in the compute type
     fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        Ok(self.embed_tokens.index_select(&Tensor::new(ids, self.device())?, 0)?)
+        let rows = self.embed_tokens.index_select(&Tensor::new(ids, self.device())?, 0)?.to_dtype(self.dtype)?;
+        Ok(match self.embedding_scale() {
+            Some(scale) => (rows * scale)?,
+            None => rows,
+        })
     }
 
-    /// Hidden states after the last block, [B · T, hidden_size], keeping nothing.
+    /// The factor of the embeddings, rounded to the compute type as transformers does.
+    fn embedding_scale(&self) -> Option<f64> {
+        self.spec.embedding_scale.map(|scale| match self.dtype {
+            DType::BF16 => half::bf16::from_f64(scale).to_f64(),
+            DType::F16 => half::f16::from_f64(scale).to_f64(),
+            _ => scale,
+        })
+    }
+
+    /// x: [N, hidden_size] after the final norm -> logits [N, vocab_size] in f32
+    fn head_logits(&self, x: &Tensor) -> Result<Tensor> {
+        let logits = linear::forward_f32(x, self.head())?;
+        self.spec.logit_softcap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))
+    }
+
+    /// Hidden states after the last block, [N, hidden_size], keeping nothing.
     fn hidden(&self, ids: &[u32], pass: &Pass) -> Result<Tensor> {
         self.blocks.iter().try_fold(self.embed(ids)?, |x, block| Ok(block.forward(&x, pass, None)?.0))
     }
 
-    /// Logits of every position, [B · T, vocab_size].
-    pub fn logits(&self, input_ids: &[u32], batch: usize) -> Result<Tensor> {
-        let pass = self.pass(batch, input_ids.len() / batch, 0, None)?;
+    /// Logits of every position of the sequences, [N, vocab_size] in f32.
+    pub fn logits(&self, input_ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let pass = self.pass(lengths, None)?;
         let (x, _) = self.norm.forward(&self.hidden(input_ids, &pass)?)?;
-        linear::forward(&x, self.head(), None)
+        self.head_logits(&x)
     }
 
-    /// Logits after the last of `ids`, [vocab_size]; the positions before are in the cache, and these join them.
+    /// Logits after the last of `ids`, [vocab_size] in f32; the positions before are in the cache, and these join them.
     pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let pass = self.pass(1, ids.len(), cache.position, None)?;
+        let angles = self.angles(&[(cache.position, ids.len())])?;
+        let pass = Pass { layout: Layout::cached(ids.len(), cache.position), angles, dropout_key: None };
         let mut x = self.embed(ids)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward(&x, &pass, Some(cache))?.0;
         }
         cache.position += ids.len();
         let (x, _) = self.norm.forward(&x.narrow(0, ids.len() - 1, 1)?.contiguous()?)?;
-        Ok(linear::forward(&x, self.head(), None)?.squeeze(0)?)
+        Ok(self.head_logits(&x)?.squeeze(0)?)
     }
 
     /// Sum of the cross-entropy over the batch's label tokens.
     pub fn loss(&self, sequences: Sequences) -> Result<f64> {
-        let pass = self.pass(sequences.batch, sequences.length(), 0, None)?;
+        let pass = self.pass(sequences.lengths, None)?;
         let (rows, targets) = sequences.targets();
         if targets.is_empty() {
             return Ok(0.0);
         }
         let x = self.hidden(sequences.input_ids, &pass)?.index_select(&Tensor::new(rows, self.device())?, 0)?;
-        cross_entropy::forward(&self.norm.forward(&x)?.0, self.head(), &targets)
+        cross_entropy::forward(&self.norm.forward(&x)?.0, self.head(), &targets, self.spec.logit_softcap)
     }
 
     /// Sum of the cross-entropy over the batch's label tokens; adds the gradients of `scale` times that sum.
@@ -144,11 +175,15 @@ impl Decoder {
         dropout_key: Option<u64>,
         gradients: &mut Gradients,
     ) -> Result<f64> {
-        let pass = self.pass(sequences.batch, sequences.length(), 0, dropout_key)?;
+        let pass = self.pass(sequences.lengths, dropout_key)?;
         let (rows, targets) = sequences.targets();
         if targets.is_empty() {
             return Ok(0.0);
         }
+        // The gradients of a mean over thousands of tokens are too small for f16: there the sum's go through the
+        // layers, and the mean's factor joins them in f32.
+        let (scale, factor) = if self.dtype == DType::F32 { (scale, 1.0) } else { (1.0, scale) };
+        gradients.set_factor(factor);
         let mut x = self.embed(sequences.input_ids)?;
         let mut kept: Vec<Kept> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -167,12 +202,14 @@ impl Decoder {
         }
         if self.trains {
             let ids = Tensor::new(sequences.input_ids, self.device())?;
+            let dx = (dx.to_dtype(DType::F32)? * self.embedding_scale().unwrap_or(1.0))?;
             gradients.add(EMBEDDING, self.embed_tokens.zeros_like()?.index_add(&ids, &dx, 0)?)?;
         }
+        gradients.set_factor(1.0);
         Ok(loss)
     }
 
-    /// Final norm, head and loss over the label rows of x: [B · T, hidden_size] -> (loss, dx of x's shape).
+    /// Final norm, head and loss over the label rows of x: [N, hidden_size] -> (loss, dx of x's shape).
     fn head_backward(
         &self,
         x: &Tensor,
@@ -183,7 +220,8 @@ impl Decoder {
     ) -> Result<(f64, Tensor)> {
         let rows = Tensor::new(rows, self.device())?;
         let (h, saved) = self.norm.forward(&x.index_select(&rows, 0)?)?;
-        let (loss, dh) = cross_entropy::forward_backward(&h, self.head(), targets, scale, self.trains)?;
+        let cap = self.spec.logit_softcap;
+        let (loss, dh) = cross_entropy::forward_backward(&h, self.head(), targets, scale, self.trains, cap)?;
         if let Some(d_head) = dh.head {
             gradients.add(if self.lm_head.is_some() { HEAD } else { EMBEDDING }, d_head)?;
         }

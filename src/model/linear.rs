@@ -2,13 +2,13 @@
 //!
 //! y = x Wᵀ + bias + s · (drop(x) Aᵀ) Bᵀ, with x: [N, d_in], W: [d_out, d_in], A: [r, d_in], B: [d_out, r] and
 //! s = lora_alpha / r (or / √r for rsLoRA). Backward, with z = drop(x): dx = dy W + s · drop((dy B) A),
-//! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z.
+//! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z. A, B and their branch are f32, whatever x and W are, as PEFT has it.
 
 use super::parameters::Gradients;
 use crate::ops::sum::add;
 use crate::ops::{dropout, linear};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Low-rank update of one linear.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ impl Linear {
         let mut y = linear::forward(x, &self.weight, self.bias.as_ref())?;
         let mut low = None;
         if let Some(lora) = &self.lora {
-            let z = self.drop(lora, x, dropout_key)?;
+            let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
             let za = linear::forward(&z, &lora.a, None)?;
             y = add(&y, &linear::forward(&(&za * lora.scale)?, &lora.b, None)?)?;
             low = Some((z, za));
@@ -65,9 +65,10 @@ impl Linear {
     ) -> Result<Tensor> {
         let mut dx = linear::backward_input(dy, &self.weight)?;
         if let (Some(lora), Some((z, za))) = (&self.lora, &saved.low) {
-            let dyb = (linear::backward_input(dy, &lora.b)? * lora.scale)?;
+            let dy = dy.to_dtype(DType::F32)?;
+            let dyb = (linear::backward_input(&dy, &lora.b)? * lora.scale)?;
             gradients.add(&self.lora_name('A'), linear::backward_weight(&dyb, z)?)?;
-            gradients.add(&self.lora_name('B'), (linear::backward_weight(dy, za)? * lora.scale)?)?;
+            gradients.add(&self.lora_name('B'), (linear::backward_weight(&dy, za)? * lora.scale)?)?;
             let dz = linear::backward_input(&dyb, &lora.a)?;
             dx = add(&dx, &self.drop(lora, &dz, dropout_key)?)?;
         }

@@ -5,7 +5,7 @@ use super::block::Block;
 use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::Norm;
-use super::{Decoder, ModelSpec, Parameters};
+use super::{Decoder, LayerSpec, ModelSpec, Parameters};
 use crate::checkpoint::Checkpoint;
 use crate::invalid;
 use crate::ops::attention::Shape;
@@ -18,6 +18,8 @@ struct Loader<'a> {
     spec: &'a ModelSpec,
     checkpoint: &'a Checkpoint,
     device: &'a Device,
+    /// The compute type.
+    dtype: DType,
     /// Whether the weights themselves train (`train.method = "full"`).
     trains: bool,
     parameters: Parameters,
@@ -25,26 +27,28 @@ struct Loader<'a> {
 }
 
 impl Decoder {
-    /// Loads a decoder in f32. With `trains` every tensor becomes a parameter, else all are frozen.
+    /// Loads a decoder that computes in `dtype`. With `trains` every tensor becomes a parameter in f32, else all are
+    /// frozen, in `dtype`.
     ///
     /// # Errors
     /// Tensors that are missing or have another shape than `config.json` asks for, all listed in one message.
     pub fn load(
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
-        device: &Device,
+        (device, dtype): (&Device, DType),
         trains: bool,
         progress: &ProgressBar,
     ) -> Result<Self> {
         check_shapes(spec, checkpoint)?;
         progress.set_length(spec.num_hidden_layers as u64);
         let parameters = Parameters::new();
-        let mut loader = Loader { spec, checkpoint, device, trains, parameters, progress };
+        let mut loader = Loader { spec, checkpoint, device, dtype, trains, parameters, progress };
         let embed_tokens = loader.tensor(EMBEDDING)?;
         let blocks = (0..spec.num_hidden_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
         let norm = loader.norm("model.norm")?;
         let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.tensor(HEAD)?) };
-        Ok(Decoder { spec: spec.clone(), embed_tokens, blocks, norm, lm_head, parameters: loader.parameters, trains })
+        let parameters = loader.parameters;
+        Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, blocks, norm, lm_head, parameters, trains })
     }
 }
 
@@ -53,7 +57,12 @@ pub(super) const HEAD: &str = "lm_head.weight";
 
 impl Loader<'_> {
     fn tensor(&mut self, name: &str) -> Result<Tensor> {
-        let tensor = self.checkpoint.tensor(name, DType::F32, self.device)?;
+        self.tensor_in(name, self.dtype)
+    }
+
+    fn tensor_in(&mut self, name: &str, dtype: DType) -> Result<Tensor> {
+        let dtype = if self.trains { DType::F32 } else { dtype };
+        let tensor = self.checkpoint.tensor(name, dtype, self.device)?;
         if !self.trains {
             return Ok(tensor);
         }
@@ -67,30 +76,49 @@ impl Loader<'_> {
     fn block(&mut self, layer: usize) -> Result<Block> {
         let spec = self.spec;
         let path = |part: &str| format!("model.layers.{layer}.{part}");
+        // Where there are four norms, the one before the MLP has a name of its own.
+        let mlp_norm = if spec.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        let mut post_norm = |name: &str| spec.post_norms.then(|| self.norm(&path(name))).transpose();
+        let attention_post_norm = post_norm("post_attention_layernorm")?;
+        let mlp_post_norm = post_norm("post_feedforward_layernorm")?;
         let block = Block {
-            input_layernorm: self.norm(&path("input_layernorm"))?,
-            self_attn: Attention {
-                q_proj: self.linear(layer, "self_attn.q_proj")?,
-                k_proj: self.linear(layer, "self_attn.k_proj")?,
-                v_proj: self.linear(layer, "self_attn.v_proj")?,
-                o_proj: self.linear(layer, "self_attn.o_proj")?,
-                shape: Shape {
-                    batch: 1,
-                    heads: spec.num_attention_heads,
-                    kv_heads: spec.num_key_value_heads,
-                    head_dim: spec.head_dim,
-                    scale: 1.0 / (spec.head_dim as f64).sqrt(),
-                },
-            },
-            post_attention_layernorm: self.norm(&path("post_attention_layernorm"))?,
+            attention_norm: self.norm(&path("input_layernorm"))?,
+            self_attn: self.attention(layer)?,
+            attention_post_norm,
+            mlp_norm: self.norm(&path(mlp_norm))?,
             mlp: Mlp {
                 gate_proj: self.linear(layer, "mlp.gate_proj")?,
                 up_proj: self.linear(layer, "mlp.up_proj")?,
                 down_proj: self.linear(layer, "mlp.down_proj")?,
+                activation: spec.activation,
             },
+            mlp_post_norm,
         };
         self.progress.inc(1);
         Ok(block)
+    }
+
+    fn attention(&mut self, layer: usize) -> Result<Attention> {
+        let spec = self.spec;
+        let LayerSpec { window, rope } = spec.layers[layer];
+        let mut norm = |name: &str| self.norm(&format!("model.layers.{layer}.self_attn.{name}"));
+        let qk_norm = if spec.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
+        Ok(Attention {
+            q_proj: self.linear(layer, "self_attn.q_proj")?,
+            k_proj: self.linear(layer, "self_attn.k_proj")?,
+            v_proj: self.linear(layer, "self_attn.v_proj")?,
+            o_proj: self.linear(layer, "self_attn.o_proj")?,
+            qk_norm,
+            shape: Shape {
+                heads: spec.num_attention_heads,
+                kv_heads: spec.num_key_value_heads,
+                head_dim: spec.head_dim,
+                scale: spec.attention_scale,
+                window,
+                cap: spec.attention_softcap,
+            },
+            rope,
+        })
     }
 
     fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {
@@ -102,8 +130,9 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, module: &str) -> Result<Norm> {
-        let weight = self.tensor(&format!("{module}.weight"))?;
-        Ok(Norm { module: module.to_string(), weight, eps: self.spec.rms_norm_eps, trains: self.trains })
+        let weight = self.tensor_in(&format!("{module}.weight"), DType::F32)?;
+        let (eps, offset) = (self.spec.rms_norm_eps, self.spec.norm_offset);
+        Ok(Norm { module: module.to_string(), weight, eps, offset, trains: self.trains })
     }
 }
 
@@ -120,8 +149,8 @@ impl ModelSpec {
             }
         }
         for layer in 0..self.num_hidden_layers {
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![self.hidden_size]));
+            for (norm, size) in self.block_norms() {
+                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![size]));
             }
         }
         tensors.push(("model.norm.weight".to_string(), vec![self.hidden_size]));

@@ -2,7 +2,9 @@
 
 mod attention;
 mod block;
+mod config_json;
 mod decoder;
+mod family;
 mod generate;
 mod kv_cache;
 mod linear;
@@ -11,6 +13,7 @@ mod mlp;
 mod norm;
 mod options;
 mod parameters;
+mod rope;
 mod spec;
 
 pub use decoder::{Decoder, Sequences};
@@ -19,15 +22,18 @@ pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
 pub use options::{DeviceKind, Dtype, ModelOptions};
 pub use parameters::{Gradients, Parameters};
-pub use spec::{BLOCK_LINEARS, ModelSpec, RopeScaling};
+pub use rope::{Rope, RopeScaling};
+pub use spec::{BLOCK_LINEARS, LayerSpec, ModelSpec};
 
+use crate::ops::attention::Layout;
 use crate::ops::rope::Angles;
 
 /// What all layers share in one pass.
 pub struct Pass {
-    /// B; rows of activations are B · T.
-    pub batch: usize,
-    pub angles: Angles,
+    /// Which rows are which sequence.
+    pub layout: Layout,
+    /// For each of the spec's ropes.
+    pub angles: Vec<Angles>,
     /// Set while training; masks follow from it and the module's name.
     pub dropout_key: Option<u64>,
 }

@@ -3,28 +3,52 @@
 use super::parameters::Gradients;
 use crate::ops::rms_norm;
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 pub struct Norm {
     pub module: String,
-    /// [hidden_size]
+    /// [d]: hidden_size, or head_dim for the norms of queries and keys; f32
     pub weight: Tensor,
     pub eps: f64,
+    /// Whether the weight in use is 1 + `weight` (Gemma).
+    pub offset: bool,
     /// Whether `weight` gets a gradient.
     pub trains: bool,
 }
 
 impl Norm {
-    /// x: [N, hidden_size] -> y: [N, hidden_size]
+    /// x: [N, d] -> y: [N, d]
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, rms_norm::Saved)> {
-        rms_norm::forward(x, &self.weight, self.eps)
+        rms_norm::forward(x, &self.scale()?, self.eps)
     }
 
-    /// dy -> dx, both [N, hidden_size]
+    /// dy -> dx, both [N, d]
     pub fn backward(&self, saved: &rms_norm::Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
         if self.trains {
+            // The offset does not change the weight's gradient.
             gradients.add(&format!("{}.weight", self.module), rms_norm::backward_weight(saved, dy)?)?;
         }
-        rms_norm::backward_input(saved, &self.weight, dy)
+        rms_norm::backward_input(saved, &self.scale()?, dy)
+    }
+
+    /// As [`Norm::forward`] over each head: x: [N, H · d] -> y: [N, H · d]
+    pub fn forward_heads(&self, x: &Tensor) -> Result<(Tensor, rms_norm::Saved)> {
+        let (y, saved) = self.forward(&self.split(x)?)?;
+        Ok((y.reshape(x.shape())?, saved))
+    }
+
+    /// As [`Norm::backward`] over each head.
+    pub fn backward_heads(&self, saved: &rms_norm::Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
+        Ok(self.backward(saved, &self.split(dy)?, gradients)?.reshape(dy.shape())?)
+    }
+
+    /// [N, H · d] -> [N · H, d]
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.reshape(((), self.weight.dim(0)?))?)
+    }
+
+    fn scale(&self) -> Result<Tensor> {
+        let weight = self.weight.to_dtype(DType::F32)?;
+        Ok(if self.offset { (weight + 1.0)? } else { weight })
     }
 }

@@ -2,16 +2,31 @@
 
 use crate::invalid;
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The type that activations are computed in. What is trained is f32 whatever this says.
+/// The type of frozen weights and of activations. What is trained, norms, softmax, the loss and the method's maths are
+/// f32 whatever this says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     #[default]
     F32,
+    /// Half the memory; the usual choice on a GPU.
+    Bf16,
+    /// For GPUs without bf16.
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::BF16,
+            Dtype::F16 => Self::F16,
+        }
+    }
 }
 
 /// The device to compute on.

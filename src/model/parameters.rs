@@ -10,34 +10,50 @@ use std::collections::BTreeMap;
 pub type Parameters = BTreeMap<String, Var>;
 
 /// Gradients by the name of their parameter, summed over everything that was added.
-#[derive(Default)]
-pub struct Gradients(BTreeMap<String, Tensor>);
+pub struct Gradients {
+    sums: BTreeMap<String, Tensor>,
+    factor: f64,
+}
+
+impl Default for Gradients {
+    fn default() -> Self {
+        Self { sums: BTreeMap::new(), factor: 1.0 }
+    }
+}
 
 impl Gradients {
+    /// What is added from now on is multiplied by `factor` first.
+    pub fn set_factor(&mut self, factor: f64) {
+        self.factor = factor;
+    }
+
     /// Adds a gradient to the sum under `name`, in f32.
     pub fn add(&mut self, name: &str, gradient: Tensor) -> Result<()> {
-        let gradient = gradient.to_dtype(DType::F32)?;
-        match self.0.get_mut(name) {
+        let mut gradient = gradient.to_dtype(DType::F32)?;
+        if self.factor != 1.0 {
+            gradient = (gradient * self.factor)?;
+        }
+        match self.sums.get_mut(name) {
             Some(sum) => *sum = add(sum, &gradient)?,
             None => {
-                self.0.insert(name.to_string(), gradient);
+                self.sums.insert(name.to_string(), gradient);
             }
         }
         Ok(())
     }
 
     pub fn get(&self, name: &str) -> Result<&Tensor> {
-        self.0.get(name).with_context(|| format!("no gradient reached {name}"))
+        self.sums.get(name).with_context(|| format!("no gradient reached {name}"))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+        self.sums.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
     /// Global L2 norm, summed in f64.
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
-        for gradient in self.0.values() {
+        for gradient in self.sums.values() {
             sum += square_sum(gradient)?;
         }
         Ok(sum.sqrt())

@@ -3,7 +3,7 @@
 //! Nothing is stored for the backward pass, which is the same map: the mask is drawn again from its key. That makes a
 //! recomputed block (gradient checkpointing) identical to the first pass, for any number of threads.
 
-use super::{fused, with_f32};
+use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -24,7 +24,7 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
                 y.iter_mut().zip(x).for_each(|(y, x)| *y *= x);
             });
         })?;
-        return Ok(Tensor::from_vec(y, x.shape(), x.device())?);
+        return output(y, x.shape(), x);
     }
     y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| fill(y, chunk * CHUNK, probability, key));
     Ok((x * Tensor::from_vec(y, x.shape(), x.device())?.to_dtype(x.dtype())?)?)

@@ -1,6 +1,10 @@
 //! Strided f32 matrix products on slices, for kernels that read heads in place or write into parts of a buffer.
 
+use super::widen::Values;
 use gemm::Parallelism;
+
+/// Half-precision weights widened at a time: a few MiB, whatever the matrix's size.
+const BLOCK_ELEMENTS: usize = 1 << 21;
 
 /// A matrix inside someone else's memory: element (i, j) lies `i * row_stride + j * col_stride` past `data`.
 #[derive(Clone, Copy)]
@@ -78,9 +82,71 @@ pub unsafe fn product(
     }
 }
 
+/// A weight matrix as it lies in memory: row-major rows × cols, f32 or half precision.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    pub values: Values<'a>,
+    pub rows: usize,
+    pub cols: usize,
+    /// Whether the product is with the transpose.
+    pub transposed: bool,
+}
+
+/// out = a · w, or out += a · w when `accumulate`, on every thread; a has m rows. Half-precision weights are widened a
+/// block of rows at a time.
+///
+/// # Safety
+/// As [`product`].
+pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumulate: bool) {
+    let threads = Parallelism::Rayon(rayon::current_num_threads());
+    let block = |first: usize, count: usize, rows: &[f32], accumulate: bool| {
+        let rows = Matrix::read(rows, 0, w.cols);
+        // SAFETY: promised by the caller for the whole of a and out; `rows` holds `count` whole rows.
+        unsafe {
+            if w.transposed {
+                product((m, count, w.cols), a, rows.t(), out.at(0, first), 1.0, accumulate, threads);
+            } else {
+                let accumulate = accumulate || first > 0;
+                product((m, w.cols, count), a.at(0, first), rows, out, 1.0, accumulate, threads);
+            }
+        }
+    };
+    if let Values::F32(values) = w.values {
+        return block(0, w.rows, values, accumulate);
+    }
+    let step = (BLOCK_ELEMENTS / w.cols.max(1)).clamp(1, w.rows.max(1));
+    let mut wide = vec![0f32; step * w.cols];
+    for first in (0..w.rows).step_by(step) {
+        let count = step.min(w.rows - first);
+        let wide = &mut wide[..count * w.cols];
+        w.values.widen_into(first * w.cols, wide);
+        block(first, count, wide, accumulate);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_weights_over_several_blocks() {
+        let (m, rows, cols) = (3, 2 * BLOCK_ELEMENTS / 1000 + 77, 1000);
+        let half: Vec<half::bf16> = (0..rows * cols).map(|i| half::bf16::from_f32((i % 13) as f32 - 6.0)).collect();
+        let wide: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
+        for transposed in [true, false] {
+            let (k, n) = if transposed { (cols, rows) } else { (rows, cols) };
+            let a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
+            let run = |values| {
+                let mut out = vec![1f32; m * n];
+                let w = Weight { values, rows, cols, transposed };
+                // SAFETY: whole matrices of these sizes.
+                unsafe { product_with(m, Matrix::read(&a, 0, k), w, Matrix::write(&mut out, n), true) };
+                out
+            };
+            // Small whole numbers: every sum is exact.
+            assert_eq!(run(Values::Bf16(&half)), run(Values::F32(&wide)));
+        }
+    }
 
     #[test]
     fn strides_transposes_and_accumulation() {

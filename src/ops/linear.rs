@@ -1,59 +1,66 @@
 //! y = x Wᵀ (+ bias), x: [N, d_in], W: [d_out, d_in], bias: [d_out], y: [N, d_out].
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, dbias = Σ_n dy. A frozen weight never gets a gradient computed. Transposes are
-//! strides that the GEMM reads; nothing is copied.
+//! strides that the GEMM reads; nothing is copied. W and x may be of different types: y and dx have the activations'.
 
-use super::gemm::{Matrix, product};
-use super::{fused, with_f32};
+use super::gemm::{Matrix, Weight, product_with};
+use super::{fused, values, widen, with_f32};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// x: [N, d_in] -> y: [N, d_out]
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = matmul(x, weight, [false, true])?;
+    let y = matmul(x, weight, [false, true], x.dtype())?;
     Ok(match bias {
-        Some(bias) => y.broadcast_add(bias)?,
+        Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
         None => y,
     })
 }
 
-/// dy: [N, d_out] -> dx: [N, d_in]
-pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    matmul(dy, weight, [false, false])
+/// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits.
+pub fn forward_f32(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    matmul(x, weight, [false, true], DType::F32)
 }
 
-/// dy: [N, d_out], x: [N, d_in] -> dW: [d_out, d_in]
+/// dy: [N, d_out] -> dx: [N, d_in]
+pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    matmul(dy, weight, [false, false], dy.dtype())
+}
+
+/// dy: [N, d_out], x: [N, d_in] -> dW: [d_out, d_in] in f32
 pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    matmul(dy, x, [true, false])
+    matmul(dy, x, [true, false], DType::F32)
 }
 
 /// a b, either of them transposed first. On the CPU with every thread of rayon's pool; candle itself takes one for
 /// each physical core, which leaves hyperthreads idle.
-fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2]) -> Result<Tensor> {
+fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype: DType) -> Result<Tensor> {
     if !fused(&[a, b]) {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
-        return Ok(turned(a, a_transposed)?.matmul(&turned(b, b_transposed)?)?);
+        let b = b.to_dtype(a.dtype())?;
+        return Ok(turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?.to_dtype(dtype)?);
     }
     let sizes =
         |x: &Tensor, transposed| x.dims2().map(|(rows, cols)| if transposed { (cols, rows) } else { (rows, cols) });
     let ((m, k), (inner, n)) = (sizes(a, a_transposed)?, sizes(b, b_transposed)?);
     anyhow::ensure!(k == inner, "matrices {:?} and {:?} do not fit together", a.dims(), b.dims());
     let mut out = vec![0f32; m * n];
-    let (a_width, b_width) = (a.dim(1)?, b.dim(1)?);
-    with_f32([a, b], |[a, b]| {
-        let turned = |x: Matrix, transposed| if transposed { x.t() } else { x };
-        let a = turned(Matrix::read(a, 0, a_width), a_transposed);
-        let b = turned(Matrix::read(b, 0, b_width), b_transposed);
-        let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+    let a_width = a.dim(1)?;
+    let (rows, cols) = b.dims2()?;
+    let guard = b.storage_and_layout();
+    let weight = Weight { values: values(&guard)?, rows, cols, transposed: b_transposed };
+    with_f32([a], |[a]| {
+        let a = Matrix::read(a, 0, a_width);
+        let a = if a_transposed { a.t() } else { a };
         // SAFETY: whole matrices of the checked sizes, and an output of our own.
-        unsafe { product((m, n, k), a, b, Matrix::write(&mut out, n), 1.0, false, threads) };
+        unsafe { product_with(m, a, weight, Matrix::write(&mut out, n), false) };
     })?;
-    Ok(Tensor::from_vec(out, (m, n), a.device())?)
+    widen::tensor(out, (m, n).into(), dtype)
 }
 
-/// dy: [N, d_out] -> dbias: [d_out]
+/// dy: [N, d_out] -> dbias: [d_out] in f32
 pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
-    Ok(dy.sum(0)?)
+    Ok(dy.to_dtype(DType::F32)?.sum(0)?)
 }
 
 #[cfg(test)]
@@ -71,6 +78,26 @@ mod tests {
         close(&backward_input(&dy, &w).unwrap(), &backward_input(&strided(&dy), &w).unwrap(), 1e-6);
         close(&backward_weight(&dy, &x).unwrap(), &backward_weight(&strided(&dy), &x).unwrap(), 1e-6);
         assert!(forward(&dy, &w, None).is_err());
+    }
+
+    /// Half-precision operands: the same as their widened values in f32, rounded once.
+    #[test]
+    fn half_operands_are_widened() {
+        let (x, w, dy) = (random(&[37, 70], 1), random(&[50, 70], 2), random(&[37, 50], 3));
+        for dtype in [DType::BF16, DType::F16] {
+            let half = |t: &Tensor| t.to_dtype(dtype).unwrap();
+            let wide = |t: &Tensor| half(t).to_dtype(DType::F32).unwrap();
+            let expect = |got: Tensor, exact: Tensor| {
+                assert_eq!(got.dtype(), dtype);
+                close(&got, &half(&exact), 1e-4);
+            };
+            expect(forward(&half(&x), &half(&w), None).unwrap(), forward(&wide(&x), &wide(&w), None).unwrap());
+            expect(forward(&half(&x), &w, None).unwrap(), forward(&wide(&x), &w, None).unwrap());
+            expect(backward_input(&half(&dy), &half(&w)).unwrap(), backward_input(&wide(&dy), &wide(&w)).unwrap());
+            let dw = backward_weight(&half(&dy), &half(&x)).unwrap();
+            assert_eq!(dw.dtype(), DType::F32);
+            close(&dw, &backward_weight(&wide(&dy), &wide(&x)).unwrap(), 1e-6);
+        }
     }
 
     #[test]

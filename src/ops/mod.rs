@@ -1,10 +1,15 @@
 //! Primitives as pairs of plain functions: `forward(...) -> (y, saved)` and `backward(saved, dy) -> (dx, ...)`.
 //!
-//! Each has one generic body in candle tensor ops, for any device, and where it pays a fused multi-threaded f32 CPU
+//! Each has one generic body in candle tensor ops, for any device, and where it pays a fused multi-threaded CPU
 //! kernel behind the same function. `ASFT_OPS=generic` turns the kernels off, so that the code a GPU runs can be
-//! tested without one. Activations are matrices of N = batch × sequence rows. Kernels split their work by rows or by
-//! heads, never by a sum, so that results do not depend on the number of threads.
+//! tested without one. Activations are matrices of N rows, one for each token of the batch; sequences stand one after
+//! another, without padding. Kernels split their work by rows or by heads, never by a sum, so that results do not
+//! depend on the number of threads.
+//!
+//! Kernels compute in f32. Tensors of bf16 or f16 are widened as they are read and rounded once as they are written,
+//! which is what a GPU's matrix units do; results have the type of the activations that came in.
 
+pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
@@ -12,33 +17,60 @@ pub mod gated_mlp;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod softcap;
 pub mod sum;
 
 mod fast_math;
 mod gemm;
 #[cfg(test)]
 pub(crate) mod testing;
+mod widen;
 
-use anyhow::{Result, bail};
-use candle_core::{CpuStorage, DType, Storage, Tensor};
+use anyhow::{Context, Result};
+use candle_core::{DType, Layout, Storage, Tensor};
+use std::ops::Deref;
 use std::sync::OnceLock;
+use widen::Values;
 
 /// Whether the fused CPU kernels may serve these tensors.
 fn fused(tensors: &[&Tensor]) -> bool {
     static GENERIC: OnceLock<bool> = OnceLock::new();
     !*GENERIC.get_or_init(|| std::env::var("ASFT_OPS").is_ok_and(|value| value == "generic"))
-        && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32 && t.is_contiguous())
+        && tensors.iter().all(|t| {
+            t.device().is_cpu() && matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && t.is_contiguous()
+        })
 }
 
-/// Runs `body` on the values of contiguous f32 CPU tensors.
+/// Runs `body` on the values of contiguous CPU tensors, widened to f32 where they are not.
 fn with_f32<const K: usize, R>(tensors: [&Tensor; K], body: impl FnOnce([&[f32]; K]) -> R) -> Result<R> {
-    let guards = tensors.map(|tensor| tensor.storage_and_layout());
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut wide: [Vec<f32>; K] = std::array::from_fn(|_| vec![]);
+    for (wide, guard) in wide.iter_mut().zip(&guards) {
+        match values(guard)? {
+            Values::F32(_) => {}
+            half => *wide = half.widened(),
+        }
+    }
     let mut slices = [&[][..]; K];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        *slice = match (&**storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
-            _ => bail!("a fused kernel was given a tensor that is not contiguous f32 on the CPU"),
+    for ((slice, wide), guard) in slices.iter_mut().zip(&wide).zip(&guards) {
+        *slice = match values(guard)? {
+            Values::F32(values) => values,
+            _ => wide,
         };
     }
     Ok(body(slices))
+}
+
+/// The values behind a contiguous CPU tensor.
+fn values<'a>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) -> Result<Values<'a>> {
+    let range = layout.contiguous_offsets();
+    let (Storage::Cpu(storage), Some(range)) = (&**storage, range) else {
+        anyhow::bail!("a fused kernel was given a tensor that is not contiguous on the CPU");
+    };
+    Values::of(storage, range).context("a fused kernel was given integers")
+}
+
+/// A kernel's result as a tensor of `like`'s type.
+fn output(values: Vec<f32>, shape: impl Into<candle_core::Shape>, like: &Tensor) -> Result<Tensor> {
+    widen::tensor(values, shape.into(), like.dtype())
 }

@@ -1,8 +1,8 @@
-//! RMSNorm: y = w ∘ x · s, s = (mean(x²) + eps)^(-1/2) per row; x, y: [N, d], w: [d], s: [N].
+//! RMSNorm: y = w ∘ x · s, s = (mean(x²) + eps)^(-1/2) per row; x, y: [N, d], w: [d], s: [N]. In f32, rounded once.
 //!
 //! Backward, with z = w ∘ dy: dx = s z − x s³ ⟨z, x⟩ / d; dw = Σ_n dy ∘ x s.
 
-use super::{fused, with_f32};
+use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -42,8 +42,8 @@ pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
 fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let wide = x.to_dtype(DType::F32)?;
     let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-    let y = wide.broadcast_mul(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)?;
-    Ok((y, scale))
+    let y = wide.broadcast_mul(&scale)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    Ok((y.to_dtype(x.dtype())?, scale))
 }
 
 mod kernel {
@@ -61,7 +61,7 @@ mod kernel {
                 }
             });
         })?;
-        Ok((Tensor::from_vec(y, (n, d), x.device())?, Tensor::from_vec(scale, (n, 1), x.device())?))
+        Ok((output(y, (n, d), x)?, Tensor::from_vec(scale, (n, 1), x.device())?))
     }
 
     pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
@@ -79,7 +79,7 @@ mod kernel {
                 }
             });
         })?;
-        Ok(Tensor::from_vec(dx, (n, d), dy.device())?)
+        output(dx, (n, d), dy)
     }
 
     /// ⟨a, b⟩ in eight f32 lanes per block of 64, blocks summed in f64.

@@ -1,10 +1,10 @@
 //! Rotary position embedding in Hugging Face's half-split layout.
 //!
 //! For each head, with halves (a, b) of its D values and angle θ of its row: (a cos θ − b sin θ, b cos θ + a sin θ).
-//! The map is a rotation, so its backward is the rotation by −θ. x: [N, H · D]; cos, sin: [N, D / 2] in f32.
+//! The map is a rotation, perhaps times a magnitude, so its backward is the same by −θ. x: [N, H · D]; cos, sin:
+//! [N, D / 2] in f32.
 
-use super::{fused, with_f32};
-use crate::model::{ModelSpec, RopeScaling};
+use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
@@ -16,43 +16,36 @@ pub struct Angles {
     sin: Tensor,
 }
 
+/// Consecutive positions of a sequence and the frequencies that turn them.
+pub struct Stretch {
+    pub start: usize,
+    pub length: usize,
+    /// [D / 2]
+    pub frequencies: Vec<f32>,
+    /// Factor of cos and sin (YaRN); 1 otherwise.
+    pub magnitude: f32,
+}
+
 impl Angles {
-    /// Angles for the given positions, one per row. Computed as transformers does, in f32.
-    pub fn new(spec: &ModelSpec, positions: &[u32], device: &Device) -> Result<Self> {
-        let frequencies = frequencies(spec);
-        let angles: Vec<f32> = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let shape = (positions.len(), frequencies.len());
+    /// Angles of the rows of `stretches`, one stretch after another: position times frequency, in f32 as transformers
+    /// has it.
+    pub fn new(stretches: &[Stretch], device: &Device) -> Result<Self> {
+        let half = stretches.first().map_or(0, |stretch| stretch.frequencies.len());
+        let rows: Vec<(usize, &Stretch)> = stretches
+            .iter()
+            .flat_map(|stretch| (stretch.start..stretch.start + stretch.length).map(move |p| (p, stretch)))
+            .collect();
         let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.par_iter().map(|&angle| f(f64::from(angle)) as f32).collect();
-            Tensor::from_vec(values, shape, device)
+            let mut values = vec![0f32; rows.len() * half];
+            values.par_chunks_mut(half.max(1)).zip(&rows).for_each(|(values, (position, stretch))| {
+                for (value, frequency) in values.iter_mut().zip(&stretch.frequencies) {
+                    *value = f(f64::from(*position as f32 * frequency)) as f32 * stretch.magnitude;
+                }
+            });
+            Tensor::from_vec(values, (rows.len(), half), device)
         };
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
-}
-
-/// Inverse frequencies theta^(-2i/D), i < D / 2, after the spec's scaling.
-fn frequencies(spec: &ModelSpec) -> Vec<f32> {
-    let base = (0..spec.head_dim).step_by(2).map(|i| {
-        let exponent = i as f32 / spec.head_dim as f32;
-        1.0 / spec.rope_theta.powf(f64::from(exponent)) as f32
-    });
-    base.map(|frequency| match spec.rope_scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor as f32,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-            let wavelength = std::f64::consts::TAU / f64::from(frequency);
-            let turns = original_max_position_embeddings / wavelength;
-            if turns > high_freq_factor {
-                frequency
-            } else if turns < low_freq_factor {
-                frequency / factor as f32
-            } else {
-                let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                ((1.0 - smooth) * f64::from(frequency) / factor + smooth * f64::from(frequency)) as f32
-            }
-        }
-    })
-    .collect()
 }
 
 /// x: [N, H · D] -> y: [N, H · D]
@@ -99,7 +92,7 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
             }
         });
     })?;
-    Ok(Tensor::from_vec(y, (n, width), x.device())?)
+    output(y, (n, width), x)
 }
 
 #[cfg(test)]

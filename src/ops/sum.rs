@@ -1,16 +1,16 @@
 //! x + y of equal shapes, for residual connections and for gradients that meet.
 
-use super::{fused, with_f32};
+use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 const CHUNK: usize = 1 << 14;
 
-/// x + y
+/// x + y, in the type of x.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if !fused(&[x, y]) || x.dims() != y.dims() {
-        return Ok((x + y)?);
+        return Ok((x + y.to_dtype(x.dtype())?)?);
     }
     let mut out = vec![0f32; x.elem_count()];
     with_f32([x, y], |[x, y]| {
@@ -21,7 +21,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
             }
         });
     })?;
-    Ok(Tensor::from_vec(out, x.shape(), x.device())?)
+    output(out, x.shape(), x)
 }
 
 /// Σ x², in f64, summed in a fixed order.

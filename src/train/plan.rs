@@ -1,13 +1,14 @@
 //! Which samples go into which optimizer step: a pure function of the step, so that any step can be found again.
 
 use super::TrainOptions;
-use crate::data::{DataOptions, epoch_order};
+use crate::data::{DataOptions, epoch_order, pack};
 use crate::ensure_valid;
 use anyhow::Result;
 
-/// The steps of a run over `samples` samples.
+/// The steps of a run.
 pub struct Plan {
-    samples: usize,
+    /// What batches are made of: single samples, or with packing rows of several.
+    units: Vec<Vec<usize>>,
     batch_size: usize,
     accumulation: usize,
     micro_batches_per_epoch: usize,
@@ -20,20 +21,29 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// `lengths`: tokens of each sample.
+    ///
     /// # Errors
     /// No full batch where partial ones are dropped.
-    pub fn new(samples: usize, train: &TrainOptions, data: &DataOptions) -> Result<Self> {
+    pub fn new(lengths: &[usize], train: &TrainOptions, data: &DataOptions) -> Result<Self> {
         let batch_size = train.batch_size;
-        let micro_batches_per_epoch = if data.drop_last { samples / batch_size } else { samples.div_ceil(batch_size) };
+        let units = if data.packing {
+            pack(lengths, data.max_length)
+        } else {
+            (0..lengths.len()).map(|sample| vec![sample]).collect()
+        };
+        let count = units.len();
+        let micro_batches_per_epoch = if data.drop_last { count / batch_size } else { count.div_ceil(batch_size) };
         ensure_valid!(
             micro_batches_per_epoch > 0,
-            "data.drop_last leaves no batch: {samples} samples do not fill one of train.batch_size = {batch_size}"
+            "data.drop_last leaves no batch: {count} {} do not fill one of train.batch_size = {batch_size}",
+            if data.packing { "packed rows" } else { "samples" }
         );
         // The last step of an epoch may accumulate fewer micro-batches; steps do not reach across epochs.
         let steps_per_epoch = micro_batches_per_epoch.div_ceil(train.gradient_accumulation);
         let by_epochs = ((steps_per_epoch as f64 * train.epochs).ceil() as usize).max(1);
         Ok(Self {
-            samples,
+            units,
             batch_size,
             accumulation: train.gradient_accumulation,
             micro_batches_per_epoch,
@@ -41,7 +51,7 @@ impl Plan {
             shuffle: data.shuffle,
             steps_per_epoch,
             total_steps: train.max_steps.unwrap_or(by_epochs),
-            current: (0, epoch_order(samples, train.seed, 0, data.shuffle)),
+            current: (0, epoch_order(count, train.seed, 0, data.shuffle)),
         })
     }
 
@@ -49,14 +59,13 @@ impl Plan {
     pub fn micro_batches(&mut self, step: usize) -> Vec<Vec<usize>> {
         let epoch = (step / self.steps_per_epoch) as u64;
         if self.current.0 != epoch {
-            self.current = (epoch, epoch_order(self.samples, self.seed, epoch, self.shuffle));
+            self.current = (epoch, epoch_order(self.units.len(), self.seed, epoch, self.shuffle));
         }
         let first = step % self.steps_per_epoch * self.accumulation;
         let last = (first + self.accumulation).min(self.micro_batches_per_epoch);
         let order = &self.current.1;
-        (first..last)
-            .map(|micro| order[micro * self.batch_size..((micro + 1) * self.batch_size).min(self.samples)].to_vec())
-            .collect()
+        let units = |micro: usize| &order[micro * self.batch_size..((micro + 1) * self.batch_size).min(order.len())];
+        (first..last).map(|micro| units(micro).iter().flat_map(|&unit| self.units[unit].clone()).collect()).collect()
     }
 }
 
@@ -66,7 +75,18 @@ mod tests {
 
     fn plan(samples: usize, epochs: f64, drop_last: bool) -> Plan {
         let train = TrainOptions { batch_size: 2, gradient_accumulation: 2, epochs, ..Default::default() };
-        Plan::new(samples, &train, &DataOptions { drop_last, ..Default::default() }).unwrap()
+        Plan::new(&vec![10; samples], &train, &DataOptions { drop_last, ..Default::default() }).unwrap()
+    }
+
+    #[test]
+    fn packed_rows_take_the_place_of_samples() {
+        let train = TrainOptions { batch_size: 2, ..Default::default() };
+        let data = DataOptions { packing: true, max_length: 20, ..Default::default() };
+        let mut plan = Plan::new(&[10, 20, 5, 10, 5, 10], &train, &data).unwrap();
+        assert_eq!(plan.steps_per_epoch, 2);
+        let mut seen: Vec<usize> = (0..2).flat_map(|step| plan.micro_batches(step)).flatten().collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -32,7 +32,6 @@ pub struct Prepared {
     pub train: Dataset,
     pub validation: Option<Dataset>,
     pub plan: Plan,
-    pub pad_id: u32,
     pub record: RunRecord,
 }
 
@@ -49,10 +48,12 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
         Method::Full => None,
     };
     let targets = adapter.as_ref().map_or(targets, |adapter| adapter.modules.keys().cloned().collect());
-    let (train, validation, pad_id) = datasets(settings, &base, &spec, quiet, &mut record)?;
-    let plan = Plan::new(train.examples.len(), &settings.train, &settings.data)?;
+    let (train, validation) = datasets(settings, &base, &spec, quiet, &mut record)?;
+    let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
+    let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let progress = bar(0, "loading model", quiet);
-    let mut model = Decoder::load(&spec, &checkpoint, &device, adapter.is_none(), &progress)?;
+    let mut model =
+        Decoder::load(&spec, &checkpoint, (&device, settings.model.dtype.into()), adapter.is_none(), &progress)?;
     progress.finish_and_clear();
     if let Some(adapter) = &adapter {
         let (loras, parameters) = adapter.trainable()?;
@@ -64,7 +65,7 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     let penalties = Penalties::new(&settings.asft, &targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let trainer = Trainer::new(model, penalties, &settings.train, dropout);
-    Ok(Prepared { base, checkpoint, trainer, adapter, train, validation, plan, pad_id, record })
+    Ok(Prepared { base, checkpoint, trainer, adapter, train, validation, plan, record })
 }
 
 fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
@@ -113,14 +114,14 @@ fn initial_adapter(
     Ok(adapter)
 }
 
-/// Training set, validation set, and the id that pads.
+/// Training set and validation set.
 fn datasets(
     settings: &Settings,
     base: &Resolved,
     spec: &ModelSpec,
     quiet: bool,
     record: &mut RunRecord,
-) -> Result<(Dataset, Option<Dataset>, u32)> {
+) -> Result<(Dataset, Option<Dataset>)> {
     let options = &settings.data;
     let tokenizer = match options.format {
         Format::Tokenized => None,
@@ -141,16 +142,15 @@ fn datasets(
         Ok::<_, anyhow::Error>(dataset)
     };
     let train = load("train", &options.train).context("data.train")?;
-    let pad_id = tokenizer.as_ref().map_or(0, Tokenizer::pad_id).min(spec.vocab_size as u32 - 1);
     Ok(match &options.validation {
-        None => (train, None, pad_id),
+        None => (train, None),
         Some(Validation::File(path)) => {
             let validation = load("validation", path).context("data.validation")?;
-            (train, Some(validation), pad_id)
+            (train, Some(validation))
         }
         Some(Validation::Share(share)) => {
             let (train, validation) = data::split_validation(train, *share, settings.train.seed)?;
-            (train, Some(validation), pad_id)
+            (train, Some(validation))
         }
     })
 }

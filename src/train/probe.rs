@@ -3,7 +3,7 @@
 //! A fresh adapter's B is zero, so A's gradient is zero too; the probe therefore looks at the model with small
 //! non-zero B, and puts B back.
 
-use crate::data::{Example, collate};
+use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -51,8 +51,8 @@ fn short_sample(examples: &[Example]) -> Option<Example> {
 }
 
 fn gradients_of(model: &Decoder, sample: &Example) -> Result<Gradients> {
-    let batch = collate(&[sample], 0);
-    let sequences = Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: 1 };
+    let (input_ids, labels, lengths) = (&sample.input_ids, &sample.labels, &[sample.input_ids.len()]);
+    let sequences = Sequences { input_ids, labels, lengths };
     let mut gradients = Gradients::default();
     model.loss_and_gradients(sequences, 1.0, true, None, &mut gradients)?;
     Ok(gradients)

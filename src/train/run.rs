@@ -120,11 +120,7 @@ fn train(settings: &Settings, prepared: &mut Prepared, metrics: &mut Metrics, qu
 fn batches(prepared: &mut Prepared, step: usize) -> Vec<Batch> {
     let micro_batches = prepared.plan.micro_batches(step);
     let examples = &prepared.train.examples;
-    let batch = |samples: Vec<usize>| {
-        let chosen: Vec<_> = samples.into_iter().map(|i| &examples[i]).collect();
-        collate(&chosen, prepared.pad_id)
-    };
-    micro_batches.into_iter().map(batch).collect()
+    micro_batches.into_iter().map(|samples| collate(samples.into_iter().map(|i| &examples[i]))).collect()
 }
 
 fn validate(
@@ -137,7 +133,7 @@ fn validate(
     let Some(validation) = &prepared.validation else { return Ok(None) };
     let model = &prepared.trainer.model;
     let hidden = ProgressBar::hidden();
-    let mean = mean_loss(model, &validation.examples, settings.train.batch_size, prepared.pad_id, &hidden)?;
+    let mean = mean_loss(model, &validation.examples, settings.train.batch_size, &hidden)?;
     let row = EvalRow { step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
     metrics.eval(&row)?;
     progress.eval(&row);

@@ -62,7 +62,7 @@ impl Trainer {
         let mut task_loss = 0.0;
         for (micro, batch) in batches.iter().enumerate() {
             let key = self.dropout.then(|| mix(self.seed ^ mix(((step as u64) << 20) + micro as u64)));
-            let sequences = Sequences { input_ids: &batch.input_ids, labels: &batch.labels, batch: batch.batch_size };
+            let sequences = Sequences::from(batch);
             let sum = self.model.loss_and_gradients(sequences, scale, self.checkpointing, key, &mut gradients)?;
             task_loss += sum * scale;
         }

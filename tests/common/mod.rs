@@ -4,6 +4,7 @@
 
 use asft::adapter;
 use asft::checkpoint::Checkpoint;
+use asft::data::{Example, collate};
 use asft::model::{Decoder, ModelSpec, Sequences};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -12,7 +13,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The golden models; see `scripts/make_goldens.py`.
-pub const CASES: [&str; 3] = ["llama_gqa", "llama3_rope", "llama_linear_bias"];
+pub const CASES: [&str; 8] =
+    ["llama_gqa", "llama3_rope", "llama_linear_bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"];
 
 pub fn fixture(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(case)
@@ -23,13 +25,23 @@ pub fn spec(case: &str) -> ModelSpec {
 }
 
 pub fn base(case: &str, trains: bool) -> Decoder {
+    base_in(case, trains, DType::F32)
+}
+
+/// The base in a compute type.
+pub fn base_in(case: &str, trains: bool, dtype: DType) -> Decoder {
     let checkpoint = Checkpoint::open(&fixture(case).join("model")).unwrap();
-    Decoder::load(&spec(case), &checkpoint, &Device::Cpu, trains, &ProgressBar::hidden()).unwrap()
+    Decoder::load(&spec(case), &checkpoint, (&Device::Cpu, dtype), trains, &ProgressBar::hidden()).unwrap()
 }
 
 /// The base with its golden adapter, ready to train.
 pub fn adapted(case: &str) -> Decoder {
-    let mut model = base(case, false);
+    adapted_in(case, DType::F32)
+}
+
+/// As [`adapted`], in a compute type.
+pub fn adapted_in(case: &str, dtype: DType) -> Decoder {
+    let mut model = base_in(case, false, dtype);
     let adapter = adapter::load(&fixture(case).join("adapter"), &Device::Cpu).unwrap();
     adapter.check_fits(model.spec()).unwrap();
     let (loras, parameters) = adapter.trainable().unwrap();
@@ -71,39 +83,64 @@ impl Golden {
     }
 }
 
-/// A golden batch: rows of ids and labels, padded on the right.
+/// A golden batch without the padding that PyTorch's needs.
 pub struct GoldenBatch {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i64>,
-    pub mask: Vec<i64>,
-    pub batch: usize,
+    pub lengths: Vec<usize>,
+    /// Rows of the padded batch that are tokens.
+    pub rows: Vec<usize>,
 }
 
 impl GoldenBatch {
     pub fn load(case: &str) -> Self {
         let golden = Golden::load(&fixture(case).join("batch.safetensors"));
-        let batch = golden.get("input_ids").dims()[0];
-        let input_ids = golden.integers("input_ids").into_iter().map(|id| id as u32).collect();
-        Self { input_ids, labels: golden.integers("labels"), mask: golden.integers("attention_mask"), batch }
+        let mask = golden.integers("attention_mask");
+        let width = golden.get("input_ids").dims()[1];
+        let lengths = mask.chunks(width).map(|row| row.iter().filter(|&&m| m == 1).count()).collect();
+        let rows: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] == 1).collect();
+        let live = |name: &str| {
+            let values = golden.integers(name);
+            rows.iter().map(|&i| values[i]).collect::<Vec<i64>>()
+        };
+        let input_ids = live("input_ids").into_iter().map(|id| id as u32).collect();
+        Self { input_ids, labels: live("labels"), lengths, rows }
     }
 
-    pub fn length(&self) -> usize {
-        self.input_ids.len() / self.batch
+    /// The samples one by one.
+    pub fn examples(&self) -> Vec<Example> {
+        let mut start = 0;
+        let cut = |&length: &usize| {
+            let range = start..start + length;
+            start += length;
+            Example { input_ids: self.input_ids[range.clone()].to_vec(), labels: self.labels[range].to_vec() }
+        };
+        self.lengths.iter().map(cut).collect()
     }
 
     pub fn sequences(&self) -> Sequences<'_> {
-        Sequences { input_ids: &self.input_ids, labels: &self.labels, batch: self.batch }
+        Sequences { input_ids: &self.input_ids, labels: &self.labels, lengths: &self.lengths }
     }
 
     /// Labels that some position predicts.
     pub fn label_tokens(&self) -> usize {
-        let length = self.length();
-        (0..self.labels.len()).filter(|i| i % length != 0 && self.labels[*i] >= 0).count()
+        collate(&self.examples()).label_tokens()
+    }
+
+    /// The rows of a golden [B, T, V] that are tokens, one after another.
+    pub fn live(&self, padded: &[f64], vocab_size: usize) -> Vec<f64> {
+        self.rows.iter().flat_map(|&row| padded[row * vocab_size..][..vocab_size].to_vec()).collect()
     }
 }
 
 pub fn to_vec(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest |a − b|
+pub fn max_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 /// ‖a − b‖ / ‖b‖

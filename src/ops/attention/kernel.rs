@@ -1,25 +1,25 @@
-//! The f32 CPU kernel: one task per (sequence, head), tiles of [`TILE`] queries against all the keys they see.
+//! The CPU kernel: one task per (span, head), tiles of [`TILE`] queries against all the keys they see.
 //!
 //! Heads are read in place through GEMM strides. Each task owns its outputs (the backward goes by key head, since the
 //! query heads of a group add to the same dk and dv), so the order of every sum is fixed.
 
-use super::{Saved, Shape};
+use super::{Layout, Saved, Shape, Span};
 use crate::ops::fast_math::{exp, vectorised};
 use crate::ops::gemm::{Matrix, product};
-use crate::ops::with_f32;
+use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;
 use gemm::Parallelism;
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Queries handled at once: a tile of scores is TILE × Tk.
+/// Queries handled at once: a tile of scores is TILE × the keys that these see.
 const TILE: usize = 64;
 
-/// Row lengths of the matrices and the causal offset.
+/// Row lengths of the matrices.
 #[derive(Clone, Copy)]
 struct Sizes {
-    tq: usize,
-    tk: usize,
+    shape: Shape,
     /// Hq · D
     queries: usize,
     /// Hkv · D
@@ -28,69 +28,116 @@ struct Sizes {
     /// Hq / Hkv
     group: usize,
     scale: f32,
+    cap: Option<f32>,
 }
 
 impl Sizes {
-    fn new(q: &Tensor, k: &Tensor, shape: Shape) -> Result<Self> {
-        Ok(Self {
-            tq: q.dim(0)? / shape.batch,
-            tk: k.dim(0)? / shape.batch,
+    fn new(shape: Shape) -> Self {
+        Self {
+            shape,
             queries: shape.heads * shape.head_dim,
             keys: shape.kv_heads * shape.head_dim,
             d: shape.head_dim,
             group: shape.heads / shape.kv_heads,
             scale: shape.scale as f32,
+            cap: shape.cap.map(|cap| cap as f32),
+        }
+    }
+
+    /// Keys that query `i` of a span sees.
+    fn seen(self, span: Span, i: usize) -> Range<usize> {
+        let end = i + 1 + span.k_len - span.q_len;
+        self.shape.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    fn tiles(self, span: Span) -> impl Iterator<Item = Tile> {
+        (0..span.q_len).step_by(TILE).map(move |first| {
+            let rows = TILE.min(span.q_len - first);
+            let keys = self.seen(span, first).start..self.seen(span, first + rows - 1).end;
+            Tile { first, rows, keys }
         })
     }
 
-    /// The tiles of a sequence: first query, number of queries, number of keys that the last of them sees.
-    fn tiles(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..self.tq).step_by(TILE).map(move |first| {
-            let rows = TILE.min(self.tq - first);
-            (first, rows, first + rows + self.tk - self.tq)
-        })
-    }
-
-    /// Number of keys that a query sees.
-    fn seen(self, query: usize) -> usize {
-        query + 1 + self.tk - self.tq
+    /// Values that the largest tile of a span takes.
+    fn tile_len(self, span: Span) -> usize {
+        self.tiles(span).map(|tile| tile.rows * tile.keys.len()).max().unwrap_or(0)
     }
 }
 
-pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<(Tensor, Tensor)> {
-    let s = Sizes::new(q, k, shape)?;
-    let mut output = vec![0f32; q.elem_count()];
-    let mut lse = vec![0f32; shape.batch * shape.heads * s.tq];
-    let out = Matrix::write(&mut output, s.queries);
-    with_f32([q, k, v], |[q, k, v]| {
-        lse.par_chunks_mut(s.tq).enumerate().for_each(|(task, lse)| {
-            let (b, h) = (task / shape.heads, task % shape.heads);
-            let q = Matrix::read(q, 0, s.queries).at(b * s.tq, h * s.d);
-            let k = Matrix::read(k, 0, s.keys).at(b * s.tk, h / s.group * s.d);
-            let v = Matrix::read(v, 0, s.keys).at(b * s.tk, h / s.group * s.d);
-            let out = out.at(b * s.tq, h * s.d);
-            let mut tile = vec![0f32; TILE.min(s.tq) * s.tk];
-            for (first, rows, seen) in s.tiles() {
-                let scores = Matrix::write(&mut tile, seen);
-                let none = Parallelism::None;
-                // SAFETY: rows [first, first + rows) of this head and its keys, all inside q, k, v; the tile is ours.
-                unsafe { product((rows, seen, s.d), q.at(first, 0), k.t(), scores, s.scale, false, none) };
-                for (i, row) in tile.chunks_mut(seen).take(rows).enumerate() {
-                    lse[first + i] = softmax(row, s.seen(first + i));
-                }
-                // SAFETY: as above; no other task writes this head's rows of the output.
-                unsafe { product((rows, s.d, seen), scores, v, out.at(first, 0), 1.0, false, none) };
-            }
-        });
+/// Some queries of a span and the keys that any of them sees.
+struct Tile {
+    first: usize,
+    rows: usize,
+    keys: Range<usize>,
+}
+
+impl Tile {
+    /// Columns of row `i` of the tile that its query sees.
+    fn seen(&self, s: Sizes, span: Span, i: usize) -> Range<usize> {
+        let seen = s.seen(span, self.first + i);
+        seen.start - self.keys.start..seen.end - self.keys.start
+    }
+}
+
+/// (o, log-sum-exp of every row)
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Vec<f32>)> {
+    let s = Sizes::new(shape);
+    let mut values = vec![0f32; q.elem_count()];
+    let out = Matrix::write(&mut values, s.queries);
+    let tasks: Vec<(Span, usize)> =
+        layout.spans.iter().flat_map(|&span| (0..shape.heads).map(move |head| (span, head))).collect();
+    let lse: Vec<Vec<f32>> = with_f32([q, k, v], |[q, k, v]| {
+        let task = |&(span, h): &(Span, usize)| {
+            let keys = (span.k_start, h / s.group * s.d);
+            let head = Forward {
+                q: Matrix::read(q, 0, s.queries).at(span.q_start, h * s.d),
+                k: Matrix::read(k, 0, s.keys).at(keys.0, keys.1),
+                v: Matrix::read(v, 0, s.keys).at(keys.0, keys.1),
+                out: out.at(span.q_start, h * s.d),
+            };
+            forward_head(s, span, &head)
+        };
+        tasks.par_iter().map(task).collect()
     })?;
-    let lse = Tensor::from_vec(lse, (shape.batch, shape.heads, s.tq), q.device())?;
-    Ok((Tensor::from_vec(output, q.shape(), q.device())?, lse))
+    Ok((output(values, q.shape(), q)?, lse.concat()))
 }
 
-/// Turns a row of scores into probabilities over its first `seen` keys and zeros; returns the log-sum-exp.
-fn softmax(row: &mut [f32], seen: usize) -> f32 {
-    let (row, hidden) = row.split_at_mut(seen);
-    hidden.fill(0.0);
+/// One query head of one span.
+struct Forward {
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    out: Matrix,
+}
+
+/// Fills the head's output; returns the log-sum-exp of its rows.
+fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
+    let mut lse = Vec::with_capacity(span.q_len);
+    let mut values = vec![0f32; s.tile_len(span)];
+    for tile in s.tiles(span) {
+        let width = tile.keys.len();
+        let scores = Matrix::write(&mut values, width);
+        let (q, k, v) = (head.q.at(tile.first, 0), head.k.at(tile.keys.start, 0), head.v.at(tile.keys.start, 0));
+        // SAFETY: rows of this head and keys that they see, all inside q, k, v; the tile is ours.
+        unsafe { product((tile.rows, width, s.d), q, k.t(), scores, s.scale, false, Parallelism::None) };
+        for (i, row) in values.chunks_mut(width).take(tile.rows).enumerate() {
+            lse.push(softmax(row, tile.seen(s, span, i), s.cap));
+        }
+        let out = head.out.at(tile.first, 0);
+        // SAFETY: as above; no other task writes this head's rows of the output.
+        unsafe { product((tile.rows, s.d, width), scores, v, out, 1.0, false, Parallelism::None) };
+    }
+    lse
+}
+
+/// Turns a row of scores into probabilities over the keys `seen` and zeros elsewhere; returns the log-sum-exp.
+fn softmax(row: &mut [f32], seen: Range<usize>, cap: Option<f32>) -> f32 {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+    let row = &mut row[seen];
+    if let Some(cap) = cap {
+        vectorised(|| row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
+    }
     vectorised(|| {
         let mut lanes = [f32::NEG_INFINITY; 16];
         for chunk in row.chunks(16) {
@@ -113,16 +160,23 @@ fn softmax(row: &mut [f32], seen: usize) -> f32 {
     })
 }
 
-pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape) -> Result<(Tensor, Tensor, Tensor)> {
+pub fn backward(
+    saved: &Saved,
+    lse: &[f32],
+    dy: &Tensor,
+    shape: Shape,
+    layout: &Layout,
+) -> Result<(Tensor, Tensor, Tensor)> {
     let (q, k, v) = (&saved.q, &saved.k, &saved.v);
-    let s = Sizes::new(q, k, shape)?;
+    let s = Sizes::new(shape);
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
     let (dq_out, dk_out, dv_out) =
         (Matrix::write(&mut dq, s.queries), Matrix::write(&mut dk, s.keys), Matrix::write(&mut dv, s.keys));
-    with_f32([q, k, v, &saved.output, dy, &saved.softmax], |[q, k, v, output, dy, lse]| {
-        (0..shape.batch * shape.kv_heads).into_par_iter().for_each(|task| {
-            let (b, kv) = (task / shape.kv_heads, task % shape.kv_heads);
-            let place = (b * s.tk, kv * s.d);
+    let tasks: Vec<(Span, usize)> =
+        layout.spans.iter().flat_map(|&span| (0..shape.kv_heads).map(move |kv| (span, kv))).collect();
+    with_f32([q, k, v, &saved.output, dy], |[q, k, v, output, dy]| {
+        tasks.par_iter().for_each(|&(span, kv)| {
+            let place = (span.k_start, kv * s.d);
             let (k, v) = (Matrix::read(k, 0, s.keys), Matrix::read(v, 0, s.keys));
             let keys = Keys {
                 k: k.at(place.0, place.1),
@@ -130,25 +184,24 @@ pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape) -> Result<(Tensor, Ten
                 dk: dk_out.at(place.0, place.1),
                 dv: dv_out.at(place.0, place.1),
             };
-            let mut tiles = [(); 2].map(|()| vec![0f32; TILE.min(s.tq) * s.tk]);
+            let mut tiles = [(); 2].map(|()| vec![0f32; s.tile_len(span)]);
             for h in kv * s.group..(kv + 1) * s.group {
-                let start = b * s.tq * s.queries + h * s.d;
+                let start = span.q_start * s.queries + h * s.d;
                 let head = Head {
                     q: Matrix::read(q, start, s.queries),
-                    dq: dq_out.at(b * s.tq, h * s.d),
+                    dq: dq_out.at(span.q_start, h * s.d),
                     output: &output[start..],
                     dy: &dy[start..],
-                    lse: &lse[(b * shape.heads + h) * s.tq..][..s.tq],
+                    lse: &lse[shape.heads * span.q_start + h * span.q_len..][..span.q_len],
                 };
-                backward_head(s, &head, &keys, &mut tiles);
+                backward_head(s, span, &head, &keys, &mut tiles);
             }
         });
     })?;
-    let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-    Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    Ok((output(dq, q.shape(), q)?, output(dk, k.shape(), k)?, output(dv, v.shape(), v)?))
 }
 
-/// One key head of one sequence: what is read and what is added to.
+/// One key head of one span: what is read and what is added to.
 struct Keys {
     k: Matrix,
     v: Matrix,
@@ -156,7 +209,7 @@ struct Keys {
     dv: Matrix,
 }
 
-/// One query head of one sequence.
+/// One query head of one span.
 struct Head<'a> {
     q: Matrix,
     dq: Matrix,
@@ -165,40 +218,54 @@ struct Head<'a> {
     lse: &'a [f32],
 }
 
-fn backward_head(s: Sizes, head: &Head, keys: &Keys, [tile_p, tile_ds]: &mut [Vec<f32>; 2]) {
+fn backward_head(s: Sizes, span: Span, head: &Head, keys: &Keys, [tile_p, tile_ds]: &mut [Vec<f32>; 2]) {
     let dy = Matrix::read(head.dy, 0, s.queries);
-    for (first, rows, seen) in s.tiles() {
-        let (p, ds) = (Matrix::write(tile_p, seen), Matrix::write(tile_ds, seen));
-        let (q, dy, none) = (head.q.at(first, 0), dy.at(first, 0), Parallelism::None);
+    for tile in s.tiles(span) {
+        let (rows, width, none) = (tile.rows, tile.keys.len(), Parallelism::None);
+        let (p, ds) = (Matrix::write(tile_p, width), Matrix::write(tile_ds, width));
+        let (q, dy) = (head.q.at(tile.first, 0), dy.at(tile.first, 0));
+        let [k, v, dk, dv] = [keys.k, keys.v, keys.dk, keys.dv].map(|x| x.at(tile.keys.start, 0));
         // SAFETY: rows of this head and keys that they see, inside the saved tensors; the tiles are this task's own.
         unsafe {
-            product((rows, seen, s.d), q, keys.k.t(), p, s.scale, false, none);
-            product((rows, seen, s.d), dy, keys.v.t(), ds, 1.0, false, none);
+            product((rows, width, s.d), q, k.t(), p, s.scale, false, none);
+            product((rows, width, s.d), dy, v.t(), ds, 1.0, false, none);
         }
-        let pairs = tile_p.chunks_mut(seen).zip(tile_ds.chunks_mut(seen)).take(rows);
+        let pairs = tile_p.chunks_mut(width).zip(tile_ds.chunks_mut(width)).take(rows);
         for (i, (p, ds)) in pairs.enumerate() {
-            let row = (first + i) * s.queries;
+            let row = (tile.first + i) * s.queries;
             let (output, dy) = (&head.output[row..row + s.d], &head.dy[row..row + s.d]);
             let inner: f32 = output.iter().zip(dy).map(|(o, dy)| o * dy).sum();
-            softmax_backward(p, ds, s.seen(first + i), head.lse[first + i], inner);
+            softmax_backward(p, ds, tile.seen(s, span, i), head.lse[tile.first + i], inner, s.cap);
         }
         // SAFETY: as above; this task alone writes these rows of dq and this key head of dk and dv.
         unsafe {
-            product((rows, s.d, seen), ds, keys.k, head.dq.at(first, 0), s.scale, false, none);
-            product((seen, s.d, rows), ds.t(), q, keys.dk, s.scale, true, none);
-            product((seen, s.d, rows), p.t(), dy, keys.dv, 1.0, true, none);
+            product((rows, s.d, width), ds, k, head.dq.at(tile.first, 0), s.scale, false, none);
+            product((width, s.d, rows), ds.t(), q, dk, s.scale, true, none);
+            product((width, s.d, rows), p.t(), dy, dv, 1.0, true, none);
         }
     }
 }
 
-/// In a row: scores -> probabilities (`p`), dP -> dS (`ds`); zeros past the keys that the query sees.
-fn softmax_backward(p: &mut [f32], ds: &mut [f32], seen: usize, lse: f32, inner: f32) {
-    p[seen..].fill(0.0);
-    ds[seen..].fill(0.0);
-    vectorised(|| {
-        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-            *p = exp(*p - lse);
-            *ds = *p * (*ds - inner);
-        }
-    });
+/// In a row: scores -> probabilities (`p`), dP -> dS (`ds`); zeros at the keys that the query does not see.
+fn softmax_backward(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32, inner: f32, cap: Option<f32>) {
+    for x in [&mut *p, &mut *ds] {
+        x[..seen.start].fill(0.0);
+        x[seen.end..].fill(0.0);
+    }
+    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+    match cap {
+        None => vectorised(|| {
+            for (p, ds) in p.iter_mut().zip(ds) {
+                *p = exp(*p - lse);
+                *ds = *p * (*ds - inner);
+            }
+        }),
+        Some(cap) => vectorised(|| {
+            for (p, ds) in p.iter_mut().zip(ds) {
+                let score = softcap::cap(*p, cap);
+                *p = exp(score - lse);
+                *ds = *p * (*ds - inner) * softcap::slope(score, cap);
+            }
+        }),
+    }
 }

@@ -1,0 +1,412 @@
+//! `config.json` -> [`ModelSpec`], family by family: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 (text).
+//!
+//! Reads the dialects of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Defaults are those
+//! of transformers' config classes. A field that would change the maths and is not supported is refused by name;
+//! nothing is guessed.
+
+use super::config_json::Config;
+use super::rope::{Rope, RopeScaling, yarn_attention_factor};
+use super::spec::{LayerSpec, ModelSpec};
+use crate::ops::activation::Activation;
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+use serde_json::Value;
+use std::path::Path;
+
+const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, gemma2, gemma3_text";
+
+pub fn load(path: &Path) -> Result<ModelSpec> {
+    let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;
+    let fields = value.as_object().ok_or_else(|| invalid!("{} is not a JSON object", path.display()))?;
+    parse(&Config { fields, origin: path.display().to_string() })
+}
+
+fn parse(config: &Config) -> Result<ModelSpec> {
+    let model_type = config.string("model_type")?.unwrap_or_default();
+    let spec = match model_type {
+        "llama" => llama(config),
+        "mistral" => mistral(config),
+        "qwen2" => qwen(config, false),
+        "qwen3" => qwen(config, true),
+        "gemma2" => gemma(config, false),
+        "gemma3_text" => gemma(config, true),
+        "gemma3" => Err(invalid!(
+            "{}: model_type `gemma3` is the multimodal Gemma 3, which is not supported; a text-only checkpoint has \
+             model_type `gemma3_text`",
+            config.origin
+        )),
+        "" => Err(config.missing("model_type")),
+        other => Err(invalid!("{}: model_type `{other}` is not supported; supported: {SUPPORTED}", config.origin)),
+    }?;
+    check(config, &spec)?;
+    Ok(spec)
+}
+
+/// What families take for a field that is not written.
+struct Defaults {
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    tie_word_embeddings: bool,
+    activation_key: &'static str,
+    activation: &'static str,
+}
+
+const LLAMA: Defaults = Defaults {
+    num_key_value_heads: None,
+    head_dim: None,
+    max_position_embeddings: 2048,
+    tie_word_embeddings: false,
+    activation_key: "hidden_act",
+    activation: "silu",
+};
+
+fn llama(config: &Config) -> Result<ModelSpec> {
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    let mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+    refuse_unsupported(config, &["attention_bias", "mlp_bias"])?;
+    Ok(ModelSpec { qkv_bias: bias, o_bias: bias, mlp_bias, ..common(config, &LLAMA)? })
+}
+
+fn mistral(config: &Config) -> Result<ModelSpec> {
+    let defaults = Defaults { num_key_value_heads: Some(8), max_position_embeddings: 4096 * 32, ..LLAMA };
+    refuse_unsupported(config, &["sliding_window"])?;
+    let mut spec = common(config, &defaults)?;
+    // Not written means 4096; null means none.
+    let window = if config.is_written("sliding_window") { config.size("sliding_window")? } else { Some(4096) };
+    spec.layers.iter_mut().for_each(|layer| layer.window = window);
+    Ok(spec)
+}
+
+fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
+    let defaults = Defaults {
+        num_key_value_heads: Some(32),
+        head_dim: third.then_some(128),
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    };
+    let own = ["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"];
+    let bias = if third { config.flag("attention_bias")?.unwrap_or(false) } else { true };
+    refuse_unsupported(config, &[&own[..], if third { &["attention_bias"] } else { &[] }].concat())?;
+    let mut spec = common(config, &defaults)?;
+    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, third && bias, third);
+    // The window counts only where it is switched on, and then for the layers from max_window_layers on.
+    let used = config.flag("use_sliding_window")?.unwrap_or(false);
+    let written = config.is_written("sliding_window");
+    let window = if written { config.size("sliding_window")? } else { Some(4096) }.filter(|_| used);
+    let first = match config.get("max_window_layers") {
+        Some(value) => value.as_u64().ok_or_else(|| config.wrong("max_window_layers", "a whole number", value))?,
+        None => 28,
+    };
+    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| window.is_some() && layer as u64 >= first)?;
+    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
+        layer.window = window.filter(|_| slides);
+    }
+    Ok(spec)
+}
+
+fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
+    let defaults = Defaults {
+        num_key_value_heads: Some(4),
+        head_dim: Some(256),
+        max_position_embeddings: if third { 131_072 } else { 8192 },
+        tie_word_embeddings: true,
+        activation_key: "hidden_activation",
+        activation: "gelu_pytorch_tanh",
+    };
+    let own = [
+        "attention_bias",
+        "sliding_window",
+        "layer_types",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+    ];
+    refuse_unsupported(config, &own)?;
+    let mut spec = common(config, &defaults)?;
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, third);
+    (spec.norm_offset, spec.post_norms) = (true, true);
+    spec.attention_scale = config.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
+    spec.embedding_scale = Some((spec.hidden_size as f64).sqrt());
+    let cap = |key: &str, default: f64| {
+        if config.is_written(key) || third { config.number(key) } else { Ok(Some(default)) }
+    };
+    spec.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
+    spec.logit_softcap = cap("final_logit_softcapping", 30.0)?;
+    let pattern = match third {
+        true => match config.size("sliding_window_pattern")? {
+            Some(pattern) => pattern,
+            None => config.size("_sliding_window_pattern")?.unwrap_or(6),
+        },
+        false => 2,
+    };
+    let window = config.size("sliding_window")?.unwrap_or(4096);
+    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| (layer + 1) % pattern != 0)?;
+    if third {
+        spec.ropes = gemma3_ropes(config, spec.max_position_embeddings)?;
+    }
+    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
+        *layer = LayerSpec { window: slides.then_some(window), rope: usize::from(third && slides) };
+    }
+    Ok(spec)
+}
+
+/// Which layers have a sliding window: as `layer_types` says, else by `rule`.
+fn sliding_layers(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    let Some(types) = config.strings("layer_types")? else { return Ok((0..layers).map(rule).collect()) };
+    ensure_valid!(
+        types.len() == layers,
+        "{}: layer_types names {} layers, num_hidden_layers says {layers}",
+        config.origin,
+        types.len()
+    );
+    let slides = types.into_iter().map(|kind| match kind {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(invalid!(
+            "{}: layer type `{other}` is not supported; supported: full_attention, sliding_attention",
+            config.origin
+        )),
+    });
+    slides.collect()
+}
+
+/// What all families share: a Llama without biases.
+fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
+    let hidden_size = config.required_size("hidden_size")?;
+    let num_attention_heads = config.required_size("num_attention_heads")?;
+    let num_hidden_layers = config.required_size("num_hidden_layers")?;
+    let kv_default = defaults.num_key_value_heads.filter(|_| !config.is_written("num_key_value_heads"));
+    let head_default = defaults.head_dim.filter(|_| !config.is_written("head_dim"));
+    let head_dim =
+        config.size("head_dim")?.or(head_default).unwrap_or_else(|| (hidden_size / num_attention_heads).max(1));
+    let context = config.size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+    Ok(ModelSpec {
+        model_type: config.string("model_type")?.unwrap_or_default().to_string(),
+        vocab_size: config.required_size("vocab_size")?,
+        hidden_size,
+        intermediate_size: config.required_size("intermediate_size")?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads: config.size("num_key_value_heads")?.or(kv_default).unwrap_or(num_attention_heads),
+        head_dim,
+        max_position_embeddings: context,
+        rms_norm_eps: config.number("rms_norm_eps")?.unwrap_or(1e-6),
+        tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        norm_offset: false,
+        post_norms: false,
+        activation: activation(config, defaults)?,
+        attention_scale: (head_dim as f64).powf(-0.5),
+        attention_softcap: None,
+        logit_softcap: None,
+        embedding_scale: None,
+        ropes: vec![rope(config, context)?],
+        layers: vec![LayerSpec { window: None, rope: 0 }; num_hidden_layers],
+    })
+}
+
+fn activation(config: &Config, defaults: &Defaults) -> Result<Activation> {
+    let key = defaults.activation_key;
+    match config.string(key)?.unwrap_or(defaults.activation) {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        other => {
+            Err(invalid!("{}: {key} `{other}` is not supported; supported: silu, gelu_pytorch_tanh", config.origin))
+        }
+    }
+}
+
+/// Sizes that have to fit together.
+fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
+    ensure_valid!(
+        spec.num_attention_heads.is_multiple_of(spec.num_key_value_heads),
+        "{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
+        config.origin,
+        spec.num_attention_heads,
+        spec.num_key_value_heads
+    );
+    ensure_valid!(spec.head_dim.is_multiple_of(2), "{}: head_dim {} is odd", config.origin, spec.head_dim);
+    for rope in &spec.ropes {
+        let RopeScaling::LongRope { short_factor, long_factor, .. } = &rope.scaling else { continue };
+        ensure_valid!(
+            short_factor.len() == spec.head_dim / 2 && long_factor.len() == spec.head_dim / 2,
+            "{}: short_factor and long_factor hold {} and {} values, expected head_dim / 2 = {}",
+            config.origin,
+            short_factor.len(),
+            long_factor.len(),
+            spec.head_dim / 2
+        );
+    }
+    Ok(())
+}
+
+/// A value with which a field changes nothing.
+enum Neutral {
+    /// Only null, or no field at all.
+    Null,
+    False,
+    Number(f64),
+    AllFull,
+}
+
+/// Fields that would change the maths. A family that reads one names it in `own`.
+fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
+    let fields = [
+        ("attention_bias", Neutral::False),
+        ("mlp_bias", Neutral::False),
+        ("attention_dropout", Neutral::Number(0.0)),
+        ("partial_rotary_factor", Neutral::Number(1.0)),
+        ("logits_scaling", Neutral::Number(1.0)),
+        ("logit_scale", Neutral::Number(1.0)),
+        ("residual_multiplier", Neutral::Number(1.0)),
+        ("embedding_multiplier", Neutral::Number(1.0)),
+        ("attention_multiplier", Neutral::Null),
+        ("sliding_window", Neutral::Null),
+        ("use_sliding_window", Neutral::False),
+        ("layer_types", Neutral::AllFull),
+        ("attention_chunk_size", Neutral::Null),
+        ("query_pre_attn_scalar", Neutral::Null),
+        ("attn_logit_softcapping", Neutral::Null),
+        ("final_logit_softcapping", Neutral::Null),
+        ("use_bidirectional_attention", Neutral::False),
+        ("rope_interleaved", Neutral::False),
+        ("no_rope_layers", Neutral::Null),
+        ("use_qk_norm", Neutral::False),
+        ("num_local_experts", Neutral::Null),
+        ("num_experts", Neutral::Null),
+        ("quantization_config", Neutral::Null),
+    ];
+    for (key, neutral) in fields.into_iter().filter(|(key, _)| !own.contains(key)) {
+        let Some(got) = config.get(key) else { continue };
+        let (harmless, expected) = match neutral {
+            Neutral::Null => (false, "null".to_string()),
+            Neutral::False => (got == &Value::Bool(false), "false".to_string()),
+            Neutral::Number(number) => (got.as_f64() == Some(number), number.to_string()),
+            Neutral::AllFull => {
+                let all = got.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"));
+                (all, "full_attention everywhere".to_string())
+            }
+        };
+        ensure_valid!(
+            harmless,
+            "{}: `{key}` = {got} is not supported for this model_type; expected {expected}",
+            config.origin
+        );
+    }
+    Ok(())
+}
+
+/// From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
+fn rope(config: &Config, context: usize) -> Result<Rope> {
+    let theta = config.number("rope_theta")?.unwrap_or(10_000.0);
+    let parameters = match config.object("rope_parameters")? {
+        Some(parameters) => Some(parameters),
+        None => config.object("rope_scaling")?,
+    };
+    match parameters {
+        // Gemma 3 nests them by layer type, and reads them itself.
+        Some(parameters) if parameters.fields.values().all(|v| v.is_object()) && !parameters.fields.is_empty() => {
+            ensure_valid!(
+                config.string("model_type")? == Some("gemma3_text"),
+                "{}: parameters by layer type are not supported for this model_type",
+                parameters.origin
+            );
+            Ok(Rope { theta, scaling: RopeScaling::None })
+        }
+        Some(parameters) => rope_parameters(&parameters, theta, context),
+        None => Ok(Rope { theta, scaling: RopeScaling::None }),
+    }
+}
+
+/// Full attention's rope, then sliding attention's.
+fn gemma3_ropes(config: &Config, context: usize) -> Result<Vec<Rope>> {
+    let global = config.number("rope_theta")?.unwrap_or(1_000_000.0);
+    let local = config.number("rope_local_base_freq")?.unwrap_or(10_000.0);
+    let plain = |theta| Rope { theta, scaling: RopeScaling::None };
+    if let Some(nested) = config.object("rope_parameters")? {
+        let part = |name: &str, theta: f64| match nested.object(name)? {
+            Some(parameters) => rope_parameters(&parameters, theta, context),
+            None => Ok(plain(theta)),
+        };
+        return Ok(vec![part("full_attention", global)?, part("sliding_attention", local)?]);
+    }
+    let global = match config.object("rope_scaling")? {
+        Some(scaling) => rope_parameters(&scaling, global, context)?,
+        None => plain(global),
+    };
+    Ok(vec![global, plain(local)])
+}
+
+/// One set of rope parameters; `theta` holds where they have none of their own.
+fn rope_parameters(rope: &Config, theta: f64, context: usize) -> Result<Rope> {
+    let theta = rope.number("rope_theta")?.unwrap_or(theta);
+    if let Some(got) = rope.get("partial_rotary_factor").filter(|got| got.as_f64() != Some(1.0)) {
+        return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
+    }
+    let kind = match rope.string("rope_type")? {
+        Some(kind) => kind,
+        None => rope.string("type")?.unwrap_or("default"),
+    };
+    let original =
+        || Ok::<_, anyhow::Error>(rope.number("original_max_position_embeddings")?.unwrap_or(context as f64));
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: rope.required_number("factor")? },
+        "dynamic" => {
+            RopeScaling::Dynamic { factor: rope.required_number("factor")?, max_position_embeddings: context as f64 }
+        }
+        "yarn" => yarn(rope, original()?)?,
+        "longrope" => longrope(rope, original()?, context)?,
+        "llama3" => RopeScaling::Llama3 {
+            factor: rope.required_number("factor")?,
+            low_freq_factor: rope.required_number("low_freq_factor")?,
+            high_freq_factor: rope.required_number("high_freq_factor")?,
+            original_max_position_embeddings: original()?,
+        },
+        other => {
+            return Err(invalid!(
+                "{}: rope_type `{other}` is not supported; supported: default, linear, dynamic, yarn, longrope, llama3",
+                rope.origin
+            ));
+        }
+    };
+    Ok(Rope { theta, scaling })
+}
+
+fn yarn(rope: &Config, original: f64) -> Result<RopeScaling> {
+    let factor = rope.required_number("factor")?;
+    let attention_factor = match rope.number("attention_factor")? {
+        Some(given) => given,
+        None => yarn_attention_factor(factor, rope.number("mscale")?, rope.number("mscale_all_dim")?),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor,
+        beta_fast: rope.number("beta_fast")?.unwrap_or(32.0),
+        beta_slow: rope.number("beta_slow")?.unwrap_or(1.0),
+        original_max_position_embeddings: original,
+        truncate: rope.flag("truncate")?.unwrap_or(true),
+    })
+}
+
+fn longrope(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
+    let factors = |key: &str| rope.numbers(key)?.ok_or_else(|| rope.missing(key));
+    let factor = rope.number("factor")?.unwrap_or(context as f64 / original);
+    let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+    Ok(RopeScaling::LongRope {
+        short_factor: factors("short_factor")?,
+        long_factor: factors("long_factor")?,
+        attention_factor: rope.number("attention_factor")?.unwrap_or(derived),
+        original_max_position_embeddings: original,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+use super::*;
+use serde_json::json;
+
+fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
+    let mut value = json!({
+        "model_type": model_type, "vocab_size": 100, "hidden_size": 48, "intermediate_size": 80,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+    });
+    for (key, field) in overrides.as_object().unwrap() {
+        value[key] = field.clone();
+    }
+    parse(&Config { fields: value.as_object().unwrap(), origin: "config.json".into() })
+}
+
+fn llama_with(overrides: Value) -> Result<ModelSpec> {
+    parse_with("llama", overrides)
+}
+
+fn windows(spec: &ModelSpec) -> Vec<Option<usize>> {
+    spec.layers.iter().map(|layer| layer.window).collect()
+}
+
+#[test]
+fn both_dialects_mean_the_same() {
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 16});
+    let mut five = scaling.clone();
+    five["rope_theta"] = json!(5000.0);
+    let four = llama_with(json!({"rope_theta": 5000.0, "rope_scaling": scaling})).unwrap();
+    assert_eq!(four, llama_with(json!({"rope_parameters": five})).unwrap());
+    assert_eq!(four.ropes[0].theta, 5000.0);
+    assert!(matches!(four.ropes[0].scaling, RopeScaling::Llama3 { .. }));
+}
+
+#[test]
+fn legacy_type_key_and_nulls() {
+    let spec = llama_with(json!({"rope_scaling": {"type": "linear", "factor": 2.5}, "head_dim": null})).unwrap();
+    assert_eq!(spec.ropes[0].scaling, RopeScaling::Linear { factor: 2.5 });
+    assert_eq!(spec.head_dim, 12);
+}
+
+#[test]
+fn windows_follow_each_family_s_rules() {
+    assert_eq!(windows(&parse_with("mistral", json!({})).unwrap()), [Some(4096); 3]);
+    assert_eq!(windows(&parse_with("mistral", json!({"sliding_window": null})).unwrap()), [None; 3]);
+    assert_eq!(windows(&parse_with("mistral", json!({"sliding_window": 8})).unwrap()), [Some(8); 3]);
+    // Qwen writes a window that it does not use.
+    let qwen = |used: bool| json!({"sliding_window": 8, "use_sliding_window": used, "max_window_layers": 1});
+    assert_eq!(windows(&parse_with("qwen2", qwen(false)).unwrap()), [None; 3]);
+    assert_eq!(windows(&parse_with("qwen2", qwen(true)).unwrap()), [None, Some(8), Some(8)]);
+    assert_eq!(windows(&parse_with("gemma2", json!({"sliding_window": 8})).unwrap()), [Some(8), None, Some(8)]);
+    let gemma3 = |fields| windows(&parse_with("gemma3_text", fields).unwrap());
+    assert_eq!(gemma3(json!({"sliding_window": 8})), [Some(8); 3]);
+    assert_eq!(gemma3(json!({"sliding_window": 8, "sliding_window_pattern": 3})), [Some(8), Some(8), None]);
+    let types = json!(["full_attention", "sliding_attention", "full_attention"]);
+    assert_eq!(gemma3(json!({"sliding_window": 8, "layer_types": types})), [None, Some(8), None]);
+    let error = parse_with("gemma2", json!({"layer_types": ["full_attention"]})).unwrap_err().to_string();
+    assert!(error.contains("layer_types names 1 layers"), "{error}");
+}
+
+#[test]
+fn families_differ_by_fields() {
+    let qwen2 = parse_with("qwen2", json!({})).unwrap();
+    assert!((qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (true, false, false));
+    let qwen3 = parse_with("qwen3", json!({})).unwrap();
+    assert!((qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim) == (false, true, 128));
+    let gemma2 = parse_with("gemma2", json!({"query_pre_attn_scalar": 64})).unwrap();
+    assert_eq!((gemma2.attention_softcap, gemma2.logit_softcap), (Some(50.0), Some(30.0)));
+    assert_eq!((gemma2.attention_scale, gemma2.head_dim, gemma2.tie_word_embeddings), (0.125, 256, true));
+    assert!(gemma2.post_norms && gemma2.norm_offset && !gemma2.qk_norm);
+    let uncapped = parse_with("gemma2", json!({"attn_logit_softcapping": null})).unwrap();
+    assert_eq!((uncapped.attention_softcap, uncapped.logit_softcap), (None, Some(30.0)));
+}
+
+#[test]
+fn gemma_3_has_two_ropes_in_either_dialect() {
+    let four =
+        json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8}});
+    let five = json!({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6},
+                                          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}});
+    let spec = parse_with("gemma3_text", four).unwrap();
+    assert_eq!(spec, parse_with("gemma3_text", five.clone()).unwrap());
+    assert_eq!(spec.ropes[0], Rope { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } });
+    assert_eq!(spec.ropes[1], Rope { theta: 1e4, scaling: RopeScaling::None });
+    assert!(spec.layers.iter().all(|layer| layer.rope == usize::from(layer.window.is_some())));
+    let error = parse_with("qwen3", five).unwrap_err().to_string();
+    assert!(error.contains("by layer type"), "{error}");
+}
+
+#[test]
+fn what_changes_the_maths_is_refused_by_name() {
+    for (model_type, overrides, needle) in [
+        ("mamba", json!({}), "mamba"),
+        ("gemma3", json!({}), "gemma3_text"),
+        ("", json!({"model_type": null}), "`model_type` is missing"),
+        ("llama", json!({"hidden_act": "gelu"}), "gelu"),
+        ("llama", json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}), "mrope"),
+        (
+            "llama",
+            json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}}),
+            "head_dim / 2",
+        ),
+        ("llama", json!({"attention_dropout": 0.1}), "attention_dropout"),
+        ("llama", json!({"sliding_window": 8}), "sliding_window"),
+        ("llama", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        ("llama", json!({"hidden_size": "48"}), "hidden_size"),
+        ("mistral", json!({"quantization_config": {}}), "quantization_config"),
+        ("qwen2", json!({"attention_bias": true}), "attention_bias"),
+        (
+            "qwen2",
+            json!({"layer_types": ["chunked_attention", "full_attention", "full_attention"]}),
+            "chunked_attention",
+        ),
+        ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
+        ("gemma2", json!({"hidden_activation": "gelu"}), "hidden_activation"),
+    ] {
+        let error = parse_with(model_type, overrides).unwrap_err();
+        assert!(error.to_string().contains(needle), "{error:#}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+}

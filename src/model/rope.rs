@@ -1,0 +1,163 @@
+//! Rotary frequencies of a model: theta^(-2i/D) for i < D / 2, stretched as its `config.json` says.
+//!
+//! The formulas are those of transformers' `modeling_rope_utils`: linear, dynamic (NTK), YaRN (arXiv 2309.00071),
+//! LongRoPE (arXiv 2402.13753) and Llama 3.1's.
+
+use crate::ops::rope::Stretch;
+use std::f64::consts::TAU;
+
+/// The rotary embedding of a kind of layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched for contexts longer than the pre-training's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// Every frequency divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// theta grows with the sequence once that is longer than the model's context.
+    Dynamic {
+        factor: f64,
+        max_position_embeddings: f64,
+    },
+    /// High frequencies kept, low ones divided by `factor`, a ramp in between; cos and sin grow by `attention_factor`.
+    Yarn {
+        factor: f64,
+        attention_factor: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        original_max_position_embeddings: f64,
+        truncate: bool,
+    },
+    /// Each frequency divided by a factor of its own; other factors for sequences beyond the original context.
+    LongRope {
+        short_factor: Vec<f64>,
+        long_factor: Vec<f64>,
+        attention_factor: f64,
+        original_max_position_embeddings: f64,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth ramp in between.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: f64,
+    },
+}
+
+impl Rope {
+    /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings look at where the
+    /// sequence ends.
+    pub fn stretch(&self, head_dim: usize, start: usize, length: usize) -> Stretch {
+        Stretch { start, length, frequencies: self.frequencies(head_dim, start + length), magnitude: self.magnitude() }
+    }
+
+    fn magnitude(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor as f32
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// [head_dim / 2], for a sequence that ends before position `end`.
+    fn frequencies(&self, head_dim: usize, end: usize) -> Vec<f32> {
+        let base = |theta: f64| {
+            (0..head_dim).step_by(2).map(move |i| 1.0 / theta.powf(f64::from(i as f32 / head_dim as f32)) as f32)
+        };
+        match &self.scaling {
+            RopeScaling::None => base(self.theta).collect(),
+            RopeScaling::Linear { factor } => base(self.theta).map(|frequency| frequency / *factor as f32).collect(),
+            RopeScaling::Dynamic { factor, max_position_embeddings: context } => {
+                let (d, end) = (head_dim as f64, (end as f64).max(*context));
+                base(self.theta * (factor * end / context - (factor - 1.0)).powf(d / (d - 2.0))).collect()
+            }
+            RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings, .. } => {
+                let beyond = end as f64 > *original_max_position_embeddings;
+                let factors = if beyond { long_factor } else { short_factor };
+                base(self.theta).zip(factors).map(|(frequency, factor)| frequency / *factor as f32).collect()
+            }
+            RopeScaling::Yarn { .. } => {
+                let ramp = self.yarn_ramp(head_dim);
+                base(self.theta).zip(ramp).map(|(frequency, scale)| frequency * scale as f32).collect()
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let scaled = |frequency: f32| {
+                    let turns = original_max_position_embeddings / (TAU / f64::from(frequency));
+                    if turns > *high_freq_factor {
+                        frequency
+                    } else if turns < *low_freq_factor {
+                        frequency / *factor as f32
+                    } else {
+                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        ((1.0 - smooth) * f64::from(frequency) / factor + smooth * f64::from(frequency)) as f32
+                    }
+                };
+                base(self.theta).map(scaled).collect()
+            }
+        }
+    }
+
+    /// YaRN's factor for each frequency: 1 where it turns more than `beta_fast` times in the original context,
+    /// 1 / factor where it turns less than `beta_slow` times.
+    fn yarn_ramp(&self, head_dim: usize) -> Vec<f64> {
+        let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } =
+            self.scaling
+        else {
+            return vec![];
+        };
+        let d = head_dim as f64;
+        let dimension =
+            |turns: f64| d * (original_max_position_embeddings / (turns * TAU)).ln() / (2.0 * self.theta.ln());
+        let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        (0..head_dim / 2).map(|i| ramp(i) / factor + 1.0 - ramp(i)).collect()
+    }
+}
+
+/// YaRN's attention factor where `config.json` gives none.
+pub fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+    let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    match (mscale, mscale_all_dim) {
+        (Some(mscale), Some(all)) => of(mscale) / of(all),
+        _ => of(1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_some_scalings_look_at_the_sequence() {
+        let rope = |scaling| Rope { theta: 10_000.0, scaling };
+        let plain = rope(RopeScaling::None).frequencies(8, 10);
+        assert_eq!(plain, [1.0, 0.1, 0.01, 0.001]);
+        let dynamic = rope(RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 16.0 });
+        assert_eq!(dynamic.frequencies(8, 16), plain);
+        assert!(dynamic.frequencies(8, 32)[3] < plain[3]);
+        let long = rope(RopeScaling::LongRope {
+            short_factor: vec![1.0; 4],
+            long_factor: vec![1.0, 2.0, 4.0, 8.0],
+            attention_factor: 1.5,
+            original_max_position_embeddings: 16.0,
+        });
+        assert_eq!(long.frequencies(8, 16), plain);
+        assert_eq!(long.frequencies(8, 17), [1.0, 0.05, 0.0025, 0.000125]);
+        assert_eq!(long.stretch(8, 0, 3).magnitude, 1.5);
+    }
+}

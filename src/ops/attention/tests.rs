@@ -1,0 +1,122 @@
+use super::*;
+use crate::ops::testing::{Case, close, random};
+use candle_core::{DType, Var};
+
+const SHAPE: Shape = Shape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, window: None, cap: None };
+
+/// Every combination of window and cap.
+fn shapes(window: usize) -> [Shape; 4] {
+    [(None, None), (Some(window), None), (None, Some(2.0)), (Some(window), Some(2.0))].map(|(window, cap)| Shape {
+        window,
+        cap,
+        ..SHAPE
+    })
+}
+
+/// q, k, v, dy for a layout.
+fn inputs(layout: &Layout) -> [Tensor; 4] {
+    let (queries, keys) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+    let rows_q = layout.spans.iter().map(|span| span.q_len).sum();
+    let rows_k = layout.spans.iter().map(|span| span.k_len).sum();
+    let large = |t: Tensor| (t * 3.0).unwrap();
+    [
+        large(random(&[rows_q, queries], 1)),
+        large(random(&[rows_k, keys], 2)),
+        random(&[rows_k, keys], 3),
+        random(&[rows_q, queries], 4),
+    ]
+}
+
+/// The textbook form: every head's own full matrix of scores, span by span.
+fn naive(v: &[Tensor], shape: Shape, layout: &Layout) -> candle_core::Result<Tensor> {
+    let group = shape.heads / shape.kv_heads;
+    let mut rows = vec![];
+    for span in &layout.spans {
+        let (tq, tk) = (span.q_len, span.k_len);
+        let allowed = |i: usize, j: usize| {
+            let position = i + tk - tq;
+            j <= position && shape.window.is_none_or(|window| j + window > position)
+        };
+        let mask: Vec<f64> = (0..tq * tk).map(|at| if allowed(at / tk, at % tk) { 0.0 } else { -1e30 }).collect();
+        let mask = Tensor::from_vec(mask, (tq, tk), v[0].device())?.to_dtype(v[0].dtype())?;
+        let mut heads = vec![];
+        for h in 0..shape.heads {
+            let part = |x: &Tensor, start: usize, t: usize, h: usize| {
+                x.narrow(0, start, t)?.narrow(1, h * shape.head_dim, shape.head_dim)?.contiguous()
+            };
+            let q = part(&v[0], span.q_start, tq, h)?;
+            let k = part(&v[1], span.k_start, tk, h / group)?;
+            let value = part(&v[2], span.k_start, tk, h / group)?;
+            let scores = (q.matmul(&k.t()?.contiguous()?)? * shape.scale)?;
+            let scores = match shape.cap {
+                Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+                None => scores,
+            };
+            heads.push(candle_nn::ops::softmax(&(scores + &mask)?, 1)?.matmul(&value)?);
+        }
+        rows.push(Tensor::cat(&heads, 1)?);
+    }
+    Tensor::cat(&rows, 0)
+}
+
+#[test]
+fn matches_autograd_and_finite_differences() {
+    for shape in shapes(3) {
+        let layout = Layout::new(&[5, 1, 4]);
+        let [q, k, v, dy] = inputs(&layout);
+        let (y, saved) = forward(&q, &k, &v, shape, &layout).unwrap();
+        let (dq, dk, dv) = backward(&saved, &dy, shape, &layout).unwrap();
+        let vars = [&q, &k, &v].map(|x| Var::from_tensor(x).unwrap());
+        let tensors: Vec<Tensor> = vars.iter().map(|x| x.as_tensor().clone()).collect();
+        let oracle = naive(&tensors, shape, &layout).unwrap();
+        close(&y, &oracle, 1e-6);
+        let grads = (oracle * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        for (var, got) in vars.iter().zip([&dq, &dk, &dv]) {
+            close(got, grads.get(var).unwrap(), 1e-5);
+        }
+        let case = Case::new(vec![q, k, v], dy, move |v| naive(v, shape, &layout));
+        case.check(&[&dq, &dk, &dv], 2e-5);
+    }
+}
+
+#[test]
+fn kernel_equals_generic_over_several_tiles() {
+    let layouts = [vec![150], vec![64, 64], vec![3, 70, 129]].map(|lengths| Layout::new(&lengths));
+    for layout in layouts.into_iter().chain([Layout::cached(1, 76), Layout::cached(3, 67)]) {
+        for shape in shapes(50) {
+            let [q, k, v, dy] = inputs(&layout);
+            let (slow, kept) = generic::forward(&q, &k, &v, shape, &layout).unwrap();
+            let (fast, lse) = kernel::forward(&q, &k, &v, shape, &layout).unwrap();
+            close(&fast, &slow, 2e-6);
+            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+            let saved = Saved { q, k, v, output: slow, softmax: Softmax::LogSumExp(vec![]) };
+            let slow = generic::backward(&saved, &kept, &dy, shape, &layout).unwrap();
+            let fast = kernel::backward(&saved, &lse, &dy, shape, &layout).unwrap();
+            close(&fast.0, &slow.0, 5e-6);
+            close(&fast.1, &slow.1, 5e-6);
+            close(&fast.2, &slow.2, 5e-6);
+        }
+    }
+}
+
+/// Half-precision inputs are the same as their widened values, rounded once.
+#[test]
+fn half_precision_is_f32_rounded() {
+    let layout = Layout::new(&[30, 80]);
+    let wide = inputs(&layout).map(|x| x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap());
+    let half = wide.clone().map(|x| x.to_dtype(DType::BF16).unwrap());
+    let (y, _) = kernel::forward(&half[0], &half[1], &half[2], SHAPE, &layout).unwrap();
+    let (exact, _) = kernel::forward(&wide[0], &wide[1], &wide[2], SHAPE, &layout).unwrap();
+    assert_eq!(y.dtype(), DType::BF16);
+    close(&y, &exact.to_dtype(DType::BF16).unwrap(), 1e-4);
+}
+
+#[test]
+fn nothing_is_seen_across_sequences() {
+    let (whole, first) = (Layout::new(&[20, 30]), Layout::new(&[20]));
+    let [q, k, v, _] = inputs(&whole);
+    let (y, _) = forward(&q, &k, &v, SHAPE, &whole).unwrap();
+    let part = |x: &Tensor| x.narrow(0, 0, 20).unwrap();
+    let (alone, _) = forward(&part(&q), &part(&k), &part(&v), SHAPE, &first).unwrap();
+    close(&part(&y), &alone, 1e-7);
+}
