@@ -1,0 +1,49 @@
+//! The shipped configs load, and those of the AsFT paper's models hold its settings.
+
+use asft::config::Settings;
+use asft::model::Dtype;
+use asft::names::Targets;
+use asft::optim::ScheduleKind;
+use std::path::{Path, PathBuf};
+
+fn configs() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+fn load(path: &Path) -> Settings {
+    Settings::load(path, &[]).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()))
+}
+
+#[test]
+fn every_config_loads_and_writes_where_its_name_says() {
+    let configs = configs();
+    assert_eq!(configs.len(), 7, "{configs:?}");
+    for path in configs {
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert_eq!(load(&path).output.dir, format!("runs/{stem}"));
+    }
+}
+
+#[test]
+fn the_paper_s_models_have_the_paper_s_settings() {
+    for (name, aligned) in [
+        ("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf"),
+        ("llama3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("qwen2-7b-instruct", "Qwen/Qwen2-7B-Instruct"),
+        ("gemma2-9b-it", "google/gemma-2-9b-it"),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{name}.toml"));
+        let Settings { model, lora, asft, data, train, .. } = load(&path);
+        assert_eq!((model.aligned.as_str(), model.dtype), (aligned, Dtype::Bf16));
+        assert_eq!((lora.rank, lora.alpha, lora.dropout), (8, 32, 0.05), "{name}");
+        assert_eq!(lora.target_modules, Targets::List(vec!["q_proj".into(), "v_proj".into()]));
+        assert_eq!((asft.lambda, asft.scaled), (1.0, false), "{name}");
+        assert_eq!((train.learning_rate, train.batch_size, train.epochs), (5e-5, 8, 10.0), "{name}");
+        assert_eq!((train.schedule, train.gamma, train.max_grad_norm), (ScheduleKind::Step, 0.85, 0.0), "{name}");
+        assert_eq!((data.max_length, data.shuffle, data.drop_last), (512, false, true), "{name}");
+        assert_eq!((train.gradient_accumulation, train.warmup_steps, train.warmup_ratio), (1, None, None), "{name}");
+    }
+}
