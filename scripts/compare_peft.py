@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""One training step in asft and in PyTorch + transformers + PEFT, alternated in one run: time, memory, and the losses of
+both, so that it is seen to be the same work.
+
+    python scripts/compare_peft.py [--asft target/release/asft] [--shapes smollm2,qwen2-slice] [--rounds 3] [--out FILE]
+
+Both sides get the same random model, the same token ids, the same LoRA (r 8, alpha 32, no dropout; A as PEFT draws it,
+B = 0), AdamW, and for the cases with a penalty the same pair of models: asft's penalty in closed form against the
+reference's, which forms B A and multiplies it by I - C in every step. Each side runs in a process of its own; its first
+step warms up and is not counted. Needs torch, transformers, peft, psutil.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+SHAPES = {
+    # SmolLM2-135M
+    "smollm2": dict(model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                    num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192),
+    # Qwen2-7B's width and vocabulary, four layers of it
+    "qwen2-slice": dict(model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=4,
+                        num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=True,
+                        max_position_embeddings=32768),
+}
+QV, ALL = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CASES = [  # name, shape, batch, length, targets, gradient checkpointing, penalty
+    ("qv", "smollm2", 4, 256, QV, False, False),
+    ("qv, checkpointing", "smollm2", 4, 256, QV, True, False),
+    ("all linears", "smollm2", 4, 256, ALL, False, False),
+    ("all linears, checkpointing", "smollm2", 4, 256, ALL, True, False),
+    ("all linears, penalty", "smollm2", 4, 256, ALL, False, True),
+    ("qv, length 128", "smollm2", 4, 128, QV, False, False),
+    ("qv, length 512", "smollm2", 4, 512, QV, False, False),
+    ("qv, length 1024", "smollm2", 2, 1024, QV, False, False),
+    ("qv, length 2048", "smollm2", 1, 2048, QV, False, False),
+    ("qv", "qwen2-slice", 1, 512, QV, True, False),
+]
+STEPS = 5
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---- the PyTorch side, in a process of its own -------------------------------------------------------------------
+
+def torch_side(job):
+    import torch
+    import transformers
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(os.cpu_count())
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    model.config.use_cache = False
+    if job["checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.enable_input_require_grads()
+    model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True).train()
+    c = {}
+    if job["unaligned"]:
+        aligned, other = load_file(Path(job["model"]) / "model.safetensors"), load_file(Path(job["unaligned"]) / "model.safetensors")
+        for name in aligned:
+            if name.split(".")[-2] in job["targets"]:
+                v = aligned[name].float() - other[name].float()
+                c[name.removesuffix(".weight")] = v @ v.T / v.norm()
+        del aligned, other
+    lora = {n.removeprefix("base_model.model.").removesuffix(".default.weight"): p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(lora.values(), lr=job["lr"], weight_decay=0.0)
+    rows = [json.loads(line) for line in open(job["data"])]
+    times, losses = [], []
+    for step in range(STEPS + 1):
+        part = rows[step * job["batch"]:(step + 1) * job["batch"]]
+        ids = torch.tensor([row["input_ids"] for row in part])
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        for module, matrix in c.items():
+            delta = lora[module + ".lora_B"] @ lora[module + ".lora_A"]
+            loss = loss + ((torch.eye(len(matrix)) - matrix) @ delta).pow(2).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+        losses.append(loss.item())
+    print(json.dumps(dict(times=times, losses=losses, peak=peak_bytes())))
+
+
+# ---- the asft side -----------------------------------------------------------------------------------------------
+
+def asft_side(job, asft, folder):
+    run = folder / "run"
+    asft_table = f'lambda = 1.0\npenalize = "{"orthogonal" if job["unaligned"] else "none"}"'
+    if job["direction"]:
+        asft_table += f'\ndirection = "{job["direction"]}"'
+    (folder / "run.toml").write_text(f'''
+[model]
+aligned = "{job["model"]}"
+[lora]
+init_adapter = "{job["adapter"]}"
+dropout = 0.0
+[asft]
+{asft_table}
+[data]
+train = "{job["data"]}"
+format = "tokenized"
+shuffle = false
+max_length = {job["length"]}
+[train]
+batch_size = {job["batch"]}
+max_steps = {STEPS + 1}
+learning_rate = {job["lr"]}
+schedule = "constant"
+gradient_checkpointing = {str(job["checkpointing"]).lower()}
+[output]
+dir = "{run}"
+''')
+    subprocess.run([asft, "train", "--config", folder / "run.toml", "--quiet", "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+    rows = [row for row in rows if "loss" in row]
+    return dict(times=[row["tokens"] / row["tokens_per_second"] for row in rows], losses=[row["loss"] for row in rows],
+                peak=rows[-1]["peak_memory_bytes"])
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------
+
+def make_model(shape, folder, scale=None):
+    """A random model; with `scale` its twin with every block linear moved by noise of that size."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    if (folder / "config.json").exists():
+        return
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]))
+    if scale:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.endswith("_proj.weight"):
+                    p.add_(scale * torch.randn(len(p), 8) @ torch.randn(8, p.shape[1]))
+    model.save_pretrained(folder, max_shard_size="100GB")
+
+
+def make_adapter(model, targets, folder):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    if (folder / "adapter_config.json").exists():
+        return
+    torch.manual_seed(2)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM"))
+    peft.save_pretrained(folder, save_embedding_layers=False)
+
+
+def in_a_process(function, *arguments):
+    """Runs a function of this file in a fresh process, so that its memory goes back."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compare_peft; from pathlib import Path; "
+    code += f"compare_peft.{function}({', '.join(repr(a) if not isinstance(a, Path) else f'Path({str(a)!r})' for a in arguments)})"
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def prepare(case, work, asft):
+    import random
+    name, shape, batch, length, targets, checkpointing, penalty = case
+    model, kind = work / shape, "all" if targets is ALL else "qv"
+    in_a_process("make_model", shape, model)
+    adapter, unaligned, direction = work / f"{shape}-{kind}", None, None
+    in_a_process("make_adapter", str(model), targets, adapter)
+    if penalty:
+        unaligned, direction = work / f"{shape}-unaligned", work / f"{shape}-{kind}.safetensors"
+        in_a_process("make_model", shape, unaligned, 1e-3)
+        if not direction.exists():
+            subprocess.run([asft, "direction", "--aligned", model, "--unaligned", unaligned, "--out", direction,
+                            "--target-modules", ",".join(targets)], check=True, stdout=subprocess.DEVNULL)
+    data = work / f"{shape}-{batch}x{length}.jsonl"
+    draw = random.Random(3)
+    with open(data, "w") as file:
+        for _ in range(batch * (STEPS + 1)):
+            ids = [draw.randrange(SHAPES[shape]["vocab_size"]) for _ in range(length)]
+            file.write(json.dumps(dict(input_ids=ids, labels=ids)) + "\n")
+    return dict(model=str(model), adapter=str(adapter), unaligned=unaligned and str(unaligned), direction=direction and str(direction),
+                data=str(data), batch=batch, length=length, targets=targets, checkpointing=checkpointing, lr=1e-4)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("--asft", default="target/release/asft")
+    ap.add_argument("--shapes", default=",".join(SHAPES))
+    ap.add_argument("--only", help="cases whose name contains this")
+    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--work", type=Path, help="folder for the models, kept between runs")
+    ap.add_argument("--out", type=Path, help=f"Markdown table, such as benches/results/{date.today()}-peft.md")
+    args = ap.parse_args()
+    scratch = tempfile.TemporaryDirectory()
+    work = args.work or Path(scratch.name)
+    work.mkdir(parents=True, exist_ok=True)
+    import peft, torch, transformers
+    lines = [f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, {os.cpu_count()} cores, "
+             f"median of {STEPS} steps in each of {args.rounds} alternated rounds", "",
+             "| shape | case | batch | torch s | asft s | time ratio | torch GB | asft GB | memory ratio | largest loss difference |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    print("\n".join(lines), flush=True)
+    for case in CASES:
+        name, shape, batch, length, *_ = case
+        if shape not in args.shapes.split(",") or (args.only and args.only not in name):
+            continue
+        job, sides = prepare(case, work, args.asft), dict(torch=[], asft=[])
+        for _ in range(args.rounds):
+            sides["torch"].append(json.loads(in_a_process("torch_side", job).splitlines()[-1]))
+            sides["asft"].append(asft_side(job, args.asft, work))
+        seconds = {k: statistics.median(t for run in v for t in run["times"][1:]) for k, v in sides.items()}
+        peak = {k: max(run["peak"] for run in v) / 1e9 for k, v in sides.items()}
+        apart = max(abs(a / b - 1) for a, b in zip(sides["asft"][0]["losses"], sides["torch"][0]["losses"]))
+        lines.append(f"| {shape} | {name} | {batch} x {length} | {seconds['torch']:.2f} | {seconds['asft']:.2f} | {seconds['asft'] / seconds['torch']:.2f} "
+                     f"| {peak['torch']:.2f} | {peak['asft']:.2f} | {peak['asft'] / peak['torch']:.2f} | {apart:.1e} |")
+        print(lines[-1], flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
