@@ -5,9 +5,10 @@ use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{self, DataOptions, Format};
 use crate::ensure_valid;
 use crate::eval::mean_loss;
+use crate::hub::{self, Split};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 impl From<FormatArg> for Format {
@@ -24,6 +25,7 @@ impl From<FormatArg> for Format {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    let data = hub::resolve_dataset(&args.data, Split::Any, false).context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let options = DataOptions {
         format: args.format.into(),
@@ -34,10 +36,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let progress = progress_bar(0, "tokenising");
     let (dataset, pad_id) = match options.format {
-        Format::Tokenized => (data::load_tokenized(&args.data, &options, model.spec().vocab_size, &progress)?, 0),
+        Format::Tokenized => (data::load_tokenized(&data.path, &options, model.spec().vocab_size, &progress)?, 0),
         _ => {
             let tokenizer = Tokenizer::load(&dir)?;
-            (data::load(&args.data, &options, &tokenizer, &progress)?, tokenizer.pad_id())
+            (data::load(&data.path, &options, &tokenizer, &progress)?, tokenizer.pad_id())
         }
     };
     progress.finish_and_clear();
@@ -57,7 +59,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         });
         println!("{report}");
     } else {
-        eprintln!("{}: {}", args.data.display(), dataset.counts);
+        eprintln!("{}: {}", data.source, dataset.counts);
         println!("loss {:.6}  perplexity {:.4}  label tokens {}", mean.loss, mean.perplexity(), mean.label_tokens);
     }
     Ok(())
