@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
@@ -18,7 +19,7 @@ pub(super) fn companions(files: &Listing) -> Vec<&str> {
     let wanted = |path: &&str| {
         let fixed = [
             INDEX,
-            "config.json",
+            CONFIG,
             "generation_config.json",
             "special_tokens_map.json",
             "added_tokens.json",
@@ -31,9 +32,14 @@ pub(super) fn companions(files: &Listing) -> Vec<&str> {
     files.files.keys().map(String::as_str).filter(wanted).collect()
 }
 
-/// Refuses a repository without weights in safetensors, before anything is fetched.
+/// Refuses a repository without config or weights in safetensors, before anything is fetched.
 pub(super) fn check(files: &Listing) -> Result<()> {
     let names: Vec<&String> = files.files.keys().collect();
+    ensure_valid!(
+        files.files.contains_key(CONFIG),
+        "it has no {CONFIG}, so it is not a model that can be used here; its files: {}",
+        listing(&names, 20)
+    );
     ensure_valid!(
         files.files.contains_key(SINGLE) || files.files.contains_key(INDEX),
         "it has no {SINGLE} and no {INDEX} (pickled weights are never read); its files: {}",

@@ -18,6 +18,10 @@ fn what_the_user_can_put_right_is_told() {
     no_weights.files.remove(WEIGHTS);
     no_weights.add("pytorch_model.bin", b"pickle");
     hub.put("models", "org/pickled", no_weights);
+    let mut adapter = tiny();
+    adapter.files.remove("config.json");
+    hub.put("models", "org/adapter", adapter);
+    fails(eval(&hub, home.path(), "org/adapter"), 2, &["no config.json", WEIGHTS]);
     let private = ["org/nothing", "not on http://127.0.0.1", "private", "HF_TOKEN"];
     fails(eval(&hub, home.path(), "org/nothing"), 2, &private);
     fails(eval(&hub, home.path(), "org/tiny@v9"), 2, &["org/tiny", "v9", "not this revision"]);

@@ -29,6 +29,12 @@ fn a_model_is_fetched_once_and_works_offline() {
     let log = hub.log();
     assert!(!log.is_empty() && file_requests(&log).is_empty(), "{log:?}");
 
+    // HF_HUB_CACHE names the cache without the home around it.
+    let mut command = eval(&hub, Path::new("/nowhere"), "org/tiny");
+    command.env("HF_HUB_CACHE", home.path().join("hub"));
+    loss(command);
+    assert!(file_requests(&hub.log()).is_empty());
+
     let commit = format!("org/tiny@{}", repository.commit);
     for model in ["org/tiny", "org/tiny@main", &commit] {
         let mut command = eval(&hub, home.path(), model);
