@@ -92,7 +92,11 @@ fn recovers_from(fault: Fault, path: &str, needles: &[&str]) -> Vec<super::Reque
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("models", "org/tiny", tiny());
     hub.change(|repository| repository.file(path).fault = Some(fault));
-    fails(eval(&hub, home.path(), "org/tiny"), 1, &[&["org/tiny", path], needles].concat());
+    let mut command = eval(&hub, home.path(), "org/tiny");
+    if matches!(fault, Fault::StallsAt(_) | Fault::StallsAtHead) {
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+    }
+    fails(command, 1, &[&["org/tiny", path], needles].concat());
     assert_cache_is_right(&home, &tiny().files);
     // A snapshot that is not whole is not what the branch stands for.
     assert!(!home.path().join("hub/models--org--tiny/refs/main").exists());
@@ -155,10 +159,15 @@ fn slowness_is_no_fault_and_two_runs_share_one_download() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("models", "org/tiny", tiny());
     // Longer in all than the longest silence allowed.
-    hub.change(|repository| repository.file(WEIGHTS).fault = Some(Fault::Slow(Duration::from_millis(400))));
+    hub.change(|repository| repository.file(WEIGHTS).fault = Some(Fault::Slow(Duration::from_millis(700))));
+    let run = || {
+        let mut command = eval(&hub, home.path(), "org/tiny");
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
+        loss(command)
+    };
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| loss(eval(&hub, home.path(), "org/tiny")));
+            scope.spawn(run);
         }
     });
     assert_cache_is_right(&home, &tiny().files);

@@ -25,7 +25,8 @@ fn asft(hub: &Hub, home: &Path) -> Command {
         command.env_remove(name);
     }
     command.env("HF_HOME", home).env("HF_ENDPOINT", &hub.endpoint).env("NO_PROXY", "127.0.0.1");
-    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+    // Far more than a busy machine needs; tests of silence have less.
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "20");
     command
 }
 
