@@ -127,9 +127,9 @@ pub enum FormatArg {
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Samples: a JSON array or JSONL file
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    /// Samples: a file, or a hub dataset as org/name or org/name@revision:path/to/file
+    #[arg(long, value_name = "FILE|ID")]
+    pub data: String,
     /// Layout of the records
     #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
     pub format: FormatArg,
@@ -160,9 +160,10 @@ pub struct GenerateArgs {
     /// One user message; - reads it from standard input
     #[arg(long, value_name = "TEXT", required_unless_present = "data", conflicts_with = "data")]
     pub prompt: Option<String>,
-    /// A file of records with `prompt`, `instruction` (and `input`) or `messages`; answers are printed as JSONL
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
+    /// A file of records with `prompt`, `instruction` (and `input`) or `messages`; answers are printed as JSONL.
+    /// A hub dataset too, as org/name or org/name@revision:path/to/file
+    #[arg(long, value_name = "FILE|ID")]
+    pub data: Option<String>,
     /// Continue the prompt as it stands, without the chat template
     #[arg(long)]
     pub raw: bool,

@@ -1,27 +1,29 @@
-//! From what the user names, a folder or a hub id, to a local folder.
+//! From what the user names, a folder, a file or a hub id, to something local.
 //!
-//! `org/name` or `org/name@revision` is fetched through the cache that Python's huggingface_hub uses too. `HF_HOME`,
-//! `HF_HUB_CACHE`, `HF_TOKEN` and `HF_ENDPOINT` are honoured by the client; `HF_HUB_OFFLINE` is honoured here.
+//! `org/name` or `org/name@revision` is a model, and a dataset where data are expected; `org/name@revision:path` is one
+//! file of a dataset. They are fetched into the cache that Python's huggingface_hub uses too, only the files that are
+//! needed. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean
+//! what they mean there.
+
+mod cache;
+mod dataset;
+mod id;
+mod model;
+mod partial;
+mod refusal;
+mod repo;
+mod site;
+mod transfer;
+
+pub use dataset::Split;
 
 use crate::{ensure_valid, invalid};
-use anyhow::Result;
-use hf_hub::{HFClient, HFError};
+use anyhow::{Context, Result};
+use cache::RepoCache;
+use id::RepoId;
+use repo::{Kind, Repo};
+use site::Site;
 use std::path::{Path, PathBuf};
-
-/// The files of a model repository that are of use here. Never pickles.
-const FILES: [&str; 10] = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "vocab.json",
-    "merges.txt",
-];
-const DEFAULT_REVISION: &str = "main";
 
 /// A model folder and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,70 +35,113 @@ pub struct Resolved {
     pub revision: Option<String>,
 }
 
-/// The local folder of a model named by folder or by hub id, downloaded if need be.
-///
-/// # Errors
-/// Neither an existing folder nor a hub id; a model that is not on the hub, not in the cache when offline, or gated.
-pub fn resolve(id_or_dir: &str) -> Result<Resolved> {
-    let offline = std::env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
-    resolve_with(id_or_dir, None, offline)
+/// A data file and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedFile {
+    pub path: PathBuf,
+    /// The path as given, or `org/name@commit:path`.
+    pub source: String,
 }
 
-fn resolve_with(id_or_dir: &str, cache: Option<&Path>, offline: bool) -> Result<Resolved> {
+/// The local folder of a model named by folder or by hub id, downloaded if need be. `quiet` hides progress.
+///
+/// # Errors
+/// Neither an existing folder nor a hub id; a model that is not on the hub, not in the cache when offline, gated, or
+/// without weights that can be read. Failures: no connection, a download that breaks off or brings something else than
+/// the hub says. A later run goes on where a broken download stopped.
+pub fn resolve(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
     let dir = Path::new(id_or_dir);
     if dir.is_dir() {
         return Ok(Resolved { dir: dir.to_path_buf(), id: None, revision: None });
     }
     ensure_valid!(!dir.exists(), "{id_or_dir} is a file; expected a model folder or a hub id");
-    let (id, revision) = id_or_dir.split_once('@').unwrap_or((id_or_dir, DEFAULT_REVISION));
-    let (org, name) = split_id(id).ok_or_else(|| {
+    let id = RepoId::parse(id_or_dir)?.ok_or_else(|| {
         invalid!("{id_or_dir}: there is no such folder, and it is not a hub id (org/name or org/name@revision) either")
     })?;
-    let mut builder = HFClient::builder();
-    if let Some(cache) = cache {
-        builder = builder.cache_dir(cache);
-    }
-    let client = builder.build_sync()?;
-    let fetched = client
-        .model(org, name)
-        .snapshot_download()
-        .revision(revision)
-        .allow_patterns(FILES.map(String::from).to_vec())
-        .local_files_only(offline)
-        .send();
-    let dir = fetched.map_err(|error| explain(id, revision, offline, error))?;
-    let commit = dir.file_name().map(|name| name.to_string_lossy().into_owned());
-    Ok(Resolved { dir, id: Some(id.to_string()), revision: commit })
-}
-
-/// `org/name`, if that is what it looks like.
-fn split_id(id: &str) -> Option<(&str, &str)> {
-    let (org, name) = id.split_once('/')?;
-    let valid = |part: &str| {
-        let mut characters = part.chars();
-        characters.next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_')
-            && characters.all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    let cache = RepoCache::new(&site::cache_dir(), Kind::Model.plural(), &id);
+    let tried = || format!("{}: there is no such folder; as a model on the hub at revision {}", id.id(), id.revision);
+    let commit = if site::is_offline() {
+        cached_commit(&cache, &id).with_context(tried)?
+    } else {
+        fetch_model(&cache, &id, quiet).with_context(tried)?
     };
-    (valid(org) && valid(name)).then_some((org, name))
+    Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
 }
 
-fn explain(id: &str, revision: &str, offline: bool, error: HFError) -> anyhow::Error {
-    let tried = format!("{id}: there is no such folder, and as a hub id at revision {revision}");
-    match error {
-        HFError::LocalEntryNotFound { .. } if offline => {
-            invalid!("{tried} it is not in the local cache (HF_HUB_OFFLINE is set)")
-        }
-        HFError::RepoNotFound { .. } => {
-            invalid!("{tried} it is not on the hub, or private (set HF_TOKEN to an account with access)")
-        }
-        HFError::RevisionNotFound { .. } => invalid!("{tried} the hub knows the model but not the revision"),
-        HFError::AuthRequired { .. } | HFError::Forbidden { .. } => invalid!(
-            "{tried} it needs permission: accept its licence on its page on the hub, then set HF_TOKEN ({error})"
-        ),
-        other => anyhow::Error::new(other)
-            .context(format!("{tried} it could not be fetched (if it is in the cache, HF_HUB_OFFLINE=1 uses that)")),
+/// The local data file named by path or by hub id, downloaded if need be: `org/name[@revision]` for a dataset with one
+/// file for `split`, `org/name[@revision]:path` for any file of it. `quiet` hides progress.
+///
+/// A path that does not exist is returned as it is, for its reader to refuse, unless it can only be a hub id.
+///
+/// # Errors
+/// As [`resolve`]; several files that could be meant, with the list of them.
+pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<ResolvedFile> {
+    let local = || ResolvedFile { path: PathBuf::from(id_or_file), source: id_or_file.to_string() };
+    if Path::new(id_or_file).exists() {
+        return Ok(local());
     }
+    let (id, path) = match id_or_file.split_once(':') {
+        Some((id, path)) => (id, Some(path)),
+        None => (id_or_file, None),
+    };
+    // `data/train.jsonl` could be an id, but is a file that is not there.
+    if path.is_none() && dataset::is_data_file(id_or_file) {
+        return Ok(local());
+    }
+    let Some(id) = RepoId::parse(id)? else { return Ok(local()) };
+    let cache = RepoCache::new(&site::cache_dir(), Kind::Dataset.plural(), &id);
+    let tried = || format!("{}: there is no such file; as a dataset on the hub at revision {}", id.id(), id.revision);
+    let (commit, file) = if site::is_offline() {
+        cached_file(&cache, &id, path, split).with_context(tried)?
+    } else {
+        fetch_file(&cache, &id, path, split, quiet).with_context(tried)?
+    };
+    let source = format!("{}@{commit}:{file}", id.id());
+    Ok(ResolvedFile { path: cache.snapshot(&commit).join(file), source })
+}
+
+fn fetch_model(cache: &RepoCache, id: &RepoId, quiet: bool) -> Result<String> {
+    let site = Site::from_env()?;
+    let repo = Repo::new(&site, Kind::Model, id, cache);
+    let files = repo.list()?;
+    model::check(&files)?;
+    repo.fetch(&files, &model::companions(&files), quiet)?;
+    let weights = model::weights(&files, &cache.snapshot(&files.commit))?;
+    repo.fetch(&files, &weights, quiet)?;
+    repo.finish(&files)?;
+    Ok(files.commit)
+}
+
+fn fetch_file(
+    cache: &RepoCache,
+    id: &RepoId,
+    path: Option<&str>,
+    split: Split,
+    quiet: bool,
+) -> Result<(String, String)> {
+    let site = Site::from_env()?;
+    let repo = Repo::new(&site, Kind::Dataset, id, cache);
+    let files = repo.list()?;
+    let paths: Vec<&str> = files.files.keys().map(String::as_str).collect();
+    let file = dataset::choose(&id.id(), &paths, path, split)?.to_string();
+    repo.fetch(&files, &[&file], quiet)?;
+    repo.finish(&files)?;
+    Ok((files.commit, file))
+}
+
+fn cached_commit(cache: &RepoCache, id: &RepoId) -> Result<String> {
+    let commit = cache.commit(&id.revision).filter(|commit| cache.snapshot(commit).is_dir());
+    commit.ok_or_else(|| invalid!("it is not in the local cache (HF_HUB_OFFLINE is set)"))
+}
+
+fn cached_file(cache: &RepoCache, id: &RepoId, path: Option<&str>, split: Split) -> Result<(String, String)> {
+    let commit = cached_commit(cache, id)?;
+    let files = cache.files(&commit);
+    let paths: Vec<&str> = files.iter().map(String::as_str).collect();
+    let file = dataset::choose(&id.id(), &paths, path, split)
+        .context("in the local cache (HF_HUB_OFFLINE is set)")?
+        .to_string();
+    Ok((commit, file))
 }
 
 #[cfg(test)]
@@ -107,35 +152,24 @@ mod tests {
     #[test]
     fn a_folder_is_used_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        let resolved = resolve(dir.path().to_str().unwrap()).unwrap();
+        let resolved = resolve(dir.path().to_str().unwrap(), true).unwrap();
         assert_eq!(resolved, Resolved { dir: dir.path().to_path_buf(), id: None, revision: None });
     }
 
     #[test]
     fn what_is_neither_folder_nor_id_says_so() {
         for name in ["./no/such/folder", "/no/such", "folder", "a/b/c", "../x"] {
-            let error = resolve_with(name, None, true).unwrap_err();
+            let error = resolve(name, true).unwrap_err();
             assert_eq!(exit_code(&error), 2);
             assert!(error.to_string().contains("no such folder") && error.to_string().contains("hub id"), "{error}");
         }
     }
 
     #[test]
-    fn offline_finds_what_python_cached() {
-        let cache = tempfile::tempdir().unwrap();
-        let repo = cache.path().join("models--org--name");
-        let commit = "0123456789abcdef0123456789abcdef01234567";
-        std::fs::create_dir_all(repo.join("snapshots").join(commit)).unwrap();
-        std::fs::create_dir_all(repo.join("refs")).unwrap();
-        std::fs::write(repo.join("refs/main"), commit).unwrap();
-        for name in ["org/name".to_string(), format!("org/name@{commit}"), "org/name@main".to_string()] {
-            let resolved = resolve_with(&name, Some(cache.path()), true).unwrap();
-            assert_eq!(resolved.dir, repo.join("snapshots").join(commit));
-            assert_eq!(resolved.id.as_deref(), Some("org/name"));
-            assert_eq!(resolved.revision.as_deref(), Some(commit));
+    fn paths_of_data_files_are_left_alone() {
+        for path in ["nowhere.jsonl", "data/nowhere.jsonl", "./a/b", "/a/b.csv", "a/b/c", "Cargo.toml"] {
+            let resolved = resolve_dataset(path, Split::Train, true).unwrap();
+            assert_eq!(resolved, ResolvedFile { path: path.into(), source: path.into() });
         }
-        let error = resolve_with("org/other", Some(cache.path()), true).unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("not in the local cache"), "{error}");
     }
 }

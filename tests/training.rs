@@ -24,7 +24,7 @@ fn batches(case: &str, size: usize) -> Vec<Batch> {
 
 /// The golden pair's direction, at full rank.
 fn directions(dir: &std::path::Path) -> Directions {
-    let resolve = |part: &str| hub::resolve(&fixture("llama_gqa").join(part).display().to_string()).unwrap();
+    let resolve = |part: &str| hub::resolve(&fixture("llama_gqa").join(part).display().to_string(), true).unwrap();
     let request = DirectionRequest {
         aligned: resolve("model"),
         unaligned: resolve("unaligned"),

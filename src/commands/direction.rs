@@ -14,8 +14,8 @@ pub fn run(args: DirectionArgs) -> Result<()> {
     ensure_valid!((0.0..1.0).contains(&tolerance), "--tolerance must be at least 0 and below 1, got {tolerance}");
     ensure_valid!(args.rank != Some(0), "--rank must be at least 1");
     let request = DirectionRequest {
-        aligned: hub::resolve(&args.aligned).context("--aligned")?,
-        unaligned: hub::resolve(&args.unaligned).context("--unaligned")?,
+        aligned: hub::resolve(&args.aligned, false).context("--aligned")?,
+        unaligned: hub::resolve(&args.unaligned, false).context("--unaligned")?,
         out: args.out,
         targets: parse_targets(&args.target_modules),
         keep: args.rank.map_or(Keep::Tolerance(tolerance), Keep::Rank),

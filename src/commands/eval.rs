@@ -5,9 +5,10 @@ use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{self, DataOptions, Format};
 use crate::ensure_valid;
 use crate::eval::mean_loss;
+use crate::hub::{self, Split};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 impl From<FormatArg> for Format {
@@ -24,6 +25,7 @@ impl From<FormatArg> for Format {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    let data = hub::resolve_dataset(&args.data, Split::Any, false).context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let options = DataOptions {
         format: args.format.into(),
@@ -34,8 +36,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let progress = progress_bar(0, "tokenising");
     let dataset = match options.format {
-        Format::Tokenized => data::load_tokenized(&args.data, &options, model.spec().vocab_size, &progress)?,
-        _ => data::load(&args.data, &options, &Tokenizer::load(&dir)?, &progress)?,
+        Format::Tokenized => data::load_tokenized(&data.path, &options, model.spec().vocab_size, &progress)?,
+        _ => data::load(&data.path, &options, &Tokenizer::load(&dir)?, &progress)?,
     };
     progress.finish_and_clear();
     data::check_ids(&dataset, model.spec().vocab_size)?;
@@ -53,7 +55,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         });
         println!("{report}");
     } else {
-        eprintln!("{}: {}", args.data.display(), dataset.counts);
+        eprintln!("{}: {}", data.source, dataset.counts);
         println!("loss {:.6}  perplexity {:.4}  label tokens {}", mean.loss, mean.perplexity(), mean.label_tokens);
     }
     Ok(())

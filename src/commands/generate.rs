@@ -5,6 +5,7 @@ use crate::checkpoint::save_tensors;
 use crate::cli::GenerateArgs;
 use crate::data::{Template, load_prompts};
 use crate::ensure_valid;
+use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
@@ -18,6 +19,8 @@ use std::path::Path;
 pub fn run(args: GenerateArgs) -> Result<()> {
     ensure_valid!(args.temperature >= 0.0 && args.temperature.is_finite(), "--temperature should be 0 or more");
     ensure_valid!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p should be above 0 and at most 1");
+    let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
+    let data = data.context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let tokenizer = Tokenizer::load(&dir)?;
     let options = GenerateOptions {
@@ -29,8 +32,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     let template = if args.raw { None } else { Some(Template::load(&args.template, &tokenizer)?) };
     let answerer = Answerer { model: &model, tokenizer: &tokenizer, template, options };
-    match (&args.prompt, &args.data) {
-        (_, Some(path)) => answerer.answer_file(path),
+    match (&args.prompt, &data) {
+        (_, Some(data)) => answerer.answer_file(&data.path),
         (Some(prompt), None) => {
             let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
             let ids = answerer.encode(&[json!({"role": "user", "content": prompt})])?;

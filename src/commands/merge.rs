@@ -10,7 +10,7 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 
 pub fn run(args: MergeArgs) -> Result<()> {
-    let base = hub::resolve(&args.model)?;
+    let base = hub::resolve(&args.model, false)?;
     let spec = ModelSpec::load(&base.dir)?;
     let checkpoint = Checkpoint::open(&base.dir)?;
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;

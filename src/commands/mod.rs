@@ -40,7 +40,7 @@ impl From<DtypeArg> for DType {
 /// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.
 fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
     let device = DeviceKind::from(args.device).open()?;
-    let base = hub::resolve(&args.model)?;
+    let base = hub::resolve(&args.model, false)?;
     let spec = ModelSpec::load(&base.dir)?;
     let checkpoint = Checkpoint::open(&base.dir)?;
     let adapter = args.adapter.as_deref().map(|dir| adapter::load(dir, &device)).transpose()?;

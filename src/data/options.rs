@@ -43,11 +43,11 @@ pub enum Validation {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
-    /// Training samples: a JSON array or JSONL file.
+    /// Training samples: a JSON array or JSONL file, or a hub dataset: `org/name` or `org/name@revision:path/to/file`.
     pub train: String,
     /// Layout of the records.
     pub format: Format,
-    /// Held-out samples: a share of the training file (0 to 1) or a file in the same format.
+    /// Held-out samples: a share of the training file (0 to 1), or a file or hub dataset in the same format.
     pub validation: Option<Validation>,
     /// `tokenizer` for the tokenizer's own chat template, or a Jinja file.
     pub template: String,

@@ -5,5 +5,5 @@ mod progress;
 mod run_record;
 
 pub use metrics::{EvalRow, Metrics, StepRow, peak_memory_bytes};
-pub use progress::{TrainProgress, progress_bar};
+pub use progress::{TrainProgress, download_bar, progress_bar};
 pub use run_record::{RunRecord, Totals, hash_file};

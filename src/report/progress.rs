@@ -1,7 +1,7 @@
 //! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere (logs, CI), nothing when quiet.
 
 use super::{EvalRow, StepRow};
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,22 @@ pub fn progress_bar(len: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::stderr());
     bar.set_style(style("{prefix} {bar:30} {pos}/{len} {eta}"));
     bar.set_prefix(what);
+    bar
+}
+
+/// A bar for a download of `bytes`; a plain line instead where stderr is not a terminal.
+pub fn download_bar(what: &str, bytes: u64, quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    if !stderr().is_terminal() {
+        print_line(&format!("fetching {what} ({})", DecimalBytes(bytes)));
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    bar.set_style(style("{prefix} {bar:24} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta}"));
+    bar.set_prefix(what.to_string());
+    bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
 

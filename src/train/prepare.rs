@@ -9,7 +9,7 @@ use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, Validation};
-use crate::hub::{self, Resolved};
+use crate::hub::{self, Resolved, ResolvedFile, Split};
 use crate::invalid;
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
@@ -38,17 +38,18 @@ pub struct Prepared {
 /// Loads and checks all inputs of a run. `quiet` hides progress bars.
 pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     let mut record = RunRecord::start();
-    let base = hub::resolve(&settings.model.aligned).context("model.aligned")?;
+    let inputs = Inputs::resolve(settings, quiet)?;
+    let base = &inputs.base;
     let spec = ModelSpec::load(&base.dir)?;
     let checkpoint = Checkpoint::open(&base.dir)?;
     let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
     let device = settings.model.device.open()?;
     let adapter = match settings.train.method {
-        Method::Lora => Some(initial_adapter(settings, &spec, &checkpoint, &base, &targets, &device, quiet)?),
+        Method::Lora => Some(initial_adapter(settings, &spec, &checkpoint, base, &targets, &device, quiet)?),
         Method::Full => None,
     };
     let targets = adapter.as_ref().map_or(targets, |adapter| adapter.modules.keys().cloned().collect());
-    let (train, validation) = datasets(settings, &base, &spec, quiet, &mut record)?;
+    let (train, validation) = datasets(settings, &inputs, &spec, quiet, &mut record)?;
     let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let progress = bar(0, "loading model", quiet);
@@ -61,11 +62,42 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     }
     check_gradients(&model, &train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
-    let directions = directions(settings, &base, &spec, &checkpoint, &targets, quiet, &mut record)?;
+    let directions = directions(settings, &inputs, &spec, &checkpoint, &targets, quiet, &mut record)?;
     let penalties = Penalties::new(&settings.asft, &targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let trainer = Trainer::new(model, penalties, &settings.train, dropout);
-    Ok(Prepared { base, checkpoint, trainer, adapter, train, validation, plan, record })
+    Ok(Prepared { base: inputs.base, checkpoint, trainer, adapter, train, validation, plan, record })
+}
+
+/// Every folder and file that a run reads, fetched if need be, before anything is loaded: a mistake in the last should
+/// not be found after hours of downloading the first.
+struct Inputs {
+    base: Resolved,
+    /// If a direction is to be computed.
+    unaligned: Option<Resolved>,
+    train: ResolvedFile,
+    validation: Option<ResolvedFile>,
+}
+
+impl Inputs {
+    fn resolve(settings: &Settings, quiet: bool) -> Result<Self> {
+        let Settings { data, asft, model, .. } = settings;
+        let train = hub::resolve_dataset(&data.train, Split::Train, quiet).context("data.train")?;
+        let validation = match &data.validation {
+            Some(Validation::File(file)) => {
+                Some(hub::resolve_dataset(file, Split::Validation, quiet).context("data.validation")?)
+            }
+            Some(Validation::Share(_)) | None => None,
+        };
+        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none();
+        let unaligned = model.unaligned.as_ref().filter(|_| computed);
+        Ok(Self {
+            base: hub::resolve(&model.aligned, quiet).context("model.aligned")?,
+            unaligned: unaligned.map(|id| hub::resolve(id, quiet)).transpose().context("model.unaligned")?,
+            train,
+            validation,
+        })
+    }
 }
 
 fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
@@ -117,7 +149,7 @@ fn initial_adapter(
 /// Training set and validation set.
 fn datasets(
     settings: &Settings,
-    base: &Resolved,
+    inputs: &Inputs,
     spec: &ModelSpec,
     quiet: bool,
     record: &mut RunRecord,
@@ -125,40 +157,40 @@ fn datasets(
     let options = &settings.data;
     let tokenizer = match options.format {
         Format::Tokenized => None,
-        _ => Some(Tokenizer::load(&base.dir)?),
+        _ => Some(Tokenizer::load(&inputs.base.dir)?),
     };
-    let mut load = |name: &str, path: &str| {
-        let (path, progress) = (PathBuf::from(path), bar(0, "tokenising", quiet));
+    let mut load = |name: &str, ResolvedFile { path, source }: &ResolvedFile| {
+        let progress = bar(0, "tokenising", quiet);
         let dataset = match &tokenizer {
-            Some(tokenizer) => data::load(&path, options, tokenizer, &progress)?,
-            None => data::load_tokenized(&path, options, spec.vocab_size, &progress)?,
+            Some(tokenizer) => data::load(path, options, tokenizer, &progress)?,
+            None => data::load_tokenized(path, options, spec.vocab_size, &progress)?,
         };
         progress.finish_and_clear();
         data::check_ids(&dataset, spec.vocab_size)?;
-        record.input(name, &path.display().to_string(), hash_file(&path)?);
+        record.input(name, source, hash_file(path)?);
         if !quiet {
-            eprintln!("{}: {}", path.display(), dataset.counts);
+            eprintln!("{source}: {}", dataset.counts);
         }
         Ok::<_, anyhow::Error>(dataset)
     };
-    let train = load("train", &options.train).context("data.train")?;
-    Ok(match &options.validation {
-        None => (train, None),
-        Some(Validation::File(path)) => {
-            let validation = load("validation", path).context("data.validation")?;
+    let train = load("train", &inputs.train).context("data.train")?;
+    Ok(match (&inputs.validation, &options.validation) {
+        (Some(file), _) => {
+            let validation = load("validation", file).context("data.validation")?;
             (train, Some(validation))
         }
-        Some(Validation::Share(share)) => {
+        (None, Some(Validation::Share(share))) => {
             let (train, validation) = data::split_validation(train, *share, settings.train.seed)?;
             (train, Some(validation))
         }
+        (None, _) => (train, None),
     })
 }
 
 /// The direction file, opened or computed, checked against the targets and the aligned weights.
 fn directions(
     settings: &Settings,
-    base: &Resolved,
+    inputs: &Inputs,
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     targets: &[String],
@@ -169,9 +201,9 @@ fn directions(
     if !options.needs_direction() || options.lambda == 0.0 {
         return Ok(None);
     }
-    let path = match (&options.direction, &settings.model.unaligned) {
-        (Some(file), unaligned) => {
-            if unaligned.is_some() && !quiet {
+    let path = match (&options.direction, &inputs.unaligned) {
+        (Some(file), _) => {
+            if settings.model.unaligned.is_some() && !quiet {
                 eprintln!("asft.direction is given: model.unaligned is not read");
             }
             PathBuf::from(file)
@@ -180,8 +212,8 @@ fn directions(
             let path = super::run::direction_path(settings);
             let progress = bar(0, "computing direction", quiet);
             let request = DirectionRequest {
-                aligned: base.clone(),
-                unaligned: hub::resolve(unaligned).context("model.unaligned")?,
+                aligned: inputs.base.clone(),
+                unaligned: unaligned.clone(),
                 targets: Targets::List(targets.to_vec()),
                 keep: Keep::Tolerance(DEFAULT_TOLERANCE),
                 allow_missing: false,

@@ -1,0 +1,80 @@
+//! What it means that a hub says no: something that the user can put right, or a failure.
+
+use super::site::{HOW_TO_GO_OFFLINE, Site};
+use crate::invalid;
+use anyhow::anyhow;
+use hf_hub::HFError;
+use reqwest::blocking::Response;
+
+/// An HTTP answer that is not a success.
+pub(super) struct Refusal {
+    pub status: u16,
+    /// `X-Error-Code`: `RepoNotFound`, `RevisionNotFound`, `EntryNotFound` or `GatedRepo`, if the server says.
+    pub code: Option<String>,
+    pub message: Option<String>,
+}
+
+impl Refusal {
+    pub fn of(response: &Response) -> Self {
+        let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_string());
+        Self { status: response.status().as_u16(), code: header("x-error-code"), message: header("x-error-message") }
+    }
+
+    /// In words. `page`: where the repository is shown on the hub.
+    pub fn explain(&self, site: &Site, page: &str) -> anyhow::Error {
+        let said = self.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        let said = format!("HTTP {}{said}", self.status);
+        match (self.status, self.code.as_deref()) {
+            (401 | 404, Some("RepoNotFound")) => missing_repository(site),
+            (404, Some("RevisionNotFound")) => invalid!("the hub has the repository but not this revision"),
+            (404, _) => invalid!("the hub has no such file at this revision"),
+            (401 | 403, _) if site.has_token() => invalid!(
+                "the hub refuses access ({said}): the token in use may be wrong, or its account has no access yet; \
+                 accept the conditions on {page} with it"
+            ),
+            (401 | 403, _) => invalid!(
+                "the hub refuses access without a token ({said}): accept the conditions on {page}, then set HF_TOKEN \
+                 to a token of that account"
+            ),
+            (429, _) => anyhow!("the hub asks to wait ({said}); run this again later"),
+            _ => anyhow!("the hub could not answer ({said}); run this again later"),
+        }
+    }
+}
+
+pub(super) fn missing_repository(site: &Site) -> anyhow::Error {
+    let hint = if site.has_token() {
+        "private, and the account of the token in use has no access"
+    } else {
+        "private (set HF_TOKEN to a token of an account with access)"
+    };
+    invalid!("it is not on {}, or {hint}", site.endpoint())
+}
+
+/// An error of the hf-hub client.
+pub(super) fn explain(error: HFError, site: &Site, page: &str) -> anyhow::Error {
+    let context = match error {
+        HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => context,
+        HFError::RateLimited { context, .. } => context,
+        HFError::RepoNotFound { context: Some(context), .. }
+        | HFError::RevisionNotFound { context: Some(context), .. }
+        | HFError::EntryNotFound { context: Some(context), .. } => context,
+        HFError::Request { source, .. } => return network(source, site),
+        other => return anyhow::Error::new(other).context("the hub's answer is not understood"),
+    };
+    let refusal =
+        Refusal { status: context.status.as_u16(), code: context.error_code, message: context.server_message };
+    refusal.explain(site, page)
+}
+
+/// No usable answer at all.
+pub(super) fn network(error: reqwest::Error, site: &Site) -> anyhow::Error {
+    let host = error.url().map_or_else(|| site.endpoint().to_string(), |url| url.origin().ascii_serialization());
+    let what = if error.is_timeout() {
+        format!("{host}: no answer for {} s (HF_HUB_DOWNLOAD_TIMEOUT); run this again", site.patience())
+    } else {
+        format!("{host} could not be reached ({HOW_TO_GO_OFFLINE})")
+    };
+    // Addresses of storage hosts carry signatures.
+    anyhow::Error::new(error.without_url()).context(what)
+}

@@ -1,0 +1,131 @@
+//! Datasets of the hub: the file that is meant, or the list of those that could be.
+
+use super::server::{Fault, Hub, Repository};
+use super::{asft, assert_cache_is_right, fails, file_requests, names, root, stderr};
+use assert_cmd::Command;
+use std::path::Path;
+
+fn samples() -> Vec<u8> {
+    std::fs::read(root().join("tests/tiny/train.jsonl")).unwrap()
+}
+
+fn repository() -> Repository {
+    let text = samples();
+    let few: Vec<u8> = text.split_inclusive(|byte| *byte == b'\n').take(8).flatten().copied().collect();
+    Repository::new(&[
+        ("README.md", b"# samples"),
+        ("dataset_infos.json", b"{}"),
+        ("data/train.jsonl", &text),
+        ("data/validation.jsonl", &few),
+        ("data/test.jsonl", &few),
+    ])
+}
+
+fn train(hub: &Hub, home: &Path, overrides: &[&str]) -> Command {
+    let mut command = asft(hub, home);
+    command.args(["train", "--config", "configs/tiny.toml", "--set", "train.max_steps=2", "--set"]);
+    command.arg(format!("output.dir={}", home.join("run").display()));
+    for set in overrides {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+fn eval(hub: &Hub, home: &Path, data: &str) -> Command {
+    let mut command = asft(hub, home);
+    command.args(["eval", "--json", "--model", "tests/tiny/aligned", "--data", data]);
+    command
+}
+
+#[test]
+fn a_run_trains_and_validates_on_a_dataset() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("datasets", "org/samples", repository());
+    let sets = ["data.train=org/samples", "data.validation=org/samples@main"];
+    let output = train(&hub, home.path(), &sets).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let record = std::fs::read_to_string(home.path().join("run/run.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let commit = repository().commit;
+    for (input, file) in [("train", "data/train.jsonl"), ("validation", "data/validation.jsonl")] {
+        assert_eq!(record["inputs"][input]["source"], format!("org/samples@{commit}:{file}"));
+        assert_eq!(record["inputs"][input]["hash"].as_str().unwrap().len(), 64);
+    }
+    let mut asked = file_requests(&hub.log());
+    asked.retain(|request| request.starts_with("GET"));
+    assert_eq!(asked, ["GET data/train.jsonl", "GET data/validation.jsonl"]);
+    assert_cache_is_right(&home, &repository().files);
+
+    // Again, from the cache.
+    let mut command = train(&hub, home.path(), &sets);
+    command.arg("--overwrite").env("HF_HUB_OFFLINE", "1").assert().success();
+    assert!(hub.log().is_empty());
+    // What the record says is itself a name.
+    let source = record["inputs"]["validation"]["source"].as_str().unwrap();
+    let mut command = eval(&hub, home.path(), source);
+    command.env("HF_HUB_OFFLINE", "1").assert().success();
+}
+
+#[test]
+fn a_file_of_a_dataset_can_be_named() {
+    let home = tempfile::tempdir().unwrap();
+    let mut moved = repository();
+    moved.revisions.push("refs/convert/jsonl".into());
+    let hub = Hub::with("datasets", "org/samples", moved);
+    for data in ["org/samples:data/test.jsonl", "org/samples@refs/convert/jsonl:data/test.jsonl"] {
+        eval(&hub, home.path(), data).assert().success();
+    }
+    assert_eq!(file_requests(&hub.log()), ["HEAD data/test.jsonl", "GET data/test.jsonl"]);
+    let mut command = asft(&hub, home.path());
+    command.args(["generate", "--model", "tests/tiny/aligned", "--max-new-tokens", "1"]);
+    let output = command.args(["--data", "org/samples:data/test.jsonl"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 8, "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_unclear_or_missing_is_refused_with_a_list() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("datasets", "org/samples", repository());
+    fails(eval(&hub, home.path(), "org/samples"), 2, &["--data", "not clear which", "`org/samples:data/test.jsonl`"]);
+    let typo = ["no file `data/trian.jsonl`", "did you mean `data/train.jsonl`"];
+    fails(eval(&hub, home.path(), "org/samples:data/trian.jsonl"), 2, &typo);
+    fails(eval(&hub, home.path(), "org/samples:README.md"), 2, &["README.md", "cannot be read"]);
+    fails(eval(&hub, home.path(), "org/nothing"), 2, &["no such file", "org/nothing", "not on http"]);
+    fails(eval(&hub, home.path(), "org/samples@v9"), 2, &["not this revision"]);
+    fails(eval(&hub, home.path(), "data/nowhere.jsonl"), 2, &["data/nowhere.jsonl", "does not exist"]);
+    let mut shards = Repository::new(&[]);
+    for shard in ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"] {
+        shards.add(shard, b"PAR1");
+    }
+    hub.put("datasets", "org/shards", shards);
+    let needles = ["data.train", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"];
+    fails(train(&hub, home.path(), &["data.train=org/shards"]), 2, &needles);
+    assert!(!home.path().join("run").exists());
+    assert_eq!(names(&home), [""; 0]);
+    assert!(file_requests(&hub.log()).is_empty());
+}
+
+#[test]
+fn failures_leave_nothing_wrong() {
+    let home = tempfile::tempdir().unwrap();
+    let mut gated = repository();
+    gated.gated = Some("hf_good".into());
+    let hub = Hub::with("datasets", "org/samples", gated);
+    let page = format!("{}/datasets/org/samples", hub.endpoint);
+    fails(train(&hub, home.path(), &["data.train=org/samples"]), 2, &["data.train", "HTTP 401", &page]);
+    hub.change(|repository| {
+        repository.gated = None;
+        repository.file("data/train.jsonl").fault = Some(Fault::EndsAt(100));
+    });
+    fails(train(&hub, home.path(), &["data.train=org/samples"]), 1, &["data/train.jsonl", "broke off after 100 of"]);
+    assert_cache_is_right(&home, &repository().files);
+    assert!(!home.path().join("run").exists());
+    hub.change(|repository| repository.file("data/train.jsonl").fault = None);
+    train(&hub, home.path(), &["data.train=org/samples"]).assert().success();
+    assert_cache_is_right(&home, &repository().files);
+
+    let mut hostile = repository();
+    hostile.add("../../../train.jsonl", b"{}");
+    hub.put("datasets", "org/zz-hostile", hostile);
+    fails(eval(&hub, home.path(), "org/zz-hostile:data/train.jsonl"), 2, &["leads out of it"]);
+}

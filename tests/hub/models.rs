@@ -1,0 +1,223 @@
+//! What goes well with models: fetched once, only what is needed, with and without a token, shared with Python.
+
+use super::server::{Hub, Repository};
+use super::{asft, assert_cache_is_right, eval, fails, file_requests, loss, root, stderr};
+use std::path::Path;
+
+fn tiny(part: &str) -> Repository {
+    Repository::of(&root().join("tests/tiny").join(part))
+}
+
+fn local_loss() -> f64 {
+    let home = tempfile::tempdir().unwrap();
+    loss(eval(&Hub::start(), home.path(), "tests/tiny/aligned"))
+}
+
+#[test]
+fn a_model_is_fetched_once_and_works_offline() {
+    let home = tempfile::tempdir().unwrap();
+    let repository = tiny("aligned");
+    let hub = Hub::with("models", "org/tiny", repository.clone());
+    assert_eq!(loss(eval(&hub, home.path(), "org/tiny")), local_loss());
+    assert_cache_is_right(&home, &repository.files);
+    let log = hub.log();
+    assert!(file_requests(&log).contains(&"GET model.safetensors".to_string()));
+    assert!(log.iter().any(|request| request.storage && request.method == "GET"));
+
+    // A second run asks what the revision is, and for no file.
+    loss(eval(&hub, home.path(), "org/tiny@main"));
+    let log = hub.log();
+    assert!(!log.is_empty() && file_requests(&log).is_empty(), "{log:?}");
+
+    // HF_HUB_CACHE names the cache without the home around it.
+    let mut command = eval(&hub, Path::new("/nowhere"), "org/tiny");
+    command.env("HF_HUB_CACHE", home.path().join("hub"));
+    loss(command);
+    assert!(file_requests(&hub.log()).is_empty());
+
+    let commit = format!("org/tiny@{}", repository.commit);
+    for model in ["org/tiny", "org/tiny@main", &commit] {
+        let mut command = eval(&hub, home.path(), model);
+        command.env("HF_HUB_OFFLINE", "1");
+        assert_eq!(loss(command), local_loss());
+    }
+    for (model, needles) in [
+        ("org/other", &["org/other", "not in the local cache", "HF_HUB_OFFLINE"][..]),
+        ("org/tiny@v2", &["v2", "not in the local cache"]),
+    ] {
+        let mut command = eval(&hub, home.path(), model);
+        command.env("HF_HUB_OFFLINE", "1");
+        fails(command, 2, needles);
+    }
+    assert!(hub.log().is_empty());
+}
+
+#[test]
+fn only_what_is_needed_is_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let mut repository = tiny("aligned");
+    for extra in [
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "original/consolidated.00.pth",
+        "original/model.safetensors",
+        "tiny.Q4_K_M.gguf",
+        "README.md",
+        "training_args.bin",
+    ] {
+        repository.add(extra, &[7; 5000]);
+    }
+    let hub = Hub::with("models", "org/tiny", repository);
+    loss(eval(&hub, home.path(), "org/tiny"));
+    let mut asked = file_requests(&hub.log());
+    asked.retain(|request| request.starts_with("GET"));
+    asked.sort();
+    let needed = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(asked, needed.map(|name| format!("GET {name}")));
+}
+
+#[test]
+fn shards_are_those_that_the_index_names() {
+    let home = tempfile::tempdir().unwrap();
+    let mut repository = tiny("aligned");
+    let weights = repository.files.remove("model.safetensors").unwrap();
+    repository.add("model-00001-of-00001.safetensors", &weights.bytes);
+    repository.add("model-00001-of-00009.safetensors", &weights.bytes);
+    let header_length = u64::from_le_bytes(weights.bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&weights.bytes[8..8 + header_length]).unwrap();
+    let names = header.as_object().unwrap().keys().filter(|name| *name != "__metadata__");
+    let map = |shard: &str| {
+        let map: serde_json::Map<_, _> = names.clone().map(|name| (name.clone(), shard.into())).collect();
+        serde_json::json!({ "weight_map": map }).to_string()
+    };
+    repository.add("model.safetensors.index.json", map("model-00001-of-00001.safetensors").as_bytes());
+    let hub = Hub::with("models", "org/tiny", repository.clone());
+    assert_eq!(loss(eval(&hub, home.path(), "org/tiny")), local_loss());
+    let asked = file_requests(&hub.log());
+    assert!(asked.contains(&"GET model-00001-of-00001.safetensors".to_string()));
+    assert!(!asked.contains(&"GET model-00001-of-00009.safetensors".to_string()));
+
+    repository.add("model.safetensors.index.json", map("../../secret.safetensors").as_bytes());
+    repository.commit = "b".repeat(40);
+    hub.put("models", "org/tiny", repository);
+    fails(eval(&hub, home.path(), "org/tiny"), 2, &["index.json", "../../secret", "does not have"]);
+}
+
+#[test]
+fn a_branch_that_moved_is_followed() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("models", "org/tiny", tiny("aligned"));
+    let before = loss(eval(&hub, home.path(), "org/tiny"));
+    let mut other = tiny("unaligned");
+    other.commit = "d".repeat(40);
+    hub.put("models", "org/tiny", other);
+    hub.log();
+    assert_ne!(loss(eval(&hub, home.path(), "org/tiny")), before);
+    // What both have is not fetched again: its blob is there.
+    assert!(!file_requests(&hub.log()).contains(&"GET tokenizer.json".to_string()));
+}
+
+#[test]
+fn a_model_with_a_new_name_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("models", "org/tiny", tiny("aligned"));
+    let mut old = tiny("unaligned");
+    old.moved = Some("org/tiny".into());
+    hub.put("models", "org/old", old);
+    assert_eq!(loss(eval(&hub, home.path(), "org/old")), local_loss());
+    assert_cache_is_right(&home, &tiny("aligned").files);
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let home = tempfile::tempdir().unwrap();
+    let mut repository = tiny("aligned");
+    repository.gated = Some("hf_good".into());
+    let hub = Hub::with("models", "org/tiny", repository);
+    let mut command = eval(&hub, home.path(), "org/tiny");
+    command.env("HF_TOKEN", "hf_good");
+    loss(command);
+    let log = hub.log();
+    assert!(log.iter().any(|request| request.storage));
+    for request in log {
+        let expected = (!request.storage).then(|| "Bearer hf_good".to_string());
+        assert_eq!(request.authorization, expected, "{request:?}");
+    }
+
+    // The one that `hf auth login` stores does too.
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("token"), "hf_good\n").unwrap();
+    loss(eval(&hub, home.path(), "org/tiny"));
+}
+
+#[test]
+fn what_python_cached_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repo = home.path().join("hub/models--org--tiny");
+    let (snapshot, blobs) = (repo.join("snapshots").join(commit), repo.join("blobs"));
+    for dir in [&snapshot, &blobs, &repo.join("refs")] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(repo.join("refs/main"), commit).unwrap();
+    for (index, entry) in std::fs::read_dir(root().join("tests/tiny/aligned")).unwrap().enumerate() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, blobs.join(format!("e{index}"))).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/e{index}"), snapshot.join(path.file_name().unwrap())).unwrap();
+    }
+    let hub = Hub::start();
+    let mut command = eval(&hub, home.path(), "org/tiny");
+    command.env("HF_HUB_OFFLINE", "1");
+    assert_eq!(loss(command), local_loss());
+    // Online too: files that are there are not fetched again.
+    let mut repository = tiny("aligned");
+    repository.commit = commit.into();
+    hub.put("models", "org/tiny", repository);
+    loss(eval(&hub, home.path(), "org/tiny"));
+    assert!(file_requests(&hub.log()).is_empty());
+}
+
+#[test]
+fn every_command_takes_ids() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("models", "org/aligned", tiny("aligned"));
+    hub.put("models", "org/unaligned", tiny("unaligned"));
+    let out = home.path().join("out");
+    let run = |args: &[&str]| {
+        let mut command = asft(&hub, home.path());
+        let output = command.args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        output
+    };
+    let path = |name: &str| out.join(name).display().to_string();
+    std::fs::create_dir(&out).unwrap();
+    let pair = ["--aligned", "org/aligned", "--unaligned", "org/unaligned@main"];
+    run(&[&["direction", "--out", &path("d.safetensors")], &pair[..]].concat());
+    let (aligned, dir) = ("model.aligned=org/aligned@main", format!("output.dir={}", path("run")));
+    let settings = [aligned, "model.unaligned=org/unaligned", "train.max_steps=2", &dir];
+    let sets: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
+    let quiet = run(&[&["train", "--quiet", "--config", "configs/tiny.toml"], &sets[..]].concat());
+    assert_eq!(stderr(&quiet), "");
+    let config = std::fs::read_to_string(Path::new(&path("run/adapter")).join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"org/aligned\"") && config.contains(&tiny("aligned").commit), "{config}");
+    let adapter = path("run/adapter");
+    run(&["generate", "--model", "org/aligned", "--adapter", &adapter, "--prompt", "Hi", "--max-new-tokens", "2"]);
+    run(&["merge", "--model", "org/aligned", "--adapter", &adapter, "--out", &path("merged")]);
+}
+
+#[test]
+fn without_a_terminal_each_file_is_a_line() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("models", "org/tiny", tiny("aligned"));
+    let output = eval(&hub, home.path(), "org/tiny").output().unwrap();
+    let lines = stderr(&output);
+    assert!(lines.contains("fetching org/tiny/model.safetensors ("), "{lines}");
+    assert!(!lines.contains('\r') && !lines.contains('\u{1b}'), "{lines}");
+}
