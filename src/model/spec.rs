@@ -47,6 +47,9 @@ pub struct ModelSpec {
     pub mlp_bias: bool,
 }
 
+/// More layers than any model has: a config.json that asks for more is damaged.
+const MAX_LAYERS: usize = 10_000;
+
 /// The linears of one block, in the order in which the forward pass meets them.
 pub const BLOCK_LINEARS: [&str; 7] = [
     "self_attn.q_proj",
@@ -106,6 +109,13 @@ impl ModelSpec {
             config.origin,
             spec.num_attention_heads,
             spec.num_key_value_heads
+        );
+        // Module names are listed before any weight is looked at.
+        ensure_valid!(
+            spec.num_hidden_layers <= MAX_LAYERS,
+            "{}: num_hidden_layers is {}, expected at most {MAX_LAYERS}",
+            config.origin,
+            spec.num_hidden_layers
         );
         ensure_valid!(spec.head_dim.is_multiple_of(2), "{}: head_dim {} is odd", config.origin, spec.head_dim);
         Ok(spec)
@@ -296,6 +306,7 @@ mod tests {
             (json!({"attention_dropout": 0.1}), "attention_dropout"),
             (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
             (json!({"hidden_size": "48"}), "hidden_size"),
+            (json!({"num_hidden_layers": 4_000_000_000u64}), "num_hidden_layers"),
         ] {
             let error = parse(overrides).unwrap_err();
             assert!(error.to_string().contains(needle), "{error:#}");
