@@ -182,6 +182,10 @@ fn outputs_that_cannot_be_written_are_refused_before_the_work() {
         bytes[header..].fill(0xff);
         std::fs::write(&path, bytes).unwrap();
     });
+    // What the direction comes from is looked for before the weights are read, so theirs is not the first complaint.
+    let dir = scratch.path().join("run");
+    refused(train(&dir, &[&set, "model.unaligned=./nowhere"]), &scratch, &["model.unaligned", "nowhere"]);
+    refused(train(&dir, &[&set, "asft.direction=nowhere.st"]), &scratch, &["asft.direction", "nowhere.st"]);
     let unaligned = set.trim_start_matches("model.aligned=");
     refused(direction(&scratch.path().join("run/deep/d.safetensors"), unaligned), &scratch, &["not finite"]);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");

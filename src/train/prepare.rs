@@ -51,6 +51,7 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     };
     let targets = adapter.as_ref().map_or(targets, |adapter| adapter.modules.keys().cloned().collect());
     let (train, validation, pad_id) = datasets(settings, &base, &spec, quiet, &mut record)?;
+    let unaligned = find_direction(settings)?;
     let plan = Plan::new(train.examples.len(), &settings.train, &settings.data)?;
     let progress = bar(0, "loading model", quiet);
     let mut model = Decoder::load(&spec, &checkpoint, &device, adapter.is_none(), &progress)?;
@@ -65,7 +66,7 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
     }
     check_gradients(&model, &train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
-    let directions = directions(settings, &base, &spec, &checkpoint, &targets, quiet, &mut record)?;
+    let directions = directions(settings, (&base, unaligned), &spec, &checkpoint, &targets, quiet, &mut record)?;
     let penalties = Penalties::new(&settings.asft, &targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let trainer = Trainer::new(model, penalties, &settings.train, dropout);
@@ -178,10 +179,31 @@ fn datasets(
     })
 }
 
+fn uses_direction(settings: &Settings) -> bool {
+    settings.asft.needs_direction() && settings.asft.lambda != 0.0
+}
+
+/// Finds what the direction will come from, before anything large is loaded: the unaligned model, unless there is a file.
+fn find_direction(settings: &Settings) -> Result<Option<Resolved>> {
+    match (&settings.asft.direction, &settings.model.unaligned) {
+        _ if !uses_direction(settings) => Ok(None),
+        (Some(file), _) => {
+            ensure_valid!(Path::new(file).is_file(), "asft.direction: direction file {file} does not exist");
+            Ok(None)
+        }
+        (None, unaligned) => {
+            let unaligned = unaligned.as_deref().map(hub::resolve).transpose().context("model.unaligned")?;
+            // Headers only: its weights are read when the direction is computed.
+            unaligned.as_ref().map(|model| Checkpoint::open(&model.dir)).transpose().context("model.unaligned")?;
+            Ok(unaligned)
+        }
+    }
+}
+
 /// The direction file, opened or computed, checked against the targets and the aligned weights.
 fn directions(
     settings: &Settings,
-    base: &Resolved,
+    (base, unaligned): (&Resolved, Option<Resolved>),
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     targets: &[String],
@@ -189,12 +211,12 @@ fn directions(
     record: &mut RunRecord,
 ) -> Result<Option<Directions>> {
     let options = &settings.asft;
-    if !options.needs_direction() || options.lambda == 0.0 {
+    if !uses_direction(settings) {
         return Ok(None);
     }
-    let path = match (&options.direction, &settings.model.unaligned) {
-        (Some(file), unaligned) => {
-            if unaligned.is_some() && !quiet {
+    let path = match (&options.direction, unaligned) {
+        (Some(file), _) => {
+            if settings.model.unaligned.is_some() && !quiet {
                 eprintln!("asft.direction is given: model.unaligned is not read");
             }
             PathBuf::from(file)
@@ -204,7 +226,7 @@ fn directions(
             let progress = bar(0, "computing direction", quiet);
             let request = DirectionRequest {
                 aligned: base.clone(),
-                unaligned: hub::resolve(unaligned).context("model.unaligned")?,
+                unaligned,
                 targets: Targets::List(targets.to_vec()),
                 keep: Keep::Tolerance(DEFAULT_TOLERANCE),
                 allow_missing: false,
