@@ -4,6 +4,7 @@ mod common;
 
 use assert_cmd::Command;
 use common::fixture;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -63,7 +64,11 @@ fn the_first_command_trains_exports_and_is_used() {
     }
     let record: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
-    assert!(record["inputs"]["train"]["hash"].is_string() && record["peak_memory_bytes"].as_u64().unwrap() > 0);
+    for input in ["aligned", "unaligned", "direction", "train"] {
+        let input = &record["inputs"][input];
+        assert!(input["source"].is_string() && input["hash"].as_str().is_some_and(|hash| hash.len() == 64), "{record}");
+    }
+    assert!(record["peak_memory_bytes"].as_u64().unwrap() > 0);
 
     // The resolved config is a config: it repeats the run bit for bit.
     let again = scratch.path().join("again");
@@ -127,7 +132,78 @@ fn full_tuning_saves_an_ordinary_checkpoint() {
     let config: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(config["dtype"], "float32");
     assert!(dir.join("model/tokenizer.json").is_file());
+    let mode = std::fs::metadata(dir.join("model/model.safetensors")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
     assert!(rows(&dir).last().unwrap()["penalty"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_tied_head_that_is_stored_all_the_same_stays_tied() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let tensors = |path: &Path| candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let set = damaged(&scratch, |dir| {
+        let mut tensors = tensors(&dir.join("model.safetensors"));
+        assert!(tensors.insert(head.into(), tensors[embedding].clone()).is_none());
+        let tensors = tensors.into_iter().collect();
+        asft::checkpoint::save_tensors(&dir.join("model.safetensors"), &tensors).unwrap();
+    });
+    let dir = scratch.path().join("run");
+    train(&dir, &[&set, "train.method=full", "train.max_steps=2", "train.learning_rate=1e-2"]).assert().success();
+    let trained = tensors(&dir.join("model/model.safetensors"));
+    let values = |name: &str| trained[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(head), values(embedding));
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused_before_the_work() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("file");
+    std::fs::write(&file, "kept").unwrap();
+    let inside = file.join("sub");
+    refused(train(&inside, &[]), &scratch, &["output.dir", "is not a folder"]);
+    let adapter = fixture("llama_gqa").join("adapter");
+    let mut command = asft();
+    command.args(["merge", "--model"]).arg(fixture("llama_gqa").join("model")).arg("--adapter").arg(adapter);
+    command.arg("--out").arg(inside.join("merged"));
+    refused(command, &scratch, &["is not a folder"]);
+    let direction = |out: &Path, unaligned: &str| {
+        let mut command = asft();
+        command.args(["direction", "--aligned", "tests/tiny/aligned", "--unaligned", unaligned, "--out"]).arg(out);
+        command
+    };
+    refused(direction(&inside, "tests/tiny/unaligned"), &scratch, &["--out", "is not a folder"]);
+    refused(direction(scratch.path(), "tests/tiny/unaligned"), &scratch, &["--out", "it is a folder"]);
+    // Nor does a pair that is refused late leave folders behind.
+    let set = damaged(&scratch, |dir| {
+        let path = dir.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[header..].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+    });
+    // What the direction comes from is looked for before the weights are read, so theirs is not the first complaint.
+    let dir = scratch.path().join("run");
+    refused(train(&dir, &[&set, "model.unaligned=./nowhere"]), &scratch, &["model.unaligned", "nowhere"]);
+    refused(train(&dir, &[&set, "asft.direction=nowhere.st"]), &scratch, &["asft.direction", "nowhere.st"]);
+    let unaligned = set.trim_start_matches("model.aligned=");
+    refused(direction(&scratch.path().join("run/deep/d.safetensors"), unaligned), &scratch, &["not finite"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_an_error_and_no_panic() {
+    for args in [
+        &["train", "--config", "configs/tiny.toml", "--check"][..],
+        &["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("asft"));
+        let output = command.current_dir(root()).args(args).stdout(full).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: writing to standard output"), "{stderr}");
+    }
 }
 
 #[test]
@@ -150,6 +226,7 @@ fn bad_settings_are_refused() {
     for (set, needles) in [
         ("train.learnig_rate=1e-4", &["learnig_rate", "did you mean", "train.learning_rate"][..]),
         ("lora.rank=0", &["lora.rank"]),
+        ("lora.rank=9000000000000000000", &["lora.rank", "largest side"]),
         ("data.train=nowhere.jsonl", &["nowhere.jsonl"]),
         ("model.aligned=./nowhere", &["nowhere"]),
         ("model.unaligned=tests/fixtures/llama3_rope/model", &["differ", "q_proj"]),
@@ -223,6 +300,16 @@ fn damaged_models_are_refused() {
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     });
     refused(train(&dir, &[&set]), &scratch, &["mlp.down_proj", "shape", "7"]);
+    let set = damaged(&scratch, |dir| {
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["head_dim"] = 4_000_000_000u64.into();
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    });
+    refused(train(&dir, &[&set]), &scratch, &["q_proj", "shape", "config.json"]);
+    let set = damaged(&scratch, |dir| std::fs::write(dir.join("model.safetensors.index.json"), [0xff]).unwrap());
+    refused(train(&dir, &[&set]), &scratch, &["model.safetensors.index.json", "UTF-8"]);
+    std::fs::remove_file(scratch.path().join("model/model.safetensors.index.json")).unwrap();
     let set = damaged(&scratch, |dir| std::fs::remove_file(dir.join("chat_template.jinja")).unwrap());
     refused(train(&dir, &[&set]), &scratch, &["template", "data.template"]);
     refused(train(&dir, &["asft.direction=nowhere.safetensors"]), &scratch, &["nowhere.safetensors"]);

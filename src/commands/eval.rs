@@ -1,6 +1,6 @@
 //! `asft eval`
 
-use super::load_model;
+use super::{load_model, print};
 use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{self, DataOptions, Format};
 use crate::ensure_valid;
@@ -8,7 +8,7 @@ use crate::eval::mean_loss;
 use crate::hub::{self, Split};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 impl From<FormatArg> for Format {
@@ -44,6 +44,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let progress = progress_bar(0, "evaluating");
     let mean = mean_loss(&model, &dataset.examples, args.batch_size, &progress)?;
     progress.finish_and_clear();
+    // JSON has no NaN, and a table of losses should not get one unnoticed.
+    ensure!(mean.loss.is_finite(), "the loss is {}: the model or its adapter may hold damaged weights", mean.loss);
     if args.json {
         let report = json!({
             "loss": mean.loss,
@@ -53,10 +55,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
             "truncated": dataset.counts.truncated,
             "dropped_without_labels": dataset.counts.dropped_without_labels,
         });
-        println!("{report}");
+        print(&format!("{report}\n"))
     } else {
         eprintln!("{}: {}", data.source, dataset.counts);
-        println!("loss {:.6}  perplexity {:.4}  label tokens {}", mean.loss, mean.perplexity(), mean.label_tokens);
+        let (loss, perplexity) = (mean.loss, mean.perplexity());
+        print(&format!("loss {loss:.6}  perplexity {perplexity:.4}  label tokens {}\n", mean.label_tokens))
     }
-    Ok(())
 }

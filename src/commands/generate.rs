@@ -1,7 +1,7 @@
 //! `asft generate`
 
 use super::load_model;
-use crate::checkpoint::save_tensors;
+use crate::checkpoint::{check_writable_file, save_tensors};
 use crate::cli::GenerateArgs;
 use crate::data::{Template, load_prompts};
 use crate::ensure_valid;
@@ -19,6 +19,7 @@ use std::path::Path;
 pub fn run(args: GenerateArgs) -> Result<()> {
     ensure_valid!(args.temperature >= 0.0 && args.temperature.is_finite(), "--temperature should be 0 or more");
     ensure_valid!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p should be above 0 and at most 1");
+    args.logits.as_deref().map_or(Ok(()), check_writable_file).context("--logits")?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
     let data = data.context("--data")?;
     let (model, dir) = load_model(&args.model)?;

@@ -8,8 +8,7 @@ use anyhow::Result;
 pub fn run(args: TrainArgs) -> Result<()> {
     let settings = Settings::load(&args.config, &args.set)?;
     if args.check {
-        print!("{}", settings.to_toml()?);
-        return Ok(());
+        return super::print(&settings.to_toml()?);
     }
     let flags = RunFlags { quiet: args.quiet, overwrite: args.overwrite };
     let outcome = train::run(&settings, flags)?;

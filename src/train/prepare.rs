@@ -9,8 +9,8 @@ use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, Validation};
+use crate::error::listing;
 use crate::hub::{self, Resolved, ResolvedFile, Split};
-use crate::invalid;
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
@@ -18,6 +18,7 @@ use crate::model::{Decoder, ModelSpec};
 use crate::names::{Targets, resolve_targets};
 use crate::report::{RunRecord, hash_file, progress_bar};
 use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,10 @@ pub fn prepare(settings: &Settings, quiet: bool) -> Result<Prepared> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
+    record.input("aligned", &source(&inputs.base), checkpoint.content_hash(checkpoint.names())?);
+    if let Some(dir) = settings.lora.init_adapter.as_ref() {
+        record.input("init_adapter", dir, adapter::content_hash(Path::new(dir))?);
+    }
     check_gradients(&model, &train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(settings, &inputs, &spec, &checkpoint, &targets, quiet, &mut record)?;
@@ -89,14 +94,25 @@ impl Inputs {
             }
             Some(Validation::Share(_)) | None => None,
         };
-        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none();
+        if let Some(file) = asft.direction.as_ref().filter(|_| uses_direction(settings)) {
+            ensure_valid!(Path::new(file).is_file(), "asft.direction: direction file {file} does not exist");
+        }
+        let base = hub::resolve(&model.aligned, quiet).context("model.aligned")?;
+        let computed = uses_direction(settings) && asft.direction.is_none();
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
-        Ok(Self {
-            base: hub::resolve(&model.aligned, quiet).context("model.aligned")?,
-            unaligned: unaligned.map(|id| hub::resolve(id, quiet)).transpose().context("model.unaligned")?,
-            train,
-            validation,
-        })
+        let unaligned = unaligned.map(|id| hub::resolve(id, quiet)).transpose().context("model.unaligned")?;
+        // Headers only: its weights are read when the direction is computed.
+        unaligned.as_ref().map(|model| Checkpoint::open(&model.dir)).transpose().context("model.unaligned")?;
+        Ok(Self { base, unaligned, train, validation })
+    }
+}
+
+/// A folder, or a hub id with its revision.
+fn source(model: &Resolved) -> String {
+    match (&model.id, &model.revision) {
+        (Some(id), Some(revision)) => format!("{id}@{revision}"),
+        (Some(id), None) => id.clone(),
+        (None, _) => model.dir.display().to_string(),
     }
 }
 
@@ -125,25 +141,34 @@ fn initial_adapter(
             }
             adapter
         }
-        None => Adapter {
-            modules: adapter::fresh_modules(
-                spec,
-                targets,
-                options.rank,
-                options.alpha as f64,
-                settings.train.seed,
-                device,
-            )?,
-            use_rslora: options.use_rslora,
-            dropout: 0.0,
-            base: None,
-            revision: None,
-        },
+        None => {
+            check_sizes(spec, checkpoint, targets, options.rank)?;
+            let (alpha, seed) = (options.alpha as f64, settings.train.seed);
+            let modules = adapter::fresh_modules(spec, targets, options.rank, alpha, seed, device)?;
+            Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
+        }
     };
     adapter.dropout = options.dropout;
     adapter.base = Some(base.id.clone().unwrap_or_else(|| settings.model.aligned.clone()));
     adapter.revision = base.revision.clone();
     Ok(adapter)
+}
+
+/// Checks before anything is allocated that the targets are as large as config.json says, and `rank` no larger.
+fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], rank: usize) -> Result<()> {
+    let (mut problems, mut largest) = (vec![], 0);
+    for module in targets {
+        let name = format!("{module}.weight");
+        let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
+        match checkpoint.info(&name) {
+            Some(info) if info.shape == expected => largest = largest.max(*expected.iter().max().unwrap_or(&0)),
+            Some(info) => problems.push(format!("{name} has shape {:?}, expected {expected:?}", info.shape)),
+            None => problems.push(format!("{name} is missing")),
+        }
+    }
+    ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
+    ensure_valid!(rank <= largest, "lora.rank is {rank}, beyond the largest side of any targeted weight ({largest})");
+    Ok(())
 }
 
 /// Training set and validation set.
@@ -187,6 +212,10 @@ fn datasets(
     })
 }
 
+fn uses_direction(settings: &Settings) -> bool {
+    settings.asft.needs_direction() && settings.asft.lambda != 0.0
+}
+
 /// The direction file, opened or computed, checked against the targets and the aligned weights.
 fn directions(
     settings: &Settings,
@@ -198,7 +227,7 @@ fn directions(
     record: &mut RunRecord,
 ) -> Result<Option<Directions>> {
     let options = &settings.asft;
-    if !options.needs_direction() || options.lambda == 0.0 {
+    if !uses_direction(settings) {
         return Ok(None);
     }
     let path = match (&options.direction, &inputs.unaligned) {
@@ -232,6 +261,9 @@ fn directions(
         .collect();
     directions.check_against(&shapes, checkpoint)?;
     record.input("direction", &path.display().to_string(), hash_file(&path)?);
+    let unaligned = &directions.header().unaligned;
+    let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
+    record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
     let flat = targets.iter().filter(|m| directions.shape(m).is_some_and(|(_, _, k)| k == 0)).count();
     if flat > 0 && !quiet {
         eprintln!(

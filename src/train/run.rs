@@ -2,6 +2,7 @@
 
 use super::prepare::{Prepared, prepare};
 use super::{Method, export};
+use crate::checkpoint::check_writable;
 use crate::config::Settings;
 use crate::data::{Batch, collate};
 use crate::ensure_valid;
@@ -142,7 +143,7 @@ fn validate(
 
 /// Refuses a folder that holds something, unless it is an earlier run that may go.
 fn check_output(dir: &Path, overwrite: bool) -> Result<()> {
-    ensure_valid!(!dir.is_file(), "output.dir {} is a file", dir.display());
+    check_writable(dir).context("output.dir")?;
     let empty = match std::fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_none(),
         Err(_) => true,

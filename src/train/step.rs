@@ -70,7 +70,7 @@ impl Trainer {
         let grad_norm = gradients.norm()?;
         ensure!(
             (task_loss + penalty).is_finite() && grad_norm.is_finite(),
-            "step {}: the loss is {task_loss}, the penalty {penalty}, the gradient norm {grad_norm}; a lower \
+            "step {}: the loss is {task_loss:.4e}, the penalty {penalty:.4e}, the gradient norm {grad_norm:.4e}; a lower \
              train.learning_rate or a look at the data may help",
             step + 1
         );
