@@ -188,6 +188,13 @@ fn outputs_that_cannot_be_written_are_refused_before_the_work() {
     refused(train(&dir, &[&set, "asft.direction=nowhere.st"]), &scratch, &["asft.direction", "nowhere.st"]);
     let unaligned = set.trim_start_matches("model.aligned=");
     refused(direction(&scratch.path().join("run/deep/d.safetensors"), unaligned), &scratch, &["not finite"]);
+    // Where nothing else is wrong, the weights are named by every command that computes with them.
+    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["damaged", "NaN", "model.embed_tokens.weight"]);
+    for arguments in [["generate", "--prompt", "hello"], ["eval", "--data", "tests/tiny/train.jsonl"]] {
+        let mut command = asft();
+        command.args(arguments).args(["--model", unaligned]);
+        refused(command, &scratch, &["damaged", "NaN", "model.embed_tokens.weight"]);
+    }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
 }
 

@@ -8,7 +8,7 @@ use crate::eval::mean_loss;
 use crate::hub::{self, Split};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 impl From<FormatArg> for Format {
@@ -45,7 +45,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let mean = mean_loss(&model, &dataset.examples, args.batch_size, &progress)?;
     progress.finish_and_clear();
     // JSON has no NaN, and a table of losses should not get one unnoticed.
-    ensure!(mean.loss.is_finite(), "the loss is {}: the model or its adapter may hold damaged weights", mean.loss);
+    if !mean.loss.is_finite() {
+        model.refuse_damaged_weights()?;
+        bail!("the loss is {}", mean.loss);
+    }
     if args.json {
         let report = json!({
             "loss": mean.loss,

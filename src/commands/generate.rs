@@ -17,7 +17,13 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
-    ensure_valid!(args.temperature >= 0.0 && args.temperature.is_finite(), "--temperature should be 0 or more");
+    // Below that the scaled logits leave f32; 0 says what is meant.
+    let possible = args.temperature == 0.0 || (args.temperature >= 0.01 && args.temperature.is_finite());
+    ensure_valid!(
+        possible,
+        "--temperature should be 0 (the likeliest token), or 0.01 or more, got {}",
+        args.temperature
+    );
     ensure_valid!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p should be above 0 and at most 1");
     args.logits.as_deref().map_or(Ok(()), check_writable_file).context("--logits")?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();

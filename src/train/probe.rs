@@ -5,7 +5,7 @@
 
 use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 /// Tokens of the sample that the probe runs on.
@@ -36,8 +36,11 @@ pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
             silent.push(format!("{name} ({size})"));
         }
     }
-    ensure!(silent.is_empty(), "no usable gradient reaches {}", crate::error::listing(&silent, 8));
-    Ok(())
+    if silent.is_empty() {
+        return Ok(());
+    }
+    model.refuse_damaged_weights()?;
+    bail!("no usable gradient reaches {}", crate::error::listing(&silent, 8))
 }
 
 /// The beginning of a sample, as near to [`PROBE_TOKENS`] as the data allow. The shortest will not do: where a token sees
