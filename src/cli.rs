@@ -112,6 +112,7 @@ pub enum Metric {
 pub enum FormatArg {
     Alpaca,
     Chat,
+    Sharegpt,
     PromptCompletion,
     Text,
     Tokenized,
@@ -124,12 +125,15 @@ pub enum FormatArg {
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Samples: a JSON array or JSONL file
+    /// Samples: a JSON, JSONL, CSV, TSV or Parquet file
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Layout of the records
     #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
     pub format: FormatArg,
+    /// Where the dataset has a field of the format, such as instruction=question; may be repeated
+    #[arg(long, value_name = "FIELD=COLUMN")]
+    pub column: Vec<String>,
     /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
     #[arg(long, value_name = "FILE", default_value = "tokenizer")]
     pub template: String,
@@ -157,9 +161,13 @@ pub struct GenerateArgs {
     /// One user message; - reads it from standard input
     #[arg(long, value_name = "TEXT", required_unless_present = "data", conflicts_with = "data")]
     pub prompt: Option<String>,
-    /// A file of records with `prompt`, `instruction` (and `input`) or `messages`; answers are printed as JSONL
+    /// A file of records with `prompt`, `instruction` (and `input`), `messages` or `conversations`; answers are printed
+    /// as JSONL
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Where the file has one of these fields, such as prompt=question; may be repeated
+    #[arg(long, value_name = "FIELD=COLUMN", requires = "data")]
+    pub column: Vec<String>,
     /// Continue the prompt as it stands, without the chat template
     #[arg(long)]
     pub raw: bool,

@@ -186,6 +186,66 @@ fn bad_data_is_refused_with_file_and_line() {
     refused(train(&dir, &[&set, "data.max_length=3"]), &scratch, &["data.jsonl:1", "label"]);
 }
 
+/// The training file of tests/tiny as a table with other column names.
+fn table(dir: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(root().join("tests/tiny/train.jsonl")).unwrap();
+    let quoted = |value: &serde_json::Value| format!("\"{}\"", value.as_str().unwrap_or_default().replace('"', "\"\""));
+    let mut table = "id,question,context,answer\r\n".to_string();
+    for (id, line) in text.lines().enumerate() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let [question, context, answer] = ["instruction", "input", "output"].map(|name| quoted(&record[name]));
+        table.push_str(&format!("{id},{question},{context},{answer}\r\n"));
+    }
+    let path = dir.join("train.csv");
+    std::fs::write(&path, table).unwrap();
+    path
+}
+
+#[test]
+fn a_table_with_other_names_is_the_same_dataset() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = table(scratch.path());
+    let columns = [("instruction", "question"), ("input", "context"), ("output", "answer")];
+    let sets: Vec<String> = columns.iter().map(|(field, column)| format!("data.columns.{field}={column}")).collect();
+    let data = format!("data.train={}", file.display());
+    let mut overrides: Vec<&str> = vec!["train.max_steps=3", &data];
+    overrides.extend(sets.iter().map(String::as_str));
+    let (dir, plain) = (scratch.path().join("table"), scratch.path().join("plain"));
+    train(&dir, &overrides).assert().success();
+    train(&plain, &["train.max_steps=3"]).assert().success();
+    let losses = |dir: &Path| rows(dir).iter().map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(losses(&dir), losses(&plain));
+
+    let eval = |data: &Path, columns: &[(&str, &str)]| {
+        let mut command = asft();
+        command.args(["eval", "--json", "--model", "tests/tiny/aligned", "--data"]).arg(data);
+        for (field, column) in columns {
+            command.args(["--column", &format!("{field}={column}")]);
+        }
+        command
+    };
+    let json_of = |mut command: Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let same = json_of(eval(&root().join("tests/tiny/train.jsonl"), &[]));
+    assert!(same.contains("\"loss\""));
+    assert_eq!(json_of(eval(&file, &columns)), same);
+    let run = scratch.path().join("run");
+    refused(train(&run, &[&data]), &scratch, &["train.csv:2", "`instruction`", "question", "data.columns"]);
+    refused(
+        train(&run, &["data.columns.instrution=question"]),
+        &scratch,
+        &["instrution", "did you mean `instruction`"],
+    );
+    refused(eval(&file, &[("instruction", "qestion")]), &scratch, &["train.csv:2", "`qestion`", "`instruction`"]);
+    refused(eval(&file, &[("completion", "a")]), &scratch, &["`completion`", "output"]);
+    let mut command = asft();
+    command.args(["generate", "--max-new-tokens", "2", "--model", "tests/tiny/aligned", "--column", "prompt=question"]);
+    let output = command.arg("--data").arg(&file).output().unwrap();
+    assert!(output.status.success());
+    let first: serde_json::Value =
+        serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
+    assert!(first["question"].is_string() && first["answer"].is_string());
+}
+
 /// A copy of the tiny model with one file changed by `change`.
 fn damaged(scratch: &TempDir, change: impl Fn(&Path)) -> String {
     let dir = scratch.path().join("model");

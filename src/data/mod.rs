@@ -4,16 +4,19 @@ mod batch;
 mod conversation;
 mod dataset;
 mod examples;
+mod fields;
 mod options;
 mod prompts;
 mod python;
 mod records;
+mod sharegpt;
 mod template;
 
 pub use batch::{Batch, collate, epoch_order, predicted_labels};
 pub use dataset::{Counts, Dataset, check_ids, load, load_tokenized, split_validation};
+pub use fields::Columns;
 pub use options::{DataOptions, Format, Overlong, Validation};
-pub use prompts::{Prompt, load_prompts};
+pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use records::Place;
 pub use template::Template;
 
