@@ -16,6 +16,8 @@ pub struct Cli {
 pub enum Command {
     /// Compute the alignment directions V = W_aligned - W_unaligned of a model pair, layer by layer
     Direction(DirectionArgs),
+    /// Show what a config trains on: counts, lengths, and samples with their label tokens marked
+    Data(DataArgs),
     /// Fine-tune with the AsFT penalty and export a PEFT adapter
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on a dataset
@@ -81,6 +83,31 @@ pub struct DirectionArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
+  asft data --config configs/tiny.toml
+  asft data --config configs/tiny.toml --set data.train=mine.csv --set data.columns.instruction=question --show 10 --seed 1")]
+pub struct DataArgs {
+    /// The run's settings (TOML), as for asft train
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override a setting, such as data.format=chat; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Training samples to show
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub show: usize,
+    /// Choose the samples by this seed instead of taking the first
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Show where each token begins
+    #[arg(long)]
+    pub tokens: bool,
+    /// Print JSON: the numbers, and the samples as ids, labels and text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
   asft train --config configs/tiny.toml
   asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1")]
 pub struct TrainArgs {
@@ -134,8 +161,9 @@ pub struct EvalArgs {
     /// Where the dataset has a field of the format, such as instruction=question; may be repeated
     #[arg(long, value_name = "FIELD=COLUMN")]
     pub column: Vec<String>,
-    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
-    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
+    /// the AsFT paper's prompts, or a Jinja file
+    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
     pub template: String,
     /// Longest sample, in tokens; longer ones are cut
     #[arg(long, default_value_t = 2048)]
@@ -171,8 +199,9 @@ pub struct GenerateArgs {
     /// Continue the prompt as it stands, without the chat template
     #[arg(long)]
     pub raw: bool,
-    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
-    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
+    /// the AsFT paper's prompts, or a Jinja file
+    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
     pub template: String,
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 256)]

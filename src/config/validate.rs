@@ -89,7 +89,7 @@ fn data(settings: &Settings, found: &mut Problems) {
     if let Some(problem) = data.columns.problem(data.format.fields()) {
         found.0.push(format!("`data.columns`: {problem}"));
     }
-    found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a Jinja file");
+    found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
     match &data.validation {
         Some(Validation::Share(share)) => {
             found.range(*share > 0.0 && *share < 1.0, "data.validation", "above 0 and below 1, or a file", share);

@@ -11,6 +11,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
+use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 4096;
 
 /// What became of the records of a dataset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Records read.
     pub records: usize,

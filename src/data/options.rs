@@ -69,7 +69,8 @@ pub struct DataOptions {
     pub columns: Columns,
     /// Held-out samples: a share of the training file (0 to 1) or a file in the same format.
     pub validation: Option<Validation>,
-    /// `tokenizer` for the tokenizer's own chat template, or a Jinja file.
+    /// `tokenizer` for the tokenizer's own chat template; `asft-sst2`, `asft-agnews`, `asft-gsm8k` or `asft-alpaca` for
+    /// the prompts of the AsFT paper's runs on Llama 2; or a Jinja file.
     pub template: String,
     /// Longest sample, in tokens.
     pub max_length: usize,

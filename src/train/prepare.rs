@@ -8,7 +8,7 @@ use super::{Method, Plan, Trainer};
 use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::data::{self, Dataset, Format, Validation};
+use crate::data::{self, Dataset, Format, Sets, Validation};
 use crate::hub::{self, Resolved};
 use crate::invalid;
 use crate::method::direction::{self, DirectionRequest};
@@ -126,33 +126,22 @@ fn datasets(
         Format::Tokenized => None,
         _ => Some(Tokenizer::load(&base.dir)?),
     };
-    let mut load = |name: &str, path: &str| {
-        let (path, progress) = (PathBuf::from(path), bar(0, "tokenising", quiet));
-        let dataset = match &tokenizer {
-            Some(tokenizer) => data::load(&path, options, tokenizer, &progress)?,
-            None => data::load_tokenized(&path, options, spec.vocab_size, &progress)?,
-        };
-        progress.finish_and_clear();
-        data::check_ids(&dataset, spec.vocab_size)?;
-        record.input(name, &path.display().to_string(), hash_file(&path)?);
+    let progress = || bar(0, "tokenising", quiet);
+    let Sets { train, validation } =
+        data::load_sets(options, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)?;
+    let is_file = matches!(options.validation, Some(Validation::File(_)));
+    for (name, dataset) in [("train", Some(&train)), ("validation", validation.as_ref())] {
+        let Some(dataset) = dataset else { continue };
+        let path = dataset.path.display();
+        if name == "train" || is_file {
+            record.input(name, &path.to_string(), hash_file(&dataset.path)?);
+        }
         if !quiet {
-            eprintln!("{}: {}", path.display(), dataset.counts);
+            eprintln!("{name}: {path}: {}", dataset.counts);
         }
-        Ok::<_, anyhow::Error>(dataset)
-    };
-    let train = load("train", &options.train).context("data.train")?;
+    }
     let pad_id = tokenizer.as_ref().map_or(0, Tokenizer::pad_id).min(spec.vocab_size as u32 - 1);
-    Ok(match &options.validation {
-        None => (train, None, pad_id),
-        Some(Validation::File(path)) => {
-            let validation = load("validation", path).context("data.validation")?;
-            (train, Some(validation), pad_id)
-        }
-        Some(Validation::Share(share)) => {
-            let (train, validation) = data::split_validation(train, *share, settings.train.seed)?;
-            (train, Some(validation), pad_id)
-        }
-    })
+    Ok((train, validation, pad_id))
 }
 
 /// The direction file, opened or computed, checked against the targets and the aligned weights.
