@@ -246,6 +246,86 @@ fn a_table_with_other_names_is_the_same_dataset() {
     assert!(first["question"].is_string() && first["answer"].is_string());
 }
 
+/// What `asft data` prints of the tiny config with these overrides and flags.
+fn data(overrides: &[&str], flags: &[&str]) -> Command {
+    let mut command = asft();
+    command.args(["data", "--config", "configs/tiny.toml"]).args(flags);
+    for set in overrides {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+fn printed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn data_shows_what_is_trained_on() {
+    let text = printed(data(&["data.validation=0.25"], &["--show", "1"]));
+    for part in [
+        "training samples\ntests/tiny/train.jsonl: 72 records: 72 samples",
+        "validation samples\ntests/tiny/train.jsonl: 24 records: 24 samples",
+        "<|im_start|>assistant↵\n⟦",
+        "<|im_end|>⟧↵\n",
+    ] {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    assert!(!text.contains('\u{1b}') && text.matches("tokens, ").count() == 1);
+    let chat = ["data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    assert!(printed(data(&chat, &["--tokens"])).contains("│⟦Hello│,│"));
+    assert_ne!(printed(data(&chat, &["--seed", "1"])), printed(data(&chat, &[])));
+
+    let report = printed(data(&["data.validation=tests/tiny/train.jsonl"], &["--json", "--show", "2"]));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let bins = report["train"]["histogram"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|bin| bin["samples"].as_u64().unwrap()).sum::<u64>(), 96);
+    assert_eq!(report["train"], report["validation"]);
+    let sample = &report["samples"][1];
+    assert_eq!(sample["input_ids"].as_array().unwrap().len(), sample["labels"].as_array().unwrap().len());
+    assert!(sample["text"].as_str().unwrap().starts_with("<|im_start|>user"));
+}
+
+#[test]
+fn data_needs_no_weights_and_refuses_as_train_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = damaged(&scratch, |dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    printed(data(&[&model], &[]));
+    let bare = damaged(&scratch, |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    let ids = scratch.path().join("ids.jsonl");
+    std::fs::write(&ids, r#"{"input_ids": [5, 6, 7], "labels": [-100, 6, -100]}"#).unwrap();
+    let file = format!("data.train={}", ids.display());
+    assert!(printed(data(&[&bare, &file, "data.format=tokenized"], &[])).contains("\n5 ⟦6 ⟧7 \n"));
+    refused(data(&[&file], &[]), &scratch, &["ids.jsonl:1", "`instruction`", "input_ids, labels"]);
+    let rows = ["data.train=tests/fixtures/parquet/snappy.parquet", "data.format=chat"];
+    refused(data(&rows, &[]), &scratch, &["snappy.parquet, row 3", "`messages` is empty"]);
+    refused(data(&["data.max_length=12"], &[]), &scratch, &["train.jsonl:1", "data.max_length"]);
+    refused(data(&["data.template=asft-sst"], &[]), &scratch, &["asft-sst does not exist", "asft-sst2"]);
+}
+
+#[test]
+fn the_papers_prompts_go_by_name() {
+    let text = printed(data(&["data.template=asft-alpaca", "data.max_length=512"], &["--show", "1"]));
+    for part in
+        ["[INST] <<SYS>>↵\nBelow is", "### Input:↵\n3 and 19↵\n", "### Response:↵\n [/INST]⟦ 3 + 19 = 22 <|im_end|>⟧"]
+    {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    let answer = |command: &str, flags: &[&str]| {
+        let mut command_line = asft();
+        command_line.args([command, "--model", "tests/tiny/aligned", "--template", "asft-gsm8k"]).args(flags);
+        printed(command_line)
+    };
+    answer("generate", &["--prompt", "2 + 2?", "--max-new-tokens", "2"]);
+    answer("generate", &["--data", "tests/tiny/train.jsonl", "--max-new-tokens", "1"]);
+    assert!(answer("eval", &["--data", "tests/tiny/train.jsonl"]).contains("loss"));
+    let scratch = tempfile::tempdir().unwrap();
+    let chat = ["data.template=asft-sst2", "data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    refused(data(&chat, &[]), &scratch, &["chat.jsonl:1", "one instruction and one answer"]);
+}
+
 /// A copy of the tiny model with one file changed by `change`.
 fn damaged(scratch: &TempDir, change: impl Fn(&Path)) -> String {
     let dir = scratch.path().join("model");

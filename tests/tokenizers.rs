@@ -110,21 +110,22 @@ fn a_template_may_stand_in_a_file_of_its_own() {
 }
 
 /// Ids and labels of one record.
-fn sample(dir: &Path, record: &Value, options: DataOptions) -> (Vec<u32>, Vec<i64>) {
+fn sample(tokenizer: &Tokenizer, record: &Value, options: DataOptions) -> (Vec<u32>, Vec<i64>) {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("data.jsonl");
     std::fs::write(&path, record.to_string()).unwrap();
-    let example =
-        load(&path, &options, &Tokenizer::load(dir).unwrap(), &ProgressBar::hidden()).unwrap().examples.remove(0);
+    let example = load(&path, &options, tokenizer, &ProgressBar::hidden()).unwrap().examples.remove(0);
     (example.input_ids, example.labels)
 }
 
 #[test]
 fn the_papers_samples_are_the_references() {
     let Some(dir) = folder("llama2") else { return };
+    let tokenizer = Tokenizer::load(&dir).unwrap();
     for case in golden("asft.json")["samples"].as_array().unwrap() {
         let template = format!("asft-{}", case["task"].as_str().unwrap());
-        let (input_ids, labels) = sample(&dir, &case["record"], DataOptions { template, ..DataOptions::default() });
+        let (input_ids, labels) =
+            sample(&tokenizer, &case["record"], DataOptions { template, ..DataOptions::default() });
         let expected: Vec<i64> = case["labels"].as_array().unwrap().iter().map(|l| l.as_i64().unwrap()).collect();
         assert_eq!(input_ids, ids(&case["ids"]), "{case}");
         assert_eq!(labels, expected, "{case}");
@@ -147,8 +148,8 @@ fn answers_are_labels_with_every_tokenizer() {
             _ => "tokenizer".to_string(),
         };
         let options = DataOptions { format: Format::Chat, template, ..DataOptions::default() };
-        let (_, labels) = sample(&dir, &json!({"messages": conversations["multi"]}), options);
         let tokenizer = Tokenizer::load(&dir).unwrap();
+        let (_, labels) = sample(&tokenizer, &json!({"messages": conversations["multi"]}), options);
         let runs = labels.split(|label| *label == IGNORE).filter(|run| !run.is_empty());
         let text = |run: &[i64]| tokenizer.decode(&run.iter().map(|&id| id as u32).collect::<Vec<_>>(), false).unwrap();
         assert_eq!(runs.map(text).collect::<Vec<_>>(), expected, "{name}");
