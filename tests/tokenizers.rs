@@ -133,6 +133,24 @@ fn the_papers_samples_are_the_references() {
 }
 
 #[test]
+fn tool_calls_are_labels() {
+    let Some(dir) = folder("qwen3") else { return };
+    let tokenizer = Tokenizer::load(&dir).unwrap();
+    let options = DataOptions { format: Format::Chat, ..DataOptions::default() };
+    let (_, labels) = sample(&tokenizer, &json!({"messages": golden("conversations.json")["tool"]}), options);
+    let call =
+        "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"note\": \"é<&>'\\\"\"}}\n</tool_call><|im_end|>";
+    assert_eq!(labelled(&tokenizer, &labels), [call, "<think>\n\n</think>\n\n2.<|im_end|>"]);
+}
+
+/// The text of each run of labels.
+fn labelled(tokenizer: &Tokenizer, labels: &[i64]) -> Vec<String> {
+    let runs = labels.split(|label| *label == IGNORE).filter(|run| !run.is_empty());
+    let text = |run: &[i64]| tokenizer.decode(&run.iter().map(|&id| id as u32).collect::<Vec<_>>(), false).unwrap();
+    runs.map(text).collect()
+}
+
+#[test]
 fn answers_are_labels_with_every_tokenizer() {
     let conversations = golden("conversations.json");
     let expected = [
@@ -150,8 +168,6 @@ fn answers_are_labels_with_every_tokenizer() {
         let options = DataOptions { format: Format::Chat, template, ..DataOptions::default() };
         let tokenizer = Tokenizer::load(&dir).unwrap();
         let (_, labels) = sample(&tokenizer, &json!({"messages": conversations["multi"]}), options);
-        let runs = labels.split(|label| *label == IGNORE).filter(|run| !run.is_empty());
-        let text = |run: &[i64]| tokenizer.decode(&run.iter().map(|&id| id as u32).collect::<Vec<_>>(), false).unwrap();
-        assert_eq!(runs.map(text).collect::<Vec<_>>(), expected, "{name}");
+        assert_eq!(labelled(&tokenizer, &labels), expected, "{name}");
     }
 }

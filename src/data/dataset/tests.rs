@@ -122,6 +122,51 @@ fn calls_reach_the_template_as_tool_calls() {
 }
 
 #[test]
+fn calls_are_labels_however_they_are_rendered() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("t.jinja");
+    // What ends a conversation is rendered otherwise than what goes on, so that no beginning is one of the whole.
+    let turns = "{% for m in messages %}{{ '<t> ' + m.role + (' g' if loop.last and m.role == 'assistant' else '') + (' ' + m.content if m.content \
+                 else '') }}{% for c in m.tool_calls or [] %}{{ ' i ' + c.function.name + ' <e> ' + c.function.arguments.x }}\
+                 {% endfor %}{{ ' </s>' }}{% endfor %}";
+    let call = |name: &str, x: &str| json!({"function": {"name": name, "arguments": {"x": x}}});
+    let messages = |content: Value| {
+        json!({"messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": content, "tool_calls": [call("b", "c"), call("d", "e")]},
+            {"role": "user", "content": "f"}, {"role": "assistant", "content": "h"}]})
+    };
+    for prompt in ["", "{{ '<t> assistant' if add_generation_prompt }}"] {
+        write(&template, format!("{turns}{prompt}")).unwrap();
+        let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
+        for (content, said) in [(json!(""), ""), (json!(null), ""), (json!("g"), "g ")] {
+            let dataset = load_text(&messages(content).to_string(), &options).unwrap();
+            let labels = dataset.examples[0].labels.iter().filter(|label| **label != IGNORE);
+            let words: Vec<&str> = labels.map(|&label| VOCAB[label as usize]).collect();
+            let last = if prompt.is_empty() { "h </s>" } else { "g h </s>" };
+            assert_eq!(words.join(" "), format!("{said}i b <e> c i d <e> e </s> {last}"), "{prompt}");
+        }
+    }
+    // Content beside calls is left out, and there is no header to go by.
+    write(
+        &template,
+        "{% for m in messages %}{% if m.tool_calls %}{{ '<t> ' + m.tool_calls[0].name + ' e </s>' }}{% else %}\
+                      {{ m.content + ' <e> ' }}{% endif %}{% endfor %}",
+    )
+    .unwrap();
+    let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
+    let turns = json!([{"role": "user", "content": "a"},
+                       {"role": "assistant", "content": "b", "tool_calls": [{"name": "c"}]},
+                       {"role": "user", "content": "d"},
+                       {"role": "assistant", "content": "f", "tool_calls": []}]);
+    let dataset = load_text(&json!({"messages": turns}).to_string(), &options).unwrap();
+    assert_eq!(dataset.examples[0].labels, [-100, -100, 3, 8, 10, 2, -100, -100, 11, 16]);
+    write(&template, "{% for m in messages %}{{ m.role + ' ' + (m.content or '') + ' </s>' }}{% endfor %}").unwrap();
+    let message = error(&messages(json!(null)).to_string(), &options);
+    assert!(message.contains("the tool calls of message 2 cannot be found"), "{message}");
+}
+
+#[test]
 fn columns_say_where_fields_are() {
     let columns = |pairs: &[&str], format: Format| {
         let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
