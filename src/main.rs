@@ -6,8 +6,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    asft::memory::keep_freed_buffers();
     let result = match Cli::parse().command {
         Command::Direction(args) => commands::direction::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),

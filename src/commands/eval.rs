@@ -2,7 +2,7 @@
 
 use super::{load_model, print};
 use crate::cli::{EvalArgs, FormatArg};
-use crate::data::{self, DataOptions, Format};
+use crate::data::{self, Columns, DataOptions, Format};
 use crate::ensure_valid;
 use crate::eval::mean_loss;
 use crate::hub::{self, Split};
@@ -16,6 +16,7 @@ impl From<FormatArg> for Format {
         match format {
             FormatArg::Alpaca => Self::Alpaca,
             FormatArg::Chat => Self::Chat,
+            FormatArg::Sharegpt => Self::Sharegpt,
             FormatArg::PromptCompletion => Self::PromptCompletion,
             FormatArg::Text => Self::Text,
             FormatArg::Tokenized => Self::Tokenized,
@@ -25,10 +26,13 @@ impl From<FormatArg> for Format {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    let format = Format::from(args.format);
+    let columns = Columns::parse(&args.column, format.fields())?;
     let data = hub::resolve_dataset(&args.data, Split::Any, false).context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let options = DataOptions {
-        format: args.format.into(),
+        format,
+        columns,
         template: args.template,
         max_length: args.max_length,
         allow_empty_labels: true,

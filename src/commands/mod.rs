@@ -1,5 +1,6 @@
 //! One file per command: load, call, write. No maths.
 
+pub mod data;
 pub mod direction;
 pub mod eval;
 pub mod generate;

@@ -8,9 +8,9 @@ use super::{Method, Plan, Trainer};
 use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::data::{self, Dataset, Format, Validation};
+use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::error::listing;
-use crate::hub::{self, Resolved, ResolvedFile, Split};
+use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
@@ -80,20 +80,13 @@ struct Inputs {
     base: Resolved,
     /// If a direction is to be computed.
     unaligned: Option<Resolved>,
-    train: ResolvedFile,
-    validation: Option<ResolvedFile>,
+    data: SetFiles,
 }
 
 impl Inputs {
     fn resolve(settings: &Settings, quiet: bool) -> Result<Self> {
         let Settings { data, asft, model, .. } = settings;
-        let train = hub::resolve_dataset(&data.train, Split::Train, quiet).context("data.train")?;
-        let validation = match &data.validation {
-            Some(Validation::File(file)) => {
-                Some(hub::resolve_dataset(file, Split::Validation, quiet).context("data.validation")?)
-            }
-            Some(Validation::Share(_)) | None => None,
-        };
+        let data = SetFiles::resolve(data, quiet)?;
         if let Some(file) = asft.direction.as_ref().filter(|_| uses_direction(settings)) {
             ensure_valid!(Path::new(file).is_file(), "asft.direction: direction file {file} does not exist");
         }
@@ -103,7 +96,7 @@ impl Inputs {
         let unaligned = unaligned.map(|id| hub::resolve(id, quiet)).transpose().context("model.unaligned")?;
         // Headers only: its weights are read when the direction is computed.
         unaligned.as_ref().map(|model| Checkpoint::open(&model.dir)).transpose().context("model.unaligned")?;
-        Ok(Self { base, unaligned, train, validation })
+        Ok(Self { base, unaligned, data })
     }
 }
 
@@ -184,32 +177,21 @@ fn datasets(
         Format::Tokenized => None,
         _ => Some(Tokenizer::load(&inputs.base.dir)?),
     };
-    let mut load = |name: &str, ResolvedFile { path, source }: &ResolvedFile| {
-        let progress = bar(0, "tokenising", quiet);
-        let dataset = match &tokenizer {
-            Some(tokenizer) => data::load(path, options, tokenizer, &progress)?,
-            None => data::load_tokenized(path, options, spec.vocab_size, &progress)?,
-        };
-        progress.finish_and_clear();
-        data::check_ids(&dataset, spec.vocab_size)?;
-        record.input(name, source, hash_file(path)?);
-        if !quiet {
-            eprintln!("{source}: {}", dataset.counts);
+    let progress = || bar(0, "tokenising", quiet);
+    let Sets { train, validation } =
+        data::load_sets(&inputs.data, options, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)?;
+    for (name, file) in [("train", Some(&inputs.data.train)), ("validation", inputs.data.validation.as_ref())] {
+        let Some(file) = file else { continue };
+        record.input(name, &file.source, hash_file(&file.path)?);
+    }
+    if !quiet {
+        eprintln!("train: {}: {}", inputs.data.train.source, train.counts);
+        if let Some(validation) = &validation {
+            let file = inputs.data.validation.as_ref().unwrap_or(&inputs.data.train);
+            eprintln!("validation: {}: {}", file.source, validation.counts);
         }
-        Ok::<_, anyhow::Error>(dataset)
-    };
-    let train = load("train", &inputs.train).context("data.train")?;
-    Ok(match (&inputs.validation, &options.validation) {
-        (Some(file), _) => {
-            let validation = load("validation", file).context("data.validation")?;
-            (train, Some(validation))
-        }
-        (None, Some(Validation::Share(share))) => {
-            let (train, validation) = data::split_validation(train, *share, settings.train.seed)?;
-            (train, Some(validation))
-        }
-        (None, _) => (train, None),
-    })
+    }
+    Ok((train, validation))
 }
 
 fn uses_direction(settings: &Settings) -> bool {
