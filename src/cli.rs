@@ -112,6 +112,7 @@ pub struct DataArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft train --config configs/tiny.toml
+  asft train --config qwen2-7b.toml --dry-run
   asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1")]
 pub struct TrainArgs {
     /// The run's settings (TOML)
@@ -123,6 +124,12 @@ pub struct TrainArgs {
     /// Check the settings, print them as resolved, and stop
     #[arg(long)]
     pub check: bool,
+    /// Read settings and data, estimate memory and time, and stop; no weights are loaded
+    #[arg(long, conflicts_with = "check")]
+    pub dry_run: bool,
+    /// Print the estimate as JSON
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     /// Replace an earlier run in the output folder
     #[arg(long)]
     pub overwrite: bool,

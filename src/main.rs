@@ -5,23 +5,33 @@ use asft::commands;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Stack of a worker thread, in bytes: that of an ordinary main thread, since commands run on one.
+const STACK_BYTES: usize = 8 << 20;
+
 fn main() -> ExitCode {
     asft::memory::keep_freed_buffers();
-    let result = match Cli::parse().command {
-        Command::Direction(args) => commands::direction::run(args),
-        Command::Data(args) => commands::data::run(args),
-        Command::Train(args) => commands::train::run(args),
-        Command::Eval(args) => commands::eval::run(args),
-        Command::Generate(args) => commands::generate::run(args),
-        Command::Merge(args) => commands::merge::run(args),
-    };
-    match result {
+    let command = Cli::parse().command;
+    // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
+    // and take it. Fails only where a pool exists already, which serves as well.
+    let _own_pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build_global();
+    match rayon::scope(|_| run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(asft::error::exit_code(&error))
         }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Direction(args) => commands::direction::run(args),
+        Command::Data(args) => commands::data::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Merge(args) => commands::merge::run(args),
     }
 }
 

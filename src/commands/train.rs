@@ -10,6 +10,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if args.check {
         return super::print(&settings.to_toml()?);
     }
+    if args.dry_run {
+        let forecast = train::dry_run(&settings, args.quiet || args.json)?;
+        let text = if args.json { serde_json::to_string_pretty(&forecast)? } else { forecast.to_string() };
+        return super::print(&format!("{text}\n"));
+    }
     let flags = RunFlags { quiet: args.quiet, overwrite: args.overwrite };
     let outcome = train::run(&settings, flags)?;
     if args.quiet {
