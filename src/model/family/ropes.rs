@@ -5,50 +5,80 @@ use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
-/// From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
-pub(super) fn single(config: &Config, context: usize) -> Result<Rope> {
-    let theta = config.number("rope_theta")?.unwrap_or(10_000.0);
-    let parameters = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
-    match parameters {
-        // Gemma 3 nests them by layer type, and reads them itself.
-        Some(parameters) if parameters.fields.values().all(|v| v.is_object()) && !parameters.fields.is_empty() => {
-            ensure_valid!(
-                config.string("model_type")? == Some("gemma3_text"),
-                "{}: parameters by layer type are not supported for this model_type",
-                parameters.origin
-            );
-            Ok(Rope { theta, scaling: RopeScaling::None })
-        }
-        Some(parameters) => rope_parameters(&parameters, theta, context),
-        None => Ok(Rope { theta, scaling: RopeScaling::None }),
-    }
+/// What counts for a set of parameters besides itself.
+struct Surroundings {
+    /// The base frequency where the set has none.
+    theta: f64,
+    max_position_embeddings: usize,
+    /// `original_max_position_embeddings` beside the set rather than in it; there it counts more.
+    original: Option<f64>,
 }
 
-/// Full attention's rope, then sliding attention's.
+fn plain(theta: f64) -> Rope {
+    Rope { theta, scaling: RopeScaling::None }
+}
+
+/// The one rope of most families.
+pub(super) fn single(config: &Config, context: usize) -> Result<Rope> {
+    let surroundings = Surroundings {
+        theta: config.number("rope_theta")?.unwrap_or(10_000.0),
+        max_position_embeddings: context,
+        original: config.number("original_max_position_embeddings")?,
+    };
+    let read = |key: &str| {
+        let Some(parameters) = written(config, key)? else { return Ok(None) };
+        ensure_valid!(
+            !parameters.fields.values().all(|value| value.is_object()),
+            "{}: parameters by layer type are not supported for this model_type",
+            parameters.origin
+        );
+        rope_parameters(&parameters, &surroundings).map(Some)
+    };
+    let rope = agreed(config, read("rope_parameters")?, read("rope_scaling")?)?;
+    Ok(rope.unwrap_or(plain(surroundings.theta)))
+}
+
+/// Gemma 3's two: full attention's rope, then sliding attention's.
 pub(super) fn by_layer_type(config: &Config, context: usize) -> Result<Vec<Rope>> {
+    let around = |theta| Surroundings { theta, max_position_embeddings: context, original: None };
     let global = config.number("rope_theta")?.unwrap_or(1_000_000.0);
     let local = config.number("rope_local_base_freq")?.unwrap_or(10_000.0);
-    let plain = |theta| Rope { theta, scaling: RopeScaling::None };
-    if let Some(nested) = config.object("rope_parameters")? {
-        let part = |name: &str, theta: f64| match nested.object(name)? {
-            Some(parameters) => rope_parameters(&parameters, theta, context),
-            None => Ok(plain(theta)),
-        };
-        return Ok(vec![part("full_attention", global)?, part("sliding_attention", local)?]);
-    }
-    let global = match config.object("rope_scaling")? {
-        Some(scaling) => rope_parameters(&scaling, global, context)?,
-        None => plain(global),
+    let part = |nested: &Config, name: &str, theta: f64| match nested.object(name)? {
+        Some(parameters) => rope_parameters(&parameters, &around(theta)),
+        None => Ok(plain(theta)),
     };
-    Ok(vec![global, plain(local)])
+    let five = match written(config, "rope_parameters")? {
+        Some(nested) => {
+            Some(vec![part(&nested, "full_attention", global)?, part(&nested, "sliding_attention", local)?])
+        }
+        None => None,
+    };
+    let four = match written(config, "rope_scaling")? {
+        Some(scaling) => Some(vec![rope_parameters(&scaling, &around(global))?, plain(local)]),
+        None => None,
+    };
+    Ok(agreed(config, five, four)?.unwrap_or_else(|| vec![plain(global), plain(local)]))
 }
 
-/// One set of rope parameters; `theta` holds where they have none of their own.
-fn rope_parameters(rope: &Config, theta: f64, context: usize) -> Result<Rope> {
-    let theta = rope.number("rope_theta")?.unwrap_or(theta);
+/// The object in a field, unless it is empty.
+fn written<'a>(config: &Config<'a>, key: &str) -> Result<Option<Config<'a>>> {
+    Ok(config.object(key)?.filter(|parameters| !parameters.fields.is_empty()))
+}
+
+/// What `rope_parameters` (transformers 5) and `rope_scaling` (transformers 4) say, if one of them is there. Both are
+/// where somebody added a scaling by hand, by an older model card: which of the two is meant nobody can know.
+fn agreed<T: PartialEq>(config: &Config, five: Option<T>, four: Option<T>) -> Result<Option<T>> {
+    ensure_valid!(
+        five.is_none() || four.is_none() || five == four,
+        "{}: `rope_parameters` and `rope_scaling` say different things; keep the one that is meant",
+        config.origin
+    );
+    Ok(five.or(four))
+}
+
+fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
+    let theta = rope.number("rope_theta")?.unwrap_or(surroundings.theta);
+    let context = surroundings.max_position_embeddings;
     if let Some(got) = rope.get("partial_rotary_factor").filter(|got| got.as_f64() != Some(1.0)) {
         return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
     }
@@ -56,21 +86,21 @@ fn rope_parameters(rope: &Config, theta: f64, context: usize) -> Result<Rope> {
         Some(kind) => kind,
         None => rope.string("type")?.unwrap_or("default"),
     };
-    let original =
-        || Ok::<_, anyhow::Error>(rope.number("original_max_position_embeddings")?.unwrap_or(context as f64));
+    let inside = rope.number("original_max_position_embeddings")?;
+    let original = surroundings.original.or(inside).unwrap_or(context as f64);
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: rope.required_number("factor")? },
         "dynamic" => {
             RopeScaling::Dynamic { factor: rope.required_number("factor")?, max_position_embeddings: context as f64 }
         }
-        "yarn" => yarn(rope, original()?)?,
-        "longrope" => longrope(rope, original()?, context)?,
+        "yarn" => yarn(rope, original)?,
+        "longrope" => longrope(rope, original, context)?,
         "llama3" => RopeScaling::Llama3 {
             factor: rope.required_number("factor")?,
             low_freq_factor: rope.required_number("low_freq_factor")?,
             high_freq_factor: rope.required_number("high_freq_factor")?,
-            original_max_position_embeddings: original()?,
+            original_max_position_embeddings: original,
         },
         other => {
             return Err(invalid!(
