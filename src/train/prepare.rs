@@ -190,6 +190,13 @@ fn datasets(
             let file = inputs.data.validation.as_ref().unwrap_or(&inputs.data.train);
             eprintln!("validation: {}: {}", file.source, validation.counts);
         }
+        let beyond = train.examples.iter().filter(|example| example.input_ids.len() > spec.context()).count();
+        if beyond > 0 {
+            eprintln!(
+                "warning: {beyond} training samples are longer than the model's context of {}; data.max_length cuts them",
+                spec.context()
+            );
+        }
     }
     Ok((train, validation))
 }

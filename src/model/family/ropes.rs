@@ -94,7 +94,7 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
         "dynamic" => {
             RopeScaling::Dynamic { factor: rope.required_number("factor")?, max_position_embeddings: context as f64 }
         }
-        "yarn" => yarn(rope, original)?,
+        "yarn" => yarn(rope, original, context)?,
         "longrope" => longrope(rope, original, context)?,
         "llama3" => RopeScaling::Llama3 {
             factor: rope.required_number("factor")?,
@@ -112,8 +112,8 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
     Ok(Rope { theta, scaling })
 }
 
-fn yarn(rope: &Config, original: f64) -> Result<RopeScaling> {
-    let factor = rope.required_number("factor")?;
+fn yarn(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
+    let factor = rope.number("factor")?.unwrap_or(context as f64 / original);
     let attention_factor = match rope.number("attention_factor")? {
         Some(given) => given,
         None => yarn_attention_factor(factor, rope.number("mscale")?, rope.number("mscale_all_dim")?),
