@@ -70,7 +70,8 @@ pub struct DirectionArgs {
     /// Names separated by commas, "all-linear", or a regex for whole module paths
     #[arg(long, value_name = "NAMES", default_value = "q_proj,v_proj")]
     pub target_modules: String,
-    /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all
+    /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all that f32 can
+    /// tell from nothing
     #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOLERANCE, conflicts_with = "rank")]
     pub tolerance: f64,
     /// Keep just this many directions of each module

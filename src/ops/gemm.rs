@@ -1,7 +1,9 @@
 //! Strided f32 matrix products on slices, for kernels that read heads in place or write into parts of a buffer.
 
+use super::fast_math::vectorised;
 use super::widen::Values;
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// Half-precision weights widened at a time: a few MiB, whatever the matrix's size.
 const BLOCK_ELEMENTS: usize = 1 << 21;
@@ -105,6 +107,11 @@ pub unsafe fn product(
     }
 }
 
+/// Up to so many rows of activations, a product with a weight is a matter of reading the weight once.
+const FEW_ROWS: usize = 4;
+/// Weight rows in a task of such a product.
+const TASK_ROWS: usize = 64;
+
 /// A weight matrix as it lies in memory: row-major rows × cols, f32 or half precision.
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
@@ -121,6 +128,18 @@ pub struct Weight<'a> {
 /// # Safety
 /// As [`product`].
 pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumulate: bool) {
+    if w.transposed && m <= FEW_ROWS && a.col_stride == 1 && !accumulate {
+        // SAFETY: promised by the caller.
+        match w.values {
+            Values::F32(values) => return unsafe { few_rows(m, a, (values, w.cols), out, |x| x) },
+            Values::Bf16(values) => {
+                return unsafe {
+                    few_rows(m, a, (values, w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16))
+                };
+            }
+            Values::F16(_) => {}
+        }
+    }
     let threads = Parallelism::Rayon(rayon::current_num_threads());
     let block = |first: usize, count: usize, rows: &[f32], accumulate: bool| {
         let rows = Matrix::read(rows, 0, w.cols);
@@ -147,9 +166,79 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumula
     }
 }
 
+/// out = a · wᵀ for a few rows of a: every row of w is read once, as fast as memory gives it.
+///
+/// # Safety
+/// As [`product`], with m rows of a whose elements are contiguous.
+unsafe fn few_rows<T: Copy + Sync>(
+    m: usize,
+    a: Matrix,
+    (w, cols): (&[T], usize),
+    out: Matrix,
+    wide: impl Fn(T) -> f32 + Sync + Copy,
+) {
+    let row = |i: usize| {
+        // SAFETY: row i of a holds `cols` contiguous values, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(a.at(i, 0).data.cast_const(), cols) }
+    };
+    w.par_chunks(TASK_ROWS * cols.max(1)).enumerate().for_each(|(task, rows)| {
+        for (j, w) in rows.chunks(cols.max(1)).enumerate() {
+            for i in 0..m {
+                let value = dot(w, row(i), wide);
+                // SAFETY: element (i, j) of out, which this task alone writes.
+                unsafe { out.at(i, task * TASK_ROWS + j).data.write(value) };
+            }
+        }
+    });
+}
+
+/// ⟨w, x⟩ in 64 lanes.
+#[inline(always)]
+fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || {
+            let mut lanes = [0f32; 64];
+            let (w_chunks, x_chunks) = (w.chunks_exact(64), x.chunks_exact(64));
+            let rest: f32 = w_chunks.remainder().iter().zip(x_chunks.remainder()).map(|(w, x)| wide(*w) * x).sum();
+            for (w, x) in w_chunks.zip(x_chunks) {
+                for i in 0..64 {
+                    lanes[i] += wide(w[i]) * x[i];
+                }
+            }
+            lanes.iter().sum::<f32>() + rest
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_rows_are_dot_products() {
+        let (rows, cols) = (3 * TASK_ROWS + 5, 131);
+        let w: Vec<f32> = (0..rows * cols).map(|i| (i % 11) as f32 - 5.0).collect();
+        let half: Vec<half::bf16> = w.iter().map(|x| half::bf16::from_f32(*x)).collect();
+        for m in 1..=FEW_ROWS + 1 {
+            let a: Vec<f32> = (0..m * cols).map(|i| (i % 5) as f32 - 2.0).collect();
+            let mut expected = vec![0f32; m * rows];
+            let (lhs, rhs) = (Matrix::read(&a, 0, cols), Matrix::read(&w, 0, cols));
+            // SAFETY: whole matrices of these sizes.
+            unsafe {
+                let out = Matrix::write(&mut expected, rows);
+                product((m, rows, cols), lhs, rhs.t(), out, 1.0, false, Parallelism::None);
+            };
+            for values in [Values::F32(&w), Values::Bf16(&half)] {
+                let mut out = vec![0f32; m * rows];
+                let weight = Weight { values, rows, cols, transposed: true };
+                // SAFETY: as above.
+                unsafe { product_with(m, lhs, weight, Matrix::write(&mut out, rows), false) };
+                // Small whole numbers: every sum is exact.
+                assert_eq!(out, expected);
+            }
+        }
+    }
 
     #[test]
     fn half_weights_over_several_blocks() {
