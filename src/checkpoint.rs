@@ -6,7 +6,7 @@
 
 mod folder;
 
-pub use folder::{publish, rewrite, stage};
+pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -288,8 +288,11 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) ->
     };
     let written = || format!("writing {}", path.display());
     std::fs::create_dir_all(parent).with_context(written)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(".asft-").permissions(mode()).tempfile_in(parent).with_context(written)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(folder::STAGED)
+        .permissions(mode())
+        .tempfile_in(parent)
+        .with_context(written)?;
     write(temporary.as_file_mut()).with_context(written)?;
     temporary.as_file().sync_all().with_context(written)?;
     temporary.persist(path).with_context(written)?;
@@ -359,9 +362,19 @@ impl StreamWriter {
 
 /// Writes tensors to one safetensors file with the header metadata `{"format": "pt"}` that transformers asks for.
 pub fn save_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(tensors.iter(), Some(metadata))?;
+    let bytes = safetensors::serialize(tensors.iter(), Some(pt_metadata()))?;
     write_atomic(path, |file| Ok(file.write_all(&bytes)?))
+}
+
+/// As [`save_tensors`] with one tensor in memory at a time, straight to `path`: for a folder that is still staged.
+pub fn save_tensors_staged(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let writing = || format!("writing {}", path.display());
+    safetensors::serialize_to_file(tensors.iter(), Some(pt_metadata()), path).with_context(writing)?;
+    File::open(path).with_context(writing)?.sync_all().with_context(writing)
+}
+
+fn pt_metadata() -> HashMap<String, String> {
+    HashMap::from([("format".to_string(), "pt".to_string())])
 }
 
 #[cfg(test)]
