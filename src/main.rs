@@ -7,20 +7,24 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Direction(args) => commands::direction::run(args),
+        Command::Direction(args) => done(commands::direction::run(args)),
         Command::Train(args) => commands::train::run(args),
-        Command::Eval(args) => commands::eval::run(args),
-        Command::Generate(args) => commands::generate::run(args),
-        Command::Merge(args) => commands::merge::run(args),
+        Command::Eval(args) => done(commands::eval::run(args)),
+        Command::Generate(args) => done(commands::generate::run(args)),
+        Command::Merge(args) => done(commands::merge::run(args)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(asft::error::exit_code(&error))
         }
     }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// The reader of our output has had enough (`asft ... | head`).

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use std::path::{Path, PathBuf};
 
-/// Writes the trained adapter to `dir` and reads it back to compare.
-pub fn adapter(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<PathBuf> {
+/// Writes the adapter as trained up to `step` to `dir` and reads it back to compare.
+pub fn adapter(settings: &Settings, prepared: &Prepared, step: usize, dir: &Path) -> Result<PathBuf> {
     let adapter = prepared.adapter.as_ref().context("no adapter was trained")?;
     let model = &prepared.trainer.model;
     let trained = adapter.with_values(model.parameters())?;
@@ -22,7 +22,7 @@ pub fn adapter(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<P
         ("direction: unaligned model", settings.model.unaligned.clone().unwrap_or_else(|| "from a file".into())),
         ("modules", trained.modules.len().to_string()),
         ("dataset", settings.data.train.clone()),
-        ("steps", prepared.plan.total_steps.to_string()),
+        ("steps", step.to_string()),
         ("learning rate", settings.train.learning_rate.to_string()),
     ];
     adapter::save(&trained, model.spec(), &prepared.checkpoint, &model_card(&trained, &rows), dir)?;

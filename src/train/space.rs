@@ -1,0 +1,89 @@
+//! Whether the output folder can be written, and has room for what a run will put there.
+
+use crate::adapter::Adapter;
+use crate::checkpoint::Checkpoint;
+use crate::config::Settings;
+use crate::ensure_valid;
+use anyhow::{Context, Result};
+use indicatif::DecimalBytes;
+use std::path::Path;
+
+/// Beside the tensors: configs, the tokenizer, metrics.
+const SMALL_FILES_BYTES: u64 = 32 << 20;
+
+/// Checks that a file can be made where `dir` is or will be. Leaves nothing there.
+pub fn check_writable(dir: &Path) -> Result<()> {
+    let place = existing(dir);
+    ensure_valid!(place.is_dir(), "output.dir {}: {} is not a folder", dir.display(), place.display());
+    let written = tempfile::tempfile_in(place);
+    ensure_valid!(
+        written.is_ok(),
+        "output.dir {} cannot be written: {}; choose another folder (--set output.dir=...)",
+        dir.display(),
+        written.err().map(|error| error.to_string()).unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// Checks that the disk has room for the result and the checkpoints. What the direction takes is not known before it
+/// is computed.
+pub fn check_room(settings: &Settings, dir: &Path, base: &Checkpoint, adapter: Option<&Adapter>) -> Result<()> {
+    let trained: usize = match adapter {
+        Some(adapter) => adapter.modules.values().map(|module| module.a.elem_count() + module.b.elem_count()).sum(),
+        None => base.names().filter_map(|name| base.info(name)).map(|info| info.elements()).sum(),
+    };
+    let needed = bytes_needed(settings, 4 * trained as u64);
+    let place = existing(dir);
+    let stat = rustix::fs::statvfs(place).with_context(|| format!("looking at the disk of {}", place.display()))?;
+    let free = stat.f_bavail * stat.f_frsize;
+    ensure_valid!(
+        needed <= free,
+        "output.dir {}: the run needs about {} for its result and checkpoints, the disk has {} left; free some, \
+         choose another folder or lower output.keep_last",
+        dir.display(),
+        DecimalBytes(needed),
+        DecimalBytes(free)
+    );
+    Ok(())
+}
+
+/// Bytes of a run's output whose trained tensors take `tensors` bytes.
+fn bytes_needed(settings: &Settings, tensors: u64) -> u64 {
+    let output = &settings.output;
+    // A new checkpoint is whole before an old one goes, and a stopped run writes one in any case.
+    let regular = if output.save_every_steps.is_some() { output.keep_last as u64 + 1 } else { 1 };
+    let checkpoints = regular + u64::from(output.save_best);
+    // Each holds the parameters and AdamW's two moments.
+    tensors * (1 + 3 * checkpoints) + SMALL_FILES_BYTES
+}
+
+/// `dir`, or the nearest folder above that there is.
+fn existing(dir: &Path) -> &Path {
+    let above = dir.ancestors().find(|place| place.exists());
+    above.filter(|place| !place.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_checkpoint_that_can_be_there_at_once_counts() {
+        let mut settings = Settings::default();
+        assert_eq!(bytes_needed(&settings, 100), SMALL_FILES_BYTES + 100 + 300);
+        (settings.output.save_every_steps, settings.output.keep_last) = (Some(10), 2);
+        settings.output.save_best = true;
+        assert_eq!(bytes_needed(&settings, 100), SMALL_FILES_BYTES + 100 + 4 * 300);
+    }
+
+    #[test]
+    fn folders_that_are_not_there_yet_are_looked_for_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, deep) = (dir.path().join("file"), dir.path().join("a/b/c"));
+        std::fs::write(&file, "").unwrap();
+        check_writable(&deep).unwrap();
+        assert!(!deep.exists());
+        assert!(check_writable(&file.join("run")).unwrap_err().to_string().contains("is not a folder"));
+        assert!(check_writable(Path::new("run-that-is-not-there")).is_ok());
+    }
+}
