@@ -157,6 +157,28 @@ fn a_second_signal_does_no_harm() {
 }
 
 #[test]
+fn a_second_signal_does_not_wait_for_the_step() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, data) = (path(&scratch, "run"), path(&scratch, "train.jsonl"));
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny/train.jsonl")).unwrap();
+    std::fs::write(&data, text.repeat(100)).unwrap();
+    // One step of all samples, which takes seconds.
+    let sets = [&format!("data.train={}", data.display()), "train.gradient_accumulation=1000000", "train.epochs=1"];
+    let mut child = train(&dir, &sets, &["--quiet"]).spawn().unwrap();
+    while !dir.join("config.toml").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&child, libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(child.try_wait().unwrap(), None, "the first signal did not wait");
+    let began = Instant::now();
+    signal(&child, libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(began.elapsed() < Duration::from_secs(1) && rows(&dir).is_empty());
+}
+
+#[test]
 fn a_run_killed_again_and_again_ends_the_same() {
     let kills = std::env::var("ASFT_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let scratch = tempfile::tempdir().unwrap();
@@ -164,7 +186,7 @@ fn a_run_killed_again_and_again_ends_the_same() {
     let sets = [&EVERYTHING[..], &["output.save_every_steps=2", "output.save_best=true"]].concat();
     ends(train(&whole, &sets, &[]), 0, &[]);
     let took = rows(&whole).last().map_or(0.1, |row| row["elapsed_seconds"].as_f64().unwrap_or(0.1));
-    let (mut killed, mut random) = (0, 1u64);
+    let (mut killed, mut torn, mut random) = (0, 0, 1u64);
     while killed < kills {
         let mut child = train(&parts, &sets, &["--resume", "--quiet"]).stderr(Stdio::null()).spawn().unwrap();
         // A linear congruential generator is random enough here, and repeats itself.
@@ -177,8 +199,11 @@ fn a_run_killed_again_and_again_ends_the_same() {
             std::fs::remove_dir_all(&parts).unwrap();
         } else {
             killed += 1;
+            let left = std::fs::read_dir(parts.join("checkpoints")).into_iter().flatten().flatten();
+            torn += usize::from(left.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(".asft")));
         }
     }
+    println!("{killed} kills, {torn} of them in the middle of a checkpoint");
     ends(train(&parts, &sets, &["--resume"]), 0, &[]);
     same_run(&whole, &parts, "adapter/adapter_model.safetensors");
     is_tidy(&parts);
@@ -267,6 +292,9 @@ fn what_has_changed_is_refused_until_it_is_allowed() {
     ends(with(&["model.unaligned=tests/tiny/aligned"], &["--resume"]), 2, &["model.unaligned: was"]);
     std::fs::write(&data, text.replacen("22", "23", 1)).unwrap();
     ends(with(&[], &["--resume"]), 2, &["data.train: its content has changed"]);
+    std::fs::remove_file(&data).unwrap();
+    ends(with(&[], &["--resume"]), 2, &["data.train", "train.jsonl"]);
+    std::fs::write(&data, text.replacen("22", "23", 1)).unwrap();
     assert_eq!(timeless(&dir), before);
     assert_eq!(checkpoints(&dir), ["step-10", "step-5"]);
 
@@ -458,6 +486,10 @@ fn all_that_is_wrong_is_said_at_once_and_before_anything_is_written() {
     ];
     let needles = ["4 problems", "/dev/full", "is not a folder", "bad.jsonl:2", "nowhere.jsonl", "nowhere.safetensors"];
     ends(train(Path::new("/dev/full/run"), &sets, &[]), 2, &needles);
+    let dir = path(&scratch, "run");
+    let sets = ["output.save_every_steps=1", "output.keep_last=100000000000"];
+    ends(train(&dir, &sets, &[]), 2, &["the run needs about", "left", "output.keep_last"]);
+    assert!(!dir.exists());
 }
 
 #[test]

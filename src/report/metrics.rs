@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// What one optimizer step measured.
@@ -75,11 +75,14 @@ impl Metrics {
     }
 
     /// Goes on after the first `bytes` of the file; what an interrupted run wrote after them is cut off. A file that is
-    /// shorter (someone changed it) is kept as it is.
+    /// shorter (someone changed it) keeps its whole lines.
     pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
         let opening = || format!("opening {}", path.display());
-        let mut file = File::options().create(true).truncate(false).write(true).open(path).with_context(opening)?;
-        let bytes = bytes.min(file.metadata().with_context(opening)?.len());
+        let mut file =
+            File::options().create(true).truncate(false).read(true).write(true).open(path).with_context(opening)?;
+        let mut kept = Vec::new();
+        Read::by_ref(&mut file).take(bytes).read_to_end(&mut kept).with_context(opening)?;
+        let bytes = kept.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end as u64 + 1);
         file.set_len(bytes).and_then(|()| file.seek(SeekFrom::End(0))).with_context(opening)?;
         Ok(Self { file, path: path.to_path_buf(), bytes })
     }
@@ -206,7 +209,8 @@ pub(super) mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), whole[..bytes as usize]);
         resumed.step(&row(2)).unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), resumed.bytes()), (whole.clone(), whole.len() as u64));
-        assert_eq!(Metrics::resume(&path, 1 << 40).unwrap().bytes(), whole.len() as u64);
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert_eq!(Metrics::resume(&path, whole.len() as u64).unwrap().bytes(), bytes);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::state::{Origin, RunState};
 use crate::adapter::{self, BaseIdentity, model_card};
-use crate::checkpoint::{Checkpoint, publish, remove_staged, rewrite_into, save_tensors_staged, stage, write_atomic};
+use crate::checkpoint::{
+    Checkpoint, publish, remove_staged, rewrite_into, save_tensors_staged, stage, sync_dir, write_atomic,
+};
 use crate::config::Settings;
 use crate::model::Parameters;
 use crate::report::hash_file;
@@ -188,6 +190,7 @@ impl Checkpoints {
         let trainer = &prepared.trainer;
         check_finite(trainer.model.parameters())?;
         let staging = stage(dir)?;
+        sync_dir(self.dir.parent().context("checkpoints/ is in the output folder")?)?;
         write_parameters(prepared, staging.path())?;
         save_tensors_staged(&staging.path().join(OPTIMIZER), &trainer.optimizer.moments())?;
         let record = Record {

@@ -16,25 +16,23 @@ pub enum Start {
     Fresh,
     /// After a checkpoint.
     From(Box<Saved>),
-    /// Nowhere: all of it is done.
-    Finished,
 }
 
 impl Start {
     pub fn saved(&self) -> Option<&Saved> {
         match self {
             Self::From(saved) => Some(saved),
-            Self::Fresh | Self::Finished => None,
+            Self::Fresh => None,
         }
     }
 }
 
-/// Looks at what is in the output folder, and changes nothing there.
+/// Looks at what is in the output folder, and changes nothing there. `None`: the run there is finished.
 ///
 /// # Errors
 /// An earlier run and neither `--resume` nor `--overwrite`; a run with other settings than these; a run none of whose
 /// checkpoints is usable.
-pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Start> {
+pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
     check_allowed(&flags.allow_change)?;
     let say = |text: &str| {
         if !flags.quiet {
@@ -42,10 +40,10 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
         }
     };
     match (output.content()?, flags.resume) {
-        (Content::Nothing, false) => return Ok(Start::Fresh),
+        (Content::Nothing, false) => return Ok(Some(Start::Fresh)),
         (Content::Nothing, true) => {
             say("nothing to resume: starting from the beginning");
-            return Ok(Start::Fresh);
+            return Ok(Some(Start::Fresh));
         }
         (Content::Run, false) => {
             ensure_valid!(
@@ -54,7 +52,7 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
                  choose another folder (--set output.dir=...)",
                 output.dir().display()
             );
-            return Ok(Start::Fresh);
+            return Ok(Some(Start::Fresh));
         }
         (Content::Run, true) => {}
     }
@@ -77,10 +75,10 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
         },
     };
     match saved {
-        _ if finished && !changed => Ok(Start::Finished),
+        _ if finished && !changed => Ok(None),
         Some(saved) => {
             say(&format!("resuming after step {} from {}", saved.state.step, saved.dir.display()));
-            Ok(Start::From(Box::new(saved)))
+            Ok(Some(Start::From(Box::new(saved))))
         }
         None if finished => Err(invalid!(
             "the run in {} is finished and kept no checkpoint to go on from (output.save_every_steps was not set); \
@@ -89,7 +87,7 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
         )),
         None => {
             say("the run stopped before its first checkpoint: starting from the beginning");
-            Ok(Start::Fresh)
+            Ok(Some(Start::Fresh))
         }
     }
 }

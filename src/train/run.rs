@@ -8,6 +8,7 @@ use super::resume::{Start, start};
 use super::state::{Losses, RunState};
 use super::stop::{Signal, StopRequest};
 use super::{Method, NotFinite, StepOutcome, export};
+use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::data::{Batch, collate};
 use crate::error::listing;
@@ -63,10 +64,9 @@ pub struct Outcome {
 /// Trains as the settings say and exports the result to `output.dir`.
 pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
     let output = OutputFolder::new(settings);
-    let start = start(settings, flags, &output)?;
-    if let Start::Finished = start {
+    let Some(start) = start(settings, flags, &output)? else {
         return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
-    }
+    };
     let prepared = prepare(settings, &output, &start, &flags.allow_change, flags.quiet);
     let prepared = prepared.inspect_err(|_| output.undo())?;
     let _lock = output.lock()?;
@@ -121,13 +121,18 @@ impl<'a> Run<'a> {
                 output.reopen()?;
                 Metrics::resume(&output.metrics(), state.metrics_bytes)?
             }
-            Start::Fresh | Start::Finished => {
+            Start::Fresh => {
                 output.clear()?;
                 Metrics::create(&output.metrics())?
             }
         };
         output.write_config(settings)?;
+        sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
+        let progress = TrainProgress::new(total, state.step, quiet);
+        if metrics.bytes() < state.metrics_bytes {
+            progress.warn(&format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step));
+        }
         Ok(Self {
             settings,
             schedule: settings.train.schedule(total, per_epoch),
@@ -135,7 +140,7 @@ impl<'a> Run<'a> {
             checkpoints,
             kept,
             metrics,
-            progress: TrainProgress::new(total, state.step, quiet),
+            progress,
             earlier: (state.training_seconds, state.totals.elapsed_seconds),
             began: Instant::now(),
             prepared,

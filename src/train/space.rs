@@ -51,10 +51,11 @@ pub fn check_room(settings: &Settings, dir: &Path, base: &Checkpoint, adapter: O
 fn bytes_needed(settings: &Settings, tensors: u64) -> u64 {
     let output = &settings.output;
     // A new checkpoint is whole before an old one goes, and a stopped run writes one in any case.
-    let regular = if output.save_every_steps.is_some() { output.keep_last as u64 + 1 } else { 1 };
-    let checkpoints = regular + u64::from(output.save_best);
+    let regular = if output.save_every_steps.is_some() { (output.keep_last as u64).saturating_add(1) } else { 1 };
+    let checkpoints = regular.saturating_add(u64::from(output.save_best));
     // Each holds the parameters and AdamW's two moments.
-    tensors * (1 + 3 * checkpoints) + SMALL_FILES_BYTES
+    let copies = checkpoints.saturating_mul(3).saturating_add(1);
+    tensors.saturating_mul(copies).saturating_add(SMALL_FILES_BYTES)
 }
 
 /// `dir`, or the nearest folder above that there is.
@@ -74,6 +75,8 @@ mod tests {
         (settings.output.save_every_steps, settings.output.keep_last) = (Some(10), 2);
         settings.output.save_best = true;
         assert_eq!(bytes_needed(&settings, 100), SMALL_FILES_BYTES + 100 + 4 * 300);
+        settings.output.keep_last = usize::MAX;
+        assert_eq!(bytes_needed(&settings, 100), u64::MAX);
     }
 
     #[test]
