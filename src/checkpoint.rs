@@ -402,6 +402,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_tensors_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none.safetensors");
+        save_tensors_staged(&path, &BTreeMap::new()).unwrap();
+        assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
+    }
+
+    #[test]
     fn half_types_widen_exactly() {
         let dir = tempfile::tempdir().unwrap();
         let values = Tensor::new(&[1.5f32, -0.25, 1024.0], &Device::Cpu).unwrap();

@@ -373,9 +373,11 @@ fn runs_without_a_checkpoint_and_finished_ones_say_so() {
     std::fs::remove_file(dir.join("run.json")).unwrap();
     ends(train(&dir, &sets, &["--resume"]), 0, &["stopped before its first checkpoint"]);
     // Killed so early that only the direction was there.
-    for name in ["run.json", "metrics.jsonl", "config.toml"] {
-        std::fs::remove_file(dir.join(name)).unwrap();
-    }
+    std::fs::remove_file(dir.join("config.toml")).unwrap();
+    std::fs::remove_file(dir.join("run.json")).unwrap();
+    ends(train(&dir, &sets, &["--resume"]), 2, &["no config.toml", "--overwrite"]);
+    std::fs::remove_file(dir.join("metrics.jsonl")).unwrap();
+    std::fs::remove_dir_all(dir.join("adapter")).unwrap();
     ends(train(&dir, &sets, &["--resume"]), 0, &["stopped before its first checkpoint"]);
 
     let dir = path(&scratch, "grown");
@@ -488,7 +490,7 @@ fn all_that_is_wrong_is_said_at_once_and_before_anything_is_written() {
     ends(train(Path::new("/dev/full/run"), &sets, &[]), 2, &needles);
     let dir = path(&scratch, "run");
     let sets = ["output.save_every_steps=1", "output.keep_last=100000000000"];
-    ends(train(&dir, &sets, &[]), 2, &["the run needs about", "left", "output.keep_last"]);
+    ends(train(&dir, &sets, &[]), 2, &["more for its result and checkpoints", "left", "output.keep_last"]);
     assert!(!dir.exists());
 }
 

@@ -96,6 +96,11 @@ impl OutputFolder {
         entries.all(|entry| entry.file_name().to_string_lossy().starts_with(crate::checkpoint::STAGED))
     }
 
+    /// As [`OutputFolder::lock`], where there is a folder.
+    pub fn lock_existing(&self) -> Result<Option<File>> {
+        self.dir.is_dir().then(|| self.lock()).transpose()
+    }
+
     /// Keeps other processes from writing here for as long as the returned file is open.
     pub fn lock(&self) -> Result<File> {
         let opening = || format!("opening {}", self.dir.display());
@@ -108,6 +113,16 @@ impl OutputFolder {
             // Some network file systems have no locks; that is no reason not to train.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
+    }
+
+    /// Bytes of what a run that goes on, or replaces the one there, will remove.
+    pub fn bytes_to_go(&self) -> u64 {
+        [CHECKPOINTS, ADAPTER, MODEL].iter().map(|name| bytes_of(&self.dir.join(name))).sum()
+    }
+
+    /// Whether there are files of a run, but no config to tell of which.
+    pub fn is_nameless(&self) -> bool {
+        !self.config().is_file() && [RECORD, METRICS, ADAPTER, MODEL].iter().any(|name| self.dir.join(name).exists())
     }
 
     /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
@@ -156,6 +171,17 @@ pub fn remove(path: &Path) -> Result<()> {
         Ok(())
     };
     removed.with_context(|| format!("removing {}", path.display()))
+}
+
+/// Bytes of the files in a folder and the folders in it; 0 for what cannot be read.
+fn bytes_of(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_of(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
 }
 
 /// Where a run keeps the direction that it computes.

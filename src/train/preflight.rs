@@ -90,7 +90,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
     let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
     if let Some(model) = &model {
-        let room = super::space::check_room(settings, output.dir(), &model.checkpoint, model.adapter.as_ref());
+        let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
     let Preflight { problems, mut record, .. } = check;

@@ -86,6 +86,12 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
             output.dir().display()
         )),
         None => {
+            ensure_valid!(
+                !output.is_nameless(),
+                "output.dir {} holds files of a run but no config.toml, so that it cannot be told whether it is this \
+                 one; --overwrite replaces them",
+                output.dir().display()
+            );
             say("the run stopped before its first checkpoint: starting from the beginning");
             Ok(Some(Start::Fresh))
         }

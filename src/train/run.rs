@@ -67,9 +67,10 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
     let Some(start) = start(settings, flags, &output)? else {
         return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
     };
+    let lock = output.lock_existing()?;
     let prepared = prepare(settings, &output, &start, &flags.allow_change, flags.quiet);
     let prepared = prepared.inspect_err(|_| output.undo())?;
-    let _lock = output.lock()?;
+    let _lock = lock.map_or_else(|| output.lock(), Ok)?;
     let already = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
     if start.saved().is_some_and(|saved| already(&saved.state)) {
         return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
@@ -114,19 +115,20 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let checkpoints = Checkpoints::new(output, settings);
         let (mut state, mut kept) = (RunState::default(), None);
-        let metrics = match start {
+        match &start {
             Start::From(saved) => {
                 (state, kept) = (saved.resumed(settings), Some(saved.state.step));
                 checkpoints.tidy(state.step)?;
                 output.reopen()?;
-                Metrics::resume(&output.metrics(), state.metrics_bytes)?
             }
-            Start::Fresh => {
-                output.clear()?;
-                Metrics::create(&output.metrics())?
-            }
-        };
+            Start::Fresh => output.clear()?,
+        }
+        // The config comes first: it tells whose the other files are.
         output.write_config(settings)?;
+        let metrics = match start {
+            Start::From(_) => Metrics::resume(&output.metrics(), state.metrics_bytes)?,
+            Start::Fresh => Metrics::create(&output.metrics())?,
+        };
         sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
         let progress = TrainProgress::new(total, state.step, quiet);

@@ -1,5 +1,6 @@
 //! Whether the output folder can be written, and has room for what a run will put there.
 
+use super::output::OutputFolder;
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
@@ -27,18 +28,24 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 
 /// Checks that the disk has room for the result and the checkpoints. What the direction takes is not known before it
 /// is computed.
-pub fn check_room(settings: &Settings, dir: &Path, base: &Checkpoint, adapter: Option<&Adapter>) -> Result<()> {
+pub fn check_room(
+    settings: &Settings,
+    output: &OutputFolder,
+    base: &Checkpoint,
+    adapter: Option<&Adapter>,
+) -> Result<()> {
+    let dir = output.dir();
     let trained: usize = match adapter {
         Some(adapter) => adapter.modules.values().map(|module| module.a.elem_count() + module.b.elem_count()).sum(),
         None => base.names().filter_map(|name| base.info(name)).map(|info| info.elements()).sum(),
     };
-    let needed = bytes_needed(settings, 4 * trained as u64);
+    let needed = bytes_needed(settings, 4 * trained as u64).saturating_sub(output.bytes_to_go());
     let place = existing(dir);
     let stat = rustix::fs::statvfs(place).with_context(|| format!("looking at the disk of {}", place.display()))?;
     let free = stat.f_bavail * stat.f_frsize;
     ensure_valid!(
         needed <= free,
-        "output.dir {}: the run needs about {} for its result and checkpoints, the disk has {} left; free some, \
+        "output.dir {}: the run needs about {} more for its result and checkpoints, the disk has {} left; free some, \
          choose another folder or lower output.keep_last",
         dir.display(),
         DecimalBytes(needed),
