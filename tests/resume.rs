@@ -118,7 +118,11 @@ fn a_stopped_run_goes_on_exactly() {
         let scratch = tempfile::tempdir().unwrap();
         let (whole, parts) = (path(&scratch, "whole"), path(&scratch, "it's in parts"));
         let method = format!("train.method={method}");
-        let sets = [&EVERYTHING[..], &[&method, "train.learning_rate=1e-3", "train.max_steps=120"]].concat();
+        let sets = [
+            &EVERYTHING[..],
+            &[&method, "train.learning_rate=1e-3", "train.max_steps=200", "output.save_every_steps=90"],
+        ]
+        .concat();
         ends(train(&whole, &sets, &[]), 0, &[]);
 
         for (steps, number, code, name) in [(20, libc::SIGTERM, 143, "SIGTERM"), (60, libc::SIGINT, 130, "SIGINT")] {
@@ -129,31 +133,22 @@ fn a_stopped_run_goes_on_exactly() {
             let done = rows(&parts).iter().filter(|row| row["loss"].is_number()).count();
             assert!(text.contains(&format!("stopped by {name} after step {done}")), "{text}");
             assert!(parts.join(format!("checkpoints/step-{done}")).is_dir());
-            assert!(!parts.join("run.json").exists() && done < 120, "{done}");
+            assert!(!parts.join("run.json").exists() && done < 200, "{done}");
             let command = text.lines().find_map(|line| line.strip_prefix("go on with: ")).unwrap();
             let words = shlex::split(command).unwrap();
             assert!(words.contains(&format!("output.dir={}", parts.display())), "{command}");
             assert_eq!(words.last().map(String::as_str), Some("--resume"));
         }
+        // Two at once: whether there is still a checkpoint or not, nothing is broken.
+        let output = signalled_after(train(&parts, &sets, &["--resume"]), &parts, 90, &[libc::SIGTERM, libc::SIGTERM]);
+        assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
         ends(train(&parts, &sets, &["--resume"]), 0, &["resuming after step"]);
         same_run(&whole, &parts, weights);
         is_tidy(&parts);
         let run: Value = serde_json::from_slice(&std::fs::read(parts.join("run.json")).unwrap()).unwrap();
-        assert_eq!((run["steps"].as_u64(), run["resumed_at"].as_array().unwrap().len()), (Some(120), 2));
+        // A stay that left no checkpoint leaves no trace.
+        assert!(run["steps"] == 200 && run["resumed_at"].as_array().unwrap().len() >= 2, "{run}");
     }
-}
-
-#[test]
-fn a_second_signal_does_no_harm() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (whole, parts) = (path(&scratch, "whole"), path(&scratch, "parts"));
-    let sets = [&EVERYTHING[..], &["train.max_steps=120"]].concat();
-    ends(train(&whole, &sets, &[]), 0, &[]);
-    let output = signalled_after(train(&parts, &sets, &[]), &parts, 30, &[libc::SIGTERM, libc::SIGTERM]);
-    assert_eq!(output.status.code(), Some(143));
-    ends(train(&parts, &sets, &["--resume"]), 0, &[]);
-    same_run(&whole, &parts, "adapter/adapter_model.safetensors");
-    is_tidy(&parts);
 }
 
 #[test]
@@ -452,7 +447,7 @@ fn steps_that_are_not_finite_are_skipped_reported_and_end_the_run() {
 fn a_full_disk_leaves_what_was_there() {
     let scratch = tempfile::tempdir().unwrap();
     let (whole, dir) = (path(&scratch, "whole"), path(&scratch, "run"));
-    let sets = ["train.max_steps=40", "output.save_every_steps=5", "lora.rank=4"];
+    let sets = ["train.max_steps=120", "output.save_every_steps=10", "lora.rank=4"];
     ends(train(&whole, &sets, &[]), 0, &[]);
     // Files of this process may grow to so many blocks of 512 bytes: enough for a checkpoint, not for all metrics.
     let limited = |command: Command, blocks: usize| {
