@@ -88,7 +88,7 @@ impl Checkpoint {
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(index).with_context(|| format!("reading {}", index.display()))?;
+        let text = std::fs::read_to_string(index).map_err(|e| invalid!("cannot read {}: {e}", index.display()))?;
         let value: Value =
             serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", index.display()))?;
         let map = value["weight_map"]
@@ -280,12 +280,34 @@ fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     Ok((8 + header, metadata))
 }
 
+/// The folder that `path` is or will be in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The innermost folder of `path`, itself included, that exists.
+pub fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."))
+}
+
+/// Checks that files can be made in the folder `dir`, which need not exist yet; leaves nothing behind. Asked before long
+/// work whose result goes there.
+pub fn check_writable(dir: &Path) -> Result<()> {
+    let place = existing(dir);
+    ensure_valid!(place.is_dir(), "cannot write in {}: {} is not a folder", dir.display(), place.display());
+    tempfile::tempfile_in(place).map_err(|e| invalid!("cannot write in {}: {e}", dir.display()))?;
+    Ok(())
+}
+
+/// [`check_writable`] for the file `path`.
+pub fn check_writable_file(path: &Path) -> Result<()> {
+    ensure_valid!(!path.is_dir(), "cannot write {}: it is a folder; give the name of a file", path.display());
+    check_writable(parent(path))
+}
+
 /// Writes a file under a temporary name beside `path`, syncs it and renames it into place.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent(path);
     let written = || format!("writing {}", path.display());
     std::fs::create_dir_all(parent).with_context(written)?;
     let mut temporary = tempfile::Builder::new()
@@ -307,7 +329,8 @@ fn mode() -> std::fs::Permissions {
 
 /// A safetensors file written tensor by tensor, for outputs larger than memory.
 ///
-/// The format wants every size ahead of the data, so the data go to an unnamed spill file in the same folder first.
+/// The format wants every size ahead of the data, so the data go to an unnamed spill file first, on the same disk. No
+/// folder is made before the file is finished.
 pub struct StreamWriter {
     path: PathBuf,
     spill: File,
@@ -317,12 +340,9 @@ pub struct StreamWriter {
 
 impl StreamWriter {
     pub fn create(path: &Path) -> Result<Self> {
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-        let spill = tempfile::tempfile_in(parent).with_context(|| format!("writing in {}", parent.display()))?;
+        check_writable_file(path)?;
+        let place = existing(parent(path));
+        let spill = tempfile::tempfile_in(place).with_context(|| format!("writing in {}", place.display()))?;
         Ok(Self { path: path.to_path_buf(), spill, entries: serde_json::Map::new(), offset: 0 })
     }
 
@@ -438,6 +458,19 @@ mod tests {
         assert_eq!(file.read_f32("x.basis").unwrap(), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(file.metadata()["format"], "asft-direction");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_place_to_write_is_checked_and_left_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        check_writable(&dir.path().join("a/b")).unwrap();
+        check_writable_file(&dir.path().join("a/b.safetensors")).unwrap();
+        check_writable_file(Path::new("b.safetensors")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        for refused in [check_writable(&dir.path().join("file/a")), check_writable_file(dir.path())] {
+            assert_eq!(exit_code(&refused.unwrap_err()), 2);
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Cli {
 pub enum Command {
     /// Compute the alignment directions V = W_aligned - W_unaligned of a model pair, layer by layer
     Direction(DirectionArgs),
+    /// Show what a config trains on: counts, lengths, and samples with their label tokens marked
+    Data(DataArgs),
     /// Fine-tune with the AsFT penalty and export a PEFT adapter
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on a dataset
@@ -84,7 +86,33 @@ pub struct DirectionArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
+  asft data --config configs/tiny.toml
+  asft data --config configs/tiny.toml --set data.train=mine.csv --set data.columns.instruction=question --show 10 --seed 1")]
+pub struct DataArgs {
+    /// The run's settings (TOML), as for asft train
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override a setting, such as data.format=chat; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Training samples to show
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub show: usize,
+    /// Choose the samples by this seed instead of taking the first
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Show where each token begins
+    #[arg(long)]
+    pub tokens: bool,
+    /// Print JSON: the numbers, and the samples as ids, labels and text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
   asft train --config configs/tiny.toml
+  asft train --config qwen2-7b.toml --dry-run
   asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1
   asft train --config qwen2-7b.toml --resume --set train.epochs=5 --allow-change train.epochs")]
 pub struct TrainArgs {
@@ -97,6 +125,12 @@ pub struct TrainArgs {
     /// Check the settings, print them as resolved, and stop
     #[arg(long)]
     pub check: bool,
+    /// Read settings and data, estimate memory and time, and stop; no weights are loaded
+    #[arg(long, conflicts_with = "check")]
+    pub dry_run: bool,
+    /// Print the estimate as JSON
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     /// Replace an earlier run in the output folder
     #[arg(long)]
     pub overwrite: bool,
@@ -122,6 +156,7 @@ pub enum Metric {
 pub enum FormatArg {
     Alpaca,
     Chat,
+    Sharegpt,
     PromptCompletion,
     Text,
     Tokenized,
@@ -134,14 +169,19 @@ pub enum FormatArg {
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Samples: a file, or a hub dataset as org/name or org/name@revision:path/to/file
+    /// Samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset as org/name or
+    /// org/name@revision:path/to/file
     #[arg(long, value_name = "FILE|ID")]
     pub data: String,
     /// Layout of the records
     #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
     pub format: FormatArg,
-    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
-    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    /// Where the dataset has a field of the format, such as instruction=question; may be repeated
+    #[arg(long, value_name = "FIELD=COLUMN")]
+    pub column: Vec<String>,
+    /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
+    /// the AsFT paper's prompts, or a Jinja file
+    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
     pub template: String,
     /// Longest sample, in tokens; longer ones are cut
     #[arg(long, default_value_t = 2048)]
@@ -167,15 +207,19 @@ pub struct GenerateArgs {
     /// One user message; - reads it from standard input
     #[arg(long, value_name = "TEXT", required_unless_present = "data", conflicts_with = "data")]
     pub prompt: Option<String>,
-    /// A file of records with `prompt`, `instruction` (and `input`) or `messages`; answers are printed as JSONL.
-    /// A hub dataset too, as org/name or org/name@revision:path/to/file
+    /// A file of records with `prompt`, `instruction` (and `input`), `messages` or `conversations`; answers are printed
+    /// as JSONL. A hub dataset too, as org/name or org/name@revision:path/to/file
     #[arg(long, value_name = "FILE|ID")]
     pub data: Option<String>,
+    /// Where the file has one of these fields, such as prompt=question; may be repeated
+    #[arg(long, value_name = "FIELD=COLUMN", requires = "data")]
+    pub column: Vec<String>,
     /// Continue the prompt as it stands, without the chat template
     #[arg(long)]
     pub raw: bool,
-    /// "tokenizer" for the tokenizer's own chat template, or a Jinja file
-    #[arg(long, value_name = "FILE", default_value = "tokenizer")]
+    /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
+    /// the AsFT paper's prompts, or a Jinja file
+    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
     pub template: String,
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 256)]

@@ -51,6 +51,12 @@ pub fn listing<S: AsRef<str>>(values: &[S], limit: usize) -> String {
     text
 }
 
+/// What is wrong with a regular expression, on one line: the parser's own message draws a picture of the place.
+pub fn regex_problem(error: &regex::Error) -> String {
+    let text = error.to_string();
+    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string()
+}
+
 /// The candidate nearest to `word`, if any is near enough to be a likely slip of the keyboard.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates

@@ -50,6 +50,27 @@ pub struct ResolvedFile {
 /// without weights that can be read. Failures: no connection, a download that breaks off or brings something else than
 /// the hub says. A later run goes on where a broken download stopped.
 pub fn resolve(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
+    resolve_parts(id_or_dir, Parts::All, quiet)
+}
+
+/// As [`resolve`], for what needs config.json and the tokenizer only: weights are not downloaded.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_without_weights(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
+    resolve_parts(id_or_dir, Parts::Companions, quiet)
+}
+
+/// How much of a model is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    /// Configuration and tokenizer.
+    Companions,
+    /// The weights too.
+    All,
+}
+
+fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved> {
     let dir = Path::new(id_or_dir);
     if dir.is_dir() {
         return Ok(Resolved { dir: dir.to_path_buf(), id: None, revision: None });
@@ -63,7 +84,7 @@ pub fn resolve(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
     let commit = if site::is_offline() {
         cached_commit(&cache, &id).with_context(tried)?
     } else {
-        fetch_model(&cache, &id, quiet).with_context(tried)?
+        fetch_model(&cache, &id, parts, quiet).with_context(tried)?
     };
     Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
 }
@@ -100,14 +121,16 @@ pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<Re
     Ok(ResolvedFile { path: cache.snapshot(&commit).join(file), source })
 }
 
-fn fetch_model(cache: &RepoCache, id: &RepoId, quiet: bool) -> Result<String> {
+fn fetch_model(cache: &RepoCache, id: &RepoId, parts: Parts, quiet: bool) -> Result<String> {
     let site = Site::from_env()?;
     let repo = Repo::new(&site, Kind::Model, id, cache);
     let files = repo.list()?;
     model::check(&files)?;
     repo.fetch(&files, &model::companions(&files), quiet)?;
-    let weights = model::weights(&files, &cache.snapshot(&files.commit))?;
-    repo.fetch(&files, &weights, quiet)?;
+    if parts == Parts::All {
+        let weights = model::weights(&files, &cache.snapshot(&files.commit))?;
+        repo.fetch(&files, &weights, quiet)?;
+    }
     repo.finish(&files)?;
     Ok(files.commit)
 }

@@ -15,7 +15,7 @@
 //! | [`optim`] | AdamW and its schedule |
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`names`], [`error`] | files, downloads, text, progress, module names, exit codes |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`names`], [`error`], [`memory`] | files, downloads, text, progress, module names, exit codes, the allocator |
 
 pub mod adapter;
 pub mod checkpoint;
@@ -26,6 +26,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod hub;
+pub mod memory;
 pub mod method;
 pub mod model;
 pub mod names;

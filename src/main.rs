@@ -5,15 +5,16 @@ use asft::commands;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Stack of a worker thread, in bytes: that of an ordinary main thread, since commands run on one.
+const STACK_BYTES: usize = 8 << 20;
+
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Direction(args) => done(commands::direction::run(args)),
-        Command::Train(args) => commands::train::run(args),
-        Command::Eval(args) => done(commands::eval::run(args)),
-        Command::Generate(args) => done(commands::generate::run(args)),
-        Command::Merge(args) => done(commands::merge::run(args)),
-    };
-    match result {
+    asft::memory::keep_freed_buffers();
+    let command = Cli::parse().command;
+    // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
+    // and take it. Fails only where a pool exists already, which serves as well.
+    let _own_pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build_global();
+    match rayon::scope(|_| run(command)) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -23,8 +24,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
-    result.map(|()| ExitCode::SUCCESS)
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Train(args) => return commands::train::run(args),
+        Command::Direction(args) => commands::direction::run(args),
+        Command::Data(args) => commands::data::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Merge(args) => commands::merge::run(args),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// The reader of our output has had enough (`asft ... | head`).

@@ -2,7 +2,7 @@
 //! `target_modules` means.
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{listing, nearest};
+use crate::error::{listing, nearest, regex_problem};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use regex::Regex;
@@ -106,8 +106,9 @@ pub fn resolve_targets(targets: &Targets, modules: &[String]) -> Result<Vec<Stri
             modules.iter().filter(|module| names.iter().any(|name| names_module(name, module))).cloned().collect()
         }
         Targets::Regex(pattern) => {
-            let whole = Regex::new(&format!("^(?:{pattern})$"))
-                .map_err(|e| invalid!("target_modules = \"{pattern}\" is not a valid regular expression: {e}"))?;
+            let whole = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+                invalid!("target_modules = \"{pattern}\" is not a valid regular expression: {}", regex_problem(&e))
+            })?;
             let chosen: Vec<String> = modules.iter().filter(|module| whole.is_match(module)).cloned().collect();
             ensure_valid!(
                 !chosen.is_empty(),
@@ -124,7 +125,8 @@ pub fn resolve_targets(targets: &Targets, modules: &[String]) -> Result<Vec<Stri
     Ok(chosen)
 }
 
-fn names_module(name: &str, module: &str) -> bool {
+/// Whether `name`, an entry of a list of targets, means `module`.
+pub fn names_module(name: &str, module: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 

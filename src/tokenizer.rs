@@ -108,6 +108,29 @@ impl Tokenizer {
         self.inner.decode(ids, skip_special_tokens).map_err(|e| anyhow::anyhow!("cannot decode token ids: {e}"))
     }
 
+    /// The text that each of `ids` adds to that before it; together they are what [`Self::decode`] gives for all. A
+    /// character of several tokens is the last one's.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        // What a token reads as may depend on the one before (a space that begins a text is dropped, say), so tokens
+        // from `context` on are read with and without those from `fresh` on.
+        let (mut context, mut fresh, mut pieces) = (0, 0, vec![]);
+        for end in 1..=ids.len() {
+            let before = self.decode(&ids[context..fresh], false)?;
+            let after = self.decode(&ids[context..end], false)?;
+            let piece = after.strip_prefix(before.as_str()).unwrap_or(&after);
+            // A token may end inside a character.
+            let whole = !piece.ends_with('\u{fffd}') || end == ids.len();
+            pieces.push(if whole { piece.to_string() } else { String::new() });
+            if whole {
+                (context, fresh) = (fresh, end);
+            }
+        }
+        Ok(pieces)
+    }
+
     pub fn bos_token(&self) -> Option<&str> {
         named(&self.special_tokens, "bos_token")
     }

@@ -4,6 +4,7 @@ mod common;
 
 use assert_cmd::Command;
 use common::fixture;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -63,7 +64,11 @@ fn the_first_command_trains_exports_and_is_used() {
     }
     let record: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
-    assert!(record["inputs"]["train"]["hash"].is_string() && record["peak_memory_bytes"].as_u64().unwrap() > 0);
+    for input in ["aligned", "unaligned", "direction", "train"] {
+        let input = &record["inputs"][input];
+        assert!(input["source"].is_string() && input["hash"].as_str().is_some_and(|hash| hash.len() == 64), "{record}");
+    }
+    assert!(record["peak_memory_bytes"].as_u64().unwrap() > 0);
 
     // The resolved config is a config: it repeats the run bit for bit.
     let again = scratch.path().join("again");
@@ -127,7 +132,85 @@ fn full_tuning_saves_an_ordinary_checkpoint() {
     let config: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(config["dtype"], "float32");
     assert!(dir.join("model/tokenizer.json").is_file());
+    let mode = std::fs::metadata(dir.join("model/model.safetensors")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
     assert!(rows(&dir).last().unwrap()["penalty"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_tied_head_that_is_stored_all_the_same_stays_tied() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let tensors = |path: &Path| candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let set = damaged(&scratch, |dir| {
+        let mut tensors = tensors(&dir.join("model.safetensors"));
+        assert!(tensors.insert(head.into(), tensors[embedding].clone()).is_none());
+        let tensors = tensors.into_iter().collect();
+        asft::checkpoint::save_tensors(&dir.join("model.safetensors"), &tensors).unwrap();
+    });
+    let dir = scratch.path().join("run");
+    train(&dir, &[&set, "train.method=full", "train.max_steps=2", "train.learning_rate=1e-2"]).assert().success();
+    let trained = tensors(&dir.join("model/model.safetensors"));
+    let values = |name: &str| trained[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(head), values(embedding));
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused_before_the_work() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("file");
+    std::fs::write(&file, "kept").unwrap();
+    let inside = file.join("sub");
+    refused(train(&inside, &[]), &scratch, &["output.dir", "is not a folder"]);
+    let adapter = fixture("llama_gqa").join("adapter");
+    let mut command = asft();
+    command.args(["merge", "--model"]).arg(fixture("llama_gqa").join("model")).arg("--adapter").arg(adapter);
+    command.arg("--out").arg(inside.join("merged"));
+    refused(command, &scratch, &["is not a folder"]);
+    let direction = |out: &Path, unaligned: &str| {
+        let mut command = asft();
+        command.args(["direction", "--aligned", "tests/tiny/aligned", "--unaligned", unaligned, "--out"]).arg(out);
+        command
+    };
+    refused(direction(&inside, "tests/tiny/unaligned"), &scratch, &["--out", "is not a folder"]);
+    refused(direction(scratch.path(), "tests/tiny/unaligned"), &scratch, &["--out", "it is a folder"]);
+    // Nor does a pair that is refused late leave folders behind.
+    let set = damaged(&scratch, |dir| {
+        let path = dir.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[header..].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+    });
+    // What the direction comes from is looked for before the weights are read, so theirs is not the first complaint.
+    let dir = scratch.path().join("run");
+    refused(train(&dir, &[&set, "model.unaligned=./nowhere"]), &scratch, &["model.unaligned", "nowhere"]);
+    refused(train(&dir, &[&set, "asft.direction=nowhere.st"]), &scratch, &["asft.direction", "nowhere.st"]);
+    let unaligned = set.trim_start_matches("model.aligned=");
+    refused(direction(&scratch.path().join("run/deep/d.safetensors"), unaligned), &scratch, &["not finite"]);
+    // Where nothing else is wrong, the weights are named by every command that computes with them.
+    refused(train(&dir, &[&set, "asft.penalize=none"]), &scratch, &["damaged", "NaN", "model.embed_tokens.weight"]);
+    for arguments in [["generate", "--prompt", "hello"], ["eval", "--data", "tests/tiny/train.jsonl"]] {
+        let mut command = asft();
+        command.args(arguments).args(["--model", unaligned]);
+        refused(command, &scratch, &["damaged", "NaN", "model.embed_tokens.weight"]);
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_an_error_and_no_panic() {
+    for args in [
+        &["train", "--config", "configs/tiny.toml", "--check"][..],
+        &["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("asft"));
+        let output = command.current_dir(root()).args(args).stdout(full).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: writing to standard output"), "{stderr}");
+    }
 }
 
 #[test]
@@ -150,6 +233,7 @@ fn bad_settings_are_refused() {
     for (set, needles) in [
         ("train.learnig_rate=1e-4", &["learnig_rate", "did you mean", "train.learning_rate"][..]),
         ("lora.rank=0", &["lora.rank"]),
+        ("lora.rank=9000000000000000000", &["lora.rank", "largest side"]),
         ("data.train=nowhere.jsonl", &["nowhere.jsonl"]),
         ("model.aligned=./nowhere", &["nowhere"]),
         ("model.unaligned=tests/fixtures/llama3_rope/model", &["differ", "q_proj"]),
@@ -184,6 +268,146 @@ fn bad_data_is_refused_with_file_and_line() {
     std::fs::write(&file, format!("{good}\n")).unwrap();
     let set = format!("data.train={}", file.display());
     refused(train(&dir, &[&set, "data.max_length=3"]), &scratch, &["data.jsonl:1", "label"]);
+}
+
+/// The training file of tests/tiny as a table with other column names.
+fn table(dir: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(root().join("tests/tiny/train.jsonl")).unwrap();
+    let quoted = |value: &serde_json::Value| format!("\"{}\"", value.as_str().unwrap_or_default().replace('"', "\"\""));
+    let mut table = "id,question,context,answer\r\n".to_string();
+    for (id, line) in text.lines().enumerate() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let [question, context, answer] = ["instruction", "input", "output"].map(|name| quoted(&record[name]));
+        table.push_str(&format!("{id},{question},{context},{answer}\r\n"));
+    }
+    let path = dir.join("train.csv");
+    std::fs::write(&path, table).unwrap();
+    path
+}
+
+#[test]
+fn a_table_with_other_names_is_the_same_dataset() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = table(scratch.path());
+    let columns = [("instruction", "question"), ("input", "context"), ("output", "answer")];
+    let sets: Vec<String> = columns.iter().map(|(field, column)| format!("data.columns.{field}={column}")).collect();
+    let data = format!("data.train={}", file.display());
+    let mut overrides: Vec<&str> = vec!["train.max_steps=3", &data];
+    overrides.extend(sets.iter().map(String::as_str));
+    let (dir, plain) = (scratch.path().join("table"), scratch.path().join("plain"));
+    train(&dir, &overrides).assert().success();
+    train(&plain, &["train.max_steps=3"]).assert().success();
+    let losses = |dir: &Path| rows(dir).iter().map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(losses(&dir), losses(&plain));
+
+    let eval = |data: &Path, columns: &[(&str, &str)]| {
+        let mut command = asft();
+        command.args(["eval", "--json", "--model", "tests/tiny/aligned", "--data"]).arg(data);
+        for (field, column) in columns {
+            command.args(["--column", &format!("{field}={column}")]);
+        }
+        command
+    };
+    let json_of = |mut command: Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let same = json_of(eval(&root().join("tests/tiny/train.jsonl"), &[]));
+    assert!(same.contains("\"loss\""));
+    assert_eq!(json_of(eval(&file, &columns)), same);
+    let run = scratch.path().join("run");
+    refused(train(&run, &[&data]), &scratch, &["train.csv:2", "`instruction`", "question", "data.columns"]);
+    refused(
+        train(&run, &["data.columns.instrution=question"]),
+        &scratch,
+        &["instrution", "did you mean `instruction`"],
+    );
+    refused(eval(&file, &[("instruction", "qestion")]), &scratch, &["train.csv:2", "`qestion`", "`instruction`"]);
+    refused(eval(&file, &[("completion", "a")]), &scratch, &["`completion`", "output"]);
+    let mut command = asft();
+    command.args(["generate", "--max-new-tokens", "2", "--model", "tests/tiny/aligned", "--column", "prompt=question"]);
+    let output = command.arg("--data").arg(&file).output().unwrap();
+    assert!(output.status.success());
+    let first: serde_json::Value =
+        serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
+    assert!(first["question"].is_string() && first["answer"].is_string());
+}
+
+/// What `asft data` prints of the tiny config with these overrides and flags.
+fn data(overrides: &[&str], flags: &[&str]) -> Command {
+    let mut command = asft();
+    command.args(["data", "--config", "configs/tiny.toml"]).args(flags);
+    for set in overrides {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+fn printed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn data_shows_what_is_trained_on() {
+    let text = printed(data(&["data.validation=0.25"], &["--show", "1"]));
+    for part in [
+        "training samples\ntests/tiny/train.jsonl: 72 records: 72 samples",
+        "validation samples\ntests/tiny/train.jsonl: 24 records: 24 samples",
+        "<|im_start|>assistant↵\n⟦",
+        "<|im_end|>⟧↵\n",
+    ] {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    assert!(!text.contains('\u{1b}') && text.matches("tokens, ").count() == 1);
+    let chat = ["data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    assert!(printed(data(&chat, &["--tokens"])).contains("│⟦Hello│,│"));
+    assert_ne!(printed(data(&chat, &["--seed", "1"])), printed(data(&chat, &[])));
+
+    let report = printed(data(&["data.validation=tests/tiny/train.jsonl"], &["--json", "--show", "2"]));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let bins = report["train"]["histogram"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|bin| bin["samples"].as_u64().unwrap()).sum::<u64>(), 96);
+    assert_eq!(report["train"], report["validation"]);
+    let sample = &report["samples"][1];
+    assert_eq!(sample["input_ids"].as_array().unwrap().len(), sample["labels"].as_array().unwrap().len());
+    assert!(sample["text"].as_str().unwrap().starts_with("<|im_start|>user"));
+}
+
+#[test]
+fn data_needs_no_weights_and_refuses_as_train_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = damaged(&scratch, |dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    printed(data(&[&model], &[]));
+    let bare = damaged(&scratch, |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    let ids = scratch.path().join("ids.jsonl");
+    std::fs::write(&ids, r#"{"input_ids": [5, 6, 7], "labels": [-100, 6, -100]}"#).unwrap();
+    let file = format!("data.train={}", ids.display());
+    assert!(printed(data(&[&bare, &file, "data.format=tokenized"], &[])).contains("\n5 ⟦6 ⟧7 \n"));
+    refused(data(&[&file], &[]), &scratch, &["ids.jsonl:1", "`instruction`", "input_ids, labels"]);
+    let rows = ["data.train=tests/fixtures/parquet/snappy.parquet", "data.format=chat"];
+    refused(data(&rows, &[]), &scratch, &["snappy.parquet, row 3", "`messages` is empty"]);
+    refused(data(&["data.max_length=12"], &[]), &scratch, &["train.jsonl:1", "data.max_length"]);
+    refused(data(&["data.template=asft-sst"], &[]), &scratch, &["asft-sst does not exist", "asft-sst2"]);
+}
+
+#[test]
+fn the_papers_prompts_go_by_name() {
+    let text = printed(data(&["data.template=asft-alpaca", "data.max_length=512"], &["--show", "1"]));
+    for part in
+        ["[INST] <<SYS>>↵\nBelow is", "### Input:↵\n3 and 19↵\n", "### Response:↵\n [/INST]⟦ 3 + 19 = 22 <|im_end|>⟧"]
+    {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    let answer = |command: &str, flags: &[&str]| {
+        let mut command_line = asft();
+        command_line.args([command, "--model", "tests/tiny/aligned", "--template", "asft-gsm8k"]).args(flags);
+        printed(command_line)
+    };
+    answer("generate", &["--prompt", "2 + 2?", "--max-new-tokens", "2"]);
+    answer("generate", &["--data", "tests/tiny/train.jsonl", "--max-new-tokens", "1"]);
+    assert!(answer("eval", &["--data", "tests/tiny/train.jsonl"]).contains("loss"));
+    let scratch = tempfile::tempdir().unwrap();
+    let chat = ["data.template=asft-sst2", "data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    refused(data(&chat, &[]), &scratch, &["chat.jsonl:1", "one instruction and one answer"]);
 }
 
 /// A copy of the tiny model with one file changed by `change`.
@@ -223,6 +447,16 @@ fn damaged_models_are_refused() {
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     });
     refused(train(&dir, &[&set]), &scratch, &["mlp.down_proj", "shape", "7"]);
+    let set = damaged(&scratch, |dir| {
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["head_dim"] = 4_000_000_000u64.into();
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    });
+    refused(train(&dir, &[&set]), &scratch, &["q_proj", "shape", "config.json"]);
+    let set = damaged(&scratch, |dir| std::fs::write(dir.join("model.safetensors.index.json"), [0xff]).unwrap());
+    refused(train(&dir, &[&set]), &scratch, &["model.safetensors.index.json", "UTF-8"]);
+    std::fs::remove_file(scratch.path().join("model/model.safetensors.index.json")).unwrap();
     let set = damaged(&scratch, |dir| std::fs::remove_file(dir.join("chat_template.jinja")).unwrap());
     refused(train(&dir, &[&set]), &scratch, &["template", "data.template"]);
     refused(train(&dir, &["asft.direction=nowhere.safetensors"]), &scratch, &["nowhere.safetensors"]);

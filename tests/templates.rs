@@ -66,6 +66,7 @@ fn tokenizes_as_transformers_does() {
             "{text:?}"
         );
         assert_eq!(tokenizer.decode(&expected, false).unwrap(), case["decoded"].as_str().unwrap());
+        assert_eq!(tokenizer.pieces(&expected).unwrap().concat(), case["decoded"].as_str().unwrap());
         assert_eq!(tokenizer.decode(&expected, true).unwrap(), case["decoded_skip_special"].as_str().unwrap());
     }
     let template = Template::load("tokenizer", &tokenizer).unwrap();

@@ -3,18 +3,17 @@
 use super::Adapter;
 use std::fmt::Write;
 
-/// Markdown with the front matter that hubs read. `settings` are (name, value) rows for the table.
-pub fn model_card(adapter: &Adapter, settings: &[(&str, String)]) -> String {
+/// Markdown with the front matter that hubs read. `objective` says after a colon what the adapter was trained for,
+/// `settings` are (name, value) rows for the table.
+pub fn model_card(adapter: &Adapter, objective: &str, settings: &[(&str, String)]) -> String {
     let base = adapter.base.as_deref().unwrap_or("unknown");
     let mut card = format!(
-        "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n- asft\n- safety\n---\n\n",
+        "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n- asft\n---\n\n",
         serde_json::Value::from(base)
     );
     let _infallible = write!(
         card,
-        "# LoRA adapter for {base}\n\nTrained with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during \
-         fine-tuning) by asft {}: the loss carries a penalty on the part of each update that leaves the model's \
-         alignment direction.\n\n| setting | value |\n| --- | --- |\n",
+        "# LoRA adapter for {base}\n\nTrained by asft {}: {objective}.\n\n| setting | value |\n| --- | --- |\n",
         env!("CARGO_PKG_VERSION")
     );
     for (name, value) in settings {

@@ -1,6 +1,9 @@
 //! `adapter_config.json`: what PEFT writes, read with every field that changes the maths honoured or refused.
 
 use super::{Adapter, AdapterModule};
+use crate::error::regex_problem;
+use crate::model::BLOCK_LINEARS;
+use crate::names::names_module;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use regex::Regex;
@@ -17,6 +20,8 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     pub base: Option<String>,
     pub revision: Option<String>,
+    /// `target_modules` where it is a list; a string there is a regex in Python's dialect and is not interpreted.
+    targets: Option<Vec<String>>,
     rank_pattern: Vec<(Regex, f64)>,
     alpha_pattern: Vec<(Regex, f64)>,
 }
@@ -63,8 +68,9 @@ impl PeftConfig {
                 return Err(invalid!("{origin}: `{key}` = {value} is not supported"));
             }
         }
-        let bias = get("bias").and_then(Value::as_str).unwrap_or("none");
-        ensure_valid!(bias == "none", "{origin}: `bias` = \"{bias}\" is not supported; expected \"none\"");
+        if let Some(bias) = get("bias").filter(|bias| *bias != "none") {
+            return Err(invalid!("{origin}: `bias` = {bias} is not supported; expected \"none\""));
+        }
         if let Some(init) = get("init_lora_weights").and_then(Value::as_str) {
             let known = HARMLESS_INIT.contains(&init);
             ensure_valid!(known, "{origin}: `init_lora_weights` = \"{init}\" changes the base and is not supported");
@@ -76,19 +82,38 @@ impl PeftConfig {
         };
         let rank = number("r")?;
         ensure_valid!(rank.fract() == 0.0, "{origin}: `r` should be an integer, got {rank}");
-        let dropout = get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0);
-        ensure_valid!((0.0..1.0).contains(&dropout), "{origin}: `lora_dropout` should be in [0, 1), got {dropout}");
+        let dropout = get("lora_dropout").map_or(Some(0.0), Value::as_f64).filter(|share| (0.0..1.0).contains(share));
+        let dropout = dropout
+            .ok_or_else(|| invalid!("{origin}: `lora_dropout` should be in [0, 1), got {:?}", get("lora_dropout")))?;
+        let use_rslora = get("use_rslora")
+            .map_or(Some(false), Value::as_bool)
+            .ok_or_else(|| invalid!("{origin}: `use_rslora` should be true or false, got {:?}", get("use_rslora")))?;
         let text = |key: &str| get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(String::from);
         Ok(Self {
             rank: rank as usize,
             alpha: number("lora_alpha")?,
             dropout,
-            use_rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            use_rslora,
+            targets: target_list(get("target_modules"), origin)?,
             base: text("base_model_name_or_path"),
             revision: text("revision"),
             rank_pattern: patterns(get("rank_pattern"), "rank_pattern", origin)?,
             alpha_pattern: patterns(get("alpha_pattern"), "alpha_pattern", origin)?,
         })
+    }
+
+    /// How the matrices of `modules` contradict `target_modules`, in words: PEFT adapts just what that names, passes
+    /// other matrices by, and starts afresh where one is missing, with no more than a warning.
+    pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+        let Some(names) = &self.targets else { return vec![] };
+        let strays = modules.clone().filter(|module| !names.iter().any(|name| names_module(name, module)));
+        let mut found: Vec<String> = strays.map(|module| format!("{module} is not named there")).collect();
+        // A list may name layers of other families too; those of this one are always there to adapt.
+        let known = |name: &str| BLOCK_LINEARS.iter().any(|linear| names_module(name, linear));
+        let empty =
+            names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
+        found.extend(empty.map(|name| format!("`{name}` is named there and has no matrices")));
+        found
     }
 
     /// r of a module: its pattern's, else the general one.
@@ -99,6 +124,20 @@ impl PeftConfig {
     /// lora_alpha of a module: its pattern's, else the general one.
     pub fn alpha_of(&self, module: &str) -> f64 {
         matching(&self.alpha_pattern, module).unwrap_or(self.alpha)
+    }
+}
+
+fn target_list(value: Option<&Value>, origin: &str) -> Result<Option<Vec<String>>> {
+    let wrong = |value: &Value| {
+        invalid!("{origin}: `target_modules` should be a list of names or a regular expression, got {value}")
+    };
+    match value {
+        None | Some(Value::String(_)) => Ok(None),
+        Some(Value::Array(names)) => {
+            let names = names.iter().map(|name| name.as_str().map(String::from).ok_or_else(|| wrong(name)));
+            names.collect::<Result<_>>().map(Some)
+        }
+        Some(other) => Err(wrong(other)),
     }
 }
 
@@ -117,7 +156,7 @@ fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Vec<(Regex
     map.iter()
         .map(|(pattern, value)| {
             let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$"))
-                .map_err(|e| invalid!("{origin}: `{key}` has a bad pattern `{pattern}`: {e}"))?;
+                .map_err(|e| invalid!("{origin}: `{key}` has a bad pattern `{pattern}`: {}", regex_problem(&e)))?;
             let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
             let number = number
                 .ok_or_else(|| invalid!("{origin}: `{key}` of `{pattern}` should be a positive number, got {value}"))?;
@@ -216,6 +255,20 @@ mod tests {
     }
 
     #[test]
+    fn matrices_and_target_modules_must_agree() {
+        let found = |targets: Value| {
+            let modules = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"];
+            parse(json!({"target_modules": targets})).unwrap().contradictions(modules.into_iter()).join("; ")
+        };
+        assert_eq!(found(json!(["q_proj"])), "");
+        assert_eq!(found(json!(["q_proj", "query_key_value"])), "");
+        assert_eq!(found(json!(".*(?=q)q_proj")), "");
+        assert_eq!(found(json!(null)), "");
+        assert_eq!(found(json!(["q_proj", "v_proj"])), "`v_proj` is named there and has no matrices");
+        assert!(found(json!(["layers.0.self_attn.q_proj"])).contains("layers.1.self_attn.q_proj is not named there"));
+    }
+
+    #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (fields, needle) in [
             (json!({"use_dora": true}), "use_dora"),
@@ -224,9 +277,15 @@ mod tests {
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"init_lora_weights": "pissa"}), "pissa"),
             (json!({"r": 0}), "`r`"),
+            (json!({"use_rslora": "yes"}), "use_rslora"),
+            (json!({"lora_dropout": "0.1"}), "lora_dropout"),
+            (json!({"bias": 3}), "bias"),
+            (json!({"target_modules": [1]}), "target_modules"),
+            (json!({"rank_pattern": {"(": 2}}), "unclosed group"),
         ] {
             let error = parse(fields).unwrap_err();
             assert!(error.to_string().contains(needle), "{error:#}");
+            assert_eq!(error.to_string().lines().count(), 1, "{error:#}");
         }
         assert!(parse(json!({"modules_to_save": [], "use_dora": false, "layer_replication": null})).is_ok());
     }

@@ -7,7 +7,7 @@ use super::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::ensure_valid;
 use crate::method::direction_file::{combined_hash, weights_hash};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -38,7 +38,8 @@ impl BaseIdentity {
         if !path.is_file() {
             return Ok(());
         }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| crate::invalid!("cannot read {}: {e}", path.display()))?;
         let recorded: Self = serde_json::from_str(&text)
             .map_err(|e| crate::invalid!("{} is malformed: {e} (delete it to skip the check)", path.display()))?;
         ensure_valid!(

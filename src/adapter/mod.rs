@@ -12,7 +12,7 @@ pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::LoraOptions;
-pub use peft::{PREFIX, WEIGHTS, load, save, write_into};
+pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, write_into};
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};

@@ -3,6 +3,7 @@
 use super::config::{PeftConfig, to_json};
 use super::{Adapter, AdapterModule, BaseIdentity};
 use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
+use crate::error::listing;
 use crate::model::ModelSpec;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -39,6 +40,13 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
         halves.entry(module.to_string()).or_default()[matrix] = Some(tensor);
     }
     ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
+    let contradictions = config.contradictions(halves.keys().map(String::as_str));
+    ensure_valid!(
+        contradictions.is_empty(),
+        "{} does not hold what `target_modules` in {CONFIG} says: {}",
+        path.display(),
+        listing(&contradictions, 8)
+    );
     let mut modules = BTreeMap::new();
     for (module, pair) in halves {
         let [Some(a), Some(b)] = pair else {
@@ -57,6 +65,12 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
     }
     let PeftConfig { use_rslora, dropout, base, revision, .. } = config;
     Ok(Adapter { modules, use_rslora, dropout, base, revision })
+}
+
+/// A hash of an adapter's matrices.
+pub fn content_hash(dir: &Path) -> Result<String> {
+    let file = Checkpoint::open_file(&dir.join(WEIGHTS))?;
+    file.content_hash(file.names())
 }
 
 /// `base_model.model.<module>.lora_A.weight` -> (module, 0 for A or 1 for B)

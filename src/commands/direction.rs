@@ -1,5 +1,7 @@
 //! `asft direction`
 
+use super::print;
+use crate::checkpoint::check_writable_file;
 use crate::cli::DirectionArgs;
 use crate::ensure_valid;
 use crate::hub;
@@ -13,6 +15,7 @@ pub fn run(args: DirectionArgs) -> Result<()> {
     let tolerance = args.tolerance;
     ensure_valid!((0.0..1.0).contains(&tolerance), "--tolerance must be at least 0 and below 1, got {tolerance}");
     ensure_valid!(args.rank != Some(0), "--rank must be at least 1");
+    check_writable_file(&args.out).context("--out")?;
     let request = DirectionRequest {
         aligned: hub::resolve(&args.aligned, false).context("--aligned")?,
         unaligned: hub::resolve(&args.unaligned, false).context("--unaligned")?,
@@ -22,12 +25,8 @@ pub fn run(args: DirectionArgs) -> Result<()> {
         allow_missing: args.allow_missing,
     };
     let summary = compute(&request, &progress_bar(0, "computing direction"))?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
-    } else {
-        println!("{summary}");
-    }
-    Ok(())
+    let text = if args.json { serde_json::to_string_pretty(&summary)? } else { summary.to_string() };
+    print(&format!("{text}\n"))
 }
 
 /// Module names and dots only: a list. Anything else: a regular expression.

@@ -1,14 +1,14 @@
 //! `asft eval`
 
-use super::load_model;
+use super::{load_model, print};
 use crate::cli::{EvalArgs, FormatArg};
-use crate::data::{self, DataOptions, Format};
+use crate::data::{self, Columns, DataOptions, Format};
 use crate::ensure_valid;
 use crate::eval::mean_loss;
 use crate::hub::{self, Split};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 impl From<FormatArg> for Format {
@@ -16,6 +16,7 @@ impl From<FormatArg> for Format {
         match format {
             FormatArg::Alpaca => Self::Alpaca,
             FormatArg::Chat => Self::Chat,
+            FormatArg::Sharegpt => Self::Sharegpt,
             FormatArg::PromptCompletion => Self::PromptCompletion,
             FormatArg::Text => Self::Text,
             FormatArg::Tokenized => Self::Tokenized,
@@ -25,10 +26,13 @@ impl From<FormatArg> for Format {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    let format = Format::from(args.format);
+    let columns = Columns::parse(&args.column, format.fields())?;
     let data = hub::resolve_dataset(&args.data, Split::Any, false).context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let options = DataOptions {
-        format: args.format.into(),
+        format,
+        columns,
         template: args.template,
         max_length: args.max_length,
         allow_empty_labels: true,
@@ -44,6 +48,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let progress = progress_bar(0, "evaluating");
     let mean = mean_loss(&model, &dataset.examples, args.batch_size, &progress)?;
     progress.finish_and_clear();
+    // JSON has no NaN, and a table of losses should not get one unnoticed.
+    if !mean.loss.is_finite() {
+        model.refuse_damaged_weights()?;
+        bail!("the loss is {}", mean.loss);
+    }
     if args.json {
         let report = json!({
             "loss": mean.loss,
@@ -53,10 +62,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
             "truncated": dataset.counts.truncated,
             "dropped_without_labels": dataset.counts.dropped_without_labels,
         });
-        println!("{report}");
+        print(&format!("{report}\n"))
     } else {
         eprintln!("{}: {}", data.source, dataset.counts);
-        println!("loss {:.6}  perplexity {:.4}  label tokens {}", mean.loss, mean.perplexity(), mean.label_tokens);
+        let (loss, perplexity) = (mean.loss, mean.perplexity());
+        print(&format!("loss {loss:.6}  perplexity {perplexity:.4}  label tokens {}\n", mean.label_tokens))
     }
-    Ok(())
 }

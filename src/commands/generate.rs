@@ -1,9 +1,9 @@
 //! `asft generate`
 
 use super::load_model;
-use crate::checkpoint::save_tensors;
+use crate::checkpoint::{check_writable_file, save_tensors};
 use crate::cli::GenerateArgs;
-use crate::data::{Template, load_prompts};
+use crate::data::{Columns, PROMPT_FIELDS, Template, load_prompts};
 use crate::ensure_valid;
 use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions};
@@ -17,8 +17,16 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
-    ensure_valid!(args.temperature >= 0.0 && args.temperature.is_finite(), "--temperature should be 0 or more");
+    // Below that the scaled logits leave f32; 0 says what is meant.
+    let possible = args.temperature == 0.0 || (args.temperature >= 0.01 && args.temperature.is_finite());
+    ensure_valid!(
+        possible,
+        "--temperature should be 0 (the likeliest token), or 0.01 or more, got {}",
+        args.temperature
+    );
     ensure_valid!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p should be above 0 and at most 1");
+    let columns = Columns::parse(&args.column, &PROMPT_FIELDS)?;
+    args.logits.as_deref().map_or(Ok(()), check_writable_file).context("--logits")?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
     let data = data.context("--data")?;
     let (model, dir) = load_model(&args.model)?;
@@ -33,10 +41,10 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let template = if args.raw { None } else { Some(Template::load(&args.template, &tokenizer)?) };
     let answerer = Answerer { model: &model, tokenizer: &tokenizer, template, options };
     match (&args.prompt, &data) {
-        (_, Some(data)) => answerer.answer_file(&data.path),
+        (_, Some(data)) => answerer.answer_file(&data.path, &columns),
         (Some(prompt), None) => {
             let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
-            let ids = answerer.encode(&[json!({"role": "user", "content": prompt})])?;
+            let ids = answerer.encode(&[json!({"role": "user", "content": prompt})], &Map::new())?;
             if let Some(path) = &args.logits {
                 save_logits(&model, &ids, path)?;
             }
@@ -56,9 +64,9 @@ struct Answerer<'a> {
 
 impl Answerer<'_> {
     /// The prompt's ids: through the chat template, or as plain text with the tokenizer's own special tokens.
-    fn encode(&self, messages: &[Value]) -> Result<Vec<u32>> {
+    fn encode(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<Vec<u32>> {
         let ids = match &self.template {
-            Some(template) => self.tokenizer.encode(&template.render(messages, true, &Map::new())?, false)?,
+            Some(template) => self.tokenizer.encode(&template.render(messages, true, variables)?, false)?,
             None => {
                 let text: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
                 self.tokenizer.encode(&text.join("\n"), true)?
@@ -91,12 +99,12 @@ impl Answerer<'_> {
     }
 
     /// Prints each record with its `answer`, one JSON object a line.
-    fn answer_file(&self, path: &Path) -> Result<()> {
-        let prompts = load_prompts(path)?;
+    fn answer_file(&self, path: &Path, columns: &Columns) -> Result<()> {
+        let prompts = load_prompts(path, columns)?;
         let progress = progress_bar(prompts.len(), "generating");
         let mut out = std::io::stdout().lock();
         for prompt in prompts {
-            let ids = self.encode(&prompt.messages)?;
+            let ids = self.encode(&prompt.messages, &prompt.variables)?;
             let answer = self.model.generate(&ids, &self.options, |_| Ok(()))?;
             let mut record = prompt.record;
             record.insert("answer".into(), self.tokenizer.decode(&answer, true)?.into());

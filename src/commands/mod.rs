@@ -1,5 +1,6 @@
 //! One file per command: load, call, write. No maths.
 
+pub mod data;
 pub mod direction;
 pub mod eval;
 pub mod generate;
@@ -12,8 +13,9 @@ use crate::cli::{DeviceArg, DtypeArg, ModelArgs};
 use crate::hub;
 use crate::model::{Decoder, DeviceKind, ModelSpec};
 use crate::report::progress_bar;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::DType;
+use std::io::Write;
 use std::path::PathBuf;
 
 impl From<DeviceArg> for DeviceKind {
@@ -35,6 +37,12 @@ impl From<DtypeArg> for DType {
             DtypeArg::Bf16 => Self::BF16,
         }
     }
+}
+
+/// Writes to standard output. Unlike `print!` it does not panic where nothing can be written (a full disk, a closed pipe).
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
 }
 
 /// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.

@@ -9,7 +9,13 @@ use std::process::ExitCode;
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let settings = Settings::load(&args.config, &args.set)?;
     if args.check {
-        print!("{}", settings.to_toml()?);
+        super::print(&settings.to_toml()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.dry_run {
+        let forecast = train::dry_run(&settings, args.quiet || args.json)?;
+        let text = if args.json { serde_json::to_string_pretty(&forecast)? } else { forecast.to_string() };
+        super::print(&format!("{text}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let resume_command = resume_command(&args);

@@ -114,7 +114,7 @@ fn offset(table: &DeTable, path: &[String]) -> Option<usize> {
     }
 }
 
-/// Splits sections into their keys; what is not a section of the schema stays whole.
+/// Splits sections, and tables of the user's own keys, into their keys; anything else stays whole.
 fn flatten(
     schema: &Schema,
     path: Vec<String>,
@@ -122,7 +122,8 @@ fn flatten(
     entries: &mut Vec<Entry>,
     place: &dyn Fn(&[String]) -> String,
 ) {
-    let is_section = schema.get(&path).is_some_and(|found| schema.properties(found).is_some());
+    let found = schema.get(&path);
+    let is_section = found.is_some_and(|found| schema.properties(found).is_some() || schema.any_key(found).is_some());
     match value {
         Value::Table(table) if is_section => {
             for (name, value) in table {
@@ -266,6 +267,7 @@ train = "train.jsonl"
             "asft.direction=d.safetensors",
             "data.validation=0.05",
             "data.format=chat",
+            "data.columns.messages=turns",
             "train.max_steps=7",
             "train.warmup_ratio=0.1",
             "train.adam_betas=[0.9, 0.95]",
@@ -303,6 +305,27 @@ train = "train.jsonl"
         assert_eq!(settings.output.dir, "2026");
         assert_eq!(settings.lora.target_modules, Targets::List(vec!["q_proj".into(), "o_proj".into()]));
         assert_eq!((settings.train.seed, settings.train.batch_size, settings.train.epochs), (7, 4, 3.0));
+    }
+
+    #[test]
+    fn columns_are_set_one_by_one_or_together() {
+        let text = format!("{MINIMAL}columns = {{ instruction = \"question\", output = \"answer\" }}\n");
+        let sets = ["data.columns.input=context", "data.columns={output = \"reply\"}"].map(String::from);
+        let settings = Settings::from_toml(&text, "run.toml", &sets).unwrap();
+        let expected = ["instruction=question", "input=context", "output=reply"].map(String::from);
+        let known = settings.data.format.fields();
+        assert_eq!(settings.data.columns, crate::data::Columns::parse(&expected, known).unwrap());
+        let section = format!("{MINIMAL}[data.columns]\nimput = \"context\"\n");
+        let message = refusal(&section, &[]);
+        assert!(message.contains("`data.columns`: there is no field `imput`"), "{message}");
+        assert!(message.contains("did you mean `input`?"), "{message}");
+        let message = refusal(MINIMAL, &["data.columns=3", "data.columns.a.b=c"]);
+        for part in [
+            "`data.columns` in --set data.columns=3: expected a table, found integer 3",
+            "unknown key `data.columns.a.b`",
+        ] {
+            assert!(message.contains(part), "{part}\nis not in\n{message}");
+        }
     }
 
     #[test]

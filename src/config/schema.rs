@@ -19,7 +19,15 @@ impl Schema {
 
     /// The schema of a dotted key, or `None` if there is no such key.
     pub fn get(&self, path: &[String]) -> Option<&Json> {
-        path.iter().try_fold(&self.root, |schema, name| self.properties(schema)?.get(name))
+        path.iter().try_fold(&self.root, |schema, name| match self.properties(schema) {
+            Some(properties) => properties.get(name),
+            None => self.any_key(schema),
+        })
+    }
+
+    /// What every value of a table must meet whose keys are the user's own, or `None` where `schema` is another's.
+    pub fn any_key<'a>(&'a self, schema: &'a Json) -> Option<&'a Json> {
+        self.resolve(schema).get("additionalProperties").filter(|values| values.is_object())
     }
 
     /// The keys of a section, or `None` where `schema` is a value's.

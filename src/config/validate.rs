@@ -38,7 +38,10 @@ impl Problems {
 fn required(settings: &Settings, found: &mut Problems) {
     let Settings { model, asft, data, output, .. } = settings;
     found.unless(!model.aligned.is_empty(), "`model.aligned` is required: the model to fine-tune, a folder or hub id");
-    found.unless(!data.train.is_empty(), "`data.train` is required: a JSON or JSONL file of training samples");
+    found.unless(
+        !data.train.is_empty(),
+        "`data.train` is required: a JSON, JSONL, CSV, TSV or Parquet file of training samples",
+    );
     found.unless(!output.dir.is_empty(), "`output.dir` must name a folder");
     found.unless(
         !asft.needs_direction() || model.unaligned.is_some() || asft.direction.is_some(),
@@ -84,7 +87,10 @@ fn asft(settings: &Settings, found: &mut Problems) {
 fn data(settings: &Settings, found: &mut Problems) {
     let data = &settings.data;
     found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
-    found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a Jinja file");
+    if let Some(problem) = data.columns.problem(data.format.fields()) {
+        found.0.push(format!("`data.columns`: {problem}"));
+    }
+    found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
     match &data.validation {
         Some(Validation::Share(share)) => {
             found.range(*share > 0.0 && *share < 1.0, "data.validation", "above 0 and below 1, or a file", share);

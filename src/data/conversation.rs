@@ -7,6 +7,8 @@
 //! 2. else (the template has no generation prompt, puts more into it than into a past turn, ends every rendering with
 //!    a token of its own, or rewrites earlier turns) the whole with two other contents in turn i: the response begins
 //!    where these begin to differ and ends where they agree again, and the end-of-turn token after it belongs to it.
+//!    A turn that calls tools begins where its generation prompt ends, or where the whole with an answer instead of the
+//!    calls begins to differ; it ends with the first special token after the last call's name.
 //!
 //! Labels are the tokens that begin inside a response, up to and including the end-of-turn token: the first special
 //! token after the content. White space after that is not trained on. Nothing is appended to what the template writes:
@@ -14,8 +16,8 @@
 
 use super::template::Template;
 use super::{Example, IGNORE};
-use crate::invalid;
 use crate::tokenizer::{Encoded, Tokenizer};
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::ops::Range;
@@ -42,6 +44,10 @@ pub fn encode(
         }
         let tokens = match between_renderings(messages, turn, &text, variables, template) {
             Some(span) => up_to_end_of_turn(token_range(&encoded, &span), &encoded, &text, tokenizer),
+            None if message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) => {
+                let calls = probed_calls(messages, turn, &text, variables, template)?;
+                through_special(token_range(&encoded, &calls), &encoded, tokenizer)
+            }
             None => {
                 let content = probed_content(messages, turn, &text, variables, template)?;
                 with_end_of_turn(token_range(&encoded, &content), &encoded, &text, tokenizer)
@@ -66,12 +72,66 @@ fn between_renderings(
 ) -> Option<Range<usize>> {
     // Rendering part of a conversation may fail where the whole does not; way 2 is left then.
     let Ok(through) = template.render(&messages[..=turn], false, variables) else { return None };
+    let prompt = generation_prompt(messages, turn, variables, template)?;
+    let found = text.starts_with(&through) && through.starts_with(&prompt);
+    found.then_some(prompt.len()..through.len())
+}
+
+/// Way 2 for a turn that calls tools: the bytes of `text` from the turn's beginning to its last call's name.
+fn probed_calls(
+    messages: &[Value],
+    turn: usize,
+    text: &str,
+    variables: &Map<String, Value>,
+    template: &Template,
+) -> Result<Range<usize>> {
+    let probe = |content: &str, name: Option<&str>| {
+        let mut probed = messages.to_vec();
+        if let Some(message) = probed.get_mut(turn).and_then(Value::as_object_mut) {
+            message.insert("content".to_string(), Value::from(content));
+            if name.is_none() {
+                message.remove("tool_calls");
+            }
+            for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+                let call = if call.get("function").is_some() { &mut call["function"] } else { call };
+                if let Some(call) = call.as_object_mut() {
+                    call.insert("name".to_string(), Value::from(name));
+                }
+            }
+        }
+        template.render(&probed, false, variables)
+    };
+    let [one, two] = PROBES;
+    let (a, b) = (probe(one, Some(one))?, probe(two, Some(two))?);
+    ensure_valid!(
+        a != probe(one, Some(two))?,
+        "the tool calls of message {} cannot be found in the rendered conversation: the chat template leaves them out; \
+         use one that renders `tool_calls` (`data.template = \"FILE.jinja\"`)",
+        turn + 1
+    );
+    let first_difference = |a: &str, b: &str| common_prefix(a, b).min(common_prefix(a, text));
+    let prompt = generation_prompt(messages, turn, variables, template);
+    let start = match (prompt, probe(one, None), probe(two, None)) {
+        (Some(prompt), ..) if text.starts_with(&prompt) => prompt.len(),
+        (_, Ok(a), Ok(b)) => first_difference(&a, &b),
+        // The template refuses a tool's turn that no call precedes.
+        _ => first_difference(&a, &b),
+    };
+    let end = text.len().saturating_sub(common_suffix(&a, &b).min(common_suffix(&a, text)));
+    Ok(start..end.max(start))
+}
+
+/// The rendering of what comes before turn `turn`, with a generation prompt if the template has one.
+fn generation_prompt(
+    messages: &[Value],
+    turn: usize,
+    variables: &Map<String, Value>,
+    template: &Template,
+) -> Option<String> {
     let Ok(prompt) = template.render(&messages[..turn], true, variables) else { return None };
     let plain = template.render(&messages[..turn], false, variables);
     // A template that ignores add_generation_prompt would leave the turn's header in the response.
-    let prompted = plain.is_ok_and(|plain| plain != prompt);
-    let found = prompted && text.starts_with(&through) && through.starts_with(&prompt);
-    found.then_some(prompt.len()..through.len())
+    plain.is_ok_and(|plain| plain != prompt).then_some(prompt)
 }
 
 /// Way 2: the bytes of `text` that come from the content of turn `turn`.
@@ -155,6 +215,12 @@ fn up_to_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokeniz
         .find(|&index| is_special(index, encoded, tokenizer))
         .or(content_end.checked_sub(1).filter(|&last| last >= range.start && is_added(last, encoded, tokenizer)));
     range.start..end_of_turn.map_or(range.end, |index| index + 1)
+}
+
+/// `range` on to the first special token after it, if there is one.
+fn through_special(range: Range<usize>, encoded: &Encoded, tokenizer: &Tokenizer) -> Range<usize> {
+    let end = (range.end..encoded.ids.len()).find(|&index| is_special(index, encoded, tokenizer));
+    range.start..end.map_or(range.end, |index| index + 1)
 }
 
 /// `range` of the content with the end-of-turn token that follows it, if one does.

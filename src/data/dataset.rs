@@ -2,6 +2,7 @@
 
 use super::batch::predicted_labels;
 use super::examples::{Encoder, tokenized};
+use super::fields::Fields;
 use super::records::{self, Place, Record};
 use super::template::Template;
 use super::{DataOptions, Example, Format, Overlong, epoch_order};
@@ -10,6 +11,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
+use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 4096;
 
 /// What became of the records of a dataset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Records read.
     pub records: usize,
@@ -74,10 +76,10 @@ impl Dataset {
 /// (unless allowed); nothing left. The error is that of the first bad record in file order.
 pub fn load(path: &Path, options: &DataOptions, tokenizer: &Tokenizer, progress: &ProgressBar) -> Result<Dataset> {
     let template = match options.format {
-        Format::Alpaca | Format::Chat => Some(Template::load(&options.template, tokenizer)?),
+        Format::Alpaca | Format::Chat | Format::Sharegpt => Some(Template::load(&options.template, tokenizer)?),
         Format::PromptCompletion | Format::Text | Format::Tokenized => None,
     };
-    let encoder = Encoder { format: options.format, tokenizer, template };
+    let encoder = Encoder { format: options.format, columns: &options.columns, tokenizer, template };
     load_with(path, options, progress, |record| encoder.encode(record))
 }
 
@@ -91,7 +93,7 @@ pub fn load_tokenized(
     vocab_size: usize,
     progress: &ProgressBar,
 ) -> Result<Dataset> {
-    load_with(path, options, progress, |record| tokenized(record, vocab_size))
+    load_with(path, options, progress, |record| tokenized(&Fields::new(record, &options.columns), vocab_size))
 }
 
 fn load_with(

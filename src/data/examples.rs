@@ -1,18 +1,18 @@
 //! One record to one sample: what each format's fields mean, which tokens are labels.
 //!
 //! - alpaca: one user turn, `instruction` alone or `instruction + "\n" + input` where `input` is not empty, and one
-//!   assistant turn `output`, through the chat template.
+//!   assistant turn `output`, through the chat template, which sees `instruction` and `input` by themselves too.
 //! - chat: `messages`, and `tools` if there are any, through the chat template; see conversation.rs.
+//! - sharegpt: `conversations`, after `system` if there is one, as messages; `tools` as in chat; see sharegpt.rs.
 //! - prompt_completion: `prompt + completion` tokenized as one text, with the tokenizer's own beginning of text; the
 //!   completion's tokens and the eos token after them are labels.
 //! - text: tokenized with the tokenizer's own beginning of text, and the eos token after it; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
-use super::conversation;
-use super::prompts::user_content;
+use super::fields::{Columns, Fields};
 use super::records::{Record, kind};
 use super::template::Template;
-use super::{Example, Format, IGNORE};
+use super::{Example, Format, IGNORE, conversation, sharegpt};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 /// Turns records of one format into samples. `template` is there for the formats that need one.
 pub struct Encoder<'a> {
     pub format: Format,
+    pub columns: &'a Columns,
     pub tokenizer: &'a Tokenizer,
     pub template: Option<Template>,
 }
@@ -31,12 +32,14 @@ impl Encoder<'_> {
     /// # Errors
     /// A field that is missing or of the wrong type; a conversation that the template refuses; ids out of range.
     pub fn encode(&self, record: &Record) -> Result<Example> {
+        let fields = &Fields::new(record, self.columns);
         match self.format {
-            Format::Alpaca => self.conversation(&alpaca_messages(record)?, &Map::new()),
-            Format::Chat => self.chat(record),
-            Format::PromptCompletion => self.prompt_completion(record),
-            Format::Text => self.text(record),
-            Format::Tokenized => tokenized(record, self.tokenizer.vocab_size()),
+            Format::Alpaca => self.conversation(&alpaca_messages(fields)?, &fields.pick(&ALPACA_VARIABLES)?),
+            Format::Chat => self.conversation(&chat_messages(fields)?, &tools(fields)?),
+            Format::Sharegpt => self.conversation(&sharegpt::messages(fields)?, &tools(fields)?),
+            Format::PromptCompletion => self.prompt_completion(fields),
+            Format::Text => self.text(fields),
+            Format::Tokenized => tokenized(fields, self.tokenizer.vocab_size()),
         }
     }
 
@@ -45,21 +48,8 @@ impl Encoder<'_> {
         conversation::encode(messages, variables, template, self.tokenizer)
     }
 
-    fn chat(&self, record: &Record) -> Result<Example> {
-        let messages = record.list("messages")?;
-        ensure_valid!(!messages.is_empty(), "field `messages` is empty, expected at least one message");
-        for (index, message) in messages.iter().enumerate() {
-            check_message(message).map_err(|e| invalid!("message {}: {e}", index + 1))?;
-        }
-        let mut variables = Map::new();
-        if record.fields.get("tools").is_some_and(|tools| !tools.is_null()) {
-            variables.insert("tools".to_string(), Value::from(record.list("tools")?));
-        }
-        self.conversation(messages, &variables)
-    }
-
-    fn prompt_completion(&self, record: &Record) -> Result<Example> {
-        let (prompt, completion) = (record.text("prompt")?, record.text("completion")?);
+    fn prompt_completion(&self, fields: &Fields) -> Result<Example> {
+        let (prompt, completion) = (fields.text("prompt")?, fields.text("completion")?);
         let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
         // The tokenizer's own beginning of text is no completion, its own end of text is.
@@ -74,8 +64,8 @@ impl Encoder<'_> {
         Ok(Example { input_ids, labels })
     }
 
-    fn text(&self, record: &Record) -> Result<Example> {
-        let mut input_ids = self.tokenizer.encode(record.text("text")?, true)?;
+    fn text(&self, fields: &Fields) -> Result<Example> {
+        let mut input_ids = self.tokenizer.encode(fields.text("text")?, true)?;
         self.end_with_eos(&mut input_ids)?;
         let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
         Ok(Example { input_ids, labels })
@@ -95,9 +85,40 @@ impl Encoder<'_> {
     }
 }
 
-fn alpaca_messages(record: &Record) -> Result<Vec<Value>> {
-    let (user, output) = (user_content(record)?, record.text("output")?);
+/// What a template sees of an alpaca record beside the messages, where it has them.
+pub const ALPACA_VARIABLES: [&str; 2] = ["instruction", "input"];
+
+fn alpaca_messages(fields: &Fields) -> Result<Vec<Value>> {
+    let (user, output) = (user_content(fields)?, fields.text("output")?);
     Ok(vec![json!({"role": "user", "content": user}), json!({"role": "assistant", "content": output})])
+}
+
+/// The user turn of an alpaca record: `instruction`, with `input` on the next line where there is one.
+pub fn user_content(fields: &Fields) -> Result<String> {
+    let instruction = fields.text("instruction")?;
+    Ok(match fields.optional_text("input")? {
+        Some(input) if !input.is_empty() => format!("{instruction}\n{input}"),
+        _ => instruction.to_string(),
+    })
+}
+
+/// `messages`, each checked.
+pub fn chat_messages(fields: &Fields) -> Result<Vec<Value>> {
+    let messages = fields.list("messages")?.into_owned();
+    ensure_valid!(!messages.is_empty(), "field `messages` is empty, expected at least one message");
+    for (index, message) in messages.iter().enumerate() {
+        check_message(message).map_err(|e| invalid!("message {}: {e}", index + 1))?;
+    }
+    Ok(messages)
+}
+
+/// `tools` as a template's variable, if the record has any.
+pub fn tools(fields: &Fields) -> Result<Map<String, Value>> {
+    let mut variables = Map::new();
+    if !fields.pick(&["tools"])?.is_empty() {
+        variables.insert("tools".to_string(), Value::from(fields.list("tools")?.into_owned()));
+    }
+    Ok(variables)
 }
 
 /// A message has a role, and content: text or a list of parts. Only a message of tool calls may do without.
@@ -121,17 +142,17 @@ fn check_message(message: &Value) -> Result<()> {
 ///
 /// # Errors
 /// Missing or unequally long lists; ids or labels that are no ids below `vocab_size` (labels may be -100).
-pub fn tokenized(record: &Record, vocab_size: usize) -> Result<Example> {
+pub fn tokenized(fields: &Fields, vocab_size: usize) -> Result<Example> {
     let is_id = |id: u64| usize::try_from(id).is_ok_and(|id| id < vocab_size);
     let mut input_ids = vec![];
-    for (index, value) in record.list("input_ids")?.iter().enumerate() {
+    for (index, value) in fields.list("input_ids")?.iter().enumerate() {
         let id = value.as_u64().filter(|&id| is_id(id)).and_then(|id| u32::try_from(id).ok());
         input_ids.push(id.ok_or_else(|| {
             invalid!("input_ids[{index}] is {value}, expected a token id below the vocabulary's {vocab_size}")
         })?);
     }
     let mut labels = vec![];
-    for (index, value) in record.list("labels")?.iter().enumerate() {
+    for (index, value) in fields.list("labels")?.iter().enumerate() {
         let label = value.as_i64().filter(|&label| label == IGNORE || u64::try_from(label).is_ok_and(is_id));
         labels.push(label.ok_or_else(|| {
             invalid!("labels[{index}] is {value}, expected -100 or a token id below the vocabulary's {vocab_size}")

@@ -4,17 +4,26 @@ mod batch;
 mod conversation;
 mod dataset;
 mod examples;
+mod fields;
+mod highlight;
 mod options;
 mod prompts;
 mod python;
 mod records;
+mod sets;
+mod sharegpt;
+mod summary;
 mod template;
 
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
 pub use dataset::{Counts, Dataset, check_ids, load, load_tokenized, split_validation};
+pub use fields::Columns;
+pub use highlight::{Marks, highlight};
 pub use options::{DataOptions, Format, Overlong, Validation};
-pub use prompts::{Prompt, load_prompts};
+pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use records::Place;
+pub use sets::{SetFiles, Sets, load_sets};
+pub use summary::Summary;
 pub use template::Template;
 
 /// One training sample. `labels[t]` is the id that position t holds if it is trained on, else [`IGNORE`]; the shift

@@ -1,5 +1,6 @@
 //! `[data]` of the config: where the samples come from and how they become label tokens.
 
+use super::Columns;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +13,28 @@ pub enum Format {
     Alpaca,
     /// `messages`: a list of `role` and `content`; every assistant turn is trained on.
     Chat,
+    /// ShareGPT: `conversations`, a list of `from` and `value`; every assistant turn is trained on.
+    Sharegpt,
     /// `prompt` and `completion`, joined as they are; the completion is trained on.
     PromptCompletion,
     /// `text`; every token is trained on.
     Text,
     /// `input_ids` and `labels` (-100: not a label), so that another tool's batches can be replayed exactly.
     Tokenized,
+}
+
+impl Format {
+    /// The fields that a record may hold, by which `data.columns` refers to them.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["instruction", "input", "output"],
+            Self::Chat => &["messages", "tools"],
+            Self::Sharegpt => &["conversations", "system", "tools"],
+            Self::PromptCompletion => &["prompt", "completion"],
+            Self::Text => &["text"],
+            Self::Tokenized => &["input_ids", "labels"],
+        }
+    }
 }
 
 /// What happens to a sample of more than `max_length` tokens.
@@ -43,13 +60,18 @@ pub enum Validation {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
-    /// Training samples: a JSON array or JSONL file, or a hub dataset: `org/name` or `org/name@revision:path/to/file`.
+    /// Training samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset: `org/name` or
+    /// `org/name@revision:path/to/file`.
     pub train: String,
     /// Layout of the records.
     pub format: Format,
+    /// Where the dataset has the format's fields, if by other names: `{ instruction = "question" }`.
+    #[serde(skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     /// Held-out samples: a share of the training file (0 to 1), or a file or hub dataset in the same format.
     pub validation: Option<Validation>,
-    /// `tokenizer` for the tokenizer's own chat template, or a Jinja file.
+    /// `tokenizer` for the tokenizer's own chat template; `asft-sst2`, `asft-agnews`, `asft-gsm8k` or `asft-alpaca` for
+    /// the prompts of the AsFT paper's runs on Llama 2; or a Jinja file.
     pub template: String,
     /// Longest sample, in tokens.
     pub max_length: usize,
@@ -71,6 +93,7 @@ impl Default for DataOptions {
         Self {
             train: String::new(),
             format: Format::default(),
+            columns: Columns::default(),
             validation: None,
             template: "tokenizer".to_string(),
             max_length: 2048,

@@ -25,6 +25,11 @@ const NAME: &str = "chat template";
 /// Names a message's reasoning goes by; templates read the first, and `thinking`.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
+/// The AsFT paper's prompts, which `task` chooses from: `data.template = "asft-TASK"`.
+const PAPER: &str = include_str!("templates/asft-llama2.jinja");
+const PAPER_PREFIX: &str = "asft-";
+const PAPER_TASKS: [&str; 4] = ["sst2", "agnews", "gsm8k", "alpaca"];
+
 /// A compiled chat template with the special tokens it may use.
 pub struct Template {
     environment: Environment<'static>,
@@ -44,7 +49,8 @@ impl fmt::Display for Raised {
 impl std::error::Error for Raised {}
 
 impl Template {
-    /// The template that `data.template` asks for: `tokenizer` for the tokenizer's own, else a Jinja file.
+    /// The template that `data.template` asks for: `tokenizer` for the tokenizer's own, the name of a built-in one
+    /// (`asft-sst2`, `asft-agnews`, `asft-gsm8k`, `asft-alpaca`), else a Jinja file.
     ///
     /// # Errors
     /// The tokenizer has none; the file cannot be read; the template does not compile.
@@ -58,10 +64,15 @@ impl Template {
             })?;
             return Self::new(source, tokenizer.special_tokens());
         }
+        if let Some(task) = choice.strip_prefix(PAPER_PREFIX).filter(|task| PAPER_TASKS.contains(task)) {
+            let source = format!("{{%- set task = '{task}' -%}}{PAPER}");
+            return Self::new(&source, tokenizer.special_tokens());
+        }
         let path = Path::new(choice);
         ensure_valid!(
             path.is_file(),
-            "data.template: {choice} does not exist; expected \"tokenizer\" or the path of a Jinja file"
+            "data.template: {choice} does not exist; expected \"tokenizer\", {} or the path of a Jinja file",
+            PAPER_TASKS.map(|task| format!("\"{PAPER_PREFIX}{task}\"")).join(", ")
         );
         let source = std::fs::read_to_string(path).map_err(|e| invalid!("data.template: cannot read {choice}: {e}"))?;
         Self::new(&source, tokenizer.special_tokens()).map_err(|e| invalid!("{choice}: {e}"))

@@ -5,7 +5,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
 /// What can be read as samples.
-const DATA_EXTENSIONS: [&str; 4] = [".json", ".jsonl", ".csv", ".parquet"];
+const DATA_EXTENSIONS: [&str; 6] = [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"];
 /// Files with such an extension that hold no samples.
 const METADATA: [&str; 5] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"];
@@ -47,7 +47,7 @@ pub(super) fn choose<'a>(id: &str, files: &[&'a str], path: Option<&str>, split:
     }
     ensure_valid!(
         !candidates.is_empty(),
-        "it has no data file that can be read here (.json, .jsonl, .csv, .parquet) among: {}",
+        "it has no data file that can be read here (.json, .jsonl, .ndjson, .csv, .tsv, .parquet) among: {}",
         listing(files, SHOWN)
     );
     let (meant, others): (&[&str], Vec<&str>) = match split {
@@ -76,7 +76,10 @@ fn named<'a>(path: &str, files: &[&'a str], candidates: &[&'a str]) -> Result<&'
             listing(candidates, SHOWN)
         ));
     };
-    ensure_valid!(is_data_file(file), "`{path}` cannot be read here; expected .json, .jsonl, .csv or .parquet");
+    ensure_valid!(
+        is_data_file(file),
+        "`{path}` cannot be read here; expected .json, .jsonl, .ndjson, .csv, .tsv or .parquet"
+    );
     Ok(file)
 }
 

@@ -8,6 +8,8 @@ use super::block::{Block, Saved};
 use super::load::{EMBEDDING, HEAD};
 use super::norm::Norm;
 use super::{Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
+use crate::ensure_valid;
+use crate::error::listing;
 use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
 use crate::ops::{cross_entropy, linear, softcap};
@@ -227,6 +229,41 @@ impl Decoder {
         }
         let dx = self.norm.backward(&saved, &dh.hidden, gradients)?;
         Ok((loss, x.zeros_like()?.index_add(&rows, &dx, 0)?))
+    }
+}
+
+impl Decoder {
+    /// To be asked where a result is not finite: refuses weights that hold NaN or infinity, by name.
+    ///
+    /// # Errors
+    /// Such weights, all listed.
+    pub fn refuse_damaged_weights(&self) -> Result<()> {
+        let mut damaged = vec![];
+        let mut look = |name: &str, tensor: &Tensor| -> Result<()> {
+            let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+            // A sum of finite values of any sane size is finite.
+            if !sum.is_finite() {
+                damaged.push(name.to_string());
+            }
+            Ok(())
+        };
+        look(EMBEDDING, &self.embed_tokens)?;
+        for linear in self.blocks.iter().flat_map(Block::linears) {
+            look(&format!("{}.weight", linear.module), &linear.weight)?;
+            if let Some(lora) = &linear.lora {
+                look(&format!("{}.lora_A.weight", linear.module), &lora.a)?;
+                look(&format!("{}.lora_B.weight", linear.module), &lora.b)?;
+            }
+        }
+        if let Some(head) = &self.lm_head {
+            look(HEAD, head)?;
+        }
+        ensure_valid!(
+            damaged.is_empty(),
+            "the model or its adapter is damaged: NaN or infinite values in {}",
+            listing(&damaged, 8)
+        );
+        Ok(())
     }
 }
 

@@ -179,6 +179,12 @@ fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
     let hidden_size = config.required_size("hidden_size")?;
     let num_attention_heads = config.required_size("num_attention_heads")?;
     let num_hidden_layers = config.required_size("num_hidden_layers")?;
+    // Layers and module names are listed before any weight is looked at.
+    ensure_valid!(
+        num_hidden_layers <= MAX_LAYERS,
+        "{}: num_hidden_layers is {num_hidden_layers}, expected at most {MAX_LAYERS}",
+        config.origin
+    );
     let kv_default = defaults.num_key_value_heads.filter(|_| !config.is_written("num_key_value_heads"));
     let head_default = defaults.head_dim.filter(|_| !config.is_written("head_dim"));
     let head_dim =
@@ -222,6 +228,9 @@ fn activation(config: &Config, defaults: &Defaults) -> Result<Activation> {
         }
     }
 }
+
+/// More layers than any model has: a config.json that asks for more is damaged.
+const MAX_LAYERS: usize = 10_000;
 
 /// Sizes that have to fit together.
 fn check(config: &Config, spec: &ModelSpec) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 /// How tokens are chosen and when to stop.
@@ -33,7 +33,7 @@ impl Decoder {
     /// The new tokens after `prompt`; each is handed to `on_token` as it comes.
     ///
     /// # Errors
-    /// An empty prompt, or one that leaves no room in the model's context.
+    /// An empty prompt, or one that leaves no room in the model's context; logits that are not finite.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -52,7 +52,13 @@ impl Decoder {
         let mut sampler = LogitsProcessor::from_sampling(options.seed, options.sampling());
         let (mut answer, mut fresh) = (vec![], prompt.to_vec());
         for _ in 0..count {
-            let token = sampler.sample(&self.next_logits(&fresh, &mut cache)?)?;
+            let logits = self.next_logits(&fresh, &mut cache)?;
+            if !logits.max_all()?.to_scalar::<f32>()?.is_finite() || !logits.sum_all()?.to_scalar::<f32>()?.is_finite()
+            {
+                self.refuse_damaged_weights()?;
+                bail!("the model's logits are not finite");
+            }
+            let token = sampler.sample(&logits)?;
             if options.stop_ids.contains(&token) {
                 break;
             }

@@ -7,8 +7,8 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::{Decoder, LayerSpec, ModelSpec, Parameters};
 use crate::checkpoint::Checkpoint;
-use crate::invalid;
 use crate::ops::attention::Shape;
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use indicatif::ProgressBar;
@@ -40,6 +40,7 @@ impl Decoder {
         progress: &ProgressBar,
     ) -> Result<Self> {
         check_shapes(spec, checkpoint)?;
+        check_tied_head(spec, checkpoint)?;
         progress.set_length(spec.num_hidden_layers as u64);
         let parameters = Parameters::new();
         let mut loader = Loader { spec, checkpoint, device, dtype, trains, parameters, progress };
@@ -188,4 +189,16 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     Err(invalid!("the weights do not fit config.json: {}", crate::error::listing(&problems, 12)))
+}
+
+/// A stored head beside a tied embedding is common and harmless, as long as the two are equal.
+fn check_tied_head(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    if spec.tie_word_embeddings && checkpoint.info(HEAD).is_some() {
+        ensure_valid!(
+            checkpoint.read_bytes(HEAD)? == checkpoint.read_bytes(EMBEDDING)?,
+            "config.json says tie_word_embeddings = true, but the checkpoint's {HEAD} differs from {EMBEDDING}; set it to \
+             false to use the head that is stored"
+        );
+    }
+    Ok(())
 }

@@ -23,7 +23,8 @@ pub struct Gradients {
     pub head: Option<Tensor>,
 }
 
-fn chunk_rows(vocab: usize, rows: usize) -> usize {
+/// Rows of logits that exist at a time, of `rows` in all.
+pub fn chunk_rows(vocab: usize, rows: usize) -> usize {
     (CHUNK_ELEMENTS / vocab).clamp(1, rows.max(1))
 }
 

@@ -30,6 +30,14 @@ impl Matrix {
         Self { data: values.as_mut_ptr(), row_stride: row_stride as isize, col_stride: 1 }
     }
 
+    /// A row-major matrix of `rows` rows to write, in memory of its own that holds nothing yet; [`Fresh::filled`] takes
+    /// it out once every element has been written.
+    pub fn fresh(rows: usize, row_stride: usize) -> (Self, Fresh) {
+        let mut values = Vec::with_capacity(rows * row_stride);
+        let data = values.as_mut_ptr();
+        (Self { data, row_stride: row_stride as isize, col_stride: 1 }, Fresh(values, rows * row_stride))
+    }
+
     /// The part that starts at row `i`, column `j`. Stays inside the same allocation by the promise of [`product`].
     pub fn at(self, i: usize, j: usize) -> Self {
         let offset = i as isize * self.row_stride + j as isize * self.col_stride;
@@ -39,6 +47,21 @@ impl Matrix {
     /// The transpose: the same memory with its strides exchanged.
     pub fn t(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// Memory behind a [`Matrix::fresh`]. Zeros that a product writes over at once would cost as much as reading it.
+pub struct Fresh(Vec<f32>, usize);
+
+impl Fresh {
+    /// The values.
+    ///
+    /// # Safety
+    /// Every element has been written.
+    pub unsafe fn filled(mut self) -> Vec<f32> {
+        // SAFETY: promised by the caller; the capacity is that length.
+        unsafe { self.0.set_len(self.1) };
+        self.0
     }
 }
 

@@ -44,7 +44,9 @@ fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype
         |x: &Tensor, transposed| x.dims2().map(|(rows, cols)| if transposed { (cols, rows) } else { (rows, cols) });
     let ((m, k), (inner, n)) = (sizes(a, a_transposed)?, sizes(b, b_transposed)?);
     anyhow::ensure!(k == inner, "matrices {:?} and {:?} do not fit together", a.dims(), b.dims());
-    let mut out = vec![0f32; m * n];
+    // Without a sum to run over nothing would be written.
+    anyhow::ensure!(k > 0, "matrices {:?} and {:?} have no inner dimension", a.dims(), b.dims());
+    let (out, fresh) = Matrix::fresh(m, n);
     let a_width = a.dim(1)?;
     let (rows, cols) = b.dims2()?;
     let guard = b.storage_and_layout();
@@ -53,9 +55,10 @@ fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype
         let a = Matrix::read(a, 0, a_width);
         let a = if a_transposed { a.t() } else { a };
         // SAFETY: whole matrices of the checked sizes, and an output of our own.
-        unsafe { product_with(m, a, weight, Matrix::write(&mut out, n), false) };
+        unsafe { product_with(m, a, weight, out, false) };
     })?;
-    widen::tensor(out, (m, n).into(), dtype)
+    // SAFETY: the product wrote all m × n elements.
+    widen::tensor(unsafe { fresh.filled() }, (m, n).into(), dtype)
 }
 
 /// dy: [N, d_out] -> dbias: [d_out] in f32

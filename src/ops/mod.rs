@@ -15,6 +15,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod gated_mlp;
 pub mod linear;
+pub mod machine;
 pub mod rms_norm;
 pub mod rope;
 pub mod softcap;

@@ -8,6 +8,7 @@
 //!
 //! A folder gets its name when it is whole and on the disk. One that was damaged later is found out by its checksums.
 
+use super::export::{objective, trained};
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::state::{Origin, RunState};
@@ -191,7 +192,7 @@ impl Checkpoints {
         check_finite(trainer.model.parameters())?;
         let staging = stage(dir)?;
         sync_dir(self.dir.parent().context("checkpoints/ is in the output folder")?)?;
-        write_parameters(prepared, staging.path())?;
+        write_parameters(settings, prepared, staging.path())?;
         save_tensors_staged(&staging.path().join(OPTIMIZER), &trainer.optimizer.moments())?;
         let record = Record {
             version: VERSION,
@@ -233,10 +234,10 @@ impl Checkpoints {
 }
 
 /// The trained tensors as a folder that other tools read too.
-fn write_parameters(prepared: &Prepared, dir: &Path) -> Result<()> {
+fn write_parameters(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<()> {
     let parameters = prepared.trainer.model.parameters();
     let Some(adapter) = &prepared.adapter else {
-        let trained = |name: &str| Ok(parameters.get(name).map(|var| var.as_detached_tensor()));
+        let trained = |name: &str| Ok(trained(prepared, name));
         let hidden = ProgressBar::hidden();
         return rewrite_into(&prepared.base.dir, &prepared.checkpoint, dir, Some(DType::F32), trained, &hidden);
     };
@@ -248,7 +249,11 @@ fn write_parameters(prepared: &Prepared, dir: &Path) -> Result<()> {
             prepared.identity.get_or_init(|| identity)
         }
     };
-    let card = model_card(&trained, &[("state", "a checkpoint of a run that goes on".to_string())]);
+    let card = model_card(
+        &trained,
+        objective(settings.asft.penalize),
+        &[("state", "a checkpoint of a run that goes on".to_string())],
+    );
     adapter::write_into(&trained, prepared.trainer.model.spec(), identity, &card, dir)
 }
 

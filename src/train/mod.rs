@@ -1,6 +1,8 @@
 //! Training: what goes into a step, the step, the run around it, and what lets the run go on after a stop.
 
 mod checkpoint;
+mod dry_run;
+mod estimate;
 mod export;
 mod options;
 mod output;
@@ -16,6 +18,7 @@ mod state;
 mod step;
 mod stop;
 
+pub use dry_run::{Forecast, dry_run};
 pub use options::{Method, OutputOptions, TrainOptions};
 pub use penalties::Penalties;
 pub use plan::Plan;

@@ -73,10 +73,9 @@ impl OutputFolder {
     /// What is there.
     ///
     /// # Errors
-    /// A file, or a folder of something else.
+    /// A folder of something else.
     pub fn content(&self) -> Result<Content> {
         let dir = &self.dir;
-        ensure_valid!(!dir.is_file(), "output.dir {} is a file", dir.display());
         let empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
         if empty {
             return Ok(Content::Nothing);

@@ -7,11 +7,11 @@ use super::output::{OutputFolder, direction_path};
 use super::resume::Start;
 use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::data::{self, Dataset, Format, Validation};
-use crate::error::exit_code;
-use crate::hub::{self, Resolved, ResolvedFile, Split};
+use crate::data::{self, Format, SetFiles, Sets};
+use crate::error::{exit_code, listing};
+use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
@@ -44,8 +44,7 @@ pub struct Ready {
     pub targets: Vec<String>,
     /// As it is before step 1; `None` in full tuning.
     pub adapter: Option<Adapter>,
-    pub train: Dataset,
-    pub validation: Option<Dataset>,
+    pub sets: Sets,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -82,7 +81,7 @@ impl Problems {
 /// Finds and checks all inputs of a run.
 pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quiet: bool) -> Result<Ready> {
     let mut check = Preflight { settings, start, quiet, problems: Problems::default(), record: RunRecord::start() };
-    check.problems.note(super::space::check_writable(output.dir()));
+    check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
     let sources = check.sources(kept_direction.is_some());
@@ -94,17 +93,22 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
         check.problems.note(room);
     }
     let Preflight { problems, mut record, .. } = check;
-    let (Some(base), Some(model), Some((train, validation)), Some(direction), true) =
+    let (Some(base), Some(model), Some(sets), Some(direction), true) =
         (sources.base, model, samples, direction, problems.0.is_empty())
     else {
         return Err(problems.into_error());
     };
-    record.input("aligned", &settings.model.aligned, model_hash(&base, &model.checkpoint)?);
-    if settings.data.template != "tokenizer" {
-        record.input("template", &settings.data.template, hash_file(Path::new(&settings.data.template))?);
+    record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
+    record.input("model_files", &source(&base), files_hash(&base)?);
+    if let Some(dir) = settings.lora.init_adapter.as_ref().filter(|_| start.saved().is_none()) {
+        record.input("init_adapter", dir, adapter::content_hash(Path::new(dir))?);
+    }
+    let template = Path::new(&settings.data.template);
+    if template.is_file() {
+        record.input("template", &settings.data.template, hash_file(template)?);
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, train, validation, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, direction, record })
 }
 
 pub fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
@@ -125,8 +129,7 @@ struct Sources {
     base: Option<Resolved>,
     /// If a direction is to be computed.
     unaligned: Option<Resolved>,
-    train: Option<ResolvedFile>,
-    validation: Option<ResolvedFile>,
+    data: Option<SetFiles>,
 }
 
 /// The base model as far as its headers tell, and what is to train of it.
@@ -156,21 +159,13 @@ impl Preflight<'_> {
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
         let Settings { data, asft, model, .. } = self.settings;
-        let train = self.dataset_file(&data.train, Split::Train, "data.train");
-        let validation = match &data.validation {
-            Some(Validation::File(file)) => self.dataset_file(file, Split::Validation, "data.validation"),
-            Some(Validation::Share(_)) | None => None,
-        };
+        let wanted = self.problems.0.is_empty() || is_local(&data.train);
+        let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
         let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
         let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
-        Sources { base, unaligned, train, validation }
-    }
-
-    fn dataset_file(&mut self, source: &str, split: Split, key: &'static str) -> Option<ResolvedFile> {
-        let wanted = self.problems.0.is_empty() || is_local(source);
-        wanted.then(|| self.problems.note(hub::resolve_dataset(source, split, self.quiet).context(key)))?
+        Sources { base, unaligned, data }
     }
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
@@ -215,6 +210,7 @@ impl Preflight<'_> {
                 adapter
             }
             (None, None) => {
+                check_sizes(&model.spec, &model.checkpoint, &model.targets, options.rank)?;
                 let (spec, rank, alpha) = (&model.spec, options.rank, options.alpha as f64);
                 let modules = adapter::fresh_modules(spec, &model.targets, rank, alpha, seed, &model.device)?;
                 Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
@@ -227,40 +223,26 @@ impl Preflight<'_> {
     }
 
     /// Training set and validation set, read to their ends.
-    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<(Dataset, Option<Dataset>)> {
-        let options = &self.settings.data;
-        let vocab_size = model.spec.vocab_size;
+    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<Sets> {
+        let (files, base) = (sources.data.as_ref()?, sources.base.as_ref()?);
+        let (options, seed, vocab_size) = (&self.settings.data, self.settings.train.seed, model.spec.vocab_size);
         let tokenizer = match options.format {
             Format::Tokenized => None,
-            _ => Some(self.problems.note(tokenizer(&sources.base.as_ref()?.dir, vocab_size))?),
+            _ => Some(self.problems.note(tokenizer(&base.dir, vocab_size))?),
         };
-        let mut load = |name: &str, key: &'static str, ResolvedFile { path, source }: &ResolvedFile| {
-            let progress = bar(0, "tokenising", self.quiet);
-            let dataset = match &tokenizer {
-                Some(tokenizer) => data::load(path, options, tokenizer, &progress),
-                None => data::load_tokenized(path, options, vocab_size, &progress),
-            };
-            progress.finish_and_clear();
-            let dataset = dataset.and_then(|dataset| data::check_ids(&dataset, vocab_size).map(|()| dataset));
-            let dataset = self.problems.note(dataset.context(key))?;
-            self.record.input(name, source, self.problems.note(hash_file(path))?);
-            if !self.quiet {
-                eprintln!("{source}: {}", dataset.counts);
-            }
-            Some(dataset)
-        };
-        let train = sources.train.as_ref().and_then(|file| load("train", "data.train", file));
-        let validation = sources.validation.as_ref().map(|file| load("validation", "data.validation", file));
-        match (validation, &options.validation) {
-            (Some(validation), _) => Some((train?, Some(validation?))),
-            (None, Some(Validation::Share(share))) => {
-                let split = data::split_validation(train?, *share, self.settings.train.seed);
-                let (train, validation) = self.problems.note(split)?;
-                Some((train, Some(validation)))
-            }
-            // A file that was not found is among the problems.
-            (None, _) => Some((train?, None)),
+        let progress = || bar(0, "tokenising", self.quiet);
+        let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
+        let sets = self.problems.note(sets)?;
+        for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
+            let Some(file) = file else { continue };
+            self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
+        self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
+        if let Some(validation) = &sets.validation {
+            let file = files.validation.as_ref().unwrap_or(&files.train);
+            self.say(&format!("validation: {}: {}", file.source, validation.counts));
+        }
+        Some(sets)
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
@@ -309,6 +291,9 @@ pub fn open_direction(
         .collect();
     directions.check_against(&shapes, checkpoint)?;
     record.input("direction", &path.display().to_string(), hash_file(path)?);
+    let unaligned = &directions.header().unaligned;
+    let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
+    record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
     Ok(directions)
 }
 
@@ -331,15 +316,40 @@ fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// A hash of every weight and of what else makes the model compute what it does.
-fn model_hash(base: &Resolved, checkpoint: &Checkpoint) -> Result<String> {
+/// A hash of what else than the weights makes the model compute what it does.
+fn files_hash(base: &Resolved) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(checkpoint.content_hash(checkpoint.names())?.as_bytes());
     for name in MODEL_FILES {
         let path = base.dir.join(name);
         if path.is_file() {
-            hasher.update(format!("\n{name} {}", hash_file(&path)?).as_bytes());
+            hasher.update(format!("{name} {}\n", hash_file(&path)?).as_bytes());
         }
     }
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A folder, or a hub id with its revision.
+fn source(model: &Resolved) -> String {
+    match (&model.id, &model.revision) {
+        (Some(id), Some(revision)) => format!("{id}@{revision}"),
+        (Some(id), None) => id.clone(),
+        (None, _) => model.dir.display().to_string(),
+    }
+}
+
+/// Checks before anything is allocated that the targets are as large as config.json says, and `rank` no larger.
+fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], rank: usize) -> Result<()> {
+    let (mut problems, mut largest) = (vec![], 0);
+    for module in targets {
+        let name = format!("{module}.weight");
+        let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
+        match checkpoint.info(&name) {
+            Some(info) if info.shape == expected => largest = largest.max(*expected.iter().max().unwrap_or(&0)),
+            Some(info) => problems.push(format!("{name} has shape {:?}, expected {expected:?}", info.shape)),
+            None => problems.push(format!("{name} is missing")),
+        }
+    }
+    ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
+    ensure_valid!(rank <= largest, "lora.rank is {rank}, beyond the largest side of any targeted weight ({largest})");
+    Ok(())
 }

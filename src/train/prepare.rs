@@ -49,10 +49,10 @@ pub fn prepare(
 ) -> Result<Prepared> {
     let mut ready = preflight(settings, output, start, quiet)?;
     check_inputs(settings, &ready, start, allowed)?;
-    let lengths: Vec<usize> = ready.train.examples.iter().map(|example| example.input_ids.len()).collect();
+    let lengths: Vec<usize> = ready.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let model = load_model(settings, &ready, quiet)?;
-    check_gradients(&model, &ready.train.examples).context("checking that everything trains")?;
+    check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(&mut ready, quiet)?;
     check_inputs(settings, &ready, start, allowed)?;
@@ -65,8 +65,8 @@ pub fn prepare(
         trainer: Trainer::new(model, penalties, &settings.train, dropout),
         adapter,
         identity: OnceCell::new(),
-        train: ready.train,
-        validation: ready.validation,
+        train: ready.sets.train,
+        validation: ready.sets.validation,
         plan,
         inputs: input_hashes(settings, &ready.record),
         record: ready.record,
@@ -80,14 +80,22 @@ pub fn prepare(
 /// The content hash of each input by the key that names it.
 fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, String> {
     let key = |name| match name {
-        "aligned" => "model.aligned",
-        "direction" if settings.asft.direction.is_some() => "asft.direction",
-        "direction" => "model.unaligned",
-        "train" => "data.train",
-        "validation" => "data.validation",
-        _ => "data.template",
+        "aligned" | "model_files" => Some("model.aligned"),
+        "direction" if settings.asft.direction.is_some() => Some("asft.direction"),
+        "direction" => Some("model.unaligned"),
+        "train" => Some("data.train"),
+        "validation" => Some("data.validation"),
+        "template" => Some("data.template"),
+        // In the direction, and in the checkpoint's adapter.
+        _ => None,
     };
-    record.hashes().map(|(name, hash)| (key(name).to_string(), hash.to_string())).collect()
+    let mut hashes = BTreeMap::<String, String>::new();
+    for (name, hash) in record.hashes() {
+        if let Some(key) = key(name) {
+            hashes.entry(key.to_string()).or_default().push_str(hash);
+        }
+    }
+    hashes
 }
 
 fn check_inputs(settings: &Settings, ready: &Ready, start: &Start, allowed: &[String]) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 /// Tokens of the sample that the probe runs on.
@@ -36,18 +36,22 @@ pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
             silent.push(format!("{name} ({size})"));
         }
     }
-    ensure!(silent.is_empty(), "no usable gradient reaches {}", crate::error::listing(&silent, 8));
-    Ok(())
+    if silent.is_empty() {
+        return Ok(());
+    }
+    model.refuse_damaged_weights()?;
+    bail!("no usable gradient reaches {}", crate::error::listing(&silent, 8))
 }
 
-/// The beginning of the first sample that has a label early enough.
+/// The beginning of a sample, as near to [`PROBE_TOKENS`] as the data allow. The shortest will not do: where a token sees
+/// only itself, its attention weight is 1 whatever the query, and q and k receive no gradient.
 fn short_sample(examples: &[Example]) -> Option<Example> {
     let cut = |example: &Example| {
         let first = example.labels.iter().skip(1).position(|&label| label >= 0)? + 1;
         let end = (first + PROBE_TOKENS / 2).max(PROBE_TOKENS).min(example.labels.len());
         Some(Example { input_ids: example.input_ids[..end].to_vec(), labels: example.labels[..end].to_vec() })
     };
-    examples.iter().filter_map(cut).min_by_key(|example| example.input_ids.len())
+    examples.iter().filter_map(cut).min_by_key(|example| example.input_ids.len().abs_diff(PROBE_TOKENS))
 }
 
 fn gradients_of(model: &Decoder, sample: &Example) -> Result<Gradients> {
@@ -56,4 +60,27 @@ fn gradients_of(model: &Decoder, sample: &Example) -> Result<Gradients> {
     let mut gradients = Gradients::default();
     model.loss_and_gradients(sequences, 1.0, true, None, &mut gradients)?;
     Ok(gradients)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sample of `length` tokens whose labels begin at `first`.
+    fn sample(length: usize, first: usize) -> Example {
+        let labels = (0..length).map(|i| if i < first { -100 } else { 1 }).collect();
+        Example { input_ids: vec![1; length], labels }
+    }
+
+    fn probed(samples: &[Example]) -> Option<usize> {
+        short_sample(samples).map(|sample| sample.input_ids.len())
+    }
+
+    #[test]
+    fn a_sample_of_two_tokens_is_not_what_decides() {
+        assert_eq!(probed(&[sample(2, 1), sample(40, 5), sample(9, 2)]), Some(40));
+        assert_eq!(probed(&[sample(2, 1), sample(500, 10), sample(900, 800)]), Some(PROBE_TOKENS));
+        assert_eq!(probed(&[sample(900, 800)]), Some(800 + PROBE_TOKENS / 2));
+        assert_eq!(probed(&[sample(3, 3)]), None);
+    }
 }

@@ -1,30 +1,15 @@
-//! Whether the output folder can be written, and has room for what a run will put there.
+//! Whether the disk of the output folder has room for what a run will put there.
 
 use super::output::OutputFolder;
 use crate::adapter::Adapter;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, existing};
 use crate::config::Settings;
 use crate::ensure_valid;
 use anyhow::{Context, Result};
 use indicatif::DecimalBytes;
-use std::path::Path;
 
 /// Beside the tensors: configs, the tokenizer, metrics.
 const SMALL_FILES_BYTES: u64 = 32 << 20;
-
-/// Checks that a file can be made where `dir` is or will be. Leaves nothing there.
-pub fn check_writable(dir: &Path) -> Result<()> {
-    let place = existing(dir);
-    ensure_valid!(place.is_dir(), "output.dir {}: {} is not a folder", dir.display(), place.display());
-    let written = tempfile::tempfile_in(place);
-    ensure_valid!(
-        written.is_ok(),
-        "output.dir {} cannot be written: {}; choose another folder (--set output.dir=...)",
-        dir.display(),
-        written.err().map(|error| error.to_string()).unwrap_or_default()
-    );
-    Ok(())
-}
 
 /// Checks that the disk has room for the result and the checkpoints. What the direction takes is not known before it
 /// is computed.
@@ -65,12 +50,6 @@ fn bytes_needed(settings: &Settings, tensors: u64) -> u64 {
     tensors.saturating_mul(copies).saturating_add(SMALL_FILES_BYTES)
 }
 
-/// `dir`, or the nearest folder above that there is.
-fn existing(dir: &Path) -> &Path {
-    let above = dir.ancestors().find(|place| place.exists());
-    above.filter(|place| !place.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,16 +63,5 @@ mod tests {
         assert_eq!(bytes_needed(&settings, 100), SMALL_FILES_BYTES + 100 + 4 * 300);
         settings.output.keep_last = usize::MAX;
         assert_eq!(bytes_needed(&settings, 100), u64::MAX);
-    }
-
-    #[test]
-    fn folders_that_are_not_there_yet_are_looked_for_above() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, deep) = (dir.path().join("file"), dir.path().join("a/b/c"));
-        std::fs::write(&file, "").unwrap();
-        check_writable(&deep).unwrap();
-        assert!(!deep.exists());
-        assert!(check_writable(&file.join("run")).unwrap_err().to_string().contains("is not a folder"));
-        assert!(check_writable(Path::new("run-that-is-not-there")).is_ok());
     }
 }

@@ -27,7 +27,7 @@ pub struct NotFinite {
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { task_loss, penalty, grad_norm, .. } = self;
-        write!(f, "the loss is {task_loss}, the penalty {penalty}, the gradient norm {grad_norm}")
+        write!(f, "the loss is {task_loss:.4e}, the penalty {penalty:.4e}, the gradient norm {grad_norm:.4e}")
     }
 }
 

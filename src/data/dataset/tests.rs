@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::IGNORE;
+use crate::data::{Columns, IGNORE};
 use serde_json::{Value, json};
 use std::fs::write;
 
@@ -72,6 +72,118 @@ fn every_format() {
     assert_eq!((&*ids, &*labels), ("<s> a b </s>", "<s> a b </s>"));
     assert_eq!(one(json!({"text": "a </s>"}), Format::Text).0, "<s> a </s>");
     assert_eq!(one(json!({"input_ids": [6, 7], "labels": [-100, 7]}), Format::Tokenized).1, "b");
+}
+
+#[test]
+fn sharegpt_turns_are_messages() {
+    let say = |from: &str, value: &str| json!({"from": from, "value": value});
+    let turns = json!([say("human", "a"), say("gpt", "b"), say("observation", "c"), say("chatgpt", "d")]);
+    let (ids, labels) = one(json!({"conversations": turns, "system": "e"}), Format::Sharegpt);
+    let expected = "<t> system e </s> <t> user a </s> <t> assistant b </s> <t> <unk> c </s> <t> assistant d </s>";
+    assert_eq!((&*ids, &*labels), (expected, "b </s> d </s>"));
+    // A table stores the turns as text.
+    assert_eq!(one(json!({"conversations": turns.to_string(), "system": ""}), Format::Sharegpt).1, "b </s> d </s>");
+    for (turn, expected) in [
+        (
+            say("humam", "a"),
+            "turn 1: `from` is \"humam\", which nobody known goes by; expected one of human, user, gpt",
+        ),
+        (say("humam", "a"), "did you mean \"human\"?"),
+        (json!({"from": "gpt", "text": "a"}), "turn 1: `value` is missing or not a string; fields found: from, text"),
+        (json!({"role": "user", "content": "a"}), "`data.format = \"chat\"`, with `data.columns`"),
+        (json!(3), "turn 1: expected an object with `from` and `value`, got a number"),
+        (say("function_call", "f(x)"), "should be JSON with `name` and `arguments`"),
+        (say("function_call", "{}"), "`name` is missing"),
+    ] {
+        let message = error(&json!({"conversations": [turn]}).to_string(), &options(Format::Sharegpt));
+        assert!(message.contains(expected) && message.contains("data.jsonl:1"), "{message}");
+    }
+}
+
+#[test]
+fn calls_reach_the_template_as_tool_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("t.jinja");
+    let calls =
+        "{% for c in m.tool_calls or [] %}{{ ' ' + c.function.name + ' ' + c.function.arguments.x }}{% endfor %}";
+    let turns = "{% for m in messages %}{{ '<t> ' + m.role + ' ' + m.content }}CALLS{{ ' </s>' }}{% endfor %}";
+    write(&template, format!("{{{{ tools[0] }}}}{}", turns.replace("CALLS", calls))).unwrap();
+    let options = DataOptions { template: template.display().to_string(), ..options(Format::Sharegpt) };
+    let call = json!({"name": "f", "arguments": {"x": "g"}});
+    let turns = json!([{"from": "user", "value": "a"}, {"from": "function_call", "value": call.to_string()},
+                       {"from": "tool", "value": "h"}, {"from": "gpt", "value": "i"}]);
+    for tools in [json!(["system"]), json!("[\"system\"]")] {
+        let text = json!({"conversations": turns, "tools": tools}).to_string();
+        let ids = &load_text(&text, &options).unwrap().examples[0].input_ids;
+        let words: Vec<&str> = ids.iter().map(|&id| VOCAB[id as usize]).collect();
+        let expected = "system <t> user a </s> <t> assistant f g </s> <t> <unk> h </s> <t> assistant i </s>";
+        assert_eq!(words.join(" "), expected);
+    }
+}
+
+#[test]
+fn calls_are_labels_however_they_are_rendered() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("t.jinja");
+    // What ends a conversation is rendered otherwise than what goes on, so that no beginning is one of the whole.
+    let turns = "{% for m in messages %}{{ '<t> ' + m.role + (' g' if loop.last and m.role == 'assistant' else '') + (' ' + m.content if m.content \
+                 else '') }}{% for c in m.tool_calls or [] %}{{ ' i ' + c.function.name + ' <e> ' + c.function.arguments.x }}\
+                 {% endfor %}{{ ' </s>' }}{% endfor %}";
+    let call = |name: &str, x: &str| json!({"function": {"name": name, "arguments": {"x": x}}});
+    let messages = |content: Value| {
+        json!({"messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": content, "tool_calls": [call("b", "c"), call("d", "e")]},
+            {"role": "user", "content": "f"}, {"role": "assistant", "content": "h"}]})
+    };
+    for prompt in ["", "{{ '<t> assistant' if add_generation_prompt }}"] {
+        write(&template, format!("{turns}{prompt}")).unwrap();
+        let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
+        for (content, said) in [(json!(""), ""), (json!(null), ""), (json!("g"), "g ")] {
+            let dataset = load_text(&messages(content).to_string(), &options).unwrap();
+            let labels = dataset.examples[0].labels.iter().filter(|label| **label != IGNORE);
+            let words: Vec<&str> = labels.map(|&label| VOCAB[label as usize]).collect();
+            let last = if prompt.is_empty() { "h </s>" } else { "g h </s>" };
+            assert_eq!(words.join(" "), format!("{said}i b <e> c i d <e> e </s> {last}"), "{prompt}");
+        }
+    }
+    // Content beside calls is left out, and there is no header to go by.
+    write(
+        &template,
+        "{% for m in messages %}{% if m.tool_calls %}{{ '<t> ' + m.tool_calls[0].name + ' e </s>' }}{% else %}\
+                      {{ m.content + ' <e> ' }}{% endif %}{% endfor %}",
+    )
+    .unwrap();
+    let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
+    let turns = json!([{"role": "user", "content": "a"},
+                       {"role": "assistant", "content": "b", "tool_calls": [{"name": "c"}]},
+                       {"role": "user", "content": "d"},
+                       {"role": "assistant", "content": "f", "tool_calls": []}]);
+    let dataset = load_text(&json!({"messages": turns}).to_string(), &options).unwrap();
+    assert_eq!(dataset.examples[0].labels, [-100, -100, 3, 8, 10, 2, -100, -100, 11, 16]);
+    write(&template, "{% for m in messages %}{{ m.role + ' ' + (m.content or '') + ' </s>' }}{% endfor %}").unwrap();
+    let message = error(&messages(json!(null)).to_string(), &options);
+    assert!(message.contains("the tool calls of message 2 cannot be found"), "{message}");
+}
+
+#[test]
+fn columns_say_where_fields_are() {
+    let columns = |pairs: &[&str], format: Format| {
+        let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
+        DataOptions { columns: Columns::parse(&pairs, format.fields()).unwrap(), ..options(format) }
+    };
+    let alpaca = columns(&["instruction=q", "output=a"], Format::Alpaca);
+    let dataset = load_text("{\"q\": \"a\", \"a\": \"b\", \"instruction\": \"c\"}", &alpaca).unwrap();
+    assert_eq!(dataset.examples[0].input_ids, [3, 4, 6, 2, 3, 5, 7, 2]);
+    let message = error("{\"q\": \"a\", \"a\": \"b\"}\n{\"q\": \"a\"}", &alpaca);
+    assert!(message.contains("data.jsonl:2: column `a`, which `data.columns` gives for field `output`"), "{message}");
+    let tokenized = columns(&["input_ids=x", "labels=y"], Format::Tokenized);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.csv");
+    write(&path, "x,y\n\"[6, 7]\",\"[-100, 7]\"\n").unwrap();
+    let dataset = load_tokenized(&path, &tokenized, 17, &ProgressBar::hidden()).unwrap();
+    assert_eq!(dataset.examples[0].labels, [-100, 7]);
+    assert!(dataset.origin(0).ends_with("data.csv:2"));
 }
 
 #[test]

@@ -104,6 +104,7 @@ fn what_changes_the_maths_is_refused_by_name() {
         ("llama", json!({"sliding_window": 8}), "sliding_window"),
         ("llama", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         ("llama", json!({"hidden_size": "48"}), "hidden_size"),
+        ("llama", json!({"num_hidden_layers": 4_000_000_000u64}), "num_hidden_layers"),
         ("mistral", json!({"quantization_config": {}}), "quantization_config"),
         ("qwen2", json!({"attention_bias": true}), "attention_bias"),
         (

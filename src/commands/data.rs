@@ -1,0 +1,76 @@
+//! `asft data`
+
+use crate::cli::DataArgs;
+use crate::config::Settings;
+use crate::data::{self, Dataset, Format, Marks, SetFiles, Sets, Summary, epoch_order, predicted_labels};
+use crate::hub;
+use crate::model::ModelSpec;
+use crate::report::progress_bar;
+use crate::tokenizer::Tokenizer;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::io::{IsTerminal, Write, stdout};
+use std::path::Path;
+
+pub fn run(args: DataArgs) -> Result<()> {
+    let settings = Settings::load(&args.config, &args.set)?;
+    let files = SetFiles::resolve(&settings.data, false)?;
+    let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
+    let spec = ModelSpec::load(&base.dir)?;
+    let tokenizer = load_tokenizer(&base.dir, settings.data.format)?;
+    let encoder = tokenizer.as_ref().filter(|_| settings.data.format != Format::Tokenized);
+    let progress = || progress_bar(0, "tokenising");
+    let sets = data::load_sets(&files, &settings.data, settings.train.seed, encoder, spec.vocab_size, &progress)?;
+    let count = sets.train.examples.len();
+    let order = epoch_order(count, args.seed.unwrap_or(0), 0, args.seed.is_some());
+    let chosen: Vec<usize> = order.into_iter().take(args.show).collect();
+    if args.json {
+        return print_json(&sets, &chosen, tokenizer.as_ref());
+    }
+    let mut out = stdout().lock();
+    writeln!(out, "training samples\n{}", Summary::of(&sets.train))?;
+    if let Some(validation) = &sets.validation {
+        writeln!(out, "validation samples\n{}", Summary::of(validation))?;
+    }
+    for index in chosen {
+        let Some(example) = sets.train.examples.get(index) else { continue };
+        let (tokens, labels) = (example.input_ids.len(), predicted_labels(&example.labels));
+        let origin = sets.train.origin(index);
+        writeln!(out, "sample {} of {count} ({origin}): {tokens} tokens, {labels} labels", index + 1)?;
+        writeln!(out, "{}\n", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
+    }
+    Ok(())
+}
+
+/// The tokenizer; samples that are tokenized already can be shown without one.
+fn load_tokenizer(dir: &Path, format: Format) -> Result<Option<Tokenizer>> {
+    if format == Format::Tokenized && !dir.join("tokenizer.json").is_file() {
+        return Ok(None);
+    }
+    Tokenizer::load(dir).map(Some)
+}
+
+/// Colours on a terminal, unless NO_COLOR is set (https://no-color.org).
+fn marks() -> Marks {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if stdout().is_terminal() && !unwanted { Marks::Colour } else { Marks::Brackets }
+}
+
+fn print_json(sets: &Sets, chosen: &[usize], tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let Dataset { examples, .. } = &sets.train;
+    let mut samples = vec![];
+    for &index in chosen {
+        let Some(example) = examples.get(index) else { continue };
+        let text = tokenizer.map(|tokenizer| tokenizer.decode(&example.input_ids, false)).transpose()?;
+        samples.push(json!({
+            "origin": sets.train.origin(index),
+            "text": text,
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+        }));
+    }
+    let validation = sets.validation.as_ref().map(Summary::of);
+    let report = json!({"train": Summary::of(&sets.train), "validation": validation, "samples": samples});
+    writeln!(stdout().lock(), "{report}")?;
+    Ok(())
+}

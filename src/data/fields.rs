@@ -1,0 +1,232 @@
+//! A record as its format sees it: fields by the format's names, wherever `data.columns` says they are.
+
+use super::records::{Record, kind};
+use crate::error::{listing, nearest};
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// The dataset's own name of each field that the format knows by another: `{ instruction = "question" }`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// From `field=column` arguments; `known`: the fields there are.
+    ///
+    /// # Errors
+    /// An argument that is not of this form, a field that there is not, a field given twice.
+    pub fn parse(arguments: &[String], known: &[&str]) -> Result<Self> {
+        let mut columns = Self::default();
+        for argument in arguments {
+            let (field, column) = argument.split_once('=').ok_or_else(|| {
+                invalid!("--column {argument}: expected FIELD=COLUMN, for example --column instruction=question")
+            })?;
+            let earlier = columns.0.insert(field.trim().to_string(), column.trim().to_string());
+            ensure_valid!(earlier.is_none(), "--column {argument}: field `{}` is given twice", field.trim());
+        }
+        match columns.problem(known) {
+            Some(problem) => Err(invalid!("--column: {problem}")),
+            None => Ok(columns),
+        }
+    }
+
+    /// What is wrong with the first wrong entry, if any is, where the fields are `known`.
+    pub fn problem(&self, known: &[&str]) -> Option<String> {
+        self.0.iter().find_map(|(field, column)| {
+            if !known.contains(&field.as_str()) {
+                let hint = nearest(field, known.iter().copied())
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                return Some(format!("there is no field `{field}` in this format, only {}{hint}", known.join(", ")));
+            }
+            column.is_empty().then(|| format!("the column of field `{field}` is empty: leave it out"))
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn get(&self, field: &str) -> Option<&str> {
+        self.0.get(field).map(String::as_str)
+    }
+}
+
+/// One record, read through the columns of its dataset.
+#[derive(Clone, Copy)]
+pub struct Fields<'a> {
+    record: &'a Record,
+    columns: &'a Columns,
+}
+
+impl<'a> Fields<'a> {
+    pub fn new(record: &'a Record, columns: &'a Columns) -> Self {
+        Self { record, columns }
+    }
+
+    /// Whether the record holds field `name`, or is said to.
+    pub fn has(&self, name: &str) -> bool {
+        self.columns.get(name).is_some() || self.record.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// The string in field `name`.
+    ///
+    /// # Errors
+    /// The field is missing (the fields found are named) or not a string.
+    pub fn text(&self, name: &str) -> Result<&'a str> {
+        self.optional_text(name)?.ok_or_else(|| self.missing(name, "a string"))
+    }
+
+    /// The string in field `name`; `None` if the field is missing or null.
+    ///
+    /// # Errors
+    /// The field holds something else; it is missing although `data.columns` says where it is.
+    pub fn optional_text(&self, name: &str) -> Result<Option<&'a str>> {
+        match self.value(name)? {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(invalid!("{} is {}, expected a string", self.called(name), kind(other))),
+        }
+    }
+
+    /// The list in field `name`; a string that holds a JSON list is one too, as tables have to store them.
+    ///
+    /// # Errors
+    /// The field is missing (the fields found are named) or not a list.
+    pub fn list(&self, name: &str) -> Result<Cow<'a, [Value]>> {
+        match self.value(name)? {
+            None | Some(Value::Null) => Err(self.missing(name, "a list")),
+            Some(Value::Array(list)) => Ok(Cow::Borrowed(list)),
+            Some(Value::String(text)) => match serde_json::from_str(text) {
+                Ok(list) => Ok(Cow::Owned(list)),
+                Err(e) => Err(invalid!("{} is a string, expected a list or its JSON ({e})", self.called(name))),
+            },
+            Some(other) => Err(invalid!("{} is {}, expected a list", self.called(name), kind(other))),
+        }
+    }
+
+    /// The fields `names`, as far as the record has them.
+    ///
+    /// # Errors
+    /// One is missing although `data.columns` says where it is.
+    pub fn pick(&self, names: &[&str]) -> Result<Map<String, Value>> {
+        let mut picked = Map::new();
+        for name in names {
+            if let Some(value) = self.value(name)?.filter(|value| !value.is_null()) {
+                picked.insert(name.to_string(), value.clone());
+            }
+        }
+        Ok(picked)
+    }
+
+    fn value(&self, name: &str) -> Result<Option<&'a Value>> {
+        match self.columns.get(name) {
+            None => Ok(self.record.fields.get(name)),
+            Some(column) => match self.record.fields.get(column) {
+                Some(value) => Ok(Some(value)),
+                None => Err(invalid!(
+                    "column `{column}`, which `data.columns` gives for field `{name}`, is missing; columns found: {}",
+                    self.found()
+                )),
+            },
+        }
+    }
+
+    fn called(&self, name: &str) -> String {
+        match self.columns.get(name) {
+            Some(column) => format!("field `{name}` (column `{column}`)"),
+            None => format!("field `{name}`"),
+        }
+    }
+
+    fn found(&self) -> String {
+        let found: Vec<&String> = self.record.fields.keys().collect();
+        if found.is_empty() { "none".to_string() } else { listing(&found, 12) }
+    }
+
+    fn missing(&self, name: &str, expected: &str) -> anyhow::Error {
+        let column = self.columns.get(name).unwrap_or(name);
+        let state = if self.record.fields.contains_key(column) { "null" } else { "missing" };
+        invalid!(
+            "{} is {state}, expected {expected}; fields found: {}; check `data.format`, which says what a record \
+             holds, and `data.columns`, which says where",
+            self.called(name),
+            self.found()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::records::Place;
+    use super::*;
+    use serde_json::json;
+
+    fn record(value: Value) -> Record {
+        Record { fields: value.as_object().unwrap().clone(), place: Place::Line(1) }
+    }
+
+    fn columns(pairs: &[&str]) -> Result<Columns> {
+        let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
+        Columns::parse(&pairs, &["instruction", "input", "output"])
+    }
+
+    #[test]
+    fn fields_are_named() {
+        let (record, columns) = (record(json!({"prompt": 3, "answer": null})), Columns::default());
+        let fields = Fields::new(&record, &columns);
+        let error = |name| fields.text(name).unwrap_err().to_string();
+        assert!(error("output").contains("`output` is missing, expected a string; fields found: prompt, answer"));
+        assert!(error("prompt").contains("`prompt` is a number, expected a string"));
+        assert!(error("answer").contains("`answer` is null"));
+        assert!(fields.list("prompt").unwrap_err().to_string().contains("expected a list"));
+        assert!(!fields.has("answer") && fields.has("prompt"));
+    }
+
+    #[test]
+    fn columns_stand_in_for_fields() {
+        let record = record(json!({"question": "q", "output": "i", "instruction": "o", "n": 1}));
+        // Names may change places.
+        let swapped = columns(&["instruction=output", "output=instruction"]).unwrap();
+        let fields = Fields::new(&record, &swapped);
+        assert_eq!((fields.text("instruction").unwrap(), fields.text("output").unwrap()), ("i", "o"));
+        let mapped = columns(&["instruction = question", "input=context", "output=n"]).unwrap();
+        let fields = Fields::new(&record, &mapped);
+        assert_eq!(fields.text("instruction").unwrap(), "q");
+        let error = fields.optional_text("input").unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        for part in ["`context`", "`input`", "columns found: question, output, instruction, n"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let error = fields.text("output").unwrap_err().to_string();
+        assert!(error.contains("field `output` (column `n`) is a number"), "{error}");
+    }
+
+    #[test]
+    fn a_list_may_be_json_text() {
+        let (record, columns) = (record(json!({"a": "[1, {}]", "b": "no list", "c": "{}"})), Columns::default());
+        let fields = Fields::new(&record, &columns);
+        assert_eq!(*fields.list("a").unwrap(), [json!(1), json!({})]);
+        for name in ["b", "c"] {
+            assert!(fields.list(name).unwrap_err().to_string().contains("is a string, expected a list or its JSON"));
+        }
+    }
+
+    #[test]
+    fn wrong_columns_are_refused() {
+        let error = |pairs: &[&str]| {
+            let error = columns(pairs).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            error.to_string()
+        };
+        assert!(error(&["instructon=a"]).contains("no field `instructon`"));
+        assert!(error(&["instructon=a"]).contains("did you mean `instruction`?"));
+        assert!(error(&["input"]).contains("expected FIELD=COLUMN"));
+        assert!(error(&["input="]).contains("is empty"));
+        assert!(error(&["input=a", "input=b"]).contains("given twice"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Parquet files: one record a row, with lists and structs as JSON.
+//!
+//! A struct's empty members are left out: a file can only store that every struct of a column has the same members.
+//! Dates, times and decimals are text. Bytes that are not UTF-8 (pictures, say) are as good as null.
+
+use super::{Place, Record};
+use crate::invalid;
+use anyhow::Result;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Number, Value};
+use std::cell::Cell;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Once;
+
+/// What a Parquet file begins and ends with.
+pub const MAGIC: &[u8; 4] = b"PAR1";
+
+/// The rows of the file.
+///
+/// # Errors
+/// A file that cannot be opened, is damaged, is encrypted, or is compressed in a way not built in.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    // The library asserts some of what a damaged file can break.
+    without_panic(|| read_rows(path)).unwrap_or_else(|| {
+        Err(invalid!("{}: not a readable Parquet file: it is damaged; make or download it anew", path.display()))
+    })
+}
+
+/// The result of `work`, or `None` where it panics; nothing is printed then.
+fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !SILENT.get() {
+                usual(info);
+            }
+        }));
+    });
+    SILENT.set(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    SILENT.set(false);
+    result.ok()
+}
+
+fn read_rows(path: &Path) -> Result<Vec<Record>> {
+    let file = File::open(path).map_err(|e| invalid!("cannot read dataset {}: {e}", path.display()))?;
+    let damaged = |e: &dyn std::fmt::Display| invalid!("{}: not a readable Parquet file: {e}", path.display());
+    let reader = SerializedFileReader::new(file).map_err(|e| damaged(&e))?;
+    let mut records = vec![];
+    for (index, row) in reader.get_row_iter(None).map_err(|e| damaged(&e))?.enumerate() {
+        let place = Place::Row(index + 1);
+        let row = row.map_err(|e| invalid!("{}{place}: not readable as Parquet: {e}", path.display()))?;
+        let fields = row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
+        records.push(Record { fields, place });
+    }
+    Ok(records)
+}
+
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(flag) => Value::from(*flag),
+        Field::Byte(number) => Value::from(*number),
+        Field::Short(number) => Value::from(*number),
+        Field::Int(number) => Value::from(*number),
+        Field::Long(number) => Value::from(*number),
+        Field::UByte(number) => Value::from(*number),
+        Field::UShort(number) => Value::from(*number),
+        Field::UInt(number) => Value::from(*number),
+        Field::ULong(number) => Value::from(*number),
+        Field::Float16(number) => float(f64::from(*number)),
+        Field::Float(number) => float(f64::from(*number)),
+        Field::Double(number) => float(*number),
+        Field::Str(text) => Value::from(text.as_str()),
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_or(Value::Null, Value::from),
+        Field::Group(row) => Value::Object(members(row)),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect()),
+        Field::MapInternal(map) => {
+            Value::Object(map.entries().iter().map(|(key, field)| (text(key), value(field))).collect())
+        }
+        Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => Value::from(field.to_string()),
+    }
+}
+
+fn members(row: &Row) -> Map<String, Value> {
+    let members = row.get_column_iter().map(|(name, field)| (name.clone(), value(field)));
+    members.filter(|(_, value)| !value.is_null()).collect()
+}
+
+/// JSON has no infinity and no NaN.
+fn float(number: f64) -> Value {
+    Number::from_f64(number).map_or(Value::Null, Value::Number)
+}
+
+/// A map's key.
+fn text(field: &Field) -> String {
+    match value(field) {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,181 @@
+//! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and says what the run will take.
+
+use super::Plan;
+use super::estimate::{Estimate, Memory, Micro, Work, epoch};
+use crate::config::Settings;
+use crate::data::{self, Counts, Format, SetFiles, Sets};
+use crate::hub;
+use crate::model::ModelSpec;
+use crate::names::resolve_targets;
+use crate::ops::machine::{copy_rate, gemm_rate};
+use crate::report::progress_bar;
+use crate::tokenizer::Tokenizer;
+use anyhow::{Context, Result};
+use indicatif::{HumanBytes, ProgressBar};
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// Share of the GEMM rate that products of many shapes reach between them, and of the copy rate that element-wise work
+/// reaches; from the measurements in `docs/performance.md`.
+const GEMM_SHARE: f64 = 0.95;
+const COPY_SHARE: f64 = 0.6;
+
+/// What a run will take.
+#[derive(Debug, Serialize)]
+pub struct Forecast {
+    pub samples: usize,
+    pub tokens: usize,
+    pub label_tokens: usize,
+    pub steps_per_epoch: usize,
+    pub total_steps: usize,
+    /// Of the largest micro-batch.
+    pub micro_batch_tokens: usize,
+    pub memory_bytes: Memory,
+    pub peak_memory_bytes: usize,
+    /// What the machine has left, where that is known.
+    pub available_memory_bytes: Option<usize>,
+    /// Of a step of mean size.
+    pub step_work: Work,
+    /// On the CPU only: a GPU's rate is not known before it is used.
+    pub time: Option<Time>,
+    #[serde(skip)]
+    counts: Counts,
+    #[serde(skip)]
+    trains: &'static str,
+}
+
+/// Time as the CPU's measured rates have it.
+#[derive(Debug, Serialize)]
+pub struct Time {
+    pub step_seconds: f64,
+    pub run_seconds: f64,
+    pub gemm_flops_per_second: f64,
+    pub copy_bytes_per_second: f64,
+}
+
+/// Forecasts a run without loading weights.
+///
+/// # Errors
+/// Whatever [`super::run`] would refuse in settings, config.json, tokenizer and data.
+pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
+    let files = SetFiles::resolve(&settings.data, quiet)?;
+    let base = hub::resolve_without_weights(&settings.model.aligned, quiet).context("model.aligned")?;
+    let spec = ModelSpec::load(&base.dir)?;
+    let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+    let is_cpu = settings.model.device.open()?.is_cpu();
+    let tokenizer = match settings.data.format {
+        Format::Tokenized => None,
+        _ => Some(Tokenizer::load(&base.dir)?),
+    };
+    let progress = || if quiet { ProgressBar::hidden() } else { progress_bar(0, "tokenising") };
+    let Sets { train, validation } =
+        data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)?;
+    let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
+    let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
+    let steps = epoch(&mut plan, &train.examples);
+    let largest = largest(&steps);
+    let estimate = Estimate::new(&spec, settings, &targets);
+    let data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
+    let memory = estimate.memory(largest, data_tokens);
+    let work = mean_work(&estimate, &steps);
+    Ok(Forecast {
+        samples: train.examples.len(),
+        tokens: train.counts.tokens,
+        label_tokens: train.counts.label_tokens,
+        steps_per_epoch: plan.steps_per_epoch,
+        total_steps: plan.total_steps,
+        micro_batch_tokens: largest.tokens,
+        memory_bytes: memory,
+        peak_memory_bytes: memory.total(),
+        available_memory_bytes: if is_cpu { available_memory() } else { None },
+        step_work: work,
+        time: is_cpu.then(|| time(&spec, largest.tokens, work, plan.total_steps)),
+        counts: train.counts,
+        trains: if settings.train.method == super::Method::Lora { "adapter" } else { "weights that train" },
+    })
+}
+
+/// In tokens, and in labels and squares wherever these are largest.
+fn largest(steps: &[Vec<Micro>]) -> Micro {
+    steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
+        tokens: largest.tokens.max(micro.tokens),
+        label_tokens: largest.label_tokens.max(micro.label_tokens),
+        squares: largest.squares.max(micro.squares),
+    })
+}
+
+fn mean_work(estimate: &Estimate, steps: &[Vec<Micro>]) -> Work {
+    let all = estimate.work(&steps.concat());
+    let count = steps.len().max(1) as f64;
+    Work {
+        gemm_flops: all.gemm_flops / count,
+        attention_flops: all.attention_flops / count,
+        traffic_bytes: all.traffic_bytes / count,
+    }
+}
+
+fn time(spec: &ModelSpec, tokens: usize, work: Work, total_steps: usize) -> Time {
+    let gemm = gemm_rate(tokens.clamp(1, 1024), spec.hidden_size, spec.intermediate_size);
+    let copy = copy_rate();
+    let step_seconds =
+        (work.gemm_flops + work.attention_flops) / (gemm * GEMM_SHARE) + work.traffic_bytes / (copy * COPY_SHARE);
+    Time {
+        step_seconds,
+        run_seconds: step_seconds * total_steps as f64,
+        gemm_flops_per_second: gemm,
+        copy_bytes_per_second: copy,
+    }
+}
+
+/// Linux: what the kernel says can be had without swapping.
+fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: usize| HumanBytes(bytes as u64).to_string();
+        writeln!(f, "data     {}", self.counts)?;
+        writeln!(
+            f,
+            "steps    {} ({} an epoch), at most {} tokens in a micro-batch",
+            self.total_steps, self.steps_per_epoch, self.micro_batch_tokens
+        )?;
+        let memory = self.memory_bytes;
+        writeln!(f, "memory   {} at the peak:", size(self.peak_memory_bytes))?;
+        let during = if memory.activations >= memory.logits { "activations" } else { "activations and logits" };
+        for (part, bytes) in [
+            ("frozen weights", memory.weights),
+            (&format!("{}, gradients, AdamW", self.trains), memory.trained),
+            ("direction", memory.direction),
+            (during, memory.activations.max(memory.logits)),
+            ("samples and program", memory.process),
+        ] {
+            if bytes > 0 {
+                writeln!(f, "           {part:<36} {:>12}", size(bytes))?;
+            }
+        }
+        if let Some(available) = self.available_memory_bytes {
+            let verdict = if available < self.peak_memory_bytes { "; too little" } else { "" };
+            writeln!(f, "           of {} available{verdict}", size(available))?;
+        }
+        match &self.time {
+            Some(time) => write!(
+                f,
+                "time     {:.2} s a step, {} in all, at {:.0} GFLOP/s and {:.1} GB/s measured now",
+                time.step_seconds,
+                indicatif::HumanDuration(Duration::from_secs_f64(time.run_seconds)),
+                time.gemm_flops_per_second / 1e9,
+                time.copy_bytes_per_second / 1e9
+            ),
+            None => write!(
+                f,
+                "work     {:.2} TFLOP a step; a GPU's time is not estimated",
+                (self.step_work.gemm_flops + self.step_work.attention_flops) / 1e12
+            ),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What a run will need, before its weights are loaded: memory by part, and the arithmetic of a step.
+//!
+//! Counted from the shapes: every tensor that `model/` keeps or makes, in its own type. Left out are what the allocator
+//! loses between blocks and, on a GPU, the workspaces of its libraries. `docs/performance.md` compares the figures with
+//! measured ones.
+
+use super::{Method, Plan};
+use crate::config::Settings;
+use crate::data::{Example, predicted_labels};
+use crate::model::{BLOCK_LINEARS, ModelSpec};
+use crate::ops::cross_entropy::chunk_rows;
+use candle_core::DType;
+use serde::Serialize;
+
+const F32: usize = 4;
+/// The process before anything is loaded: code, thread stacks, tokenizer.
+const PROCESS_BYTES: usize = 60 << 20;
+
+/// One micro-batch in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Micro {
+    pub tokens: usize,
+    pub label_tokens: usize,
+    /// Σ T² over its sequences.
+    pub squares: usize,
+}
+
+impl Micro {
+    fn of<'a>(examples: impl Iterator<Item = &'a Example>) -> Self {
+        examples.fold(Self::default(), |sum, example| Self {
+            tokens: sum.tokens + example.input_ids.len(),
+            label_tokens: sum.label_tokens + predicted_labels(&example.labels),
+            squares: sum.squares + example.input_ids.len().pow(2),
+        })
+    }
+}
+
+/// Bytes by part, at the peak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Frozen weights, in the compute type.
+    pub weights: usize,
+    /// What trains: values, gradients, AdamW's moments, and in full tuning the weights that the penalty starts from.
+    pub trained: usize,
+    /// The penalty's U and c.
+    pub direction: usize,
+    /// What the forward pass keeps for the backward pass, and what one block makes on the way.
+    pub activations: usize,
+    /// A chunk of logits, and the gradient of the hidden states at the labels.
+    pub logits: usize,
+    /// The samples, the program itself.
+    pub process: usize,
+}
+
+impl Memory {
+    pub fn total(&self) -> usize {
+        self.weights + self.trained + self.direction + self.activations.max(self.logits) + self.process
+    }
+}
+
+/// Work of one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Work {
+    /// Of the linears and the head, 2 for each multiply-add.
+    pub gemm_flops: f64,
+    /// Of the attention scores and their products, above the diagonal too, as tiles have it.
+    pub attention_flops: f64,
+    /// Read and written by everything else.
+    pub traffic_bytes: f64,
+}
+
+/// A run's needs.
+pub struct Estimate<'a> {
+    spec: &'a ModelSpec,
+    settings: &'a Settings,
+    /// Module paths of the targeted linears.
+    targets: &'a [String],
+}
+
+impl<'a> Estimate<'a> {
+    pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &'a [String]) -> Self {
+        Self { spec, settings, targets }
+    }
+
+    /// Memory at the largest micro-batch. `data_tokens`: of all samples.
+    pub fn memory(&self, largest: Micro, data_tokens: usize) -> Memory {
+        let (trained, weights) = match self.settings.train.method {
+            Method::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
+            Method::Full => (self.full_bytes(), 0),
+        };
+        let kept_blocks = if self.settings.train.gradient_checkpointing {
+            self.spec.num_hidden_layers * self.spec.hidden_size * self.width() + self.block_bytes()
+        } else {
+            self.spec.num_hidden_layers * self.block_bytes()
+        };
+        let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens);
+        // Hidden states at the labels: selected, normed, and their gradients.
+        let logits = rows * self.spec.vocab_size * F32 + 4 * largest.label_tokens * self.spec.hidden_size * F32;
+        let kept_at_head = if self.settings.train.gradient_checkpointing {
+            self.spec.num_hidden_layers * self.spec.hidden_size * self.width()
+        } else {
+            kept_blocks
+        };
+        Memory {
+            weights,
+            trained,
+            direction: self.direction_bytes(),
+            activations: largest.tokens * (kept_blocks + self.transient_bytes()),
+            logits: largest.tokens * kept_at_head + logits,
+            // An id and a label for each token.
+            process: PROCESS_BYTES + data_tokens * 12,
+        }
+    }
+
+    /// Work of a step over these micro-batches.
+    pub fn work(&self, micro_batches: &[Micro]) -> Work {
+        let sum = micro_batches.iter().fold(Micro::default(), |sum, micro| Micro {
+            tokens: sum.tokens + micro.tokens,
+            label_tokens: sum.label_tokens + micro.label_tokens,
+            squares: sum.squares + micro.squares,
+        });
+        let full = self.settings.train.method == Method::Full;
+        // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
+        let again = usize::from(self.settings.train.gradient_checkpointing);
+        let block_passes = 2 + usize::from(full) + again;
+        let head_passes = 2 + usize::from(full);
+        let linears: usize = self.linear_elements();
+        let head = self.spec.vocab_size * self.spec.hidden_size;
+        let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
+        let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
+        // Two products forward, five backward; half of the square is masked, but for the tiles on the diagonal.
+        let width = self.spec.num_attention_heads * self.spec.head_dim;
+        let attention = sum.squares as f64 * (width * self.spec.num_hidden_layers * (2 * (1 + again) + 5)) as f64;
+        let traffic = sum.tokens * self.spec.num_hidden_layers * self.traffic_per_token() * (3 + again);
+        Work { gemm_flops: gemm as f64, attention_flops: attention, traffic_bytes: traffic as f64 }
+    }
+
+    /// Bytes of one value in the compute type.
+    fn width(&self) -> usize {
+        DType::from(self.settings.model.dtype).size_in_bytes()
+    }
+
+    fn model_elements(&self) -> usize {
+        self.spec.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    fn linear_elements(&self) -> usize {
+        let shapes = BLOCK_LINEARS.iter().filter_map(|linear| self.spec.linear_shape(linear));
+        self.spec.num_hidden_layers * shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
+    }
+
+    /// Shapes (d_out, d_in) of the targeted linears.
+    fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.targets.iter().filter_map(|module| crate::adapter::module_shape(self.spec, module))
+    }
+
+    fn adapter_elements(&self) -> usize {
+        let rank = self.settings.lora.rank;
+        self.target_shapes().map(|(d_out, d_in)| rank * (d_out + d_in)).sum()
+    }
+
+    /// Values, gradients and moments of every tensor, the embedding's gradient twice while it is summed, and copies of
+    /// the penalised weights.
+    fn full_bytes(&self) -> usize {
+        let embedding = self.spec.vocab_size * self.spec.hidden_size;
+        let penalised =
+            self.settings.asft.penalize != crate::method::Penalize::None && self.settings.asft.lambda != 0.0;
+        let starts = if penalised { self.target_shapes().map(|(a, b)| a * b).sum() } else { 0 };
+        (4 * self.model_elements() + 2 * embedding + starts) * F32
+    }
+
+    /// Up to full rank; a direction file may hold fewer.
+    fn direction_bytes(&self) -> usize {
+        if !self.settings.asft.needs_direction() || self.settings.asft.lambda == 0.0 {
+            return 0;
+        }
+        self.target_shapes().map(|(d_out, d_in)| d_out * d_out.min(d_in) * F32).sum()
+    }
+
+    /// What a block keeps for its backward pass, for each token.
+    fn block_bytes(&self) -> usize {
+        let spec = self.spec;
+        let (h, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
+        // Inputs of the norms and of the linears, q, k, v and the attention's output, gate, up and their product.
+        let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
+        values += if spec.qk_norm { q + kv } else { 0 };
+        values += if spec.post_norms { 2 * h } else { 0 };
+        values * self.width() + self.lora_bytes()
+    }
+
+    /// What the adapters of a block keep for each token: their input where dropout or the compute type make it another
+    /// than the linear's, and its product with A.
+    fn lora_bytes(&self) -> usize {
+        if self.settings.train.method == Method::Full || self.targets.is_empty() {
+            return 0;
+        }
+        let copies = self.settings.lora.dropout > 0.0 || self.width() != F32;
+        let bytes: usize =
+            self.target_shapes().map(|(_, d_in)| (self.settings.lora.rank + if copies { d_in } else { 0 }) * F32).sum();
+        bytes / self.spec.num_hidden_layers
+    }
+
+    /// What a block's backward pass holds beside what is kept, for each token: the gradients of the MLP.
+    fn transient_bytes(&self) -> usize {
+        (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width()
+    }
+
+    /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, for each token.
+    fn traffic_per_token(&self) -> usize {
+        let spec = self.spec;
+        let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
+        let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.intermediate_size;
+        let lora: usize = match self.settings.train.method {
+            Method::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
+            Method::Full => 0,
+        };
+        (plain + lora / spec.num_hidden_layers) * self.width()
+    }
+}
+
+/// The micro-batches of one epoch's steps.
+pub fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
+    (0..plan.steps_per_epoch)
+        .map(|step| {
+            let micro_batches = plan.micro_batches(step);
+            micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
+        })
+        .collect()
+}
