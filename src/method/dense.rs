@@ -1,9 +1,10 @@
-//! The dense f64 kernels under the direction: panels widened from f32 row-major storage, triangular products, Lanczos,
+//! The dense f64 kernels under the direction: panels widened from f32 row-major storage, triangular products,
 //! eigendecomposition and Cholesky, all faer's.
 //!
 //! No f32 matrix is held a second time in f64 (operands are widened a panel at a time), and the eigendecomposition
 //! works in place: memory is budgeted by the caller ([`super::factorize`]).
 
+use super::krylov;
 use anyhow::{Result, anyhow};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
@@ -16,10 +17,8 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::linalg::{evd, qr};
-use faer::matrix_free::eigen::{PartialEigenParams, partial_self_adjoint_eigen, partial_self_adjoint_eigen_scratch};
 use faer::traits::RealField;
-use faer::{Accum, Col, Conj, Mat, MatRef, Par, Side, Spec};
-use rand::{Rng, SeedableRng};
+use faer::{Accum, Conj, Mat, MatRef, Par, Side, Spec};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -218,36 +217,16 @@ impl Symmetric {
         positive
     }
 
-    /// The eigenpairs of largest magnitude by Krylov–Schur, or none if they did not converge.
+    /// The eigenpairs of largest magnitude, or none if the partial solver does not find them.
     pub fn leading(&mut self, k: usize, tolerance: f64, par: Par) -> Option<(Vec<f64>, Mat<f64>)> {
         let n = self.dim();
-        let dimension = (2 * k).max(k + 32).max(64);
-        if dimension >= n {
-            return None;
-        }
         self.load(1.0, 0.0);
         for j in 1..n {
             for i in 0..j {
                 self.work[(i, j)] = self.work[(j, i)];
             }
         }
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-        let start = Col::<f64>::from_fn(n, |_| random.random_range(-1.0..1.0));
-        let params = PartialEigenParams { max_dim: dimension, max_restarts: 60, ..Default::default() };
-        let full = self.work.as_ref();
-        let mut memory = MemBuffer::new(partial_self_adjoint_eigen_scratch::<f64>(&full, k, par, params));
-        let (mut values, mut vectors) = (vec![0.0; k], Mat::zeros(n, k));
-        let info = partial_self_adjoint_eigen(
-            vectors.as_mut(),
-            &mut values,
-            &full,
-            start.as_ref(),
-            tolerance,
-            par,
-            MemStack::new(&mut memory),
-            params,
-        );
-        (info.n_converged_eigen >= k && values.iter().all(|v| v.is_finite())).then_some((values, vectors))
+        krylov::leading(self.work.as_ref(), k, tolerance, par)
     }
 
     /// A lower estimate of the spectral norm, near it.
@@ -334,6 +313,7 @@ fn with_stack<R>(size: StackReq, work: impl FnOnce(&mut MemStack) -> R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{Rng, SeedableRng};
 
     fn random_symmetric(n: usize, seed: u64) -> Mat<f64> {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);

@@ -2,7 +2,7 @@
 //!
 //! With n the smaller side of V, only its n × n square is formed, in f64:
 //!   1. the square, then how many eigenvalues to keep: for a tolerance, by counting those above it (inertia);
-//!   2. their vectors: Krylov–Schur where they are few (k ≤ n / 16), else a full eigendecomposition of the square;
+//!   2. their vectors: block Krylov where they are few (k ≤ n / 16), else a full eigendecomposition of the square;
 //!   3. U, orthonormal, rounded to the f32 that is stored; c_i = ‖Vᵀu_i‖² / ‖V‖_F for the rounded u_i; right vectors;
 //!   4. the residual's bound ([`super::certify`]), which trusts none of the above.
 //!

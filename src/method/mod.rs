@@ -5,6 +5,7 @@ mod dense;
 pub mod direction;
 pub mod direction_file;
 pub mod factorize;
+mod krylov;
 mod options;
 mod penalty;
 

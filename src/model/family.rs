@@ -5,7 +5,7 @@
 //! nothing is guessed.
 
 use super::config_json::Config;
-use super::rope::{Rope, RopeScaling, yarn_attention_factor};
+use super::rope::RopeScaling;
 use super::spec::{LayerSpec, ModelSpec};
 use crate::ops::activation::Activation;
 use crate::{ensure_valid, invalid};
@@ -52,6 +52,8 @@ struct Defaults {
     tie_word_embeddings: bool,
     activation_key: &'static str,
     activation: &'static str,
+    /// One rope for layers with full attention and one for those with a window.
+    two_ropes: bool,
 }
 
 const LLAMA: Defaults = Defaults {
@@ -61,6 +63,7 @@ const LLAMA: Defaults = Defaults {
     tie_word_embeddings: false,
     activation_key: "hidden_act",
     activation: "silu",
+    two_ropes: false,
 };
 
 fn llama(config: &Config) -> Result<ModelSpec> {
@@ -74,8 +77,12 @@ fn mistral(config: &Config) -> Result<ModelSpec> {
     let defaults = Defaults { num_key_value_heads: Some(8), max_position_embeddings: 4096 * 32, ..LLAMA };
     refuse_unsupported(config, &["sliding_window"])?;
     let mut spec = common(config, &defaults)?;
-    // Not written means 4096; null means none.
-    let window = if config.is_written("sliding_window") { config.size("sliding_window")? } else { Some(4096) };
+    let window = sliding_window(config)?;
+    ensure_valid!(
+        window.is_none() || config.get("layer_types").is_none(),
+        "{}: `layer_types` is not supported beside a sliding_window for this model_type; expected null",
+        config.origin
+    );
     spec.layers.iter_mut().for_each(|layer| layer.window = window);
     Ok(spec)
 }
@@ -94,16 +101,13 @@ fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
     (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, third && bias, third);
     // The window counts only where it is switched on, and then for the layers from max_window_layers on.
     let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let written = config.is_written("sliding_window");
-    let window = if written { config.size("sliding_window")? } else { Some(4096) }.filter(|_| used);
+    let window = sliding_window(config)?.filter(|_| used);
     let first = match config.get("max_window_layers") {
         Some(value) => value.as_u64().ok_or_else(|| config.wrong("max_window_layers", "a whole number", value))?,
         None => 28,
     };
     let slides = sliding_layers(config, spec.num_hidden_layers, |layer| window.is_some() && layer as u64 >= first)?;
-    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
-        layer.window = window.filter(|_| slides);
-    }
+    set_windows(config, &mut spec, &slides, window)?;
     Ok(spec)
 }
 
@@ -115,16 +119,12 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
         tie_word_embeddings: true,
         activation_key: "hidden_activation",
         activation: "gelu_pytorch_tanh",
+        two_ropes: third,
     };
-    let own = [
-        "attention_bias",
-        "sliding_window",
-        "layer_types",
-        "query_pre_attn_scalar",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-    ];
-    refuse_unsupported(config, &own)?;
+    let own = ["attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"];
+    // transformers does not apply a Gemma 3's attention soft-cap, others do: refused, as it is null in all of Google's.
+    let cap: &[&str] = if third { &[] } else { &["attn_logit_softcapping"] };
+    refuse_unsupported(config, &[&own[..], cap].concat())?;
     let mut spec = common(config, &defaults)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, third);
@@ -143,15 +143,31 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
         },
         false => 2,
     };
-    let window = config.size("sliding_window")?.unwrap_or(4096);
     let slides = sliding_layers(config, spec.num_hidden_layers, |layer| (layer + 1) % pattern != 0)?;
-    if third {
-        spec.ropes = gemma3_ropes(config, spec.max_position_embeddings)?;
-    }
+    set_windows(config, &mut spec, &slides, sliding_window(config)?)?;
     for (layer, slides) in spec.layers.iter_mut().zip(slides) {
-        *layer = LayerSpec { window: slides.then_some(window), rope: usize::from(third && slides) };
+        layer.rope = usize::from(third && slides);
     }
     Ok(spec)
+}
+
+/// The sliding window: 4096 where none is written; null means none.
+fn sliding_window(config: &Config) -> Result<Option<usize>> {
+    if config.is_written("sliding_window") { config.size("sliding_window") } else { Ok(Some(4096)) }
+}
+
+/// Gives the layers that slide their window.
+fn set_windows(config: &Config, spec: &mut ModelSpec, slides: &[bool], window: Option<usize>) -> Result<()> {
+    ensure_valid!(
+        window.is_some() || !slides.contains(&true),
+        "{}: some layers have sliding attention, and there is no window: `sliding_window` is null or \
+         `use_sliding_window` is not true",
+        config.origin
+    );
+    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
+        layer.window = window.filter(|_| *slides);
+    }
+    Ok(())
 }
 
 /// Which layers have a sliding window: as `layer_types` says, else by `rule`.
@@ -213,7 +229,11 @@ fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         attention_softcap: None,
         logit_softcap: None,
         embedding_scale: None,
-        ropes: vec![rope(config, context)?],
+        ropes: if defaults.two_ropes {
+            ropes::by_layer_type(config, context)?
+        } else {
+            vec![ropes::single(config, context)?]
+        },
         layers: vec![LayerSpec { window: None, rope: 0 }; num_hidden_layers],
     })
 }
@@ -260,7 +280,7 @@ fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
 enum Neutral {
     /// Only null, or no field at all.
     Null,
-    False,
+    Flag(bool),
     Number(f64),
     AllFull,
 }
@@ -268,8 +288,8 @@ enum Neutral {
 /// Fields that would change the maths. A family that reads one names it in `own`.
 fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
     let fields = [
-        ("attention_bias", Neutral::False),
-        ("mlp_bias", Neutral::False),
+        ("attention_bias", Neutral::Flag(false)),
+        ("mlp_bias", Neutral::Flag(false)),
         ("attention_dropout", Neutral::Number(0.0)),
         ("partial_rotary_factor", Neutral::Number(1.0)),
         ("logits_scaling", Neutral::Number(1.0)),
@@ -278,16 +298,17 @@ fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
         ("embedding_multiplier", Neutral::Number(1.0)),
         ("attention_multiplier", Neutral::Null),
         ("sliding_window", Neutral::Null),
-        ("use_sliding_window", Neutral::False),
+        ("use_sliding_window", Neutral::Flag(false)),
         ("layer_types", Neutral::AllFull),
         ("attention_chunk_size", Neutral::Null),
         ("query_pre_attn_scalar", Neutral::Null),
         ("attn_logit_softcapping", Neutral::Null),
         ("final_logit_softcapping", Neutral::Null),
-        ("use_bidirectional_attention", Neutral::False),
-        ("rope_interleaved", Neutral::False),
+        ("use_bidirectional_attention", Neutral::Flag(false)),
+        ("is_causal", Neutral::Flag(true)),
+        ("rope_interleaved", Neutral::Flag(false)),
         ("no_rope_layers", Neutral::Null),
-        ("use_qk_norm", Neutral::False),
+        ("use_qk_norm", Neutral::Flag(false)),
         ("num_local_experts", Neutral::Null),
         ("num_experts", Neutral::Null),
         ("quantization_config", Neutral::Null),
@@ -296,7 +317,7 @@ fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
         let Some(got) = config.get(key) else { continue };
         let (harmless, expected) = match neutral {
             Neutral::Null => (false, "null".to_string()),
-            Neutral::False => (got == &Value::Bool(false), "false".to_string()),
+            Neutral::Flag(flag) => (got == &Value::Bool(flag), flag.to_string()),
             Neutral::Number(number) => (got.as_f64() == Some(number), number.to_string()),
             Neutral::AllFull => {
                 let all = got.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"));
@@ -312,110 +333,7 @@ fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
-fn rope(config: &Config, context: usize) -> Result<Rope> {
-    let theta = config.number("rope_theta")?.unwrap_or(10_000.0);
-    let parameters = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
-    match parameters {
-        // Gemma 3 nests them by layer type, and reads them itself.
-        Some(parameters) if parameters.fields.values().all(|v| v.is_object()) && !parameters.fields.is_empty() => {
-            ensure_valid!(
-                config.string("model_type")? == Some("gemma3_text"),
-                "{}: parameters by layer type are not supported for this model_type",
-                parameters.origin
-            );
-            Ok(Rope { theta, scaling: RopeScaling::None })
-        }
-        Some(parameters) => rope_parameters(&parameters, theta, context),
-        None => Ok(Rope { theta, scaling: RopeScaling::None }),
-    }
-}
-
-/// Full attention's rope, then sliding attention's.
-fn gemma3_ropes(config: &Config, context: usize) -> Result<Vec<Rope>> {
-    let global = config.number("rope_theta")?.unwrap_or(1_000_000.0);
-    let local = config.number("rope_local_base_freq")?.unwrap_or(10_000.0);
-    let plain = |theta| Rope { theta, scaling: RopeScaling::None };
-    if let Some(nested) = config.object("rope_parameters")? {
-        let part = |name: &str, theta: f64| match nested.object(name)? {
-            Some(parameters) => rope_parameters(&parameters, theta, context),
-            None => Ok(plain(theta)),
-        };
-        return Ok(vec![part("full_attention", global)?, part("sliding_attention", local)?]);
-    }
-    let global = match config.object("rope_scaling")? {
-        Some(scaling) => rope_parameters(&scaling, global, context)?,
-        None => plain(global),
-    };
-    Ok(vec![global, plain(local)])
-}
-
-/// One set of rope parameters; `theta` holds where they have none of their own.
-fn rope_parameters(rope: &Config, theta: f64, context: usize) -> Result<Rope> {
-    let theta = rope.number("rope_theta")?.unwrap_or(theta);
-    if let Some(got) = rope.get("partial_rotary_factor").filter(|got| got.as_f64() != Some(1.0)) {
-        return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
-    }
-    let kind = match rope.string("rope_type")? {
-        Some(kind) => kind,
-        None => rope.string("type")?.unwrap_or("default"),
-    };
-    let original =
-        || Ok::<_, anyhow::Error>(rope.number("original_max_position_embeddings")?.unwrap_or(context as f64));
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: rope.required_number("factor")? },
-        "dynamic" => {
-            RopeScaling::Dynamic { factor: rope.required_number("factor")?, max_position_embeddings: context as f64 }
-        }
-        "yarn" => yarn(rope, original()?)?,
-        "longrope" => longrope(rope, original()?, context)?,
-        "llama3" => RopeScaling::Llama3 {
-            factor: rope.required_number("factor")?,
-            low_freq_factor: rope.required_number("low_freq_factor")?,
-            high_freq_factor: rope.required_number("high_freq_factor")?,
-            original_max_position_embeddings: original()?,
-        },
-        other => {
-            return Err(invalid!(
-                "{}: rope_type `{other}` is not supported; supported: default, linear, dynamic, yarn, longrope, llama3",
-                rope.origin
-            ));
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn yarn(rope: &Config, original: f64) -> Result<RopeScaling> {
-    let factor = rope.required_number("factor")?;
-    let attention_factor = match rope.number("attention_factor")? {
-        Some(given) => given,
-        None => yarn_attention_factor(factor, rope.number("mscale")?, rope.number("mscale_all_dim")?),
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        attention_factor,
-        beta_fast: rope.number("beta_fast")?.unwrap_or(32.0),
-        beta_slow: rope.number("beta_slow")?.unwrap_or(1.0),
-        original_max_position_embeddings: original,
-        truncate: rope.flag("truncate")?.unwrap_or(true),
-    })
-}
-
-fn longrope(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
-    let factors = |key: &str| rope.numbers(key)?.ok_or_else(|| rope.missing(key));
-    let factor = rope.number("factor")?.unwrap_or(context as f64 / original);
-    let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
-    Ok(RopeScaling::LongRope {
-        short_factor: factors("short_factor")?,
-        long_factor: factors("long_factor")?,
-        attention_factor: rope.number("attention_factor")?.unwrap_or(derived),
-        original_max_position_embeddings: original,
-    })
-}
+mod ropes;
 
 #[cfg(test)]
 mod tests;

@@ -41,7 +41,7 @@ impl Decoder {
         mut on_token: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<u32>> {
         ensure_valid!(!prompt.is_empty(), "the prompt has no tokens");
-        let context = self.spec.max_position_embeddings;
+        let context = self.spec.context();
         ensure_valid!(
             prompt.len() < context,
             "the prompt has {} tokens; the model's context ends at {context}",

@@ -52,6 +52,19 @@ pub enum RopeScaling {
 }
 
 impl Rope {
+    /// Positions that the scaling is made for, in a model whose `config.json` says `max_position_embeddings`. Some
+    /// configs count the scaling in there, some do not.
+    pub fn context(&self, max_position_embeddings: usize) -> usize {
+        let stretched = match self.scaling {
+            RopeScaling::Linear { factor } => factor * max_position_embeddings as f64,
+            RopeScaling::Dynamic { factor, max_position_embeddings: context } => factor * context,
+            RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. }
+            | RopeScaling::Llama3 { factor, original_max_position_embeddings: original, .. } => factor * original,
+            RopeScaling::None | RopeScaling::LongRope { .. } => 0.0,
+        };
+        max_position_embeddings.max(stretched as usize)
+    }
+
     /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings look at where the
     /// sequence ends.
     pub fn stretch(&self, head_dim: usize, start: usize, length: usize) -> Stretch {
@@ -141,6 +154,21 @@ pub fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: O
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scaling_extends_the_context() {
+        let of = |scaling| Rope { theta: 10_000.0, scaling }.context(100);
+        assert_eq!(of(RopeScaling::None), 100);
+        assert_eq!(of(RopeScaling::Linear { factor: 2.5 }), 250);
+        assert_eq!(of(RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 100.0 }), 200);
+        let llama3 = |original_max_position_embeddings| RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings,
+        };
+        assert_eq!((of(llama3(50.0)), of(llama3(10.0))), (400, 100));
+    }
 
     #[test]
     fn only_some_scalings_look_at_the_sequence() {

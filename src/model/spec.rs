@@ -78,6 +78,12 @@ impl ModelSpec {
         family::load(&dir.join("config.json"))
     }
 
+    /// The longest sequence that the model is made for, its rope scaling included.
+    pub fn context(&self) -> usize {
+        let rope = self.ropes.first();
+        rope.map_or(self.max_position_embeddings, |rope| rope.context(self.max_position_embeddings))
+    }
+
     /// Shape [d_out, d_in] of a block linear such as `self_attn.q_proj`.
     pub fn linear_shape(&self, linear: &str) -> Option<(usize, usize)> {
         let (queries, keys) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);

@@ -242,6 +242,14 @@ impl Preflight<'_> {
             let file = files.validation.as_ref().unwrap_or(&files.train);
             self.say(&format!("validation: {}: {}", file.source, validation.counts));
         }
+        let context = model.spec.context();
+        let beyond = sets.train.examples.iter().filter(|example| example.input_ids.len() > context).count();
+        if beyond > 0 {
+            self.say(&format!(
+                "warning: {beyond} training samples are longer than the model's context of {context}; data.max_length \
+                 cuts them"
+            ));
+        }
         Some(sets)
     }
 

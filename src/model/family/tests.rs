@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::rope::Rope;
 use serde_json::json;
 
 fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
@@ -37,6 +38,33 @@ fn legacy_type_key_and_nulls() {
     let spec = llama_with(json!({"rope_scaling": {"type": "linear", "factor": 2.5}, "head_dim": null})).unwrap();
     assert_eq!(spec.ropes[0].scaling, RopeScaling::Linear { factor: 2.5 });
     assert_eq!(spec.head_dim, 12);
+}
+
+#[test]
+fn the_original_context_may_stand_outside_the_scaling() {
+    // There it counts more, as in transformers.
+    let scaling = |original| json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original});
+    let inside = llama_with(json!({"rope_scaling": scaling(16)})).unwrap();
+    let both = json!({"rope_scaling": scaling(32), "original_max_position_embeddings": 16});
+    assert_eq!(llama_with(both).unwrap(), inside);
+}
+
+#[test]
+fn two_dialects_in_one_file_have_to_agree() {
+    let both = |scaling: Value| {
+        json!({"rope_theta": 5e5, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5},
+               "rope_scaling": scaling})
+    };
+    let spec = llama_with(both(json!({"type": "linear", "factor": 2}))).unwrap();
+    assert_eq!(spec.ropes[0], Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
+    assert_eq!(llama_with(both(json!(null))).unwrap(), spec);
+    let nested = json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
+                        "rope_scaling": {"rope_type": "linear", "factor": 8}});
+    for result in [llama_with(both(json!({"type": "yarn", "factor": 4}))), parse_with("gemma3_text", nested)] {
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("`rope_parameters` and `rope_scaling`"), "{error:#}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
 }
 
 #[test]
@@ -114,6 +142,18 @@ fn what_changes_the_maths_is_refused_by_name() {
         ),
         ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
         ("gemma2", json!({"hidden_activation": "gelu"}), "hidden_activation"),
+        // transformers reads this field of a Gemma 3 and makes no use of it; others do.
+        ("gemma3_text", json!({"attn_logit_softcapping": 2.0}), "attn_logit_softcapping"),
+        ("llama", json!({"is_causal": false}), "is_causal"),
+        // Layers that slide without a window, and the other way round.
+        ("gemma2", json!({"sliding_window": null}), "sliding_window"),
+        ("gemma3_text", json!({"sliding_window": null}), "sliding_window"),
+        (
+            "qwen2",
+            json!({"use_sliding_window": false, "layer_types": ["full_attention", "full_attention", "sliding_attention"]}),
+            "use_sliding_window",
+        ),
+        ("mistral", json!({"sliding_window": 8, "layer_types": vec!["full_attention"; 3]}), "layer_types"),
     ] {
         let error = parse_with(model_type, overrides).unwrap_err();
         assert!(error.to_string().contains(needle), "{error:#}");

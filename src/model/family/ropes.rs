@@ -1,0 +1,141 @@
+//! The rotary part of a `config.json`, in the dialects of transformers 4 and 5.
+
+use crate::model::config_json::Config;
+use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+
+/// What counts for a set of parameters besides itself.
+struct Surroundings {
+    /// The base frequency where the set has none.
+    theta: f64,
+    max_position_embeddings: usize,
+    /// `original_max_position_embeddings` beside the set rather than in it; there it counts more.
+    original: Option<f64>,
+}
+
+fn plain(theta: f64) -> Rope {
+    Rope { theta, scaling: RopeScaling::None }
+}
+
+/// The one rope of most families.
+pub(super) fn single(config: &Config, context: usize) -> Result<Rope> {
+    let surroundings = Surroundings {
+        theta: config.number("rope_theta")?.unwrap_or(10_000.0),
+        max_position_embeddings: context,
+        original: config.number("original_max_position_embeddings")?,
+    };
+    let read = |key: &str| {
+        let Some(parameters) = written(config, key)? else { return Ok(None) };
+        ensure_valid!(
+            !parameters.fields.values().all(|value| value.is_object()),
+            "{}: parameters by layer type are not supported for this model_type",
+            parameters.origin
+        );
+        rope_parameters(&parameters, &surroundings).map(Some)
+    };
+    let rope = agreed(config, read("rope_parameters")?, read("rope_scaling")?)?;
+    Ok(rope.unwrap_or(plain(surroundings.theta)))
+}
+
+/// Gemma 3's two: full attention's rope, then sliding attention's.
+pub(super) fn by_layer_type(config: &Config, context: usize) -> Result<Vec<Rope>> {
+    let around = |theta| Surroundings { theta, max_position_embeddings: context, original: None };
+    let global = config.number("rope_theta")?.unwrap_or(1_000_000.0);
+    let local = config.number("rope_local_base_freq")?.unwrap_or(10_000.0);
+    let part = |nested: &Config, name: &str, theta: f64| match nested.object(name)? {
+        Some(parameters) => rope_parameters(&parameters, &around(theta)),
+        None => Ok(plain(theta)),
+    };
+    let five = match written(config, "rope_parameters")? {
+        Some(nested) => {
+            Some(vec![part(&nested, "full_attention", global)?, part(&nested, "sliding_attention", local)?])
+        }
+        None => None,
+    };
+    let four = match written(config, "rope_scaling")? {
+        Some(scaling) => Some(vec![rope_parameters(&scaling, &around(global))?, plain(local)]),
+        None => None,
+    };
+    Ok(agreed(config, five, four)?.unwrap_or_else(|| vec![plain(global), plain(local)]))
+}
+
+/// The object in a field, unless it is empty.
+fn written<'a>(config: &Config<'a>, key: &str) -> Result<Option<Config<'a>>> {
+    Ok(config.object(key)?.filter(|parameters| !parameters.fields.is_empty()))
+}
+
+/// What `rope_parameters` (transformers 5) and `rope_scaling` (transformers 4) say, if one of them is there. Both are
+/// where somebody added a scaling by hand, by an older model card: which of the two is meant nobody can know.
+fn agreed<T: PartialEq>(config: &Config, five: Option<T>, four: Option<T>) -> Result<Option<T>> {
+    ensure_valid!(
+        five.is_none() || four.is_none() || five == four,
+        "{}: `rope_parameters` and `rope_scaling` say different things; keep the one that is meant",
+        config.origin
+    );
+    Ok(five.or(four))
+}
+
+fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
+    let theta = rope.number("rope_theta")?.unwrap_or(surroundings.theta);
+    let context = surroundings.max_position_embeddings;
+    if let Some(got) = rope.get("partial_rotary_factor").filter(|got| got.as_f64() != Some(1.0)) {
+        return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
+    }
+    let kind = match rope.string("rope_type")? {
+        Some(kind) => kind,
+        None => rope.string("type")?.unwrap_or("default"),
+    };
+    let inside = rope.number("original_max_position_embeddings")?;
+    let original = surroundings.original.or(inside).unwrap_or(context as f64);
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: rope.required_number("factor")? },
+        "dynamic" => {
+            RopeScaling::Dynamic { factor: rope.required_number("factor")?, max_position_embeddings: context as f64 }
+        }
+        "yarn" => yarn(rope, original, context)?,
+        "longrope" => longrope(rope, original, context)?,
+        "llama3" => RopeScaling::Llama3 {
+            factor: rope.required_number("factor")?,
+            low_freq_factor: rope.required_number("low_freq_factor")?,
+            high_freq_factor: rope.required_number("high_freq_factor")?,
+            original_max_position_embeddings: original,
+        },
+        other => {
+            return Err(invalid!(
+                "{}: rope_type `{other}` is not supported; supported: default, linear, dynamic, yarn, longrope, llama3",
+                rope.origin
+            ));
+        }
+    };
+    Ok(Rope { theta, scaling })
+}
+
+fn yarn(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
+    let factor = rope.number("factor")?.unwrap_or(context as f64 / original);
+    let attention_factor = match rope.number("attention_factor")? {
+        Some(given) => given,
+        None => yarn_attention_factor(factor, rope.number("mscale")?, rope.number("mscale_all_dim")?),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor,
+        beta_fast: rope.number("beta_fast")?.unwrap_or(32.0),
+        beta_slow: rope.number("beta_slow")?.unwrap_or(1.0),
+        original_max_position_embeddings: original,
+        truncate: rope.flag("truncate")?.unwrap_or(true),
+    })
+}
+
+fn longrope(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
+    let factors = |key: &str| rope.numbers(key)?.ok_or_else(|| rope.missing(key));
+    let factor = rope.number("factor")?.unwrap_or(context as f64 / original);
+    let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+    Ok(RopeScaling::LongRope {
+        short_factor: factors("short_factor")?,
+        long_factor: factors("long_factor")?,
+        attention_factor: rope.number("attention_factor")?.unwrap_or(derived),
+        original_max_position_embeddings: original,
+    })
+}
