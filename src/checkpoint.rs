@@ -6,7 +6,7 @@
 
 mod folder;
 
-pub use folder::{publish, rewrite, stage};
+pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -286,7 +286,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// The innermost folder of `path`, itself included, that exists.
-fn existing(path: &Path) -> &Path {
+pub fn existing(path: &Path) -> &Path {
     path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."))
 }
 
@@ -310,8 +310,11 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) ->
     let parent = parent(path);
     let written = || format!("writing {}", path.display());
     std::fs::create_dir_all(parent).with_context(written)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(".asft-").permissions(mode()).tempfile_in(parent).with_context(written)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(folder::STAGED)
+        .permissions(mode())
+        .tempfile_in(parent)
+        .with_context(written)?;
     write(temporary.as_file_mut()).with_context(written)?;
     temporary.as_file().sync_all().with_context(written)?;
     temporary.persist(path).with_context(written)?;
@@ -379,9 +382,19 @@ impl StreamWriter {
 
 /// Writes tensors to one safetensors file with the header metadata `{"format": "pt"}` that transformers asks for.
 pub fn save_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(tensors.iter(), Some(metadata))?;
+    let bytes = safetensors::serialize(tensors.iter(), Some(pt_metadata()))?;
     write_atomic(path, |file| Ok(file.write_all(&bytes)?))
+}
+
+/// As [`save_tensors`] with one tensor in memory at a time, straight to `path`: for a folder that is still staged.
+pub fn save_tensors_staged(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let writing = || format!("writing {}", path.display());
+    safetensors::serialize_to_file(tensors.iter(), Some(pt_metadata()), path).with_context(writing)?;
+    File::open(path).with_context(writing)?.sync_all().with_context(writing)
+}
+
+fn pt_metadata() -> HashMap<String, String> {
+    HashMap::from([("format".to_string(), "pt".to_string())])
 }
 
 #[cfg(test)]
@@ -406,6 +419,14 @@ mod tests {
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(checkpoint.read_f32("a").unwrap(), [1.0, -2.5]);
         assert_eq!(checkpoint.metadata()["format"], "pt");
+    }
+
+    #[test]
+    fn a_file_without_tensors_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none.safetensors");
+        save_tensors_staged(&path, &BTreeMap::new()).unwrap();
+        assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
     }
 
     #[test]

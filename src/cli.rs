@@ -114,7 +114,8 @@ pub struct DataArgs {
 #[command(after_help = "Examples:
   asft train --config configs/tiny.toml
   asft train --config qwen2-7b.toml --dry-run
-  asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1")]
+  asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1
+  asft train --config qwen2-7b.toml --resume --set train.epochs=5 --allow-change train.epochs")]
 pub struct TrainArgs {
     /// The run's settings (TOML)
     #[arg(long, value_name = "FILE")]
@@ -134,6 +135,12 @@ pub struct TrainArgs {
     /// Replace an earlier run in the output folder
     #[arg(long)]
     pub overwrite: bool,
+    /// Go on from the newest usable checkpoint in the output folder; without any, start from the beginning
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Resume although this setting, or the content of the input that it names, has changed; may be repeated
+    #[arg(long, value_name = "KEY", requires = "resume")]
+    pub allow_change: Vec<String>,
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,

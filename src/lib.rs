@@ -7,7 +7,7 @@
 //! | [`cli`] | arguments as typed |
 //! | [`commands`] | one file per command: load, call, write |
 //! | [`config`] | TOML and `--set` overrides to validated settings |
-//! | [`train`] | prepare, plan, step, run, export |
+//! | [`train`] | preflight, prepare, plan, step, run, checkpoint, resume, export |
 //! | [`eval`] | what a model is worth |
 //! | [`method`] | AsFT itself: the direction V, the factors of C, the penalty |
 //! | [`data`] | records to token ids and labels, batches |

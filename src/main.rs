@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     // and take it. Fails only where a pool exists already, which serves as well.
     let _own_pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build_global();
     match rayon::scope(|_| run(command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -24,15 +24,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Train(args) => return commands::train::run(args),
         Command::Direction(args) => commands::direction::run(args),
         Command::Data(args) => commands::data::run(args),
-        Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Merge(args) => commands::merge::run(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// The reader of our output has had enough (`asft ... | head`).

@@ -12,7 +12,7 @@ use asft::method::direction_file::Directions;
 use asft::method::factorize::Keep;
 use asft::method::{AsftOptions, Penalize};
 use asft::names::Targets;
-use asft::train::{Penalties, StepOutcome, TrainOptions, Trainer};
+use asft::train::{NotFinite, Penalties, StepOutcome, TrainOptions, Trainer};
 use candle_core::Device;
 use common::*;
 use indicatif::ProgressBar;
@@ -128,6 +128,24 @@ fn ten_full_steps_equal_transformers() {
         compared += 1;
     }
     assert!(compared >= 10, "{compared}");
+}
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() {
+    let batches = batches("llama_gqa", 2);
+    let (mut reference, _) = lora_trainer("llama_gqa", true);
+    let expected: Vec<StepOutcome> = (0..2).map(|step| reference.step(step, &batches, 5e-3).unwrap()).collect();
+    let (mut trainer, _) = lora_trainer("llama_gqa", true);
+    let mut got = vec![trainer.step(0, &batches, 5e-3).unwrap()];
+    let poisoned = trainer.model.parameters().values().next().unwrap().clone();
+    let value = poisoned.as_tensor().copy().unwrap();
+    poisoned.set(&(&value * f64::NAN).unwrap()).unwrap();
+    let error = trainer.step(1, &batches, 5e-3).unwrap_err();
+    let reason = error.downcast_ref::<NotFinite>().unwrap();
+    assert!(reason.micro_batch == Some(0) && reason.task_loss.is_nan() && trainer.optimizer.steps() == 1);
+    poisoned.set(&value).unwrap();
+    got.push(trainer.step(1, &batches, 5e-3).unwrap());
+    assert_eq!(got, expected);
 }
 
 #[test]

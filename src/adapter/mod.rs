@@ -12,7 +12,7 @@ pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::LoraOptions;
-pub use peft::{content_hash, load, save};
+pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, write_into};
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};

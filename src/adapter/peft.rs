@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-const PREFIX: &str = "base_model.model.";
+pub const PREFIX: &str = "base_model.model.";
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Reads a PEFT LoRA folder; matrices become f32.
 ///
@@ -90,19 +90,25 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
 /// The folder appears under its name only when it is whole.
 pub fn save(adapter: &Adapter, spec: &ModelSpec, base: &Checkpoint, card: &str, dir: &Path) -> Result<()> {
     let staging = stage(dir)?;
+    write_into(adapter, spec, &BaseIdentity::of(adapter, base)?, card, staging.path())?;
+    verify(adapter, staging.path()).context("the adapter just written does not read back as it was")?;
+    publish(staging, dir)
+}
+
+/// Writes the files of a PEFT folder into one that exists.
+pub fn write_into(adapter: &Adapter, spec: &ModelSpec, identity: &BaseIdentity, card: &str, dir: &Path) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (name, module) in &adapter.modules {
         tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
         tensors.insert(format!("{PREFIX}{name}.lora_B.weight"), module.b.contiguous()?);
     }
-    save_tensors(&staging.path().join(WEIGHTS), &tensors)?;
+    save_tensors(&dir.join(WEIGHTS), &tensors)?;
     let config = serde_json::to_string_pretty(&to_json(adapter, &spec.linear_modules()))? + "\n";
-    let identity = BaseIdentity::of(adapter, base)?.to_json()?;
+    let identity = identity.to_json()?;
     for (name, text) in [(CONFIG, config.as_str()), ("README.md", card), (BaseIdentity::file_name(), &identity)] {
-        write_atomic(&staging.path().join(name), |file| Ok(file.write_all(text.as_bytes())?))?;
+        write_atomic(&dir.join(name), |file| Ok(file.write_all(text.as_bytes())?))?;
     }
-    verify(adapter, staging.path()).context("the adapter just written does not read back as it was")?;
-    publish(staging, dir)
+    Ok(())
 }
 
 fn verify(written: &Adapter, dir: &Path) -> Result<()> {

@@ -52,7 +52,20 @@ pub fn rewrite(
     progress: &indicatif::ProgressBar,
 ) -> Result<()> {
     let staging = stage(out)?;
-    copy_companions(source, staging.path(), dtype)?;
+    rewrite_into(source, checkpoint, staging.path(), dtype, replace, progress)?;
+    publish(staging, out)
+}
+
+/// As [`rewrite`], into a folder that exists.
+pub fn rewrite_into(
+    source: &Path,
+    checkpoint: &Checkpoint,
+    out: &Path,
+    dtype: Option<DType>,
+    replace: impl Fn(&str) -> Result<Option<Tensor>>,
+    progress: &indicatif::ProgressBar,
+) -> Result<()> {
+    copy_companions(source, out, dtype)?;
     let shards = checkpoint.shards();
     progress.set_length(shards.len() as u64);
     let (mut total, mut weight_map) = (0, serde_json::Map::new());
@@ -66,7 +79,7 @@ pub fn rewrite(
             blobs.push((*name, blob));
         }
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let target = staging.path().join(&file);
+        let target = out.join(&file);
         safetensors::serialize_to_file(blobs, Some(metadata), &target)
             .with_context(|| format!("writing {}", target.display()))?;
         // The library makes files that only their owner may read.
@@ -77,10 +90,26 @@ pub fn rewrite(
     if source.join("model.safetensors.index.json").is_file() {
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let text = serde_json::to_string_pretty(&index)?;
-        let path = staging.path().join("model.safetensors.index.json");
+        let path = out.join("model.safetensors.index.json");
         write_atomic(&path, |file| Ok(file.write_all(text.as_bytes())?))?;
     }
-    publish(staging, out)
+    Ok(())
+}
+
+/// What temporary files and folders of ours are called, until they are renamed.
+pub const STAGED: &str = ".asft-";
+
+/// Removes what a process that was killed left unfinished in `dir`.
+pub fn remove_staged(dir: &Path) -> Result<()> {
+    let reading = || format!("reading {}", dir.display());
+    for entry in std::fs::read_dir(dir).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGED)) {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A temporary folder beside `out`, which must not exist yet.
@@ -90,19 +119,27 @@ pub fn stage(out: &Path) -> Result<tempfile::TempDir> {
     super::check_writable(parent)?;
     std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     tempfile::Builder::new()
-        .prefix(".asft-")
+        .prefix(STAGED)
         .tempdir_in(parent)
         .with_context(|| format!("writing in {}", parent.display()))
 }
 
-/// Gives a finished staging folder its name.
+/// Gives a finished staging folder its name. Its files must have been synced; the folders are synced here, so that
+/// after a crash there is either nothing of that name or all of it.
 pub fn publish(staging: tempfile::TempDir, out: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     // Temporary folders are private to the user; the finished one should have ordinary permissions.
     std::fs::set_permissions(staging.path(), std::fs::Permissions::from_mode(0o755))?;
+    sync_dir(staging.path())?;
     std::fs::rename(staging.path(), out).with_context(|| format!("moving the finished folder to {}", out.display()))?;
-    let _renamed: PathBuf = staging.keep();
-    Ok(())
+    let renamed: PathBuf = staging.keep();
+    sync_dir(renamed.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a folder as durable as its files' content.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    let syncing = || format!("syncing {}", dir.display());
+    std::fs::File::open(dir).with_context(syncing)?.sync_all().with_context(syncing)
 }
 
 fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Option<Tensor>) -> Result<Blob> {
@@ -144,7 +181,9 @@ fn copy_companions(source: &Path, out: &Path, dtype: Option<DType>) -> Result<()
         match (name.as_str(), dtype) {
             ("config.json", Some(dtype)) => set_dtype(&path, &target, dtype)?,
             _ => {
-                std::fs::copy(&path, &target).with_context(|| format!("copying {}", path.display()))?;
+                let copying = || format!("copying {}", path.display());
+                std::fs::copy(&path, &target).with_context(copying)?;
+                std::fs::File::open(&target)?.sync_all().with_context(copying)?;
             }
         }
     }

@@ -7,6 +7,8 @@ use crate::error::nearest;
 use crate::invalid;
 use anyhow::Result;
 use serde::Deserialize;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
 use std::path::Path;
 use toml::de::DeTable;
 use toml::{Table, Value};
@@ -47,6 +49,28 @@ impl Settings {
             .map_err(|e| invalid!("{origin}: {}", e.to_string().trim_end()))?;
         refuse(&validate::problems(&settings), "cannot be used")?;
         Ok(settings)
+    }
+
+    /// The value of every dotted key that has one.
+    pub fn by_key(&self) -> Result<BTreeMap<String, Json>> {
+        let Json::Object(sections) = serde_json::to_value(self)? else { anyhow::bail!("settings without sections") };
+        let mut values = BTreeMap::new();
+        for (section, keys) in sections {
+            for (key, value) in keys.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+                values.insert(format!("{section}.{key}"), value.clone());
+            }
+        }
+        Ok(values)
+    }
+
+    /// Checks that `key` is one, such as `train.epochs`.
+    pub fn check_key(key: &str) -> Result<()> {
+        let schema = Schema::of_settings();
+        if schema.keys().iter().any(|known| known == key) {
+            return Ok(());
+        }
+        let hint = suggestion(&schema, key).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        Err(invalid!("unknown key `{key}`{hint}"))
     }
 
     /// Every setting as TOML; reading it back gives equal settings. Optional keys that are not set are left out.
@@ -249,6 +273,8 @@ train = "train.jsonl"
             "train.adam_betas=[0.9, 0.95]",
             "train.schedule=step",
             "output.eval_every_steps=3",
+            "output.save_every_steps=5",
+            "train.patience=4",
         ];
         let settings = with(&everything).unwrap();
         let text = settings.to_toml().unwrap();

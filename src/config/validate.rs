@@ -12,6 +12,7 @@ pub fn problems(settings: &Settings) -> Vec<String> {
     lora(settings, &mut found);
     asft(settings, &mut found);
     data(settings, &mut found);
+    output(settings, &mut found);
     train(settings, &mut found);
     found.0
 }
@@ -97,9 +98,23 @@ fn data(settings: &Settings, found: &mut Problems) {
         Some(Validation::File(file)) => found.unless(!file.is_empty(), "`data.validation` is empty: leave it out"),
         None => {}
     }
-    if let Some(steps) = settings.output.eval_every_steps {
+}
+
+fn output(settings: &Settings, found: &mut Problems) {
+    let Settings { output, train, data, .. } = settings;
+    if let Some(steps) = output.eval_every_steps {
         found.at_least_one("output.eval_every_steps", steps);
         found.unless(data.validation.is_some(), "`output.eval_every_steps` needs `data.validation`");
+    }
+    if let Some(steps) = output.save_every_steps {
+        found.at_least_one("output.save_every_steps", steps);
+    }
+    found.at_least_one("output.keep_last", output.keep_last);
+    found.unless(!output.save_best || data.validation.is_some(), "`output.save_best` needs `data.validation`");
+    found.at_least_one("train.max_bad_steps", train.max_bad_steps);
+    if let Some(evaluations) = train.patience {
+        found.at_least_one("train.patience", evaluations);
+        found.unless(output.eval_every_steps.is_some(), "`train.patience` needs `output.eval_every_steps`");
     }
 }
 
@@ -183,6 +198,14 @@ mod tests {
     fn keys_that_contradict_each_other_are_refused() {
         check(|s| (s.train.warmup_steps, s.train.warmup_ratio) = (Some(3), Some(0.1)), &["exclude each other"]);
         check(|s| s.output.eval_every_steps = Some(5), &["needs `data.validation`"]);
+        check(
+            |s| (s.output.save_best, s.train.patience) = (true, Some(2)),
+            &["`output.save_best`", "`train.patience`"],
+        );
+        let none = |s: &mut Settings| {
+            (s.output.save_every_steps, s.output.keep_last, s.train.max_bad_steps) = (Some(0), 0, 0);
+        };
+        check(none, &["output.save_every_steps", "output.keep_last", "train.max_bad_steps"]);
         let full = |s: &mut Settings| {
             (s.train.method, s.lora.init_adapter, s.asft.scaled) = (Method::Full, Some("old".to_string()), true);
         };

@@ -78,6 +78,15 @@ struct Done {
     hashes: (String, String),
 }
 
+/// Checks by the headers of both checkpoints that [`compute`] will have something to work with.
+///
+/// # Errors
+/// As [`compute`], but for weights that are not finite.
+pub fn check(request: &DirectionRequest) -> Result<()> {
+    let (aligned, unaligned) = (Checkpoint::open(&request.aligned.dir)?, Checkpoint::open(&request.unaligned.dir)?);
+    comparable(request, &aligned, &unaligned).map(|_| ())
+}
+
 /// Computes and writes a direction file.
 ///
 /// # Errors

@@ -33,6 +33,44 @@ impl AdamW {
         Self { betas, epsilon, weight_decay, steps: 0, moments: BTreeMap::new() }
     }
 
+    /// Steps taken, t.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// The moments by `<parameter>.exp_avg` and `<parameter>.exp_avg_sq` (PyTorch's names for m and v), f32.
+    pub fn moments(&self) -> BTreeMap<String, Tensor> {
+        let named = |(name, Moments { m, v }): (&String, &Moments)| {
+            [(format!("{name}.exp_avg"), m.clone()), (format!("{name}.exp_avg_sq"), v.clone())]
+        };
+        self.moments.iter().flat_map(named).collect()
+    }
+
+    /// Goes on from `steps` steps and the moments that `read` gives by the names of [`AdamW::moments`].
+    ///
+    /// # Errors
+    /// A moment of another shape than its parameter's, and what `read` fails with.
+    pub fn restore(
+        &mut self,
+        steps: i32,
+        parameters: &Parameters,
+        read: impl Fn(&str) -> Result<Tensor>,
+    ) -> Result<()> {
+        self.steps = steps;
+        self.moments.clear();
+        for (name, parameter) in parameters.iter().filter(|_| steps > 0) {
+            let moment = |part: &str| {
+                let moment = read(&format!("{name}.{part}"))?;
+                let (found, expected) = (moment.dims(), parameter.dims());
+                anyhow::ensure!(found == expected, "{name}.{part} has shape {found:?}, the parameter {expected:?}");
+                Ok(moment)
+            };
+            let moments = Moments { m: moment("exp_avg")?, v: moment("exp_avg_sq")? };
+            self.moments.insert(name.clone(), moments);
+        }
+        Ok(())
+    }
+
     /// Moves every parameter by one step against its gradient times `gradient_scale` (the clipping factor).
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// What one optimizer step measured.
@@ -45,10 +45,22 @@ pub struct EvalRow {
     pub eval_tokens: usize,
 }
 
+/// A step that was not taken, for its loss or gradient is not finite.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SkippedRow {
+    /// Optimizer steps done, this one included: the data move on.
+    pub step: usize,
+    /// What is not finite.
+    pub skipped: String,
+    /// Where the samples stand, as `FILE:line`: those of the first micro-batch whose loss is not finite, or else all.
+    pub samples: Vec<String>,
+}
+
 /// The open `metrics.jsonl` of a run.
 pub struct Metrics {
     file: File,
     path: PathBuf,
+    bytes: u64,
 }
 
 impl Metrics {
@@ -59,7 +71,30 @@ impl Metrics {
             std::fs::create_dir_all(parent).with_context(creating)?;
         }
         let file = File::create(path).with_context(creating)?;
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self { file, path: path.to_path_buf(), bytes: 0 })
+    }
+
+    /// Goes on after the first `bytes` of the file; what an interrupted run wrote after them is cut off. A file that is
+    /// shorter (someone changed it) keeps its whole lines.
+    pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
+        let opening = || format!("opening {}", path.display());
+        let mut file =
+            File::options().create(true).truncate(false).read(true).write(true).open(path).with_context(opening)?;
+        let mut kept = Vec::new();
+        Read::by_ref(&mut file).take(bytes).read_to_end(&mut kept).with_context(opening)?;
+        let bytes = kept.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end as u64 + 1);
+        file.set_len(bytes).and_then(|()| file.seek(SeekFrom::End(0))).with_context(opening)?;
+        Ok(Self { file, path: path.to_path_buf(), bytes })
+    }
+
+    /// The file's length.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes what was written so far survive a crash of the system.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("syncing {}", self.path.display()))
     }
 
     pub fn step(&mut self, row: &StepRow) -> Result<()> {
@@ -70,11 +105,17 @@ impl Metrics {
         self.line(row)
     }
 
+    pub fn skipped(&mut self, row: &SkippedRow) -> Result<()> {
+        self.line(row)
+    }
+
     fn line(&mut self, row: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(row)?;
         line.push(b'\n');
         // One unbuffered write: no reader meets half a line, and nothing is lost in a buffer.
-        self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))
+        self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;
+        self.bytes += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -153,6 +194,23 @@ pub(super) mod tests {
         assert_eq!(rows[0]["penalty"].as_f64(), Some(1e-300));
         assert!(rows[0]["grad_norm"].is_null());
         assert_eq!(rows[1], serde_json::json!({"step": 1, "eval_loss": 2.5, "eval_tokens": 9}));
+    }
+
+    #[test]
+    fn a_resumed_file_goes_on_where_the_checkpoint_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = Metrics::create(&path).unwrap();
+        metrics.step(&row(1)).unwrap();
+        let bytes = metrics.bytes();
+        metrics.step(&row(2)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let mut resumed = Metrics::resume(&path, bytes).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), whole[..bytes as usize]);
+        resumed.step(&row(2)).unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), resumed.bytes()), (whole.clone(), whole.len() as u64));
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert_eq!(Metrics::resume(&path, whole.len() as u64).unwrap().bytes(), bytes);
     }
 
     #[test]

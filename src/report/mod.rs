@@ -4,6 +4,6 @@ mod metrics;
 mod progress;
 mod run_record;
 
-pub use metrics::{EvalRow, Metrics, StepRow, peak_memory_bytes};
+pub use metrics::{EvalRow, Metrics, SkippedRow, StepRow, peak_memory_bytes};
 pub use progress::{TrainProgress, download_bar, progress_bar};
 pub use run_record::{RunRecord, Totals, hash_file};

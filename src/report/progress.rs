@@ -13,6 +13,8 @@ const LINES_PER_RUN: usize = 10;
 /// The progress of training.
 pub struct TrainProgress {
     total_steps: usize,
+    /// Steps done before this process.
+    first_step: usize,
     began: Instant,
     shown: Shown,
 }
@@ -24,15 +26,16 @@ enum Shown {
 }
 
 impl TrainProgress {
-    pub fn new(total_steps: usize, quiet: bool) -> Self {
+    /// `first_step`: steps that an earlier process has done.
+    pub fn new(total_steps: usize, first_step: usize, quiet: bool) -> Self {
         let shown = if quiet {
             Shown::Nothing
         } else if stderr().is_terminal() {
-            Shown::Bar(train_bar(total_steps))
+            Shown::Bar(train_bar(total_steps).with_position(first_step as u64))
         } else {
             Shown::Lines(Rhythm::new(total_steps))
         };
-        Self { total_steps, began: Instant::now(), shown }
+        Self { total_steps, first_step, began: Instant::now(), shown }
     }
 
     /// Shows a finished step.
@@ -45,7 +48,8 @@ impl TrainProgress {
             Shown::Lines(rhythm) => {
                 let elapsed = self.began.elapsed();
                 if rhythm.is_due(row.step, elapsed) {
-                    let left = self.total_steps.saturating_sub(row.step) as f64 / row.step.max(1) as f64;
+                    let done = row.step.saturating_sub(self.first_step).max(1);
+                    let left = self.total_steps.saturating_sub(row.step) as f64 / done as f64;
                     let eta = HumanDuration(elapsed.mul_f64(left));
                     print_line(&format!("step {}/{} {}, {eta:#} left", row.step, self.total_steps, step_text(row)));
                 }
@@ -71,6 +75,14 @@ impl TrainProgress {
             Shown::Bar(bar) => bar.suspend(|| print_line(text)),
             Shown::Lines(_) => print_line(text),
             Shown::Nothing => {}
+        }
+    }
+
+    /// As [`TrainProgress::note`], for what must be seen even when quiet.
+    pub fn warn(&self, text: &str) {
+        match &self.shown {
+            Shown::Nothing => print_line(&format!("warning: {text}")),
+            _ => self.note(&format!("warning: {text}")),
         }
     }
 
@@ -188,7 +200,7 @@ mod tests {
     #[test]
     fn quiet_and_piped_runs_do_not_fail() {
         for quiet in [true, false] {
-            let mut progress = TrainProgress::new(2, quiet);
+            let mut progress = TrainProgress::new(2, 0, quiet);
             progress.step(&row(1));
             progress.eval(&EvalRow { step: 1, eval_loss: 1.0, eval_tokens: 3 });
             progress.step(&row(2));

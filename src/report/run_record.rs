@@ -4,7 +4,7 @@
 use super::peak_memory_bytes;
 use crate::checkpoint::write_atomic;
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -22,12 +22,19 @@ struct Input {
     hash: String,
 }
 
-/// What a run did in all.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// What a run did in all, whatever the number of processes that it took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
+    /// Optimizer steps taken.
     pub steps: usize,
+    /// Steps whose loss or gradient was not finite.
+    pub skipped_steps: usize,
+    /// Steps done when the run was resumed, each time.
+    pub resumed_at: Vec<usize>,
     pub tokens: usize,
     pub label_tokens: usize,
+    /// From the start of each process to the last state that was kept of it, preparation included.
+    pub elapsed_seconds: f64,
 }
 
 /// A `run.json` in the making.
@@ -47,7 +54,6 @@ struct RunFile<'a> {
     settings: &'a str,
     inputs: &'a BTreeMap<String, Input>,
     started: &'a str,
-    elapsed_seconds: f64,
     #[serde(flatten)]
     totals: &'a Totals,
     tokens_per_second: f64,
@@ -61,14 +67,23 @@ impl RunRecord {
         Self { began: Instant::now(), started: utc(since_epoch.as_secs()), inputs: BTreeMap::new() }
     }
 
+    /// Seconds since the start.
+    pub fn elapsed_seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
     /// Notes an input under a name such as `aligned` or `train`.
     pub fn input(&mut self, name: &str, source: &str, hash: String) {
         self.inputs.insert(name.to_string(), Input { source: source.to_string(), hash });
     }
 
+    /// The hash of each input by its name.
+    pub fn hashes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.inputs.iter().map(|(name, input)| (name.as_str(), input.hash.as_str()))
+    }
+
     /// Writes the file; `settings` is the name of the resolved config beside it.
     pub fn write(&self, path: &Path, settings: &str, totals: &Totals) -> Result<()> {
-        let elapsed_seconds = self.began.elapsed().as_secs_f64();
         let file = RunFile {
             asft_version: env!("CARGO_PKG_VERSION"),
             features: features(),
@@ -78,9 +93,8 @@ impl RunRecord {
             settings,
             inputs: &self.inputs,
             started: &self.started,
-            elapsed_seconds,
             totals,
-            tokens_per_second: totals.tokens as f64 / elapsed_seconds,
+            tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,
             peak_memory_bytes: peak_memory_bytes(),
         };
         let mut text = serde_json::to_string_pretty(&file)?;
@@ -163,7 +177,13 @@ mod tests {
         let mut record = RunRecord::start();
         record.input("train", "train.jsonl", hash_file(&input).unwrap());
         let path = dir.path().join("run.json");
-        record.write(&path, "config.toml", &Totals { steps: 3, tokens: 50, label_tokens: 20 }).unwrap();
+        record
+            .write(
+                &path,
+                "config.toml",
+                &Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() },
+            )
+            .unwrap();
         let run: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         // b3sum of "abc"
         let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";

@@ -7,14 +7,14 @@ use crate::config::Settings;
 use crate::method::Penalize;
 use crate::report::progress_bar;
 use anyhow::{Context, Result};
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use std::path::{Path, PathBuf};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Writes the trained adapter to `dir` and reads it back to compare.
-pub fn adapter(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<PathBuf> {
+/// Writes the adapter as trained up to `step` to `dir` and reads it back to compare.
+pub fn adapter(settings: &Settings, prepared: &Prepared, step: usize, dir: &Path) -> Result<PathBuf> {
     let adapter = prepared.adapter.as_ref().context("no adapter was trained")?;
     let model = &prepared.trainer.model;
     let trained = adapter.with_values(model.parameters())?;
@@ -31,7 +31,7 @@ pub fn adapter(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<P
         ("direction", direction),
         ("modules", trained.modules.len().to_string()),
         ("dataset", settings.data.train.clone()),
-        ("steps", prepared.plan.total_steps.to_string()),
+        ("steps", step.to_string()),
         ("learning rate", settings.train.learning_rate.to_string()),
     ];
     let card = model_card(&trained, objective(asft.penalize), &rows);
@@ -40,7 +40,7 @@ pub fn adapter(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<P
 }
 
 /// What the loss was, for the model card.
-fn objective(penalize: Penalize) -> &'static str {
+pub fn objective(penalize: Penalize) -> &'static str {
     match penalize {
         Penalize::Orthogonal => {
             "with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during fine-tuning) the loss carries a \
@@ -59,15 +59,17 @@ fn objective(penalize: Penalize) -> &'static str {
 
 /// Writes the trained model to `dir` as an ordinary Hugging Face checkpoint in f32.
 pub fn model(prepared: &Prepared, dir: &Path) -> Result<PathBuf> {
-    let parameters = prepared.trainer.model.parameters();
-    let tied = prepared.trainer.model.spec().tie_word_embeddings;
-    let trained = |name: &str| {
-        // A tied head may be stored all the same; left as it was, transformers would untie the two.
-        let name = if tied && name == HEAD { EMBEDDING } else { name };
-        Ok(parameters.get(name).map(|var| var.as_detached_tensor()))
-    };
     let progress = progress_bar(0, "saving model");
+    let trained = |name: &str| Ok(trained(prepared, name));
     rewrite(&prepared.base.dir, &prepared.checkpoint, dir, Some(DType::F32), trained, &progress)?;
     progress.finish_and_clear();
     Ok(dir.to_path_buf())
+}
+
+/// What full tuning made of a tensor of the base.
+pub fn trained(prepared: &Prepared, name: &str) -> Option<Tensor> {
+    let model = &prepared.trainer.model;
+    // A tied head may be stored all the same; left as it was, transformers would untie the two.
+    let name = if model.spec().tie_word_embeddings && name == HEAD { EMBEDDING } else { name };
+    model.parameters().get(name).map(|var| var.as_detached_tensor())
 }

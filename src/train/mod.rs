@@ -1,19 +1,27 @@
-//! Training: what goes into a step, the step, and the run around it.
+//! Training: what goes into a step, the step, the run around it, and what lets the run go on after a stop.
 
+mod checkpoint;
 mod dry_run;
 mod estimate;
 mod export;
 mod options;
+mod output;
 mod penalties;
 mod plan;
+mod preflight;
 mod prepare;
 mod probe;
+mod resume;
 mod run;
+mod space;
+mod state;
 mod step;
+mod stop;
 
 pub use dry_run::{Forecast, dry_run};
 pub use options::{Method, OutputOptions, TrainOptions};
 pub use penalties::Penalties;
 pub use plan::Plan;
-pub use run::{Outcome, RunFlags, run};
-pub use step::{StepOutcome, Trainer};
+pub use run::{Ending, Outcome, RunFlags, run};
+pub use step::{NotFinite, StepOutcome, Trainer};
+pub use stop::Signal;

@@ -50,6 +50,11 @@ pub struct TrainOptions {
     /// Keep only each block's input and recompute the rest in the backward pass: much less memory, about a third more
     /// time, identical results.
     pub gradient_checkpointing: bool,
+    /// Stop early after this many validations in a row without a new lowest loss. Needs `output.eval_every_steps`.
+    pub patience: Option<usize>,
+    /// Stop after this many steps in a row whose loss or gradient is not finite. Such a step changes nothing and is
+    /// reported with its samples.
+    pub max_bad_steps: usize,
     /// Seed of the adapter's initial values, of shuffling and of dropout.
     pub seed: u64,
 }
@@ -72,6 +77,8 @@ impl Default for TrainOptions {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             gradient_checkpointing: true,
+            patience: None,
+            max_bad_steps: 3,
             seed: 42,
         }
     }
@@ -96,14 +103,28 @@ impl TrainOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputOptions {
-    /// Folder for the adapter or model, the metrics and the resolved config.
+    /// Folder for the adapter or model, the metrics, the checkpoints and the resolved config.
     pub dir: String,
+    /// Write a checkpoint, from which `--resume` goes on, every so many steps and at the end. Without it the only ones
+    /// are those of a run that is stopped.
+    pub save_every_steps: Option<usize>,
+    /// Checkpoints kept, the newest; `save_best` may keep an older one besides.
+    pub keep_last: usize,
+    /// Write a checkpoint at each new lowest validation loss, keep the best, and export it in the end instead of the
+    /// last state. Needs `data.validation`.
+    pub save_best: bool,
     /// Compute the validation loss every so many steps, besides at the end. Needs `data.validation`.
     pub eval_every_steps: Option<usize>,
 }
 
 impl Default for OutputOptions {
     fn default() -> Self {
-        Self { dir: "runs/asft".to_string(), eval_every_steps: None }
+        Self {
+            dir: "runs/asft".to_string(),
+            save_every_steps: None,
+            keep_last: 2,
+            save_best: false,
+            eval_every_steps: None,
+        }
     }
 }

@@ -1,30 +1,49 @@
-//! A training run from settings to exported result: prepare, then step, report, validate, and save.
+//! A training run from settings to exported result: find where to start, prepare, then step, validate, keep, and
+//! export.
 
+use super::checkpoint::{Checkpoints, restore_parameters};
+use super::output::{OutputFolder, remove};
 use super::prepare::{Prepared, prepare};
-use super::{Method, export};
-use crate::checkpoint::check_writable;
+use super::resume::{Start, start};
+use super::state::{Losses, RunState};
+use super::stop::{Signal, StopRequest};
+use super::{Method, NotFinite, StepOutcome, export};
+use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::data::{Batch, collate};
-use crate::ensure_valid;
+use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
-use crate::report::{EvalRow, Metrics, StepRow, Totals, TrainProgress, peak_memory_bytes};
-use anyhow::{Context, Result};
+use crate::optim::Schedule;
+use crate::report::{EvalRow, Metrics, SkippedRow, StepRow, TrainProgress, peak_memory_bytes};
+use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-/// What the run's files are called.
-const METRICS: &str = "metrics.jsonl";
-const CONFIG: &str = "config.toml";
-const RECORD: &str = "run.json";
-const DIRECTION: &str = "direction.safetensors";
-
 /// How a run behaves beside its settings.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunFlags {
     pub quiet: bool,
     /// Replace what an earlier run left in the output folder.
     pub overwrite: bool,
+    /// Go on with that run.
+    pub resume: bool,
+    /// Settings, and inputs by the settings that name them, that may differ from those of the run to resume.
+    pub allow_change: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    Finished(Outcome),
+    /// There was nothing left to do: the run to resume had its result already.
+    AlreadyFinished(PathBuf),
+    /// A signal came; `checkpoint` is where the run can go on.
+    Stopped {
+        signal: Signal,
+        step: usize,
+        checkpoint: PathBuf,
+    },
 }
 
 /// What a finished run has to show.
@@ -36,63 +55,160 @@ pub struct Outcome {
     pub first_loss: f64,
     pub last_loss: f64,
     pub last_penalty: f64,
+    /// The last validation.
     pub eval: Option<MeanLoss>,
+    /// The step whose state was exported, where that is not the last.
+    pub best_step: Option<usize>,
 }
 
 /// Trains as the settings say and exports the result to `output.dir`.
-pub fn run(settings: &Settings, flags: RunFlags) -> Result<Outcome> {
-    let dir = PathBuf::from(&settings.output.dir);
-    check_output(&dir, flags.overwrite)?;
-    let (dir_existed, direction) = (dir.exists(), direction_path(settings));
-    let direction_existed = direction.exists();
-    let mut prepared = prepare(settings, flags.quiet).inspect_err(|_| {
-        // A run that cannot start leaves nothing behind, the direction that it computed included.
-        if !dir_existed {
-            let _best_effort = std::fs::remove_dir_all(&dir);
-        } else if !direction_existed {
-            let _best_effort = std::fs::remove_file(&direction);
-        }
-    })?;
-    clear_output(&dir)?;
-    write_config(settings, &dir)?;
-    let mut metrics = Metrics::create(&dir.join(METRICS))?;
-    let outcome = train(settings, &mut prepared, &mut metrics, flags.quiet)?;
-    let result = match settings.train.method {
-        Method::Lora => export::adapter(settings, &prepared, &dir.join("adapter"))?,
-        Method::Full => export::model(&prepared, &dir.join("model"))?,
+pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
+    let output = OutputFolder::new(settings);
+    let Some(start) = start(settings, flags, &output)? else {
+        return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
     };
-    prepared.record.write(&dir.join(RECORD), CONFIG, &outcome.totals)?;
-    let Finished { totals, first_loss, last, eval } = outcome;
-    let last_loss = last.task_loss + last.penalty;
-    Ok(Outcome { result, steps: totals.steps, first_loss, last_loss, last_penalty: last.penalty, eval })
+    let lock = output.lock_existing()?;
+    let prepared = prepare(settings, &output, &start, &flags.allow_change, flags.quiet);
+    let prepared = prepared.inspect_err(|_| output.undo())?;
+    let _lock = lock.map_or_else(|| output.lock(), Ok)?;
+    let already = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
+    if start.saved().is_some_and(|saved| already(&saved.state)) {
+        return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
+    }
+    let mut run = Run::begin(settings, &output, start, prepared, flags.quiet)?;
+    match run.train()? {
+        Some(signal) => Ok(Ending::Stopped { signal, step: run.state.step, checkpoint: run.keep()? }),
+        None => run.finish(&output).map(Ending::Finished),
+    }
 }
 
-struct Finished {
-    totals: Totals,
-    first_loss: f64,
-    last: super::StepOutcome,
-    eval: Option<MeanLoss>,
+/// All steps done, or no gain for too long.
+fn is_done(settings: &Settings, total_steps: usize, state: &RunState) -> bool {
+    state.step >= total_steps || settings.train.patience.is_some_and(|limit| state.evals_since_best >= limit)
 }
 
-/// The loop: one optimizer step after another, each with its row of metrics.
-fn train(settings: &Settings, prepared: &mut Prepared, metrics: &mut Metrics, quiet: bool) -> Result<Finished> {
-    let total_steps = prepared.plan.total_steps;
-    let schedule = settings.train.schedule(total_steps, prepared.plan.steps_per_epoch);
-    let mut progress = TrainProgress::new(total_steps, quiet);
-    let began = Instant::now();
-    let mut totals = Totals::default();
-    let (mut first_loss, mut last, mut eval) = (None, None, None);
-    for step in 0..total_steps {
-        let batches = batches(prepared, step);
-        let learning_rate = schedule.learning_rate(step);
-        let step_began = Instant::now();
-        let outcome = prepared.trainer.step(step, &batches, learning_rate)?;
-        totals.steps += 1;
-        totals.tokens += outcome.tokens;
-        totals.label_tokens += outcome.label_tokens;
+struct Run<'a> {
+    settings: &'a Settings,
+    prepared: Prepared,
+    schedule: Schedule,
+    state: RunState,
+    /// As it was after the last step that was not skipped; parameters and optimizer are still the same.
+    good: RunState,
+    checkpoints: Checkpoints,
+    /// The step of the newest checkpoint.
+    kept: Option<usize>,
+    metrics: Metrics,
+    progress: TrainProgress,
+    /// Training seconds and all seconds of earlier processes.
+    earlier: (f64, f64),
+    began: Instant,
+}
+
+impl<'a> Run<'a> {
+    /// Makes the output folder what it was at the start's checkpoint, or empties it.
+    fn begin(
+        settings: &'a Settings,
+        output: &OutputFolder,
+        start: Start,
+        prepared: Prepared,
+        quiet: bool,
+    ) -> Result<Self> {
+        let checkpoints = Checkpoints::new(output, settings);
+        let (mut state, mut kept) = (RunState::default(), None);
+        match &start {
+            Start::From(saved) => {
+                (state, kept) = (saved.resumed(settings), Some(saved.state.step));
+                checkpoints.tidy(state.step)?;
+                output.reopen()?;
+            }
+            Start::Fresh => output.clear()?,
+        }
+        // The config comes first: it tells whose the other files are.
+        output.write_config(settings)?;
+        let metrics = match start {
+            Start::From(_) => Metrics::resume(&output.metrics(), state.metrics_bytes)?,
+            Start::Fresh => Metrics::create(&output.metrics())?,
+        };
+        sync_dir(output.dir())?;
+        let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
+        let progress = TrainProgress::new(total, state.step, quiet);
+        if metrics.bytes() < state.metrics_bytes {
+            progress.warn(&format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step));
+        }
+        Ok(Self {
+            settings,
+            schedule: settings.train.schedule(total, per_epoch),
+            good: state.clone(),
+            checkpoints,
+            kept,
+            metrics,
+            progress,
+            earlier: (state.training_seconds, state.totals.elapsed_seconds),
+            began: Instant::now(),
+            prepared,
+            state,
+        })
+    }
+
+    /// The loop: one optimizer step after another, each with its row of metrics. Returns the signal that ended it.
+    fn train(&mut self) -> Result<Option<Signal>> {
+        let stop = StopRequest::listen()?;
+        while !self.is_done() {
+            self.step()?;
+            let is_best = self.is_validation_due() && self.validate()?;
+            self.take_stock();
+            if self.state.bad_steps >= self.settings.train.max_bad_steps {
+                return self.give_up();
+            }
+            if self.is_checkpoint_due(is_best) {
+                self.keep()?;
+            }
+            if let Some(signal) = stop.received().filter(|_| !self.is_done()) {
+                return Ok(Some(signal));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_done(&self) -> bool {
+        is_done(self.settings, self.prepared.plan.total_steps, &self.state)
+    }
+
+    fn is_validation_due(&self) -> bool {
+        let due = self.settings.output.eval_every_steps.is_some_and(|every| self.state.step.is_multiple_of(every));
+        self.prepared.validation.is_some() && (due || self.state.step == self.prepared.plan.total_steps)
+    }
+
+    fn is_checkpoint_due(&self, is_best: bool) -> bool {
+        let output = &self.settings.output;
+        let regular = output.save_every_steps;
+        let due = regular.is_some_and(|every| self.state.step.is_multiple_of(every) || self.is_done());
+        // Within a series of bad steps the state before them is the one to keep.
+        (is_best && output.save_best) || (due && self.state.bad_steps == 0)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (step, began) = (self.state.step, Instant::now());
+        let samples = self.prepared.plan.micro_batches(step);
+        let examples = &self.prepared.train.examples;
+        let batches: Vec<Batch> =
+            samples.iter().map(|batch| collate(batch.iter().map(|&sample| &examples[sample]))).collect();
+        let learning_rate = self.schedule.learning_rate(step);
+        self.state.step += 1;
+        match self.prepared.trainer.step(step, &batches, learning_rate) {
+            Ok(outcome) => self.report(&outcome, learning_rate, began),
+            Err(error) => match error.downcast_ref::<NotFinite>() {
+                Some(not_finite) => self.report_skipped(*not_finite, &samples),
+                None => Err(error.context(format!("step {}", step + 1))),
+            },
+        }
+    }
+
+    fn report(&mut self, outcome: &StepOutcome, learning_rate: f64, began: Instant) -> Result<()> {
+        let state = &mut self.state;
         let row = StepRow {
-            step: step + 1,
-            epoch: (step + 1) as f64 / prepared.plan.steps_per_epoch as f64,
+            step: state.step,
+            epoch: state.step as f64 / self.prepared.plan.steps_per_epoch as f64,
             loss: outcome.task_loss + outcome.penalty,
             task_loss: outcome.task_loss,
             penalty: outcome.penalty,
@@ -100,91 +216,114 @@ fn train(settings: &Settings, prepared: &mut Prepared, metrics: &mut Metrics, qu
             learning_rate,
             tokens: outcome.tokens,
             label_tokens: outcome.label_tokens,
-            tokens_per_second: outcome.tokens as f64 / step_began.elapsed().as_secs_f64(),
-            elapsed_seconds: began.elapsed().as_secs_f64(),
+            tokens_per_second: outcome.tokens as f64 / began.elapsed().as_secs_f64(),
+            elapsed_seconds: self.earlier.0 + self.began.elapsed().as_secs_f64(),
             peak_memory_bytes: peak_memory_bytes(),
         };
-        metrics.step(&row)?;
-        progress.step(&row);
-        first_loss.get_or_insert(row.loss);
-        last = Some(outcome);
-        let due = settings.output.eval_every_steps.is_some_and(|every| (step + 1) % every == 0);
-        if due || step + 1 == total_steps {
-            eval = validate(settings, prepared, step + 1, metrics, &progress)?;
+        state.totals.steps += 1;
+        state.totals.tokens += outcome.tokens;
+        state.totals.label_tokens += outcome.label_tokens;
+        let losses = Losses { loss: row.loss, penalty: row.penalty };
+        state.first.get_or_insert(losses);
+        (state.last, state.bad_steps) = (Some(losses), 0);
+        self.metrics.step(&row)?;
+        self.progress.step(&row);
+        Ok(())
+    }
+
+    fn report_skipped(&mut self, reason: NotFinite, samples: &[Vec<usize>]) -> Result<()> {
+        self.state.totals.skipped_steps += 1;
+        self.state.bad_steps += 1;
+        let suspects = reason.micro_batch.map_or(samples, |micro| &samples[micro..=micro]);
+        let places = suspects.iter().flatten().map(|&sample| self.prepared.train.origin(sample)).collect();
+        let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
+        self.progress.warn(&format!(
+            "step {} skipped: {}; samples {}",
+            row.step,
+            row.skipped,
+            listing(&row.samples, 8)
+        ));
+        self.metrics.skipped(&row)
+    }
+
+    /// Computes the validation loss; whether it is the lowest so far.
+    fn validate(&mut self) -> Result<bool> {
+        let Some(validation) = &self.prepared.validation else { return Ok(false) };
+        let model = &self.prepared.trainer.model;
+        let batch_size = self.settings.train.batch_size;
+        let mean = mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?;
+        let row = EvalRow { step: self.state.step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
+        self.metrics.eval(&row)?;
+        self.progress.eval(&row);
+        Ok(self.state.validated(mean.loss, mean.label_tokens))
+    }
+
+    /// Brings the state up to date with the clocks and the metrics.
+    fn take_stock(&mut self) {
+        self.state.training_seconds = self.earlier.0 + self.began.elapsed().as_secs_f64();
+        self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
+        self.state.metrics_bytes = self.metrics.bytes();
+        if self.state.bad_steps == 0 {
+            self.good = self.state.clone();
         }
     }
-    progress.finish();
-    let last = last.context("a run has at least one step")?;
-    Ok(Finished { totals, first_loss: first_loss.unwrap_or_default(), last, eval })
-}
 
-fn batches(prepared: &mut Prepared, step: usize) -> Vec<Batch> {
-    let micro_batches = prepared.plan.micro_batches(step);
-    let examples = &prepared.train.examples;
-    micro_batches.into_iter().map(|samples| collate(samples.into_iter().map(|i| &examples[i]))).collect()
-}
-
-fn validate(
-    settings: &Settings,
-    prepared: &Prepared,
-    step: usize,
-    metrics: &mut Metrics,
-    progress: &TrainProgress,
-) -> Result<Option<MeanLoss>> {
-    let Some(validation) = &prepared.validation else { return Ok(None) };
-    let model = &prepared.trainer.model;
-    let hidden = ProgressBar::hidden();
-    let mean = mean_loss(model, &validation.examples, settings.train.batch_size, &hidden)?;
-    let row = EvalRow { step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
-    metrics.eval(&row)?;
-    progress.eval(&row);
-    Ok(Some(mean))
-}
-
-/// Refuses a folder that holds something, unless it is an earlier run that may go.
-fn check_output(dir: &Path, overwrite: bool) -> Result<()> {
-    check_writable(dir).context("output.dir")?;
-    let empty = match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(_) => true,
-    };
-    if empty {
-        return Ok(());
-    }
-    let is_run = dir.join(CONFIG).is_file() || dir.join(METRICS).is_file();
-    ensure_valid!(is_run, "output.dir {} is not empty, and not an earlier run; choose another folder", dir.display());
-    ensure_valid!(
-        overwrite,
-        "output.dir {} holds an earlier run; choose another folder (--set output.dir=...) or replace it with \
-         --overwrite",
-        dir.display()
-    );
-    Ok(())
-}
-
-/// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
-fn clear_output(dir: &Path) -> Result<()> {
-    for name in [METRICS, CONFIG, RECORD] {
-        let path = dir.join(name);
-        if path.is_file() {
-            std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+    /// Writes a checkpoint of the current state, unless it has one.
+    fn keep(&mut self) -> Result<PathBuf> {
+        if self.kept == Some(self.state.step) {
+            return Ok(self.checkpoints.path(self.state.step));
         }
+        self.metrics.sync()?;
+        let dir = self.checkpoints.save(self.settings, &self.prepared, &self.state)?;
+        self.kept = Some(self.state.step);
+        Ok(dir)
     }
-    for name in ["adapter", "model"] {
-        let path = dir.join(name);
-        if path.is_dir() {
-            std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+
+    /// Ends a run whose steps no longer come to anything, at the state before them.
+    fn give_up(&mut self) -> Result<Option<Signal>> {
+        let bad = self.state.bad_steps;
+        if self.good.step == 0 {
+            bail!("none of the first {bad} steps had a finite loss and gradient; a lower train.learning_rate may help");
         }
+        self.state = self.good.clone();
+        let dir = self.keep()?;
+        bail!(
+            "{bad} steps in a row without a finite loss and gradient; the state before them is {}; look at their samples \
+             in metrics.jsonl, or resume with a lower rate (--resume --set train.learning_rate=... --allow-change \
+             train.learning_rate)",
+            dir.display()
+        )
     }
-    Ok(())
-}
 
-fn write_config(settings: &Settings, dir: &Path) -> Result<()> {
-    let text = settings.to_toml()?;
-    crate::checkpoint::write_atomic(&dir.join(CONFIG), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
-}
-
-/// Where a run keeps the direction that it computes.
-pub fn direction_path(settings: &Settings) -> PathBuf {
-    Path::new(&settings.output.dir).join(DIRECTION)
+    /// Exports the result and writes `run.json`.
+    fn finish(mut self, output: &OutputFolder) -> Result<Outcome> {
+        let RunState { first, last, eval, best, .. } = self.state;
+        let (Some(first), Some(last)) = (first, last) else { bail!("no step had a finite loss and gradient") };
+        let method = self.settings.train.method;
+        let best = best.filter(|best| self.settings.output.save_best && best.step != self.state.step);
+        if let Some(best) = best {
+            let parameters = self.prepared.trainer.model.parameters();
+            restore_parameters(&self.checkpoints.path(best.step), method == Method::Lora, parameters)
+                .context("loading the best checkpoint")?;
+        }
+        let result = output.result(method);
+        remove(&result)?;
+        let step = best.map_or(self.state.step, |best| best.step);
+        match method {
+            Method::Lora => export::adapter(self.settings, &self.prepared, step, &result)?,
+            Method::Full => export::model(&self.prepared, &result)?,
+        };
+        self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
+        output.write_record(&self.prepared.record, &self.state.totals)?;
+        self.progress.finish();
+        Ok(Outcome {
+            result,
+            steps: self.state.totals.steps,
+            first_loss: first.loss,
+            last_loss: last.loss,
+            last_penalty: last.penalty,
+            eval: eval.map(|eval| MeanLoss { loss: eval.loss, label_tokens: eval.label_tokens }),
+            best_step: best.map(|best| best.step),
+        })
+    }
 }

@@ -11,6 +11,30 @@ use crate::model::{Decoder, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::optim::AdamW;
 use anyhow::{Result, ensure};
+use std::fmt;
+
+/// A step that was not taken, for its loss or gradient is not finite (or too large for the optimizer's f32). Parameters and optimizer are as before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NotFinite {
+    /// The first micro-batch whose loss is not finite; `None` where all losses are and their gradient is not.
+    pub micro_batch: Option<usize>,
+    pub task_loss: f64,
+    pub penalty: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task_loss, penalty, grad_norm, .. } = self;
+        write!(f, "the loss is {task_loss:.4e}, the penalty {penalty:.4e}, the gradient norm {grad_norm:.4e}")
+    }
+}
+
+impl std::error::Error for NotFinite {}
+
+/// The largest gradient whose square AdamW's second moment, an f32, can hold.
+const MAX_GRAD_NORM: f64 = 1.8e19;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +52,8 @@ pub struct StepOutcome {
 /// A model with its penalty and its optimizer.
 pub struct Trainer {
     pub model: Decoder,
+    pub optimizer: AdamW,
     penalties: Penalties,
-    optimizer: AdamW,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
@@ -53,28 +77,29 @@ impl Trainer {
     /// Runs step number `step` (from 0) on its micro-batches.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite; the parameters are then as before the step.
+    /// [`NotFinite`], for a loss or gradient that is not; parameters and optimizer are then as before the step.
     pub fn step(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
         let scale = 1.0 / label_tokens as f64;
         let mut gradients = Gradients::default();
-        let mut task_loss = 0.0;
+        let (mut task_loss, mut not_finite) = (0.0, None);
         for (micro, batch) in batches.iter().enumerate() {
             let key = self.dropout.then(|| mix(self.seed ^ mix(((step as u64) << 20) + micro as u64)));
             let sequences = Sequences::from(batch);
             let sum = self.model.loss_and_gradients(sequences, scale, self.checkpointing, key, &mut gradients)?;
             task_loss += sum * scale;
+            if !sum.is_finite() {
+                not_finite.get_or_insert(micro);
+            }
         }
         let penalty = self.penalties.add_to(self.model.parameters(), &mut gradients)?;
         let grad_norm = gradients.norm()?;
-        ensure!(
-            (task_loss + penalty).is_finite() && grad_norm.is_finite(),
-            "step {}: the loss is {task_loss:.4e}, the penalty {penalty:.4e}, the gradient norm {grad_norm:.4e}; a lower \
-             train.learning_rate or a look at the data may help",
-            step + 1
-        );
-        self.optimizer.step(self.model.parameters(), &gradients, learning_rate, self.clipping(grad_norm))?;
+        let clipping = self.clipping(grad_norm);
+        if !(task_loss + penalty).is_finite() || !grad_norm.is_finite() || grad_norm * clipping > MAX_GRAD_NORM {
+            return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, grad_norm }.into());
+        }
+        self.optimizer.step(self.model.parameters(), &gradients, learning_rate, clipping)?;
         let tokens = batches.iter().map(Batch::tokens).sum();
         Ok(StepOutcome { task_loss, penalty, grad_norm, tokens, label_tokens })
     }

@@ -1,0 +1,189 @@
+//! A run's output folder: what is called what in it, and whose it is.
+
+use super::Method;
+use crate::checkpoint::{remove_staged, write_atomic};
+use crate::config::Settings;
+use crate::report::{RunRecord, Totals};
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const METRICS: &str = "metrics.jsonl";
+const CONFIG: &str = "config.toml";
+const RECORD: &str = "run.json";
+const DIRECTION: &str = "direction.safetensors";
+const CHECKPOINTS: &str = "checkpoints";
+const ADAPTER: &str = "adapter";
+const MODEL: &str = "model";
+
+/// What stands at a run's output path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// No folder, or an empty one.
+    Nothing,
+    /// An earlier run, finished or not.
+    Run,
+}
+
+pub struct OutputFolder {
+    dir: PathBuf,
+    /// What was there before this process wrote anything.
+    had_dir: bool,
+    had_direction: bool,
+}
+
+impl OutputFolder {
+    pub fn new(settings: &Settings) -> Self {
+        let dir = PathBuf::from(&settings.output.dir);
+        let (had_dir, had_direction) = (dir.exists(), direction_path(settings).exists());
+        Self { dir, had_dir, had_direction }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.dir.join(METRICS)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.join(CONFIG)
+    }
+
+    /// `run.json`, the last thing that a run writes.
+    pub fn record(&self) -> PathBuf {
+        self.dir.join(RECORD)
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join(CHECKPOINTS)
+    }
+
+    /// Where the adapter or the model goes.
+    pub fn result(&self, method: Method) -> PathBuf {
+        self.dir.join(match method {
+            Method::Lora => ADAPTER,
+            Method::Full => MODEL,
+        })
+    }
+
+    /// What is there.
+    ///
+    /// # Errors
+    /// A folder of something else.
+    pub fn content(&self) -> Result<Content> {
+        let dir = &self.dir;
+        let empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+        if empty {
+            return Ok(Content::Nothing);
+        }
+        // A run that was killed early has nothing but the direction, or not even that.
+        let is_run = [METRICS, CONFIG, DIRECTION, CHECKPOINTS].iter().any(|name| dir.join(name).exists());
+        ensure_valid!(
+            is_run || self.only_staged(),
+            "output.dir {} is not empty, and not an earlier run; choose another folder",
+            dir.display()
+        );
+        Ok(Content::Run)
+    }
+
+    fn only_staged(&self) -> bool {
+        let mut entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.all(|entry| entry.file_name().to_string_lossy().starts_with(crate::checkpoint::STAGED))
+    }
+
+    /// As [`OutputFolder::lock`], where there is a folder.
+    pub fn lock_existing(&self) -> Result<Option<File>> {
+        self.dir.is_dir().then(|| self.lock()).transpose()
+    }
+
+    /// Keeps other processes from writing here for as long as the returned file is open.
+    pub fn lock(&self) -> Result<File> {
+        let opening = || format!("opening {}", self.dir.display());
+        std::fs::create_dir_all(&self.dir).with_context(opening)?;
+        let file = File::open(&self.dir).with_context(opening)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                Err(invalid!("another asft process is writing in output.dir {}", self.dir.display()))
+            }
+            // Some network file systems have no locks; that is no reason not to train.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
+    }
+
+    /// Bytes of what a run that goes on, or replaces the one there, will remove.
+    pub fn bytes_to_go(&self) -> u64 {
+        [CHECKPOINTS, ADAPTER, MODEL].iter().map(|name| bytes_of(&self.dir.join(name))).sum()
+    }
+
+    /// Whether there are files of a run, but no config to tell of which.
+    pub fn is_nameless(&self) -> bool {
+        !self.config().is_file() && [RECORD, METRICS, ADAPTER, MODEL].iter().any(|name| self.dir.join(name).exists())
+    }
+
+    /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
+    pub fn clear(&self) -> Result<()> {
+        remove_staged(&self.dir)?;
+        for name in [RECORD, METRICS, CONFIG, CHECKPOINTS, ADAPTER, MODEL] {
+            remove(&self.dir.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a finished run an unfinished one that is about to go on; its result stays until there is a new one.
+    pub fn reopen(&self) -> Result<()> {
+        remove_staged(&self.dir)?;
+        remove(&self.record())
+    }
+
+    /// A run that cannot start leaves nothing behind, the direction that it computed included.
+    pub fn undo(&self) {
+        if !self.had_dir {
+            let _best_effort = std::fs::remove_dir_all(&self.dir);
+        } else if !self.had_direction {
+            let _best_effort = std::fs::remove_file(self.dir.join(DIRECTION));
+        }
+    }
+
+    /// Writes what this run was made of and came to.
+    pub fn write_record(&self, record: &RunRecord, totals: &Totals) -> Result<()> {
+        record.write(&self.record(), CONFIG, totals)
+    }
+
+    /// Writes every resolved setting.
+    pub fn write_config(&self, settings: &Settings) -> Result<()> {
+        let text = settings.to_toml()?;
+        write_atomic(&self.config(), |file| Ok(file.write_all(text.as_bytes())?))
+    }
+}
+
+/// Removes a file or folder, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else if path.exists() {
+        std::fs::remove_file(path)
+    } else {
+        Ok(())
+    };
+    removed.with_context(|| format!("removing {}", path.display()))
+}
+
+/// Bytes of the files in a folder and the folders in it; 0 for what cannot be read.
+fn bytes_of(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_of(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
+}
+
+/// Where a run keeps the direction that it computes.
+pub fn direction_path(settings: &Settings) -> PathBuf {
+    Path::new(&settings.output.dir).join(DIRECTION)
+}

@@ -1,0 +1,363 @@
+//! What can be found wrong before any weight is loaded, all of it in one message.
+//!
+//! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
+
+use super::Method;
+use super::output::{OutputFolder, direction_path};
+use super::resume::Start;
+use super::state::Origin;
+use crate::adapter::{self, Adapter, BaseIdentity};
+use crate::checkpoint::{Checkpoint, check_writable};
+use crate::config::Settings;
+use crate::data::{self, Format, SetFiles, Sets};
+use crate::error::{exit_code, listing};
+use crate::hub::{self, Resolved};
+use crate::method::direction::{self, DirectionRequest};
+use crate::method::direction_file::Directions;
+use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
+use crate::model::ModelSpec;
+use crate::names::{Targets, resolve_targets};
+use crate::report::{RunRecord, hash_file, progress_bar};
+use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result, anyhow};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+
+/// Files beside the weights that decide what a model computes and what text becomes.
+const MODEL_FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// A run whose inputs are there and fit together.
+pub struct Ready {
+    pub base: Resolved,
+    pub spec: ModelSpec,
+    pub checkpoint: Checkpoint,
+    pub device: Device,
+    /// The modules with a penalty.
+    pub targets: Vec<String>,
+    /// As it is before step 1; `None` in full tuning.
+    pub adapter: Option<Adapter>,
+    pub sets: Sets,
+    pub direction: Direction,
+    pub record: RunRecord,
+}
+
+/// Where the direction comes from.
+pub enum Direction {
+    NotNeeded,
+    /// A file that fits.
+    Open(Directions),
+    /// To be computed, from models that are comparable.
+    Compute(DirectionRequest),
+}
+
+/// Errors, gathered.
+#[derive(Default)]
+struct Problems(Vec<anyhow::Error>);
+
+impl Problems {
+    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
+    }
+
+    /// One error for all, the user's to put right if each of them is.
+    fn into_error(mut self) -> anyhow::Error {
+        if self.0.len() == 1 {
+            return self.0.remove(0);
+        }
+        let lines: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
+        let text = format!("training cannot start, {} problems:\n  {}", lines.len(), lines.join("\n  "));
+        if self.0.iter().all(|error| exit_code(error) == 2) { invalid!("{text}") } else { anyhow!(text) }
+    }
+}
+
+/// Finds and checks all inputs of a run.
+pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quiet: bool) -> Result<Ready> {
+    let mut check = Preflight { settings, start, quiet, problems: Problems::default(), record: RunRecord::start() };
+    check.problems.note(check_writable(output.dir()).context("output.dir"));
+    let origin = start.saved().map(|saved| &saved.origin);
+    let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
+    let sources = check.sources(kept_direction.is_some());
+    let model = sources.base.as_ref().and_then(|base| check.model(base));
+    let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
+    let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
+    if let Some(model) = &model {
+        let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
+        check.problems.note(room);
+    }
+    let Preflight { problems, mut record, .. } = check;
+    let (Some(base), Some(model), Some(sets), Some(direction), true) =
+        (sources.base, model, samples, direction, problems.0.is_empty())
+    else {
+        return Err(problems.into_error());
+    };
+    record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
+    record.input("model_files", &source(&base), files_hash(&base)?);
+    if let Some(dir) = settings.lora.init_adapter.as_ref().filter(|_| start.saved().is_none()) {
+        record.input("init_adapter", dir, adapter::content_hash(Path::new(dir))?);
+    }
+    let template = Path::new(&settings.data.template);
+    if template.is_file() {
+        record.input("template", &settings.data.template, hash_file(template)?);
+    }
+    let Model { spec, checkpoint, device, targets, adapter } = model;
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, direction, record })
+}
+
+pub fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
+    if quiet { indicatif::ProgressBar::hidden() } else { progress_bar(len, what) }
+}
+
+/// Whether the direction that the run to resume has computed is still there as it was, from the same model.
+fn is_kept(settings: &Settings, origin: &Origin) -> bool {
+    let unaligned = settings.model.unaligned.as_deref();
+    let same_model = origin.settings.get("model.unaligned").and_then(|value| value.as_str()) == unaligned;
+    let hash = origin.inputs.get("model.unaligned");
+    same_model && hash.is_some() && hash_file(&direction_path(settings)).ok().as_ref() == hash
+}
+
+/// Every folder and file that a run reads, fetched if need be, before anything is loaded: a mistake in the last should
+/// not be found after hours of downloading the first.
+struct Sources {
+    base: Option<Resolved>,
+    /// If a direction is to be computed.
+    unaligned: Option<Resolved>,
+    data: Option<SetFiles>,
+}
+
+/// The base model as far as its headers tell, and what is to train of it.
+struct Model {
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    device: Device,
+    targets: Vec<String>,
+    adapter: Option<Adapter>,
+}
+
+struct Preflight<'a> {
+    settings: &'a Settings,
+    start: &'a Start,
+    quiet: bool,
+    problems: Problems,
+    record: RunRecord,
+}
+
+impl Preflight<'_> {
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Nothing is downloaded any more once a problem is known.
+    fn sources(&mut self, kept_direction: bool) -> Sources {
+        let Settings { data, asft, model, .. } = self.settings;
+        let wanted = self.problems.0.is_empty() || is_local(&data.train);
+        let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
+        let base = self.model_folder(&model.aligned, "model.aligned");
+        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
+        let unaligned = model.unaligned.as_ref().filter(|_| computed);
+        let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
+        Sources { base, unaligned, data }
+    }
+
+    fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
+        let wanted = self.problems.0.is_empty() || is_local(source);
+        wanted.then(|| self.problems.note(hub::resolve(source, self.quiet).context(key)))?
+    }
+
+    fn model(&mut self, base: &Resolved) -> Option<Model> {
+        let model = self.open_model(base);
+        self.problems.note(model)
+    }
+
+    fn open_model(&self, base: &Resolved) -> Result<Model> {
+        let spec = ModelSpec::load(&base.dir)?;
+        let checkpoint = Checkpoint::open(&base.dir)?;
+        let targets = resolve_targets(&self.settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+        let device = self.settings.model.device.open()?;
+        let mut model = Model { spec, checkpoint, device, targets, adapter: None };
+        if self.settings.train.method == Method::Lora {
+            let adapter = self.initial_adapter(&model, base)?;
+            model.targets = adapter.modules.keys().cloned().collect();
+            model.adapter = Some(adapter);
+        }
+        Ok(model)
+    }
+
+    /// A fresh adapter on the targets, or the one to continue, with the dropout of this run.
+    fn initial_adapter(&self, model: &Model, base: &Resolved) -> Result<Adapter> {
+        let (options, seed) = (&self.settings.lora, self.settings.train.seed);
+        let load = |dir: &Path| {
+            let adapter = adapter::load(dir, &model.device)?;
+            adapter.check_fits(&model.spec).map(|()| adapter)
+        };
+        let mut adapter = match (self.start.saved(), &options.init_adapter) {
+            (Some(saved), _) => load(&saved.dir)?,
+            (None, Some(dir)) => {
+                self.say(&format!(
+                    "continuing {dir}: rank, alpha and target modules are that adapter's, not the config's"
+                ));
+                let adapter = load(Path::new(dir)).context("lora.init_adapter")?;
+                BaseIdentity::check(Path::new(dir), &adapter, &model.checkpoint).context("lora.init_adapter")?;
+                adapter
+            }
+            (None, None) => {
+                check_sizes(&model.spec, &model.checkpoint, &model.targets, options.rank)?;
+                let (spec, rank, alpha) = (&model.spec, options.rank, options.alpha as f64);
+                let modules = adapter::fresh_modules(spec, &model.targets, rank, alpha, seed, &model.device)?;
+                Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
+            }
+        };
+        adapter.dropout = options.dropout;
+        adapter.base = Some(base.id.clone().unwrap_or_else(|| self.settings.model.aligned.clone()));
+        adapter.revision = base.revision.clone();
+        Ok(adapter)
+    }
+
+    /// Training set and validation set, read to their ends.
+    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<Sets> {
+        let (files, base) = (sources.data.as_ref()?, sources.base.as_ref()?);
+        let (options, seed, vocab_size) = (&self.settings.data, self.settings.train.seed, model.spec.vocab_size);
+        let tokenizer = match options.format {
+            Format::Tokenized => None,
+            _ => Some(self.problems.note(tokenizer(&base.dir, vocab_size))?),
+        };
+        let progress = || bar(0, "tokenising", self.quiet);
+        let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
+        let sets = self.problems.note(sets)?;
+        for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
+            let Some(file) = file else { continue };
+            self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
+        }
+        self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
+        if let Some(validation) = &sets.validation {
+            let file = files.validation.as_ref().unwrap_or(&files.train);
+            self.say(&format!("validation: {}: {}", file.source, validation.counts));
+        }
+        let context = model.spec.context();
+        let beyond = sets.train.examples.iter().filter(|example| example.input_ids.len() > context).count();
+        if beyond > 0 {
+            self.say(&format!(
+                "warning: {beyond} training samples are longer than the model's context of {context}; data.max_length \
+                 cuts them"
+            ));
+        }
+        Some(sets)
+    }
+
+    /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
+    fn direction(&mut self, sources: &Sources, model: &Model, kept: Option<PathBuf>) -> Option<Direction> {
+        let options = &self.settings.asft;
+        if !options.needs_direction() || options.lambda == 0.0 {
+            return Some(Direction::NotNeeded);
+        }
+        if options.direction.is_some() && self.settings.model.unaligned.is_some() {
+            self.say("asft.direction is given: model.unaligned is not read");
+        }
+        let file = options.direction.as_ref().map(PathBuf::from).or(kept);
+        let found = match (file, &sources.unaligned, &sources.base) {
+            (Some(path), ..) => open_direction(&path, &model.targets, &model.spec, &model.checkpoint, &mut self.record)
+                .map(Direction::Open),
+            (None, Some(unaligned), Some(base)) => {
+                let request = DirectionRequest {
+                    aligned: base.clone(),
+                    unaligned: unaligned.clone(),
+                    targets: Targets::List(model.targets.clone()),
+                    keep: Keep::Tolerance(DEFAULT_TOLERANCE),
+                    allow_missing: false,
+                    out: direction_path(self.settings),
+                };
+                direction::check(&request).map(|()| Direction::Compute(request))
+            }
+            // The unaligned model was not found, which is among the problems.
+            (None, ..) => return None,
+        };
+        self.problems.note(found)
+    }
+}
+
+/// A direction file, if it is made for these modules of this checkpoint.
+pub fn open_direction(
+    path: &Path,
+    targets: &[String],
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    record: &mut RunRecord,
+) -> Result<Directions> {
+    let directions = Directions::open(path)?;
+    let shapes: Vec<(String, (usize, usize))> = targets
+        .iter()
+        .filter_map(|module| adapter::module_shape(spec, module).map(|shape| (module.clone(), shape)))
+        .collect();
+    directions.check_against(&shapes, checkpoint)?;
+    record.input("direction", &path.display().to_string(), hash_file(path)?);
+    let unaligned = &directions.header().unaligned;
+    let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
+    record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
+    Ok(directions)
+}
+
+/// What certainly is not to be downloaded.
+fn is_local(source: &str) -> bool {
+    Path::new(source).exists() || source.starts_with(['.', '/'])
+}
+
+/// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may
+/// not occur in any.
+fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::load(dir)?;
+    if let Some(id) = tokenizer.eos_id() {
+        ensure_valid!(
+            (id as usize) < vocab_size,
+            "the tokenizer's eos token has id {id}, beyond the model's vocab_size of {vocab_size}; tokenizer and model \
+             do not belong together"
+        );
+    }
+    Ok(tokenizer)
+}
+
+/// A hash of what else than the weights makes the model compute what it does.
+fn files_hash(base: &Resolved) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for name in MODEL_FILES {
+        let path = base.dir.join(name);
+        if path.is_file() {
+            hasher.update(format!("{name} {}\n", hash_file(&path)?).as_bytes());
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A folder, or a hub id with its revision.
+fn source(model: &Resolved) -> String {
+    match (&model.id, &model.revision) {
+        (Some(id), Some(revision)) => format!("{id}@{revision}"),
+        (Some(id), None) => id.clone(),
+        (None, _) => model.dir.display().to_string(),
+    }
+}
+
+/// Checks before anything is allocated that the targets are as large as config.json says, and `rank` no larger.
+fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], rank: usize) -> Result<()> {
+    let (mut problems, mut largest) = (vec![], 0);
+    for module in targets {
+        let name = format!("{module}.weight");
+        let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
+        match checkpoint.info(&name) {
+            Some(info) if info.shape == expected => largest = largest.max(*expected.iter().max().unwrap_or(&0)),
+            Some(info) => problems.push(format!("{name} has shape {:?}, expected {expected:?}", info.shape)),
+            None => problems.push(format!("{name} is missing")),
+        }
+    }
+    ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
+    ensure_valid!(rank <= largest, "lora.rank is {rank}, beyond the largest side of any targeted weight ({largest})");
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Where a run starts: at step 1, or, with `--resume`, where the newest usable checkpoint of an earlier one stands.
+
+use super::RunFlags;
+use super::checkpoint::{Checkpoints, Saved};
+use super::output::{Content, OutputFolder};
+use super::state::{Origin, check_allowed};
+use crate::config::Settings;
+use crate::error::listing;
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+/// Where a run starts.
+pub enum Start {
+    /// At step 1.
+    Fresh,
+    /// After a checkpoint.
+    From(Box<Saved>),
+}
+
+impl Start {
+    pub fn saved(&self) -> Option<&Saved> {
+        match self {
+            Self::From(saved) => Some(saved),
+            Self::Fresh => None,
+        }
+    }
+}
+
+/// Looks at what is in the output folder, and changes nothing there. `None`: the run there is finished.
+///
+/// # Errors
+/// An earlier run and neither `--resume` nor `--overwrite`; a run with other settings than these; a run none of whose
+/// checkpoints is usable.
+pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
+    check_allowed(&flags.allow_change)?;
+    let say = |text: &str| {
+        if !flags.quiet {
+            eprintln!("{}: {text}", output.dir().display());
+        }
+    };
+    match (output.content()?, flags.resume) {
+        (Content::Nothing, false) => return Ok(Some(Start::Fresh)),
+        (Content::Nothing, true) => {
+            say("nothing to resume: starting from the beginning");
+            return Ok(Some(Start::Fresh));
+        }
+        (Content::Run, false) => {
+            ensure_valid!(
+                flags.overwrite,
+                "output.dir {} holds an earlier run; go on with it with --resume, replace it with --overwrite, or \
+                 choose another folder (--set output.dir=...)",
+                output.dir().display()
+            );
+            return Ok(Some(Start::Fresh));
+        }
+        (Content::Run, true) => {}
+    }
+    let (saved, problems) = Checkpoints::new(output, settings).newest();
+    for problem in &problems {
+        eprintln!("warning: {problem}");
+    }
+    let finished = output.record().is_file() && output.result(settings.train.method).is_dir();
+    ensure_valid!(
+        saved.is_some() || problems.is_empty(),
+        "none of the checkpoints in {} is usable: {}; --overwrite starts again from the beginning",
+        output.checkpoints().display(),
+        listing(&problems, 3)
+    );
+    let changed = match &saved {
+        Some(saved) => saved.origin.check_settings(settings, &flags.allow_change)?,
+        None => match config_of(output)? {
+            Some(origin) => origin.check_settings(settings, &flags.allow_change)?,
+            None => false,
+        },
+    };
+    match saved {
+        _ if finished && !changed => Ok(None),
+        Some(saved) => {
+            say(&format!("resuming after step {} from {}", saved.state.step, saved.dir.display()));
+            Ok(Some(Start::From(Box::new(saved))))
+        }
+        None if finished => Err(invalid!(
+            "the run in {} is finished and kept no checkpoint to go on from (output.save_every_steps was not set); \
+             --overwrite starts again from the beginning",
+            output.dir().display()
+        )),
+        None => {
+            ensure_valid!(
+                !output.is_nameless(),
+                "output.dir {} holds files of a run but no config.toml, so that it cannot be told whether it is this \
+                 one; --overwrite replaces them",
+                output.dir().display()
+            );
+            say("the run stopped before its first checkpoint: starting from the beginning");
+            Ok(Some(Start::Fresh))
+        }
+    }
+}
+
+/// The settings of a run that has no checkpoint, if it got as far as writing them.
+fn config_of(output: &OutputFolder) -> Result<Option<Origin>> {
+    let path = output.config();
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let settings = Settings::load(&path, &[]).context("reading the settings of the run to resume")?.by_key()?;
+    Ok(Some(Origin { settings, inputs: BTreeMap::new() }))
+}
