@@ -83,7 +83,7 @@ pub fn rewrite_into(
         safetensors::serialize_to_file(blobs, Some(metadata), &target)
             .with_context(|| format!("writing {}", target.display()))?;
         // The library makes files that only their owner may read.
-        std::fs::set_permissions(&target, super::mode())?;
+        std::fs::set_permissions(&target, super::write::mode())?;
         std::fs::File::open(&target)?.sync_all()?;
         progress.inc(1);
     }
@@ -115,7 +115,7 @@ pub fn remove_staged(dir: &Path) -> Result<()> {
 /// A temporary folder beside `out`, which must not exist yet.
 pub fn stage(out: &Path) -> Result<tempfile::TempDir> {
     ensure_valid!(!out.exists(), "{} already exists; choose another output folder", out.display());
-    let parent = super::parent(out);
+    let parent = super::write::parent(out);
     super::check_writable(parent)?;
     std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     tempfile::Builder::new()
