@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_neither_folder_nor_id_says_so() {
-        for name in ["./no/such/folder", "/no/such", "folder", "a/b/c", "../x"] {
+        for name in ["./no/such/folder", "/no/such", "no-such-folder", "a/b/c", "../no-such-folder"] {
             let error = resolve(name, true).unwrap_err();
             assert_eq!(exit_code(&error), 2);
             assert!(error.to_string().contains("no such folder") && error.to_string().contains("hub id"), "{error}");

@@ -11,7 +11,7 @@ use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
-use indicatif::{HumanBytes, ProgressBar};
+use indicatif::{FormattedDuration, HumanBytes, ProgressBar};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -165,9 +165,9 @@ impl fmt::Display for Forecast {
         match &self.time {
             Some(time) => write!(
                 f,
-                "time     {:.2} s a step, {} in all, at {:.0} GFLOP/s and {:.1} GB/s measured now",
-                time.step_seconds,
-                indicatif::HumanDuration(Duration::from_secs_f64(time.run_seconds)),
+                "time     {:.1?} a step, {} in all, at {:.0} GFLOP/s and {:.1} GB/s measured now",
+                Duration::from_secs_f64(time.step_seconds),
+                FormattedDuration(Duration::from_secs_f64(time.run_seconds.max(1.0))),
                 time.gemm_flops_per_second / 1e9,
                 time.copy_bytes_per_second / 1e9
             ),
