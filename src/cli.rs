@@ -225,6 +225,9 @@ pub struct GenerateArgs {
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 256)]
     pub max_new_tokens: usize,
+    /// Prompts of the file that are answered at once
+    #[arg(long, default_value_t = 16, requires = "data")]
+    pub batch_size: usize,
     /// 0 takes the likeliest token; higher values vary more
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use asft::model::{Gradients, KvCache};
+use asft::model::{GenerateOptions, Gradients, KvCache};
 use common::*;
 
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -92,10 +92,10 @@ fn cached_decoding_equals_the_whole_sequence() {
         let (golden, model) = (Golden::expected(case), adapted(case));
         let mut ids: Vec<u32> = golden.integers("generate.prompt").into_iter().map(|id| id as u32).collect();
         let expected = golden.integers("generate.tokens");
-        let mut cache = KvCache::new(model.spec(), ids.len() + expected.len());
+        let mut cache = KvCache::new(model.spec(), 1, ids.len() + expected.len());
         let mut fresh = ids.clone();
         for token in expected {
-            let logits = to_vec(&model.next_logits(&fresh, &mut cache).unwrap());
+            let logits = to_vec(&model.next_logits(&[(0, &fresh)], &mut cache).unwrap());
             let whole = to_vec(&model.logits(&ids, &[ids.len()]).unwrap());
             let error = relative_error(&logits, &whole[whole.len() - logits.len()..]);
             assert!(error < 1e-5, "{case}: {error}");
@@ -104,5 +104,26 @@ fn cached_decoding_equals_the_whole_sequence() {
             fresh = vec![best as u32];
             ids.push(best as u32);
         }
+    }
+}
+
+/// Five prompts in three slots, so that some join while others are under way, answer as each does alone.
+#[test]
+fn prompts_beside_one_another_answer_as_alone() {
+    for case in CASES {
+        let (golden, model) = (Golden::expected(case), adapted(case));
+        let ids: Vec<u32> = golden.integers("generate.prompt").into_iter().map(|id| id as u32).collect();
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| ids[i % 3..ids.len() - i / 2].to_vec()).collect();
+        let options =
+            GenerateOptions { max_new_tokens: 6, temperature: 0.0, top_p: 1.0, seed: 0, stop_ids: vec![ids[0]] };
+        let alone: Vec<Vec<u32>> =
+            prompts.iter().map(|prompt| model.generate(prompt, &options, |_| Ok(())).unwrap()).collect();
+        let mut together = vec![vec![]; prompts.len()];
+        let keep = |index: usize, answer| {
+            together[index] = answer;
+            Ok(())
+        };
+        model.generate_all(&prompts, 3, &options, keep).unwrap();
+        assert_eq!(together, alone, "{case}");
     }
 }

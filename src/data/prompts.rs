@@ -2,7 +2,7 @@
 
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::{Columns, Fields};
-use super::{records, sharegpt};
+use super::{Place, records, sharegpt};
 use crate::invalid;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -18,6 +18,8 @@ pub struct Prompt {
     /// What else a template sees of the record: `tools`, or `instruction` and `input`.
     pub variables: Map<String, Value>,
     pub record: Map<String, Value>,
+    /// Where the record stands in its file.
+    pub place: Place,
 }
 
 /// Reads prompts from a dataset file: `messages` or `conversations` up to the last turn that is not the assistant's,
@@ -31,7 +33,7 @@ pub fn load_prompts(path: &Path, columns: &Columns) -> Result<Vec<Prompt>> {
         .map(|record| {
             let (messages, variables) = prompt(&Fields::new(&record, columns))
                 .with_context(|| format!("{}{}", path.display(), record.place))?;
-            Ok(Prompt { messages, variables, record: record.fields })
+            Ok(Prompt { messages, variables, record: record.fields, place: record.place })
         })
         .collect()
 }

@@ -48,7 +48,7 @@ impl Attention {
         }
         let (q, k) = (rope::forward(&q, angles)?, rope::forward(&k, angles)?);
         let (k, v) = match cache {
-            Some(cache) => cache.append(&k, &v)?,
+            Some(cache) => cache.append(&k, &v, &pass.layout.spans)?,
             None => (k, v),
         };
         let (core, core_saved) = attention::forward(&q, &k, &v, self.shape, &pass.layout)?;

@@ -144,17 +144,24 @@ impl Decoder {
         self.head_logits(&x)
     }
 
-    /// Logits after the last of `ids`, [vocab_size] in f32; the positions before are in the cache, and these join them.
-    pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let angles = self.angles(&[(cache.position, ids.len())])?;
-        let pass = Pass { layout: Layout::cached(ids.len(), cache.position), angles, dropout_key: None };
-        let mut x = self.embed(ids)?;
+    /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: (slot of the cache,
+    /// ids); the ids before them are in the cache, and these join them.
+    ///
+    /// # Errors
+    /// A slot that has no room left.
+    pub fn next_logits(&self, fresh: &[(usize, &[u32])], cache: &mut KvCache) -> Result<Tensor> {
+        let counts: Vec<(usize, usize)> = fresh.iter().map(|(slot, ids)| (*slot, ids.len())).collect();
+        let spans = cache.extend(&counts)?;
+        let stretches: Vec<(usize, usize)> = spans.iter().map(|span| (span.k_len - span.q_len, span.q_len)).collect();
+        let last: Vec<u32> = spans.iter().map(|span| (span.q_start + span.q_len - 1) as u32).collect();
+        let pass = Pass { layout: Layout::cached(spans), angles: self.angles(&stretches)?, dropout_key: None };
+        let ids: Vec<u32> = fresh.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+        let mut x = self.embed(&ids)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward(&x, &pass, Some(cache))?.0;
         }
-        cache.position += ids.len();
-        let (x, _) = self.norm.forward(&x.narrow(0, ids.len() - 1, 1)?.contiguous()?)?;
-        Ok(self.head_logits(&x)?.squeeze(0)?)
+        let x = if last.len() == ids.len() { x } else { x.index_select(&Tensor::new(last, self.device())?, 0)? };
+        self.head_logits(&self.norm.forward(&x)?.0)
     }
 
     /// Sum of the cross-entropy over the batch's label tokens.

@@ -1,13 +1,15 @@
-//! Continuing a prompt token by token with the KV cache; candle's `LogitsProcessor` does the choosing.
+//! Continuing prompts token by token with the KV cache, several at once; candle's `LogitsProcessor` does the choosing.
 
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
 use anyhow::{Result, bail};
+use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
+    /// At least 1.
     pub max_new_tokens: usize,
     /// 0: greedy.
     pub temperature: f64,
@@ -29,43 +31,124 @@ impl GenerateOptions {
     }
 }
 
+/// A sequence that is being continued.
+struct Running {
+    /// Which prompt it continues.
+    index: usize,
+    sampler: LogitsProcessor,
+    /// Ids that the model has not seen yet.
+    fresh: Vec<u32>,
+    answer: Vec<u32>,
+    /// Longest answer.
+    room: usize,
+}
+
 impl Decoder {
     /// The new tokens after `prompt`; each is handed to `on_token` as it comes.
     ///
     /// # Errors
-    /// An empty prompt, or one that leaves no room in the model's context; logits that are not finite.
+    /// As [`Decoder::generate_all`].
     pub fn generate(
         &self,
         prompt: &[u32],
         options: &GenerateOptions,
         mut on_token: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<u32>> {
-        ensure_valid!(!prompt.is_empty(), "the prompt has no tokens");
+        let mut answer = vec![];
+        self.continue_all(&[prompt], 1, options, |_, token| on_token(token), |_, tokens| {
+            answer = tokens;
+            Ok(())
+        })?;
+        Ok(answer)
+    }
+
+    /// Continues every prompt, up to `batch_size` of them at once; a finished one makes room for the next. Each
+    /// answer is handed to `on_answer` with its prompt's index as soon as it is complete. A prompt is sampled with the
+    /// same seed whatever is beside it.
+    ///
+    /// # Errors
+    /// An empty prompt, or one that leaves no room in the model's context; logits that are not finite.
+    pub fn generate_all(
+        &self,
+        prompts: &[Vec<u32>],
+        batch_size: usize,
+        options: &GenerateOptions,
+        on_answer: impl FnMut(usize, Vec<u32>) -> Result<()>,
+    ) -> Result<()> {
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        self.continue_all(&prompts, batch_size, options, |_, _| Ok(()), on_answer)
+    }
+
+    fn continue_all(
+        &self,
+        prompts: &[&[u32]],
+        batch_size: usize,
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(usize, u32) -> Result<()>,
+        mut on_answer: impl FnMut(usize, Vec<u32>) -> Result<()>,
+    ) -> Result<()> {
+        // All are looked at first: a prompt that cannot be answered should not be found after an hour.
+        let running = prompts.iter().enumerate().map(|(index, prompt)| self.begin(index, prompt, options));
+        let mut waiting = running.collect::<Result<Vec<Running>>>()?.into_iter();
+        let mut slots: Vec<Option<Running>> = (0..batch_size.clamp(1, prompts.len().max(1))).map(|_| None).collect();
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let capacity = (longest + options.max_new_tokens).min(self.spec.context());
+        let mut cache = KvCache::new(&self.spec, slots.len(), capacity);
+        loop {
+            for (slot, running) in slots.iter_mut().enumerate().filter(|(_, running)| running.is_none()) {
+                *running = waiting.next();
+                cache.clear(slot);
+            }
+            let active: Vec<(usize, &[u32])> = slots
+                .iter()
+                .enumerate()
+                .filter_map(|(slot, running)| Some((slot, running.as_ref()?.fresh.as_slice())))
+                .collect();
+            if active.is_empty() {
+                return Ok(());
+            }
+            let logits = self.next_logits(&active, &mut cache)?;
+            self.check_finite(&logits)?;
+            for (row, running) in slots.iter_mut().filter(|running| running.is_some()).enumerate() {
+                let Some(sequence) = running else { continue };
+                let token = sequence.sampler.sample(&logits.get(row)?)?;
+                let stop = options.stop_ids.contains(&token);
+                if !stop {
+                    sequence.answer.push(token);
+                    sequence.fresh = vec![token];
+                    on_token(sequence.index, token)?;
+                }
+                if stop || sequence.answer.len() >= sequence.room {
+                    on_answer(sequence.index, std::mem::take(&mut sequence.answer))?;
+                    *running = None;
+                }
+            }
+        }
+    }
+
+    fn begin(&self, index: usize, prompt: &[u32], options: &GenerateOptions) -> Result<Running> {
+        ensure_valid!(!prompt.is_empty(), "prompt {} has no tokens", index + 1);
         let context = self.spec.context();
         ensure_valid!(
             prompt.len() < context,
-            "the prompt has {} tokens; the model's context ends at {context}",
+            "prompt {} has {} tokens; the model's context ends at {context}",
+            index + 1,
             prompt.len()
         );
-        let count = options.max_new_tokens.min(context - prompt.len());
-        let mut cache = KvCache::new(&self.spec, prompt.len() + count);
-        let mut sampler = LogitsProcessor::from_sampling(options.seed, options.sampling());
-        let (mut answer, mut fresh) = (vec![], prompt.to_vec());
-        for _ in 0..count {
-            let logits = self.next_logits(&fresh, &mut cache)?;
-            if !logits.max_all()?.to_scalar::<f32>()?.is_finite() || !logits.sum_all()?.to_scalar::<f32>()?.is_finite()
-            {
-                self.refuse_damaged_weights()?;
-                bail!("the model's logits are not finite");
-            }
-            let token = sampler.sample(&logits)?;
-            if options.stop_ids.contains(&token) {
-                break;
-            }
-            answer.push(token);
-            on_token(token)?;
-            fresh = vec![token];
+        Ok(Running {
+            index,
+            sampler: LogitsProcessor::from_sampling(options.seed, options.sampling()),
+            fresh: prompt.to_vec(),
+            answer: vec![],
+            room: options.max_new_tokens.min(context - prompt.len()),
+        })
+    }
+
+    fn check_finite(&self, logits: &Tensor) -> Result<()> {
+        if !logits.max_all()?.to_scalar::<f32>()?.is_finite() || !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            self.refuse_damaged_weights()?;
+            bail!("the model's logits are not finite");
         }
-        Ok(answer)
+        Ok(())
     }
 }

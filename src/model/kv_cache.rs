@@ -1,30 +1,78 @@
-//! Keys and values of the positions already decoded, for generation (one sequence at a time).
+//! Keys and values of the positions already decoded, for several sequences at once: each has a slot of rows.
 
 use super::ModelSpec;
-use anyhow::Result;
+use crate::ops::attention::Span;
+use anyhow::{Context, Result};
 use candle_core::Tensor;
-use candle_nn::kv_cache::KvCache as CandleCache;
 
-/// One layer's keys and values, [T, Hkv · D] each.
-pub struct LayerCache(CandleCache);
-
-impl LayerCache {
-    /// Appends rows of k and v; returns all rows so far.
-    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok(self.0.append(k, v)?)
-    }
+/// One layer's keys and values, [slots · capacity, Hkv · D] each.
+pub struct LayerCache {
+    /// slots · capacity
+    rows: usize,
+    /// There from the first rows on, whose width and type it has.
+    kept: Option<(Tensor, Tensor)>,
 }
 
-/// The cache of every layer, and the position at which the next token stands.
+/// The cache of every layer, and how many positions of each slot are filled.
 pub struct KvCache {
     pub layers: Vec<LayerCache>,
-    pub position: usize,
+    lengths: Vec<usize>,
+    capacity: usize,
 }
 
 impl KvCache {
-    /// Room for `capacity` positions, kept from the start so that appending does not copy.
-    pub fn new(spec: &ModelSpec, capacity: usize) -> Self {
-        let layers = (0..spec.num_hidden_layers).map(|_| LayerCache(CandleCache::new(0, capacity))).collect();
-        Self { layers, position: 0 }
+    /// Room for `capacity` positions of each of `slots` sequences, kept from the start so that appending does not copy.
+    pub fn new(spec: &ModelSpec, slots: usize, capacity: usize) -> Self {
+        let layers = (0..spec.num_hidden_layers).map(|_| LayerCache { rows: slots * capacity, kept: None });
+        let layers = layers.collect();
+        Self { layers, lengths: vec![0; slots], capacity }
+    }
+
+    /// Forgets a slot's sequence.
+    pub fn clear(&mut self, slot: usize) {
+        if let Some(length) = self.lengths.get_mut(slot) {
+            *length = 0;
+        }
+    }
+
+    /// Makes room for fresh rows, given as (slot, how many) in the order of the rows: their spans of the attention.
+    ///
+    /// # Errors
+    /// A slot that there is not, or that has no room left.
+    pub fn extend(&mut self, fresh: &[(usize, usize)]) -> Result<Vec<Span>> {
+        let mut row = 0;
+        let mut span = |&(slot, count): &(usize, usize)| {
+            let length = self.lengths.get_mut(slot).context("no such slot of the cache")?;
+            anyhow::ensure!(*length + count <= self.capacity, "the cache holds {} positions a sequence", self.capacity);
+            *length += count;
+            let span = Span { q_start: row, q_len: count, k_start: slot * self.capacity, k_len: *length };
+            row += count;
+            Ok(span)
+        };
+        fresh.iter().map(&mut span).collect()
+    }
+}
+
+impl LayerCache {
+    /// Writes the fresh rows of k and v, [N, Hkv · D], to where `spans` has them; returns the rows of all slots.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = match self.kept.take() {
+            Some(kept) => kept,
+            None => {
+                let empty = || Tensor::zeros((self.rows, k.dim(1)?), k.dtype(), k.device());
+                (empty()?, empty()?)
+            }
+        };
+        for span in spans {
+            let place = span.k_start + span.k_len - span.q_len;
+            for (all, fresh) in [(&keys, k), (&values, v)] {
+                all.slice_set(&fresh.narrow(0, span.q_start, span.q_len)?.contiguous()?, 0, place)?;
+            }
+        }
+        // What is behind the last sequence need not be looked at (or widened).
+        let used = spans.iter().map(|span| span.k_start + span.k_len).max().unwrap_or(0);
+        let seen = (keys.narrow(0, 0, used)?, values.narrow(0, 0, used)?);
+        self.kept = Some((keys, values));
+        Ok(seen)
     }
 }

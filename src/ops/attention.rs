@@ -65,10 +65,9 @@ impl Layout {
         Self { spans: spans.collect(), masks: Mutex::default() }
     }
 
-    /// One sequence of `length` new rows after `cached` earlier keys.
-    pub fn cached(length: usize, cached: usize) -> Self {
-        let span = Span { q_start: 0, q_len: length, k_start: 0, k_len: cached + length };
-        Self { spans: vec![span], masks: Mutex::default() }
+    /// Sequences some of whose keys may have been computed before.
+    pub fn cached(spans: Vec<Span>) -> Self {
+        Self { spans, masks: Mutex::default() }
     }
 
     /// [Tq, Tk] of 0 where a query sees a key and −∞ where it does not, f32.
