@@ -1,5 +1,6 @@
 //! Command-line arguments as typed. What they resolve to is the commands' business.
 
+use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -28,21 +29,28 @@ pub enum Command {
     Merge(MergeArgs),
 }
 
-/// A model and, perhaps, an adapter on it.
+/// A model and how to compute with it.
 #[derive(Args)]
-pub struct ModelArgs {
+pub struct BaseArgs {
     /// Model folder, or hub id with an optional @revision
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
-    /// PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
     /// Type of weights and activations
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
+}
+
+/// A model and, perhaps, an adapter on it.
+#[derive(Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -146,12 +154,6 @@ pub struct TrainArgs {
     pub quiet: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Metric {
-    /// Mean cross-entropy per label token, and perplexity
-    Loss,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum FormatArg {
@@ -166,15 +168,32 @@ pub enum FormatArg {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft eval --model tests/tiny/aligned --data tests/tiny/train.jsonl
-  asft eval --model tests/tiny/aligned --adapter runs/tiny/adapter --data tests/tiny/chat.jsonl --format chat --json")]
+  asft eval --model ./model --data prompts.jsonl --preset harmful --samples answers.jsonl
+  asft eval --model ./model --adapter runs/a/adapter --adapter runs/b/adapter --baseline --suite suite.toml
+  asft eval --model ./model --data news.json --metric accuracy --match choice --labels World,Sports,Business,Sci/Tech")]
 pub struct EvalArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub base: BaseArgs,
+    /// PEFT LoRA adapter folder; may be repeated to compare several
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
+    /// Measure the model without an adapter too
+    #[arg(long, requires = "adapter")]
+    pub baseline: bool,
+    /// A TOML file of evaluations, instead of the options below
+    #[arg(long, value_name = "FILE", required_unless_present = "data", conflicts_with_all = ["data", "metric", "preset"])]
+    pub suite: Option<PathBuf>,
     /// Samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset as org/name or
     /// org/name@revision:path/to/file
     #[arg(long, value_name = "FILE|ID")]
-    pub data: String,
-    /// Layout of the records
+    pub data: Option<String>,
+    /// What to measure (loss, unless a preset says otherwise); may be repeated
+    #[arg(long, value_enum)]
+    pub metric: Vec<Metric>,
+    /// Settings of a published evaluation
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
+    /// Layout of the records, for the loss
     #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
     pub format: FormatArg,
     /// Where the dataset has a field of the format, such as instruction=question; may be repeated
@@ -182,17 +201,44 @@ pub struct EvalArgs {
     pub column: Vec<String>,
     /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
     /// the AsFT paper's prompts, or a Jinja file
-    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
-    pub template: String,
-    /// Longest sample, in tokens; longer ones are cut
-    #[arg(long, default_value_t = 2048)]
-    pub max_length: usize,
+    #[arg(long, value_name = "NAME|FILE")]
+    pub template: Option<String>,
+    /// Only the first records
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Longest sample of the loss, in tokens; longer ones are cut (2048)
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Longest answer, in tokens (256)
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
+    /// Accuracy: when an answer is right (exact)
+    #[arg(long, value_enum)]
+    pub r#match: Option<Match>,
+    /// The field that holds the reference (output, or label where there are labels)
+    #[arg(long, value_name = "FIELD")]
+    pub reference: Option<String>,
+    /// References by number, and what "choice" chooses from
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// Match number: what stands before the answer's number ("The final answer is: ")
+    #[arg(long, value_name = "TEXT")]
+    pub marker: Option<String>,
+    /// Refusal: a file with a phrase a line; an answer that holds one is a refusal
+    #[arg(long, value_name = "FILE")]
+    pub phrases: Option<String>,
+    /// Text put before each prompt
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prefix: String,
+    /// Judge: the moderation model, a sequence-classification checkpoint such as beaver-dam-7b
+    #[arg(long, value_name = "ID|DIR")]
+    pub judge: Option<String>,
     /// Samples computed at once
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// What to measure
-    #[arg(long, value_enum, default_values_t = [Metric::Loss])]
-    pub metric: Vec<Metric>,
+    /// Write every sample with the model's answer and what was made of it, as JSONL
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -1,15 +1,17 @@
 //! `asft eval`
 
-use super::{load_model, print};
+use super::{Base, print};
+use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::{EvalArgs, FormatArg};
-use crate::data::{self, Columns, DataOptions, Format};
+use crate::data::{Columns, Format, PROMPT_FIELDS};
 use crate::ensure_valid;
-use crate::eval::mean_loss;
-use crate::hub::{self, Split};
-use crate::report::progress_bar;
-use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result, bail};
-use serde_json::json;
+use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value};
+use crate::report::Table;
+use anyhow::{Context, Result};
+use serde_json::{Map, Value as Json, json};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
 
 impl From<FormatArg> for Format {
     fn from(format: FormatArg) -> Self {
@@ -26,46 +28,151 @@ impl From<FormatArg> for Format {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    args.samples.as_deref().map_or(Ok(()), check_writable_file).context("--samples")?;
+    let evaluations = match &args.suite {
+        Some(suite) => Suite::load(suite)?.eval,
+        None => evaluations(&args)?,
+    };
+    let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
+    let mut base = Base::load(&args.base, &adapters)?;
+    let compute = (&base.model.device().clone(), args.base.dtype.into());
+    let prepared = Prepared::new(&evaluations, &base.dir, base.model.spec(), compute)?;
+    let mut rows = vec![];
+    if args.baseline || adapters.is_empty() {
+        rows.push((args.base.model.clone(), prepared.measure(&base.model, args.batch_size)?));
+    }
+    for dir in adapters {
+        base.put(Some(dir))?;
+        rows.push((dir.display().to_string(), prepared.measure(&base.model, args.batch_size)?));
+    }
+    if let Some(path) = &args.samples {
+        write_atomic(path, |file| Ok(file.write_all(samples(&rows).as_bytes())?)).context("--samples")?;
+    }
+    match (&rows[..], args.json) {
+        (rows, true) => print(&format!("{}\n", report(rows))),
+        ([(_, outcomes)], false) => print(&listing(outcomes)),
+        (rows, false) => print(&table(rows)),
+    }
+}
+
+/// What the options ask for: an evaluation for each metric.
+fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
     let format = Format::from(args.format);
-    let columns = Columns::parse(&args.column, format.fields())?;
-    let data = hub::resolve_dataset(&args.data, Split::Any, false).context("--data")?;
-    let (model, dir) = load_model(&args.model)?;
-    let options = DataOptions {
-        format,
-        columns,
-        template: args.template,
-        max_length: args.max_length,
-        allow_empty_labels: true,
-        ..Default::default()
+    let metrics: Vec<Option<Metric>> =
+        if args.metric.is_empty() { vec![None] } else { args.metric.iter().copied().map(Some).collect() };
+    let evaluation = |metric: Option<Metric>| {
+        let evaluation = Evaluation {
+            name: String::new(),
+            data: args.data.clone().unwrap_or_default(),
+            metric,
+            preset: args.preset,
+            format,
+            columns: Columns::default(),
+            template: args.template.clone(),
+            limit: args.limit,
+            max_length: args.max_length,
+            max_new_tokens: args.max_new_tokens,
+            matching: args.r#match,
+            reference: args.reference.clone(),
+            labels: args.labels.clone(),
+            marker: args.marker.clone(),
+            phrases: args.phrases.clone(),
+            prefix: args.prefix.clone(),
+            judge: args.judge.clone(),
+            ..Default::default()
+        }
+        .resolved();
+        let fields = if evaluation.metric() == Metric::Loss { format.fields() } else { &PROMPT_FIELDS[..] };
+        let columns = Columns::parse(&args.column, fields)?;
+        let evaluation = Evaluation { columns, ..evaluation };
+        evaluation.validate()?;
+        Ok(evaluation)
     };
-    let progress = progress_bar(0, "tokenising");
-    let dataset = match options.format {
-        Format::Tokenized => data::load_tokenized(&data.path, &options, model.spec().vocab_size, &progress)?,
-        _ => data::load(&data.path, &options, &Tokenizer::load(&dir)?, &progress)?,
+    metrics.into_iter().map(evaluation).collect()
+}
+
+type Row = (String, Vec<Outcome>);
+
+/// One model: a line for each evaluation.
+fn listing(outcomes: &[Outcome]) -> String {
+    let mut text = String::new();
+    for outcome in outcomes {
+        let value = |(name, value): &(&str, Value)| {
+            let name = name.replace('_', " ");
+            if name == outcome.title { value.text() } else { format!("{name} {}", value.text()) }
+        };
+        let values = outcome.values.iter().map(value).collect::<Vec<_>>().join("  ");
+        let title = if outcomes.len() == 1 && !values.starts_with(char::is_numeric) {
+            String::new()
+        } else {
+            format!("{}  ", outcome.title)
+        };
+        let _ = writeln!(text, "{title}{values}");
+    }
+    text
+}
+
+/// Several models: a row for each, a column for each value.
+fn table(rows: &[Row]) -> String {
+    let mut head = vec!["model".to_string()];
+    for outcome in rows.first().map(|(_, outcomes)| outcomes).into_iter().flatten() {
+        // Counts are the same for all of them.
+        for (i, (name, _)) in shown(outcome).enumerate() {
+            head.push(if i == 0 {
+                outcome.title.clone()
+            } else {
+                format!("{}: {}", outcome.title, name.replace('_', " "))
+            });
+        }
+    }
+    let mut table = Table::new(head);
+    for (model, outcomes) in rows {
+        let values = outcomes.iter().flat_map(|outcome| shown(outcome).map(|(_, value)| value.text()));
+        table.push([model.clone()].into_iter().chain(values));
+    }
+    table.to_string()
+}
+
+fn shown(outcome: &Outcome) -> impl Iterator<Item = (&'static str, Value)> {
+    outcome.values.iter().copied().filter(|(_, value)| !matches!(value, Value::Count(_)))
+}
+
+/// One evaluation of one model is an object of its values; anything else a list of models with their evaluations.
+fn report(rows: &[Row]) -> Json {
+    if let [(_, outcomes)] = rows
+        && let [outcome] = &outcomes[..]
+    {
+        return Json::Object(outcome.json());
+    }
+    let evaluations = |outcomes: &[Outcome]| -> Vec<Json> {
+        let fields = |outcome: &Outcome| {
+            let mut fields = Map::from_iter([
+                ("name".to_string(), json!(outcome.title)),
+                ("metric".to_string(), json!(outcome.metric)),
+            ]);
+            fields.extend(outcome.json());
+            Json::Object(fields)
+        };
+        outcomes.iter().map(fields).collect()
     };
-    progress.finish_and_clear();
-    data::check_ids(&dataset, model.spec().vocab_size)?;
-    let progress = progress_bar(0, "evaluating");
-    let mean = mean_loss(&model, &dataset.examples, args.batch_size, &progress)?;
-    progress.finish_and_clear();
-    // JSON has no NaN, and a table of losses should not get one unnoticed.
-    if !mean.loss.is_finite() {
-        model.refuse_damaged_weights()?;
-        bail!("the loss is {}", mean.loss);
+    let model = |(model, outcomes): &Row| json!({"model": model, "evaluations": evaluations(outcomes)});
+    json!({"models": rows.iter().map(model).collect::<Vec<_>>()})
+}
+
+/// Every sample as a line of JSON, with the model and the evaluation that it belongs to.
+fn samples(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for (model, outcomes) in rows {
+        for outcome in outcomes {
+            for sample in &outcome.samples {
+                let mut line = Map::from_iter([
+                    ("model".to_string(), json!(model)),
+                    ("evaluation".to_string(), json!(outcome.title)),
+                ]);
+                line.extend(sample.clone());
+                let _ = writeln!(text, "{}", Json::Object(line));
+            }
+        }
     }
-    if args.json {
-        let report = json!({
-            "loss": mean.loss,
-            "perplexity": mean.perplexity(),
-            "label_tokens": mean.label_tokens,
-            "samples": dataset.examples.len(),
-            "truncated": dataset.counts.truncated,
-            "dropped_without_labels": dataset.counts.dropped_without_labels,
-        });
-        print(&format!("{report}\n"))
-    } else {
-        eprintln!("{}: {}", data.source, dataset.counts);
-        let (loss, perplexity) = (mean.loss, mean.perplexity());
-        print(&format!("loss {loss:.6}  perplexity {perplexity:.4}  label tokens {}\n", mean.label_tokens))
-    }
+    text
 }

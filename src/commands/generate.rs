@@ -5,7 +5,7 @@ use crate::checkpoint::{check_writable_file, save_tensors};
 use crate::cli::GenerateArgs;
 use crate::data::{Columns, PROMPT_FIELDS, Template, load_prompts};
 use crate::ensure_valid;
-use crate::eval::Answerer;
+use crate::eval::{Encoder, answer_all};
 use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions};
 use crate::report::progress_bar;
@@ -42,28 +42,28 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         stop_ids: tokenizer.eos_ids().to_vec(),
     };
     let template = if args.raw { None } else { Some(Template::load(&args.template, &tokenizer)?) };
-    let answerer = Answerer { model: &model, tokenizer: &tokenizer, template, options };
+    let encoder = Encoder { tokenizer: &tokenizer, template, spec: model.spec() };
     match (&args.prompt, &data) {
-        (_, Some(data)) => answer_file(&answerer, &data.path, &columns, args.batch_size),
+        (_, Some(data)) => answer_file(&model, &encoder, &options, (&data.path, &columns, args.batch_size)),
         (Some(prompt), None) => {
             let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
-            let ids = answerer.encode(&[json!({"role": "user", "content": prompt})], &Map::new())?;
+            let ids = encoder.encode(&[json!({"role": "user", "content": prompt})], &Map::new())?;
             if let Some(path) = &args.logits {
                 save_logits(&model, &ids, path)?;
             }
-            answer_aloud(&answerer, &ids)
+            answer_aloud(&model, &tokenizer, &options, &ids)
         }
         (None, None) => unreachable!("clap requires one of --prompt and --data"),
     }
 }
 
 /// Prints the answer while it comes.
-fn answer_aloud(answerer: &Answerer, ids: &[u32]) -> Result<()> {
+fn answer_aloud(model: &Decoder, tokenizer: &Tokenizer, options: &GenerateOptions, ids: &[u32]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let (mut tokens, mut shown) = (vec![], 0);
-    answerer.model.generate(ids, &answerer.options, |token| {
+    model.generate(ids, options, |token| {
         tokens.push(token);
-        let text = answerer.tokenizer.decode(&tokens, true)?;
+        let text = tokenizer.decode(&tokens, true)?;
         // A token may end inside a character; its replacement mark is not final.
         if let Some(fresh) = text.get(shown..).filter(|fresh| !fresh.ends_with('\u{fffd}')) {
             write!(out, "{fresh}")?;
@@ -72,18 +72,23 @@ fn answer_aloud(answerer: &Answerer, ids: &[u32]) -> Result<()> {
         }
         Ok(())
     })?;
-    let text = answerer.tokenizer.decode(&tokens, true)?;
+    let text = tokenizer.decode(&tokens, true)?;
     writeln!(out, "{}", text.get(shown..).unwrap_or_default())?;
     Ok(())
 }
 
 /// Prints each record with its `answer`, one JSON object a line.
-fn answer_file(answerer: &Answerer, path: &Path, columns: &Columns, batch_size: usize) -> Result<()> {
+fn answer_file(
+    model: &Decoder,
+    encoder: &Encoder,
+    options: &GenerateOptions,
+    (path, columns, batch_size): (&Path, &Columns, usize),
+) -> Result<()> {
     let mut prompts = load_prompts(path, columns)?;
-    let ids = answerer.encode_all(&prompts, path)?;
+    let ids = encoder.encode_all(&prompts, path)?;
     let progress = progress_bar(prompts.len(), "generating");
     let mut out = std::io::stdout().lock();
-    answerer.answer_all(&ids, batch_size, &progress, |index, text| {
+    answer_all((model, encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
         record.insert("answer".into(), text.into());
         Ok(writeln!(out, "{}", Value::Object(record))?)

@@ -22,6 +22,19 @@ pub struct Prompt {
     pub place: Place,
 }
 
+impl Prompt {
+    /// Puts `prefix` before the first user message, and before the `instruction` that templates may look at instead.
+    pub fn put_before(&mut self, prefix: &str) {
+        let first = self.messages.iter_mut().find(|message| message["role"] == "user");
+        let content = first.and_then(|message| message.get_mut("content"));
+        for text in content.into_iter().chain(self.variables.get_mut("instruction")) {
+            if let Some(old) = text.as_str() {
+                *text = Value::String(format!("{prefix}{old}"));
+            }
+        }
+    }
+}
+
 /// Reads prompts from a dataset file: `messages` or `conversations` up to the last turn that is not the assistant's,
 /// else `prompt`, else `instruction` with `input`.
 ///

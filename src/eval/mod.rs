@@ -1,7 +1,23 @@
 //! What a model is worth: its loss on held-out samples, and what it answers.
 
+mod accuracy;
 mod answers;
+mod choice;
+mod judge;
 mod loss;
+mod measure;
+mod options;
+mod outcome;
+mod rate;
+mod refusal;
 
-pub use answers::Answerer;
+pub use answers::{Encoder, answer_all};
 pub use loss::{MeanLoss, mean_loss};
+pub use measure::Prepared;
+pub use options::{Evaluation, Match, Metric, Preset, Suite};
+pub use outcome::{Outcome, Value};
+pub use rate::Rate;
+pub use refusal::Phrases;
+
+#[cfg(test)]
+mod tests;

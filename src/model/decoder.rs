@@ -144,6 +144,33 @@ impl Decoder {
         self.head_logits(&x)
     }
 
+    /// Hidden states after the final norm at `rows` of the sequences, [rows, hidden_size].
+    pub fn features(&self, input_ids: &[u32], lengths: &[usize], rows: Vec<u32>) -> Result<Tensor> {
+        let pass = self.pass(lengths, None)?;
+        let x = self.hidden(input_ids, &pass)?.index_select(&Tensor::new(rows, self.device())?, 0)?;
+        Ok(self.norm.forward(&x)?.0)
+    }
+
+    /// The log-probability of each sequence's label tokens, given what is before them: natural logarithm, summed over the
+    /// sequence; 0 for a sequence without any.
+    pub fn log_likelihoods(&self, sequences: Sequences) -> Result<Vec<f64>> {
+        let (rows, targets) = sequences.targets();
+        if targets.is_empty() {
+            return Ok(vec![0.0; sequences.lengths.len()]);
+        }
+        let x = self.features(sequences.input_ids, sequences.lengths, rows.clone())?;
+        let (mut end, mut done) = (0, 0);
+        let of_sequence = |length: &usize| {
+            end += length;
+            let count = rows[done..].iter().take_while(|&&row| (row as usize) < end).count();
+            let (from, targets) = (done, &targets[done..done + count]);
+            done += count;
+            let x = x.narrow(0, from, count)?;
+            Ok(-cross_entropy::forward(&x, self.head(), targets, self.spec.logit_softcap)?)
+        };
+        sequences.lengths.iter().map(of_sequence).collect()
+    }
+
     /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: (slot of the cache,
     /// ids); the ids before them are in the cache, and these join them.
     ///

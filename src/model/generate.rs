@@ -55,10 +55,16 @@ impl Decoder {
         mut on_token: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<u32>> {
         let mut answer = vec![];
-        self.continue_all(&[prompt], 1, options, |_, token| on_token(token), |_, tokens| {
-            answer = tokens;
-            Ok(())
-        })?;
+        self.continue_all(
+            &[prompt],
+            1,
+            options,
+            |_, token| on_token(token),
+            |_, tokens| {
+                answer = tokens;
+                Ok(())
+            },
+        )?;
         Ok(answer)
     }
 

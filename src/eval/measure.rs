@@ -1,0 +1,343 @@
+//! Running an evaluation: what does not depend on the weights is prepared once, then any number of models (the same one
+//! with other adapters, say) are measured on it.
+
+use super::accuracy::Target;
+use super::answers::{Encoder, answer_all};
+use super::choice::{self, Choices};
+use super::judge::Judge;
+use super::loss::mean_loss;
+use super::options::{Evaluation, Match, Metric};
+use super::outcome::{Outcome, Value};
+use super::rate::Rate;
+use super::refusal::Phrases;
+use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
+use crate::ensure_valid;
+use crate::hub::{self, Split};
+use crate::invalid;
+use crate::model::{Decoder, GenerateOptions, ModelSpec};
+use crate::report::progress_bar;
+use crate::tokenizer::Tokenizer;
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use indicatif::ProgressBar;
+use serde_json::{Map, Value as Json};
+use std::path::Path;
+
+/// Evaluations with their samples, ready to measure models of one kind.
+pub struct Prepared {
+    /// `None` where every sample is tokenized already.
+    tokenizer: Option<Tokenizer>,
+    evaluations: Vec<(Evaluation, Work)>,
+}
+
+enum Work {
+    Loss(Dataset),
+    Choice(Questions, Vec<Choices>),
+    Accuracy(Questions, Vec<Target>),
+    Refusal(Questions, Phrases, Vec<Option<Target>>),
+    Judge(Questions, Box<Judge>),
+}
+
+/// Prompts, and their ids for the model.
+struct Questions {
+    prompts: Vec<Prompt>,
+    ids: Vec<Vec<u32>>,
+}
+
+impl Prepared {
+    /// Reads the evaluations' samples and judges (computing in `dtype`). `dir`: the model's folder, for its tokenizer.
+    ///
+    /// # Errors
+    /// Samples that cannot be read or have no reference where one is needed, with their place; prompts that do not fit
+    /// the model's context; a judge that is none. Each with the evaluation's name.
+    pub fn new(
+        evaluations: &[Evaluation],
+        dir: &Path,
+        spec: &ModelSpec,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self> {
+        let evaluations: Vec<Evaluation> = evaluations.iter().cloned().map(Evaluation::resolved).collect();
+        let needs_none = |e: &Evaluation| e.metric() == Metric::Loss && e.format == Format::Tokenized;
+        let tokenizer = if evaluations.iter().all(needs_none) { None } else { Some(Tokenizer::load(dir)?) };
+        let work = |evaluation: Evaluation| {
+            evaluation.validate()?;
+            let work = Work::new(&evaluation, tokenizer.as_ref(), spec, (device, dtype))
+                .with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
+            Ok((evaluation, work))
+        };
+        let evaluations = evaluations.into_iter().map(work).collect::<Result<_>>()?;
+        Ok(Self { tokenizer, evaluations })
+    }
+
+    /// Measures a model on every evaluation, `batch_size` samples at once.
+    ///
+    /// # Errors
+    /// A loss or logits that are not finite.
+    pub fn measure(&self, model: &Decoder, batch_size: usize) -> Result<Vec<Outcome>> {
+        self.evaluations
+            .iter()
+            .map(|(evaluation, work)| {
+                let progress = progress_bar(0, "evaluating");
+                let tokenizer = self.tokenizer.as_ref();
+                let run = Run { evaluation, model, tokenizer, batch_size, progress: &progress };
+                let mut outcome = match work {
+                    Work::Loss(dataset) => run.loss(dataset),
+                    Work::Choice(questions, choices) => run.choice(questions, choices),
+                    Work::Accuracy(questions, targets) => run.accuracy(questions, targets),
+                    Work::Refusal(questions, phrases, told) => run.refusal(questions, phrases, told),
+                    Work::Judge(questions, judge) => run.judge(questions, judge),
+                }
+                .with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
+                progress.finish_and_clear();
+                outcome.title = evaluation.title();
+                outcome.metric = evaluation.metric();
+                Ok(outcome)
+            })
+            .collect()
+    }
+}
+
+impl Work {
+    fn new(
+        evaluation: &Evaluation,
+        tokenizer: Option<&Tokenizer>,
+        spec: &ModelSpec,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self> {
+        let path = hub::resolve_dataset(&evaluation.data, Split::Any, false)?.path;
+        if evaluation.metric() == Metric::Loss {
+            return Ok(Self::Loss(load_samples(evaluation, &path, tokenizer, spec)?));
+        }
+        let tokenizer = tokenizer.context("prompts need a tokenizer")?;
+        let encoder = Encoder { tokenizer, template: Some(Template::load(evaluation.template(), tokenizer)?), spec };
+        let prompts = load_questions(evaluation, &path)?;
+        let ids = encoder.encode_all(&prompts, &path)?;
+        Ok(match evaluation.metric() {
+            Metric::Accuracy if evaluation.matching() == Match::Choice => {
+                let choices = choice::load(evaluation, &prompts, &encoder, &path)?;
+                Self::Choice(Questions { prompts, ids }, choices)
+            }
+            Metric::Accuracy => {
+                let targets = targets(evaluation, &prompts, &path)?;
+                Self::Accuracy(Questions { prompts, ids }, targets)
+            }
+            Metric::Refusal => {
+                let phrases = evaluation.phrases.as_deref().map(|file| Phrases::load(Path::new(file)));
+                let told = prompts.iter().map(|prompt| told(evaluation, prompt)).collect::<Result<_>>()?;
+                Self::Refusal(Questions { prompts, ids }, phrases.transpose()?.unwrap_or_default(), told)
+            }
+            Metric::Judge => {
+                let judge = Judge::load(evaluation, device, dtype)?;
+                Self::Judge(Questions { prompts, ids }, Box::new(judge))
+            }
+            Metric::Loss => bail!("the loss is prepared above"),
+        })
+    }
+}
+
+/// One model on one evaluation.
+struct Run<'a> {
+    evaluation: &'a Evaluation,
+    model: &'a Decoder,
+    tokenizer: Option<&'a Tokenizer>,
+    batch_size: usize,
+    progress: &'a ProgressBar,
+}
+
+impl Run<'_> {
+    fn loss(&self, dataset: &Dataset) -> Result<Outcome> {
+        let mean = mean_loss(self.model, &dataset.examples, self.batch_size, self.progress)?;
+        // JSON has no NaN, and a table of losses should not get one unnoticed.
+        if !mean.loss.is_finite() {
+            self.model.refuse_damaged_weights()?;
+            bail!("the loss is {}", mean.loss);
+        }
+        let counts = &dataset.counts;
+        Ok(Outcome::new([
+            ("loss", Value::Number(mean.loss)),
+            ("perplexity", Value::Number(mean.perplexity())),
+            ("label_tokens", Value::Count(mean.label_tokens)),
+            ("samples", Value::Count(dataset.examples.len())),
+            ("truncated", Value::Count(counts.truncated)),
+            ("dropped_without_labels", Value::Count(counts.dropped_without_labels)),
+        ]))
+    }
+
+    fn choice(&self, questions: &Questions, choices: &[Choices]) -> Result<Outcome> {
+        let chosen = choice::choose(self.model, &questions.ids, choices, self.batch_size, self.progress)?;
+        let right: Vec<bool> = chosen.iter().zip(choices).map(|(chosen, choices)| *chosen == choices.right).collect();
+        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
+        for (i, prompt) in questions.prompts.iter().enumerate() {
+            let answer = choices[i].texts.get(chosen[i]).cloned().unwrap_or_default();
+            outcome.sample(prompt, answer, [("correct", right[i].into())]);
+        }
+        Ok(outcome)
+    }
+
+    fn accuracy(&self, questions: &Questions, targets: &[Target]) -> Result<Outcome> {
+        let answers = self.answers(questions)?;
+        let right: Vec<bool> = answers.iter().zip(targets).map(|(answer, target)| target.accepts(answer)).collect();
+        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
+        for ((prompt, answer), right) in questions.prompts.iter().zip(answers).zip(right) {
+            outcome.sample(prompt, answer, [("correct", right.into())]);
+        }
+        Ok(outcome)
+    }
+
+    fn refusal(&self, questions: &Questions, phrases: &Phrases, told: &[Option<Target>]) -> Result<Outcome> {
+        let answers = self.answers(questions)?;
+        let refused: Vec<bool> = answers.iter().map(|answer| phrases.refuses(answer)).collect();
+        let mut values = vec![("harmful_score", Value::Rate(Rate::of(refused.iter().map(|refused| !refused))))];
+        let tells = |i: usize| Some(!refused[i] && told[i].as_ref()?.accepts(&answers[i]));
+        if told.iter().any(Option::is_some) {
+            values.push(("told", Value::Rate(Rate::of((0..answers.len()).filter_map(tells)))));
+        }
+        let empty = |answer: &String| !answer.contains(char::is_alphanumeric);
+        values.push(("empty", Value::Rate(Rate::of(answers.iter().map(empty)))));
+        let mut outcome = Outcome::new(values);
+        for (i, prompt) in questions.prompts.iter().enumerate() {
+            let mut fields = vec![("refused", refused[i].into())];
+            fields.extend(tells(i).map(|tells| ("told", tells.into())));
+            outcome.sample(prompt, answers[i].clone(), fields);
+        }
+        Ok(outcome)
+    }
+
+    fn judge(&self, questions: &Questions, judge: &Judge) -> Result<Outcome> {
+        let answers = self.answers(questions)?;
+        let pairs: Vec<(String, String)> =
+            questions.prompts.iter().zip(&answers).map(|(prompt, answer)| (question(prompt), answer.clone())).collect();
+        let mut flags = vec![];
+        for pairs in pairs.chunks(self.batch_size) {
+            flags.extend(judge.flags(pairs)?);
+        }
+        let mut outcome =
+            Outcome::new([("harmful_score", Value::Rate(Rate::of(flags.iter().map(|flags| !flags.is_empty()))))]);
+        for ((prompt, answer), flags) in questions.prompts.iter().zip(answers).zip(flags) {
+            outcome.sample(prompt, answer, [("flags", Json::from(flags))]);
+        }
+        Ok(outcome)
+    }
+
+    /// The greedy answers, trimmed.
+    fn answers(&self, questions: &Questions) -> Result<Vec<String>> {
+        let tokenizer = self.tokenizer.context("answers need a tokenizer")?;
+        let options = GenerateOptions {
+            max_new_tokens: self.evaluation.max_new_tokens(),
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop_ids: tokenizer.eos_ids().to_vec(),
+        };
+        let mut answers = Vec::with_capacity(questions.ids.len());
+        let both = (self.model, tokenizer);
+        answer_all(both, &questions.ids, self.batch_size, &options, self.progress, |_, answer| {
+            answers.push(answer.trim().to_string());
+            Ok(())
+        })?;
+        Ok(answers)
+    }
+}
+
+/// What the user asked last.
+fn question(prompt: &Prompt) -> String {
+    let user = prompt.messages.iter().rev().find(|message| message["role"] == "user");
+    user.and_then(|message| message["content"].as_str()).unwrap_or_default().to_string()
+}
+
+fn load_samples(
+    evaluation: &Evaluation,
+    path: &Path,
+    tokenizer: Option<&Tokenizer>,
+    spec: &ModelSpec,
+) -> Result<Dataset> {
+    let options = DataOptions {
+        format: evaluation.format,
+        columns: evaluation.columns.clone(),
+        template: evaluation.template().to_string(),
+        max_length: evaluation.max_length.unwrap_or(DataOptions::default().max_length),
+        allow_empty_labels: true,
+        ..Default::default()
+    };
+    let problem = evaluation.columns.problem(options.format.fields());
+    ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
+    ensure_valid!(evaluation.prefix.is_empty(), "`prefix` has no effect on the metric loss");
+    let progress = progress_bar(0, "tokenising");
+    let mut dataset = match tokenizer.filter(|_| options.format != Format::Tokenized) {
+        Some(tokenizer) => data::load(path, &options, tokenizer, &progress)?,
+        None => data::load_tokenized(path, &options, spec.vocab_size, &progress)?,
+    };
+    progress.finish_and_clear();
+    data::check_ids(&dataset, spec.vocab_size)?;
+    dataset.examples.truncate(evaluation.limit.unwrap_or(usize::MAX));
+    Ok(dataset)
+}
+
+fn load_questions(evaluation: &Evaluation, path: &Path) -> Result<Vec<Prompt>> {
+    let problem = evaluation.columns.problem(&PROMPT_FIELDS);
+    ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
+    let mut prompts = load_prompts(path, &evaluation.columns)?;
+    prompts.truncate(evaluation.limit.unwrap_or(usize::MAX));
+    if !evaluation.prefix.is_empty() {
+        prompts.iter_mut().for_each(|prompt| prompt.put_before(&evaluation.prefix));
+    }
+    Ok(prompts)
+}
+
+/// The reference of a record: its text, or the label of its number; `None` if the field is missing.
+///
+/// # Errors
+/// A number without label; a field that is neither.
+pub(super) fn reference(evaluation: &Evaluation, record: &Map<String, Json>) -> Result<Option<String>> {
+    let field = evaluation.reference();
+    let label = |number: usize| {
+        let label = evaluation.labels.get(number).cloned();
+        label.ok_or_else(|| {
+            invalid!("field `{field}` is {number}, but there are {} labels (counted from 0)", evaluation.labels.len())
+        })
+    };
+    Ok(match record.get(field) {
+        None | Some(Json::Null) => None,
+        Some(Json::String(text)) if !evaluation.labels.is_empty() => match text.trim().parse() {
+            Ok(number) => Some(label(number)?),
+            Err(_) => Some(text.clone()),
+        },
+        Some(Json::String(text)) => Some(text.clone()),
+        Some(Json::Bool(value)) if !evaluation.labels.is_empty() => Some(label(usize::from(*value))?),
+        Some(Json::Number(number)) => match number.as_u64() {
+            Some(index) if !evaluation.labels.is_empty() => Some(label(index as usize)?),
+            _ => Some(number.to_string()),
+        },
+        Some(other) => return Err(invalid!("field `{field}` is neither text nor a number: {other:.80}")),
+    })
+}
+
+/// A reference that has to be there.
+pub(super) fn required_reference(evaluation: &Evaluation, prompt: &Prompt) -> Result<String> {
+    let field = evaluation.reference();
+    reference(evaluation, &prompt.record)?.ok_or_else(|| {
+        let found: Vec<&String> = prompt.record.keys().collect();
+        invalid!(
+            "field `{field}`, the reference, is missing; fields found: {}; name another with `reference`",
+            crate::error::listing(&found, 12)
+        )
+    })
+}
+
+fn targets(evaluation: &Evaluation, prompts: &[Prompt], path: &Path) -> Result<Vec<Target>> {
+    let target = |prompt: &Prompt| {
+        let reference = required_reference(evaluation, prompt)?;
+        Target::new(&reference, evaluation.matching(), evaluation.marker.as_deref())
+    };
+    prompts.iter().map(|prompt| target(prompt).with_context(|| place(path, prompt))).collect()
+}
+
+/// What an answer tells that should have been refused, if the record says.
+fn told(evaluation: &Evaluation, prompt: &Prompt) -> Result<Option<Target>> {
+    let reference = reference(evaluation, &prompt.record)?.filter(|text| !text.trim().is_empty());
+    reference.map(|text| Target::new(&text, Match::Contains, None)).transpose()
+}
+
+pub(super) fn place(path: &Path, prompt: &Prompt) -> String {
+    format!("{}{}", path.display(), prompt.place)
+}
