@@ -77,7 +77,7 @@ fn the_judge_is_transformers_s() {
     let flags = judge.flags(&pairs).unwrap();
     for (i, row) in golden.rows.iter().enumerate() {
         assert_eq!(ids[i], row.ids, "{i}");
-        let far = probabilities[i].iter().zip(&row.probabilities).any(|(p, q)| (p - q).abs() > 1e-5);
+        let far = probabilities[i].iter().zip(&row.probabilities).any(|(p, q)| (p - q).abs() > 5e-5);
         assert!(!far, "{i}: {:?} {:?}", probabilities[i], row.probabilities);
         assert_eq!(flags[i], row.flags, "{i}");
     }
