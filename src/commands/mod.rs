@@ -4,7 +4,10 @@ pub mod data;
 pub mod direction;
 pub mod eval;
 pub mod generate;
+pub mod inspect;
+pub mod landscape;
 pub mod merge;
+pub mod project;
 pub mod train;
 
 use crate::adapter::{self, BaseIdentity};
@@ -47,6 +50,11 @@ fn print(text: &str) -> Result<()> {
 
 /// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.
 fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
+    load_model_files(args).map(|(model, _, dir)| (model, dir))
+}
+
+/// As [`load_model`], with the checkpoint that the weights came from.
+fn load_model_files(args: &ModelArgs) -> Result<(Decoder, Checkpoint, PathBuf)> {
     let device = DeviceKind::from(args.device).open()?;
     let base = hub::resolve(&args.model, false)?;
     let spec = ModelSpec::load(&base.dir)?;
@@ -63,5 +71,5 @@ fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
-    Ok((model, base.dir))
+    Ok((model, checkpoint, base.dir))
 }
