@@ -25,10 +25,7 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n- asft\n---\n\n",
         serde_json::Value::from(base)
     );
-    let _infallible = write!(
-        card,
-        "# LoRA adapter for {base}\n\n{text}\n\n| setting | value |\n| --- | --- |\n"
-    );
+    let _infallible = write!(card, "# LoRA adapter for {base}\n\n{text}\n\n| setting | value |\n| --- | --- |\n");
     for (name, value) in settings {
         let _infallible = writeln!(card, "| {name} | {} |", value.replace('|', "\\|"));
     }

@@ -74,7 +74,17 @@ impl BaseIdentity {
             dir.display(),
             listing(&problems, 8)
         );
-        let Some(recorded) = Self::read(dir)? else { return Ok(()) };
+        let Some(recorded) = Self::read(dir)? else {
+            let last = |id: &str| Path::new(id).file_name().map(|name| name.to_ascii_lowercase());
+            if last(base) != last(aligned) {
+                eprintln!(
+                    "note: the adapter names {base} as its base, the direction is of {aligned}; nothing in {} tells \
+                     whether these are the same weights",
+                    dir.display()
+                );
+            }
+            return Ok(());
+        };
         let hashes: BTreeMap<String, String> = adapter
             .modules
             .keys()

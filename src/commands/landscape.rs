@@ -1,7 +1,7 @@
 //! `asft landscape`
 
-use super::load_model_files;
-use crate::checkpoint::{publish, stage, write_atomic};
+use super::load_model;
+use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
 use crate::cli::LandscapeArgs;
 use crate::data::{self, Columns, DataOptions, Format};
 use crate::ensure_valid;
@@ -9,6 +9,7 @@ use crate::eval::landscape::{Gauge, Landscape, LossGauge, Plan, explore};
 use crate::hub::{self, Split};
 use crate::method::direction_file::Directions;
 use crate::method::perturb::Perturbation;
+use crate::model::ModelSpec;
 use crate::plot::{self, Picture};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
@@ -36,15 +37,21 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     };
     let datasets: Vec<Labelled> = args.data.iter().map(|text| locate(text)).collect::<Result<_>>().context("--data")?;
     let directions = Directions::open(&args.direction)?;
-    let (mut model, checkpoint, dir) = load_model_files(&args.model)?;
+    // Everything that can be wrong is looked at before weights are loaded.
+    let base = hub::resolve(&args.model.model, false)?;
+    let checkpoint = Checkpoint::open(&base.dir)?;
     let shapes = directions.modules().iter().filter_map(|name| {
         let (d_out, d_in, _) = directions.shape(name)?;
         Some((name.clone(), (d_out, d_in)))
     });
     directions.check_against(&shapes.collect::<Vec<_>>(), &checkpoint)?;
-    let gauges = gauges(&args, &datasets, &options, (&dir, model.spec().vocab_size))?;
+    let gauges = gauges(&args, &datasets, &options, &base.dir)?;
+    let (mut model, _) = load_model(&args.model)?;
     let perturbation = Perturbation::new(&checkpoint, &directions, args.seed);
-    ensure_valid!(!perturbation.modules().is_empty(), "V = 0 in every module of the direction: there is no way along it");
+    ensure_valid!(
+        !perturbation.modules().is_empty(),
+        "V = 0 in every module of the direction: there is no way along it"
+    );
     let plan = Plan { range: args.range, points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
@@ -82,8 +89,9 @@ fn gauges(
     args: &LandscapeArgs,
     datasets: &[Labelled],
     options: &DataOptions,
-    (dir, vocab_size): (&Path, usize),
+    dir: &Path,
 ) -> Result<Vec<Box<dyn Gauge>>> {
+    let vocab_size = ModelSpec::load(dir)?.vocab_size;
     let mut gauges: Vec<Box<dyn Gauge>> = vec![];
     for Labelled { label, path } in datasets {
         let progress = progress_bar(0, "tokenising");

@@ -50,11 +50,6 @@ fn print(text: &str) -> Result<()> {
 
 /// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.
 fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
-    load_model_files(args).map(|(model, _, dir)| (model, dir))
-}
-
-/// As [`load_model`], with the checkpoint that the weights came from.
-fn load_model_files(args: &ModelArgs) -> Result<(Decoder, Checkpoint, PathBuf)> {
     let device = DeviceKind::from(args.device).open()?;
     let base = hub::resolve(&args.model, false)?;
     let spec = ModelSpec::load(&base.dir)?;
@@ -71,5 +66,5 @@ fn load_model_files(args: &ModelArgs) -> Result<(Decoder, Checkpoint, PathBuf)> 
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
-    Ok((model, checkpoint, base.dir))
+    Ok((model, base.dir))
 }

@@ -203,7 +203,10 @@ impl fmt::Display for Inspection {
         let spread = t.signed_by_chance.map_or("-".into(), |x| format!("±{x:.5}"));
         let shares: String = chance.map(|share| format!("  {:>9}", four(share))).concat();
         writeln!(f, "{:width$}  {:>9}{shares}  {spread:>9}", "by chance", "")?;
-        writeln!(f, "C, I-C, P and I-P columns are shares of |dW|; signed is <dW, V> / (|dW| |V|), negative towards the unaligned model")?;
+        writeln!(
+            f,
+            "C, I-C, P and I-P columns are shares of |dW|; signed is <dW, V> / (|dW| |V|), negative towards the unaligned model"
+        )?;
         let bound = |of: fn(&ModuleShares) -> f64| self.modules.iter().map(of).fold(0.0, f64::max);
         writeln!(
             f,
@@ -234,13 +237,9 @@ const BEYOND_CHANCE: f64 = 4.0;
 
 /// In plain words, and no more than was measured.
 fn verdict(total: &Totals) -> String {
-    let (Some(signed), Some(spread), Some(along), Some(inside), Some(expected)) = (
-        total.signed,
-        total.signed_by_chance,
-        total.along_v,
-        total.subspace_aligned,
-        total.subspace_aligned_by_chance,
-    ) else {
+    let (Some(signed), Some(spread), Some(along), Some(inside), Some(expected)) =
+        (total.signed, total.signed_by_chance, total.along_v, total.subspace_aligned, total.subspace_aligned_by_chance)
+    else {
         return "nothing to judge: the update or the direction is zero".to_string();
     };
     let lean = if signed.abs() <= BEYOND_CHANCE * spread {

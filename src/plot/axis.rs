@@ -62,7 +62,8 @@ pub fn number(value: f64, step: f64) -> String {
     let text = if value != 0.0 && !(1e-3..1e5).contains(&value.abs()) {
         format!("{value:.1e}")
     } else {
-        let digits = (-(step.abs().max(1e-12)).log10().floor()).clamp(0.0, 6.0) as usize;
+        // A step of 0.1 is a little less than that.
+        let digits = (-(step.abs().max(1e-12).log10() + 1e-6).floor()).clamp(0.0, 6.0) as usize;
         format!("{value:.digits$}")
     };
     text.replace('-', "−")
@@ -153,6 +154,7 @@ mod tests {
         assert_eq!(extremes([2.0, 2.0].into_iter()), Some((1.9, 2.1)));
         assert_eq!(extremes([].into_iter()), None);
         assert_eq!(number(-0.4000001, 0.2), "−0.4");
+        assert_eq!(number(7.8, 7.9 - 7.8), "7.8");
         assert_eq!(number(1.23e-5, 1e-6), "1.2e−5");
     }
 }

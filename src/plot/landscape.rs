@@ -127,7 +127,7 @@ fn draw_group(
 pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64) -> Result<Picture> {
     let (left, side, between, head) = (82.0, 380.0, 170.0, 62.0);
     let count = landscape.quantities.len() as f64;
-    let size = (left + (side + between) * count, head + side + 66.0);
+    let size = (left + (side + between) * count - between + 92.0, head + side + 66.0);
     Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
         let title = format!("Moving the weights of {subject} along V and across it");
         canvas.text((left, 20.0), &title, LARGE, Anchor::Left, INK);
