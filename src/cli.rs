@@ -1,5 +1,9 @@
 //! Command-line arguments as typed. What they resolve to is the commands' business.
 
+mod tools;
+
+pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg};
+
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,6 +31,12 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
+    /// Project an adapter onto the alignment direction where it leaves it (Safe LoRA)
+    Project(ProjectArgs),
+    /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
+    Inspect(InspectArgs),
+    /// Draw the safety basin: losses as the model is moved along the alignment direction and across it
+    Landscape(LandscapeArgs),
 }
 
 /// A model and how to compute with it.

@@ -8,14 +8,14 @@
 //! | [`commands`] | one file per command: load, call, write |
 //! | [`config`] | TOML and `--set` overrides to validated settings |
 //! | [`train`] | preflight, prepare, plan, step, run, checkpoint, resume, export |
-//! | [`eval`] | what a model is worth |
-//! | [`method`] | AsFT itself: the direction V, the factors of C, the penalty |
+//! | [`eval`] | what a model is worth, and what its neighbours in weight space are |
+//! | [`method`] | AsFT itself: the direction V, the factors of C, the penalty; Safe LoRA, shares of an update, moves along V |
 //! | [`data`] | records to token ids and labels, batches |
 //! | [`adapter`] | LoRA adapters: in memory, as PEFT folders, merged |
 //! | [`optim`] | AdamW and its schedule |
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`names`], [`error`], [`memory`] | files, downloads, text, progress, module names, exit codes, the allocator |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`] | files, downloads, text, progress, pictures, module names, exit codes, the allocator |
 
 pub mod adapter;
 pub mod checkpoint;
@@ -32,6 +32,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod optim;
+pub mod plot;
 pub mod report;
 pub mod tokenizer;
 pub mod train;

@@ -76,6 +76,11 @@ fn layer_of(module: &str) -> Option<(&str, usize, &str)> {
     Some((&module[..start], number.parse().ok()?, rest))
 }
 
+/// The layer of a module path, such as 3 of `model.layers.3.self_attn.q_proj`.
+pub fn layer_number(module: &str) -> Option<usize> {
+    layer_of(module).map(|(_, layer, _)| layer)
+}
+
 /// The last component of a module path, such as `q_proj`.
 pub fn short_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)

@@ -6,16 +6,26 @@ use std::fmt::Write;
 /// Markdown with the front matter that hubs read. `objective` says after a colon what the adapter was trained for,
 /// `settings` are (name, value) rows for the table.
 pub fn model_card(adapter: &Adapter, objective: &str, settings: &[(&str, String)]) -> String {
+    card(adapter, &format!("Trained by asft {}: {objective}.", env!("CARGO_PKG_VERSION")), settings)
+}
+
+/// The card of an adapter that was projected after training.
+pub fn projected_card(adapter: &Adapter, settings: &[(&str, String)]) -> String {
+    let text = format!(
+        "Projected by asft {} with [Safe LoRA](https://arxiv.org/abs/2405.16833): on the modules chosen, lora_B \
+         was replaced by C lora_B, with C = V Vᵀ / ‖V‖ and V the difference between the aligned model and its base.",
+        env!("CARGO_PKG_VERSION")
+    );
+    card(adapter, &text, settings)
+}
+
+fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
     let base = adapter.base.as_deref().unwrap_or("unknown");
     let mut card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n- asft\n---\n\n",
         serde_json::Value::from(base)
     );
-    let _infallible = write!(
-        card,
-        "# LoRA adapter for {base}\n\nTrained by asft {}: {objective}.\n\n| setting | value |\n| --- | --- |\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    let _infallible = write!(card, "# LoRA adapter for {base}\n\n{text}\n\n| setting | value |\n| --- | --- |\n");
     for (name, value) in settings {
         let _infallible = writeln!(card, "| {name} | {} |", value.replace('|', "\\|"));
     }

@@ -7,12 +7,12 @@ mod merge;
 mod options;
 mod peft;
 
-pub use card::model_card;
+pub use card::{model_card, projected_card};
 pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::LoraOptions;
-pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, write_into};
+pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, save_changed, write_into};
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};

@@ -95,20 +95,42 @@ pub fn save(adapter: &Adapter, spec: &ModelSpec, base: &Checkpoint, card: &str, 
     publish(staging, dir)
 }
 
+/// As [`save`] for an adapter that was read from `source` and got other values, nothing else: its config and the identity of
+/// its base are kept as they are.
+pub fn save_changed(adapter: &Adapter, source: &Path, card: &str, dir: &Path) -> Result<()> {
+    let staging = stage(dir)?;
+    save_tensors(&staging.path().join(WEIGHTS), &tensors(adapter)?)?;
+    write_atomic(&staging.path().join("README.md"), |file| Ok(file.write_all(card.as_bytes())?))?;
+    for name in [CONFIG, BaseIdentity::file_name()] {
+        let from = source.join(name);
+        if from.is_file() {
+            let bytes = std::fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+            write_atomic(&staging.path().join(name), |file| Ok(file.write_all(&bytes)?))?;
+        }
+    }
+    verify(adapter, staging.path()).context("the adapter just written does not read back as it was")?;
+    publish(staging, dir)
+}
+
 /// Writes the files of a PEFT folder into one that exists.
 pub fn write_into(adapter: &Adapter, spec: &ModelSpec, identity: &BaseIdentity, card: &str, dir: &Path) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    for (name, module) in &adapter.modules {
-        tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
-        tensors.insert(format!("{PREFIX}{name}.lora_B.weight"), module.b.contiguous()?);
-    }
-    save_tensors(&dir.join(WEIGHTS), &tensors)?;
+    save_tensors(&dir.join(WEIGHTS), &tensors(adapter)?)?;
     let config = serde_json::to_string_pretty(&to_json(adapter, &spec.linear_modules()))? + "\n";
     let identity = identity.to_json()?;
     for (name, text) in [(CONFIG, config.as_str()), ("README.md", card), (BaseIdentity::file_name(), &identity)] {
         write_atomic(&dir.join(name), |file| Ok(file.write_all(text.as_bytes())?))?;
     }
     Ok(())
+}
+
+/// The matrices by the names that PEFT gives them.
+fn tensors(adapter: &Adapter) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    for (name, module) in &adapter.modules {
+        tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
+        tensors.insert(format!("{PREFIX}{name}.lora_B.weight"), module.b.contiguous()?);
+    }
+    Ok(tensors)
 }
 
 fn verify(written: &Adapter, dir: &Path) -> Result<()> {

@@ -4,7 +4,10 @@ pub mod data;
 pub mod direction;
 pub mod eval;
 pub mod generate;
+pub mod inspect;
+pub mod landscape;
 pub mod merge;
+pub mod project;
 pub mod train;
 
 use crate::adapter::{self, BaseIdentity};

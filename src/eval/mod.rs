@@ -1,9 +1,10 @@
-//! What a model is worth: its loss on held-out samples, and what it answers.
+//! What a model is worth: its loss on held-out samples, what it answers, and how its neighbours in weight space do.
 
 mod accuracy;
 mod answers;
 mod choice;
 mod judge;
+pub mod landscape;
 mod loss;
 mod measure;
 mod options;

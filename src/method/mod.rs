@@ -1,13 +1,18 @@
-//! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it.
+//! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it; what a finished update
+//! has to do with V, Safe LoRA's projection, and moves along V and across it.
 
 mod certify;
 mod dense;
 pub mod direction;
 pub mod direction_file;
 pub mod factorize;
+pub mod inspect;
 mod krylov;
 mod options;
 mod penalty;
+pub mod perturb;
+pub mod project;
+pub mod shares;
 
 pub use options::{AsftOptions, Penalize, Projector};
 pub use penalty::{Factors, FullTerm, Penalty, Term, aligned_share};

@@ -88,6 +88,21 @@ impl Decoder {
         Ok(&found.with_context(|| format!("{module} is not a linear of the model"))?.weight)
     }
 
+    /// Replaces the frozen weight of a block linear by `weight` [d_out, d_in], cast to the compute type and device.
+    ///
+    /// # Errors
+    /// A module that is no linear of a block; another shape; weights that train.
+    pub fn set_weight(&mut self, module: &str, weight: &Tensor) -> Result<()> {
+        anyhow::ensure!(!self.trains, "{module}: a weight that trains is moved through its parameter");
+        let mut linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
+        let linear = linears.find(|linear| linear.module == module);
+        let linear = linear.with_context(|| format!("{module} is not a linear of the model"))?;
+        let (is, was) = (weight.dims(), linear.weight.dims());
+        anyhow::ensure!(is == was, "{module}: the weight is {was:?}, got {is:?}");
+        linear.weight = weight.to_dtype(linear.weight.dtype())?.to_device(linear.weight.device())?;
+        Ok(())
+    }
+
     fn head(&self) -> &Tensor {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }

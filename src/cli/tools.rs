@@ -1,0 +1,130 @@
+//! Arguments of the commands that look at finished weights: project, inspect, landscape.
+
+use super::{FormatArg, ModelArgs};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft project --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors --out projected
+  asft project --adapter ./adapter --direction d.safetensors --out projected --layers 10 --json")]
+pub struct ProjectArgs {
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Direction file of the adapter's base, from `asft direction`
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// The adapter folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Project the modules whose cos(C dW, dW) is at most this
+    #[arg(long, value_name = "COSINE", default_value_t = 0.5, conflicts_with = "layers")]
+    pub threshold: f64,
+    /// Project this many modules, those with the lowest cosines
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SortArg {
+    /// By layer
+    Layer,
+    /// |dW|, largest first
+    Norm,
+    /// |C dW| / |dW|, largest first
+    Aligned,
+    /// |(I - P) dW| / |dW|, largest first
+    Orthogonal,
+    /// cos(C dW, dW), lowest first: the order in which Safe LoRA projects
+    Cosine,
+    /// <dW, V> / (|dW| |V|), most against V first
+    Signed,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:
+  asft inspect --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors
+  asft inspect --adapter ./adapter --direction d.safetensors --sort signed --svg adapter.svg
+  asft inspect --model ./tuned --base ./chat --direction d.safetensors --json",
+    group = clap::ArgGroup::new("update").required(true).args(["adapter", "model"])
+)]
+pub struct InspectArgs {
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A whole model instead: dW is its difference from --base
+    #[arg(long, value_name = "ID|DIR", requires = "base")]
+    pub model: Option<String>,
+    /// What --model was tuned from: the direction's aligned model
+    #[arg(long, value_name = "ID|DIR", requires = "model")]
+    pub base: Option<String>,
+    /// Direction file, from `asft direction`
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// The table's order
+    #[arg(long, value_enum, default_value_t = SortArg::Layer)]
+    pub sort: SortArg,
+    /// Draw a heat map, layer by module
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft landscape --model tests/tiny/aligned --direction runs/tiny/direction.safetensors --data tests/tiny/train.jsonl --out basin
+  asft landscape --model ./chat --direction d.safetensors --data task=agnews.json --data chat=alpaca.json --samples 32 --out basin")]
+pub struct LandscapeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Direction file of the model, from `asft direction`
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// Samples whose mean loss is measured, as for `asft eval`; may be repeated. The label stands in the pictures (the
+    /// file's name without one)
+    #[arg(long, value_name = "[LABEL=]FILE|ID", required = true)]
+    pub data: Vec<String>,
+    /// Layout of the records
+    #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
+    pub format: FormatArg,
+    /// Where the datasets have a field of the format, such as instruction=question; may be repeated
+    #[arg(long, value_name = "FIELD=COLUMN")]
+    pub column: Vec<String>,
+    /// "tokenizer" for the tokenizer's own chat template, or what else `asft eval --template` takes
+    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
+    pub template: String,
+    /// Longest sample, in tokens; longer ones are cut
+    #[arg(long, default_value_t = 2048)]
+    pub max_length: usize,
+    /// Samples computed at once
+    #[arg(long, default_value_t = 8)]
+    pub batch_size: usize,
+    /// Use the first N samples of each dataset
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Largest step either way, in norms of each module's weight
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    pub range: f64,
+    /// Points of a curve, from -range to +range; odd, so that the model itself is one
+    #[arg(long, value_name = "N", default_value_t = 21)]
+    pub points: usize,
+    /// Random directions of each kind; curves show their mean and extremes
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeats: u64,
+    /// Points along each side of the grid (aligned by orthogonal); odd; 0 leaves the grid out
+    #[arg(long, value_name = "N", default_value_t = 11)]
+    pub grid: usize,
+    /// Seed of the random directions
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// The folder to write: landscape.json, curves and grid as SVG and PNG
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}

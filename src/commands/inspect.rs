@@ -1,0 +1,106 @@
+//! `asft inspect`
+
+use super::print;
+use crate::adapter::{self, BaseIdentity};
+use crate::checkpoint::{Checkpoint, check_writable_file, write_atomic};
+use crate::cli::{InspectArgs, SortArg};
+use crate::ensure_valid;
+use crate::hub;
+use crate::method::direction_file::Directions;
+use crate::method::inspect::{Inspection, ModuleShares, Order};
+use crate::method::shares::Direction;
+use crate::plot;
+use crate::report::progress_bar;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use std::io::Write;
+use std::path::Path;
+
+impl From<SortArg> for Order {
+    fn from(sort: SortArg) -> Self {
+        match sort {
+            SortArg::Layer => Self::Layer,
+            SortArg::Norm => Self::Norm,
+            SortArg::Aligned => Self::Aligned,
+            SortArg::Orthogonal => Self::Orthogonal,
+            SortArg::Cosine => Self::Cosine,
+            SortArg::Signed => Self::Signed,
+        }
+    }
+}
+
+pub fn run(args: InspectArgs) -> Result<()> {
+    args.svg.as_deref().map_or(Ok(()), check_writable_file).context("--svg")?;
+    let directions = Directions::open(&args.direction)?;
+    let (modules, subject) = match (&args.adapter, &args.model, &args.base) {
+        (Some(dir), ..) => (of_adapter(dir, &directions)?, dir.display().to_string()),
+        (None, Some(model), Some(base)) => (of_model(model, base, &directions)?, model.clone()),
+        _ => return Err(crate::invalid!("give --adapter, or --model with --base")),
+    };
+    let mut inspection = Inspection::new(modules);
+    if let Some(path) = &args.svg {
+        let svg = plot::heat_map(&inspection.modules, &subject)?;
+        write_atomic(path, |file| Ok(file.write_all(svg.as_bytes())?))?;
+    }
+    inspection.sort(args.sort.into());
+    if args.json {
+        return print(&format!("{}\n", serde_json::to_string_pretty(&inspection)?));
+    }
+    print(&inspection.to_string())
+}
+
+fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> {
+    let adapter = adapter::load(dir, &Device::Cpu)?;
+    BaseIdentity::check_direction(dir, &adapter, directions)?;
+    let adapted = directions.modules().iter().filter_map(|name| Some((name, adapter.modules.get(name)?)));
+    adapted
+        .map(|(name, module)| {
+            let direction = Direction::load(directions, name)?;
+            let products = direction.lora(&module.a, &module.b, adapter.scale(module))?;
+            Ok(ModuleShares::new(name, &direction, products, module.rank()))
+        })
+        .collect()
+}
+
+fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<ModuleShares>> {
+    let base = Checkpoint::open(&hub::resolve(base, false).context("--base")?.dir)?;
+    let model = Checkpoint::open(&hub::resolve(model, false).context("--model")?.dir)?;
+    let shapes = directions.modules().iter().filter_map(|name| {
+        let (d_out, d_in, _) = directions.shape(name)?;
+        Some((name.clone(), (d_out, d_in)))
+    });
+    let shapes: Vec<(String, (usize, usize))> = shapes.collect();
+    let mut problems = vec![];
+    for (name, (d_out, d_in)) in &shapes {
+        for (side, checkpoint) in [("--base", &base), ("--model", &model)] {
+            match checkpoint.info(&format!("{name}.weight")) {
+                None => problems.push(format!("{name} is not in {side}")),
+                Some(info) if info.shape != [*d_out, *d_in] => {
+                    problems.push(format!("{name} is {:?} in {side}, [{d_out}, {d_in}] in the direction", info.shape))
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    ensure_valid!(
+        problems.is_empty(),
+        "the direction does not fit the models: {}",
+        crate::error::listing(&problems, 8)
+    );
+    directions.check_against(&shapes, &base).context("--base")?;
+    let progress = progress_bar(shapes.len(), "inspecting");
+    let mut out = vec![];
+    for (name, (d_out, d_in)) in shapes {
+        let tensor = format!("{name}.weight");
+        let (mut delta, other) = (model.read_f32(&tensor)?, base.read_f32(&tensor)?);
+        delta.iter_mut().zip(&other).for_each(|(delta, other)| *delta -= other);
+        let finite = delta.iter().all(|value| value.is_finite());
+        ensure_valid!(finite, "tensor {tensor} of --model holds values that are not finite");
+        let direction = Direction::load(directions, &name)?;
+        let products = direction.full(&Tensor::from_vec(delta, (d_out, d_in), &Device::Cpu)?)?;
+        out.push(ModuleShares::new(&name, &direction, products, d_out.min(d_in)));
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    Ok(out)
+}

@@ -1,0 +1,68 @@
+//! `asft project`
+
+use super::print;
+use crate::adapter::{self, BaseIdentity, projected_card};
+use crate::cli::ProjectArgs;
+use crate::ensure_valid;
+use crate::method::direction_file::Directions;
+use crate::method::project::{Choice, Projection, project};
+use anyhow::Result;
+use candle_core::Device;
+use serde_json::json;
+
+pub fn run(args: ProjectArgs) -> Result<()> {
+    let threshold = args.threshold;
+    ensure_valid!((-1.0..=1.0).contains(&threshold), "--threshold should be a cosine, -1 to 1, got {threshold}");
+    ensure_valid!(args.layers != Some(0), "--layers should be at least 1");
+    ensure_valid!(!args.out.exists(), "{} already exists; choose another output folder", args.out.display());
+    let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
+    let directions = Directions::open(&args.direction)?;
+    BaseIdentity::check_direction(&args.adapter, &adapter, &directions)?;
+    let choice = args.layers.map_or(Choice::Threshold(threshold), Choice::Lowest);
+    let (projected, outcome) = project(&adapter, &directions, choice)?;
+    let names: Vec<&str> = outcome.modules.iter().filter(|m| m.projected).map(|m| m.module.as_str()).collect();
+    let rule = match choice {
+        Choice::Threshold(threshold) => format!("cos(C ΔW, ΔW) at most {threshold}"),
+        Choice::Lowest(count) => format!("the {count} lowest cos(C ΔW, ΔW)"),
+    };
+    let rows = [
+        ("projected", format!("{} of {} modules", names.len(), outcome.modules.len())),
+        ("rule", rule),
+        ("aligned model", directions.header().aligned.id.clone()),
+        ("unaligned model", directions.header().unaligned.id.clone()),
+        ("projected modules", if names.is_empty() { "none".into() } else { names.join(", ") }),
+    ];
+    adapter::save_changed(&projected, &args.adapter, &projected_card(&projected, &rows), &args.out)?;
+    if args.json {
+        let report = json!({
+            "out": args.out,
+            "threshold": args.layers.is_none().then_some(threshold),
+            "layers": args.layers,
+            "projected": outcome.projected(),
+            "undecided": undecided(choice, &outcome),
+            "residual": outcome.worst_residual(),
+            "modules": outcome.modules,
+        });
+        return print(&format!("{}\n", serde_json::to_string_pretty(&report)?));
+    }
+    print(&outcome.to_string())?;
+    eprintln!("projected {} of {} modules -> {}", outcome.projected(), outcome.modules.len(), args.out.display());
+    eprintln!(
+        "the direction file leaves out a part of C: |C B - (its C) B| is at most {:.1e} |B|{}",
+        outcome.worst_residual(),
+        match undecided(choice, &outcome) {
+            Some(open) if open > 0 => format!(
+                "; {open} cosines are within their bound of the threshold (a smaller `asft direction --tolerance` decides)"
+            ),
+            _ => String::new(),
+        }
+    );
+    Ok(())
+}
+
+fn undecided(choice: Choice, outcome: &Projection) -> Option<usize> {
+    match choice {
+        Choice::Threshold(threshold) => Some(outcome.undecided(threshold)),
+        Choice::Lowest(_) => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! Directions to move a model in, one module at a time: along V, orthogonal to V, and anywhere.
+//!
+//! ```text
+//! aligned      D = ‖W‖_F V / ‖V‖_F
+//! orthogonal   D_i = ‖w_i‖ g_i / ‖g_i‖,  g_i = x_i − (⟨x_i, v_i⟩ / ‖v_i‖²) v_i
+//! random       D_i = ‖w_i‖ x_i / ‖x_i‖
+//! ```
+//!
+//! with x_i, v_i, w_i the rows (filters) of X, V and W [d_out, d_in], and X standard normal. So every D has the norm of its
+//! W, and a step α moves each module by α of its weight's norm. The random ones are filter-normalised (Li et al., arXiv
+//! 1712.09913); the code of "Navigating the Safety Landscape" (arXiv 2405.17374) scales a whole matrix to ‖W‖_F instead,
+//! which V gets here too, since scaling its rows one by one would turn it into another direction. Orthogonal row by row
+//! implies ⟨D, V⟩ = 0 and outlasts the scaling of rows.
+//!
+//! Nothing random is stored: X follows from the seed and the module's name.
+
+use super::direction_file::Directions;
+use super::shares::Direction;
+use crate::checkpoint::Checkpoint;
+use crate::model::Decoder;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// What a direction has to do with V.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Axis {
+    Aligned,
+    Orthogonal,
+    Random,
+}
+
+/// One direction of the whole model. `repeat` tells random ones of a kind apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Ray {
+    pub axis: Axis,
+    pub repeat: u64,
+}
+
+/// Moves a decoder's weights, always from the checkpoint's, so that nothing adds up and everything can be undone.
+pub struct Perturbation<'a> {
+    checkpoint: &'a Checkpoint,
+    directions: &'a Directions,
+    /// The modules that move: those of the direction with V ≠ 0.
+    modules: Vec<String>,
+    seed: u64,
+}
+
+impl<'a> Perturbation<'a> {
+    pub fn new(checkpoint: &'a Checkpoint, directions: &'a Directions, seed: u64) -> Self {
+        let moves = |module: &&String| directions.shape(module).is_some_and(|(_, _, k)| k > 0);
+        let modules = directions.modules().iter().filter(moves).cloned().collect();
+        Self { checkpoint, directions, modules, seed }
+    }
+
+    pub fn modules(&self) -> &[String] {
+        &self.modules
+    }
+
+    /// Sets every moving module to W + Σ α D; without steps, to W. A few modules are in memory in f32 at a time.
+    pub fn apply(&self, model: &mut Decoder, steps: &[(Ray, f64)]) -> Result<()> {
+        for modules in self.modules.chunks(rayon::current_num_threads()) {
+            let moved: Vec<Tensor> =
+                modules.par_iter().map(|module| self.moved(module, steps)).collect::<Result<_>>()?;
+            for (module, weight) in modules.iter().zip(moved) {
+                model.set_weight(module, &weight)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// W + Σ α D [d_out, d_in] of a module, in f32.
+    fn moved(&self, module: &str, steps: &[(Ray, f64)]) -> Result<Tensor> {
+        let name = format!("{module}.weight");
+        let weight = self.checkpoint.read_f32(&name)?;
+        let (d_out, d_in, _) = self.directions.shape(module).context("a module of the direction")?;
+        let mut sum = weight.clone();
+        let needs_v = |(ray, _): &(Ray, f64)| ray.axis != Axis::Random;
+        let v = if steps.iter().any(needs_v) { self.v(module)? } else { vec![] };
+        for (ray, alpha) in steps.iter().filter(|(_, alpha)| *alpha != 0.0) {
+            let direction = direction(*ray, (self.seed, module), &weight, &v, d_in);
+            for (sum, value) in sum.iter_mut().zip(&direction) {
+                *sum += (*alpha * f64::from(*value)) as f32;
+            }
+        }
+        Ok(Tensor::from_vec(sum, (d_out, d_in), &Device::Cpu)?)
+    }
+
+    fn v(&self, module: &str) -> Result<Vec<f32>> {
+        Ok(Direction::load(self.directions, module)?.matrix()?.flatten_all()?.to_vec1()?)
+    }
+
+    /// α at which the aligned direction reaches the unaligned weights, −‖V‖ / ‖W‖ of each module: least, median and most
+    /// far from 0.
+    pub fn unaligned_at(&self) -> Result<(f64, f64, f64)> {
+        let of = |module: &String| -> Result<f64> {
+            let weight = self.checkpoint.read_f32(&format!("{module}.weight"))?;
+            Ok(-f64::from(self.directions.factors(module)?.v_norm) / norm(&weight))
+        };
+        let mut all: Vec<f64> = self.modules.iter().map(of).collect::<Result<_>>()?;
+        all.sort_by(|a, b| b.total_cmp(a));
+        let at = |i: usize| all.get(i).copied().unwrap_or(0.0);
+        Ok((at(0), at(all.len() / 2), at(all.len().saturating_sub(1))))
+    }
+}
+
+/// D, row-major; `v` may be empty for [`Axis::Random`].
+fn direction(ray: Ray, (seed, module): (u64, &str), weight: &[f32], v: &[f32], d_in: usize) -> Vec<f32> {
+    if ray.axis == Axis::Aligned {
+        let scale = norm(weight) / norm(v).max(f64::MIN_POSITIVE);
+        return v.iter().map(|value| (f64::from(*value) * scale) as f32).collect();
+    }
+    let key = blake3::hash(format!("{seed} {:?} {} {module}", ray.axis, ray.repeat).as_bytes());
+    let mut rng = ChaCha8Rng::from_seed(*key.as_bytes());
+    let mut out: Vec<f32> = (0..weight.len()).map(|_| rng.sample(StandardNormal)).collect();
+    for (i, (row, w)) in out.chunks_mut(d_in).zip(weight.chunks(d_in)).enumerate() {
+        if ray.axis == Axis::Orthogonal {
+            remove_component(row, &v[i * d_in..][..row.len()]);
+        }
+        let scale = norm(w) / norm(row).max(f64::MIN_POSITIVE);
+        row.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    }
+    out
+}
+
+/// Makes `x` orthogonal to `v`.
+fn remove_component(x: &mut [f32], v: &[f32]) {
+    let square = dot(v, v);
+    if square > 0.0 {
+        let share = dot(x, v) / square;
+        x.iter_mut().zip(v).for_each(|(x, v)| *x = (f64::from(*x) - share * f64::from(*v)) as f32);
+    }
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+fn norm(x: &[f32]) -> f64 {
+    dot(x, x).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::random;
+
+    const ROWS: usize = 6;
+    const WIDTH: usize = 40;
+
+    fn flat(seed: u64) -> Vec<f32> {
+        random(&[ROWS, WIDTH], seed).flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn directions_have_the_norms_and_angles_they_claim() {
+        let (weight, v) = (flat(1), flat(2));
+        let of = |axis, repeat| direction(Ray { axis, repeat }, (7, "m"), &weight, &v, WIDTH);
+        for axis in [Axis::Aligned, Axis::Orthogonal, Axis::Random] {
+            assert!((norm(&of(axis, 0)) / norm(&weight) - 1.0).abs() < 1e-6, "{axis:?}");
+        }
+        let cosine = |x: &[f32], y: &[f32]| dot(x, y) / (norm(x) * norm(y));
+        assert!((cosine(&of(Axis::Aligned, 0), &v) - 1.0).abs() < 1e-6);
+        assert!(cosine(&of(Axis::Orthogonal, 0), &v).abs() < 1e-6);
+        for axis in [Axis::Orthogonal, Axis::Random] {
+            for (row, w) in of(axis, 0).chunks(WIDTH).zip(weight.chunks(WIDTH)) {
+                assert!((norm(row) / norm(w) - 1.0).abs() < 1e-6, "a filter has another norm");
+            }
+            assert_eq!(of(axis, 0), of(axis, 0));
+            assert!(cosine(&of(axis, 0), &of(axis, 1)).abs() < 0.5, "{axis:?} repeats itself");
+        }
+    }
+}

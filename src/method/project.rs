@@ -1,0 +1,141 @@
+//! Safe LoRA (arXiv 2405.16833, IBM/SafeLoRA) on a finished adapter: ΔW ← C ΔW, folded into B ← C B, on the modules whose
+//! update C bends most.
+//!
+//! A module counts as bent by cos(C ΔW, ΔW): those at or under a threshold are projected, or those with the N lowest.
+//! Scale and rank play no part in it. Where V = 0 there is nothing to project on, and where B A = 0 nothing to project:
+//! such modules have no cosine and stay as they are. The published code differs in small things: it rounds cosines to
+//! five digits before it compares, projects every module that ties with the N-th, and matches modules to directions by
+//! their position.
+//!
+//! A truncated direction leaves out a part of C with a spectral norm of at most ρ (`residual`), so ‖C B − Ĉ B‖_F ≤ ρ ‖B‖_F.
+
+use super::direction_file::Directions;
+use super::shares::Direction;
+use crate::adapter::Adapter;
+use crate::ensure_valid;
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor};
+use serde::Serialize;
+use std::fmt;
+
+/// Which modules are projected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// Those with a cosine of at most this.
+    Threshold(f64),
+    /// This many, of the lowest cosines.
+    Lowest(usize),
+}
+
+/// What became of a module.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleProjection {
+    pub module: String,
+    pub projected: bool,
+    /// cos(C ΔW, ΔW); none where V = 0 or ΔW = 0.
+    pub cosine: Option<f64>,
+    /// How far that can be from the cosine by the whole of C.
+    pub cosine_bound: f64,
+    /// ‖C ΔW‖ / ‖ΔW‖: what a projection leaves.
+    pub kept: Option<f64>,
+    /// At most ‖C B − Ĉ B‖ / ‖B‖, from the direction's truncation.
+    pub residual: f64,
+}
+
+/// The outcome for a whole adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct Projection {
+    pub modules: Vec<ModuleProjection>,
+}
+
+/// The adapter with the chosen modules projected, and what became of each, in natural order.
+///
+/// # Errors
+/// A direction without some of the adapter's modules, or of other shapes; more modules asked for than can be projected.
+pub fn project(adapter: &Adapter, directions: &Directions, choice: Choice) -> Result<(Adapter, Projection)> {
+    let names = directions.modules().iter().filter(|name| adapter.modules.contains_key(*name));
+    let mut modules = vec![];
+    for name in names {
+        let module = &adapter.modules[name];
+        let direction = Direction::load(directions, name)?;
+        let products = direction.lora(&module.a, &module.b, 1.0).with_context(|| format!("module {name}"))?;
+        modules.push(ModuleProjection {
+            module: name.clone(),
+            projected: false,
+            cosine: products.cosine(),
+            cosine_bound: direction.cosine_bound(&products),
+            kept: products.c_share(),
+            residual: direction.residual,
+        });
+    }
+    choose(&mut modules, choice)?;
+    let mut out = adapter.clone();
+    for report in modules.iter().filter(|report| report.projected) {
+        let direction = Direction::load(directions, &report.module)?;
+        let module = out.modules.get_mut(&report.module).context("a module that was just read")?;
+        module.b = projected(&direction, &module.b)?;
+    }
+    Ok((out, Projection { modules }))
+}
+
+/// C B in f32.
+fn projected(direction: &Direction, b: &Tensor) -> Result<Tensor> {
+    Ok(direction.apply(&b.to_dtype(DType::F64)?)?.to_dtype(DType::F32)?)
+}
+
+fn choose(modules: &mut [ModuleProjection], choice: Choice) -> Result<()> {
+    match choice {
+        Choice::Threshold(threshold) => {
+            for module in modules {
+                module.projected = module.cosine.is_some_and(|cosine| cosine <= threshold);
+            }
+        }
+        Choice::Lowest(count) => {
+            let mut order: Vec<(f64, usize)> =
+                modules.iter().enumerate().filter_map(|(i, module)| Some((module.cosine?, i))).collect();
+            ensure_valid!(
+                count <= order.len(),
+                "--layers {count}: only {} of the adapter's {} modules can be projected (an update and a direction that \
+                 are not zero)",
+                order.len(),
+                modules.len()
+            );
+            order.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (_, i) in order.into_iter().take(count) {
+                modules[i].projected = true;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Projection {
+    pub fn projected(&self) -> usize {
+        self.modules.iter().filter(|module| module.projected).count()
+    }
+
+    /// Modules whose truncated direction leaves open on which side of `threshold` their cosine is.
+    pub fn undecided(&self, threshold: f64) -> usize {
+        let open = |m: &&ModuleProjection| m.cosine.is_some_and(|c| (c - threshold).abs() < m.cosine_bound);
+        self.modules.iter().filter(open).count()
+    }
+
+    /// The largest bound on ‖C B − Ĉ B‖ / ‖B‖ among the projected modules.
+    pub fn worst_residual(&self) -> f64 {
+        self.modules.iter().filter(|module| module.projected).map(|module| module.residual).fold(0.0, f64::max)
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+        writeln!(f, "{:width$}  {:>8}  {:>9}  {:>11}  projected", "module", "cosine", "bound", "|C dW|/|dW|")?;
+        for m in &self.modules {
+            let number = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+            let kept = m.kept.map_or("-".into(), |kept| format!("{kept:.3e}"));
+            let (cosine, mark) = (number(m.cosine, 5), if m.projected { "yes" } else { "no" });
+            writeln!(f, "{:width$}  {cosine:>8}  {:>9.1e}  {kept:>11}  {mark}", m.module, m.cosine_bound)?;
+        }
+        Ok(())
+    }
+}

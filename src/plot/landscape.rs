@@ -1,0 +1,224 @@
+//! The pictures of `asft landscape`: curves of the basin, and its plan.
+
+use super::Picture;
+use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, extremes, label};
+use super::canvas::{Anchor, Canvas};
+use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
+use crate::eval::landscape::{Curve, Grid, Landscape};
+use crate::method::perturb::Axis;
+use anyhow::Result;
+use plotters::style::RGBColor;
+
+const STEP_NAME: &str = "perturbation, in norms of each module's weight";
+/// A point of a plane, or of a picture.
+type Point = (f64, f64);
+
+/// How a kind of direction is drawn.
+struct Look {
+    axis: Axis,
+    name: &'static str,
+    colour: RGBColor,
+    /// Points drawn and left out in turn; none: a whole line.
+    dash: Option<(f64, f64)>,
+}
+
+const LOOKS: [Look; 3] = [
+    Look { axis: Axis::Random, name: "random", colour: GREEN, dash: Some((2.5, 3.0)) },
+    Look { axis: Axis::Orthogonal, name: "orthogonal to V", colour: VERMILION, dash: Some((8.0, 4.0)) },
+    Look { axis: Axis::Aligned, name: "along V (+: more aligned)", colour: BLUE, dash: None },
+];
+
+/// One panel of curves for each quantity. `unaligned_at`: the step at which V leads to the unaligned model.
+pub fn curves(landscape: &Landscape, subject: &str, unaligned_at: f64) -> Result<Picture> {
+    let (left, width, panel, head) = (82.0, 560.0, 330.0, 78.0);
+    let count = landscape.quantities.len();
+    let size = (left + width + 30.0, head + panel * count as f64);
+    Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
+        canvas.text((left, 20.0), &format!("Moving the weights of {subject}"), LARGE, Anchor::Left, INK);
+        legend(canvas, (left, 48.0));
+        for (i, quantity) in landscape.quantities.iter().enumerate() {
+            let top = head + panel * i as f64 + 12.0;
+            let values = landscape.curves.iter().flat_map(|curve| curve.values[i].iter().flatten().copied());
+            let Some((low, high)) = extremes(values) else { continue };
+            let room = 0.06 * (high - low);
+            let x = scale(&landscape.steps, left, width);
+            let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 90.0) };
+            canvas.text((left + width / 2.0, top - 4.0), &quantity.name, NORMAL, Anchor::Centre, INK);
+            axes(canvas, x, y, (STEP_NAME, quantity.unit));
+            mark_unaligned(canvas, x, y, unaligned_at);
+            for look in &LOOKS {
+                let group: Vec<&Curve> = landscape.curves.iter().filter(|curve| curve.ray.axis == look.axis).collect();
+                draw_group(canvas, look, &group, (i, &landscape.steps), (x, y));
+            }
+        }
+        Ok(())
+    })
+}
+
+fn scale(steps: &[f64], start: f64, length: f64) -> Scale {
+    let (from, to) = extremes(steps.iter().copied()).unwrap_or((-1.0, 1.0));
+    Scale { from, to, start, length }
+}
+
+fn legend(canvas: &Canvas, (left, y): Point) {
+    let mut x = left;
+    for look in LOOKS.iter().rev() {
+        stroke(canvas, look, &[(x, y), (x + 34.0, y)]);
+        if look.dash.is_none() {
+            canvas.dot((x + 17.0, y), 3.2, look.colour);
+        }
+        canvas.text((x + 42.0, y), look.name, SMALL, Anchor::Left, INK);
+        x += 66.0 + 5.4 * look.name.chars().count() as f64;
+    }
+    canvas.text((x, y), "(mean; band: least to greatest)", SMALL, Anchor::Left, INK);
+}
+
+fn stroke(canvas: &Canvas, look: &Look, points: &[Point]) {
+    match look.dash {
+        None => canvas.line(points, look.colour, 2.0),
+        Some(dash) => canvas.dashed(points, look.colour, 2.0, dash),
+    }
+}
+
+fn mark_unaligned(canvas: &Canvas, x: Scale, y: Scale, at: f64) {
+    if at > x.from && at < x.to {
+        let (at, top) = (x.at(at), y.start + y.length);
+        canvas.dashed(&[(at, y.start), (at, top)], INK, 1.0, (3.0, 3.0));
+        label(canvas, (at, top + 10.0), "unaligned", x);
+    }
+}
+
+/// Mean line over a band from least to greatest; a gap where a value is not finite.
+fn draw_group(
+    canvas: &Canvas,
+    look: &Look,
+    group: &[&Curve],
+    (quantity, steps): (usize, &[f64]),
+    (x, y): (Scale, Scale),
+) {
+    let mut pieces: Vec<Vec<(f64, [f64; 3])>> = vec![vec![]];
+    for (i, step) in steps.iter().enumerate() {
+        let values: Option<Vec<f64>> = group.iter().map(|curve| curve.values[quantity][i]).collect();
+        match values.filter(|values| !values.is_empty()) {
+            Some(values) => {
+                let mean = values.iter().sum::<f64>() / values.len() as f64;
+                let (low, high) = values.iter().fold((mean, mean), |(low, high), v| (low.min(*v), high.max(*v)));
+                if let Some(piece) = pieces.last_mut() {
+                    piece.push((*step, [low, mean, high]));
+                }
+            }
+            None => pieces.push(vec![]),
+        }
+    }
+    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        let line = |which: usize| piece.iter().map(move |(step, values)| (x.at(*step), y.at(values[which])));
+        if group.len() > 1 {
+            canvas.polygon(line(0).chain(line(2).rev()).collect(), look.colour, 0.18);
+        }
+        let points: Vec<Point> = line(1).collect();
+        stroke(canvas, look, &points);
+        if look.dash.is_none() {
+            points.iter().for_each(|point| canvas.dot(*point, 3.2, look.colour));
+        }
+    }
+}
+
+/// The plan of each quantity: a cell for each point, and lines of equal value.
+pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64) -> Result<Picture> {
+    let (left, side, between, head) = (82.0, 380.0, 170.0, 62.0);
+    let count = landscape.quantities.len() as f64;
+    let size = (left + (side + between) * count - between + 92.0, head + side + 66.0);
+    Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
+        let title = format!("Moving the weights of {subject} along V and across it");
+        canvas.text((left, 20.0), &title, LARGE, Anchor::Left, INK);
+        for (i, quantity) in landscape.quantities.iter().enumerate() {
+            let left = left + (side + between) * i as f64;
+            let name = format!("{}, {}", quantity.name, quantity.unit);
+            canvas.text((left + side / 2.0, head - 14.0), &name, NORMAL, Anchor::Centre, INK);
+            draw_plan(canvas, &grid.values[i], &grid.steps, (left, head, side));
+            let x = scale(&grid.steps, left, side);
+            if unaligned_at > x.from && unaligned_at < x.to {
+                let at = (x.at(unaligned_at), head + side / 2.0);
+                canvas.dot(at, 4.5, WHITE);
+                canvas.dot(at, 3.0, INK);
+                label(canvas, (at.0, at.1 + 13.0), "unaligned", x);
+            }
+            let centre = (x.at(0.0), head + side / 2.0);
+            canvas.dot(centre, 4.5, WHITE);
+            canvas.dot(centre, 3.0, INK);
+            label(canvas, (centre.0, centre.1 - 13.0), "model", x);
+        }
+        Ok(())
+    })
+}
+
+fn draw_plan(canvas: &Canvas, rows: &[Vec<Option<f64>>], steps: &[f64], (left, top, side): (f64, f64, f64)) {
+    let n = steps.len().max(2);
+    // Cells are centred on the points, so that they reach half a step beyond the outer ones.
+    let half = (steps[steps.len() - 1] - steps[0]) / (n - 1) as f64 / 2.0;
+    let (from, to) = (steps[0] - half, steps[steps.len() - 1] + half);
+    let x = Scale { from, to, start: left, length: side };
+    let y = Scale { from, to, start: top + side, length: -side };
+    let Some((low, high)) = extremes(rows.iter().flatten().flatten().copied()) else { return };
+    let colour = Scale { from: low, to: high, start: top + side, length: -side };
+    axes(canvas, x, y, ("along V, in norms of the weights", "orthogonal to V, in norms of the weights"));
+    let cell = side / n as f64;
+    for (row, y_step) in rows.iter().zip(steps) {
+        for (value, x_step) in row.iter().zip(steps) {
+            let fill = value.map_or(NOTHING, |value| amount(colour.share(value)));
+            let corner = (x.at(*x_step) - cell / 2.0 - 0.15, y.at(*y_step) - cell / 2.0 - 0.15);
+            canvas.rectangle(corner, (cell + 0.3, cell + 0.3), fill);
+        }
+    }
+    let levels = colour.ticks(7);
+    let place = |(column, row): Point| (x.at(steps[0] + column * 2.0 * half), y.at(steps[0] + row * 2.0 * half));
+    // White under ink: seen on every colour.
+    for (ink, width) in [(WHITE, 2.5), (INK, 1.0)] {
+        for (a, b) in levels.iter().flat_map(|level| contour(rows, *level)) {
+            canvas.line(&[place(a), place(b)], ink, width);
+        }
+    }
+    canvas.frame((left, top), (side, side), INK);
+    colour_bar(canvas, left + side + 14.0, colour, &levels, amount);
+}
+
+/// Where the values, linear between neighbouring points, equal `level`: segments in (column, row).
+fn contour(rows: &[Vec<Option<f64>>], level: f64) -> Vec<(Point, Point)> {
+    let mut segments = vec![];
+    for (r, pair) in rows.windows(2).enumerate() {
+        for c in 0..pair[0].len().saturating_sub(1) {
+            let corners = [pair[0][c], pair[0][c + 1], pair[1][c + 1], pair[1][c]];
+            let [Some(a), Some(b), Some(d), Some(e)] = corners else { continue };
+            let (c, r) = (c as f64, r as f64);
+            let around = [((c, r), a), ((c + 1.0, r), b), ((c + 1.0, r + 1.0), d), ((c, r + 1.0), e)];
+            let mut crossings = vec![];
+            for i in 0..4 {
+                let ((p, from), (q, to)) = (around[i], around[(i + 1) % 4]);
+                if (from < level) != (to < level) {
+                    let t = (level - from) / (to - from);
+                    crossings.push((p.0 + t * (q.0 - p.0), p.1 + t * (q.1 - p.1)));
+                }
+            }
+            // A saddle has four crossings; which two belong together is its own matter, and either is right.
+            for pair in crossings.chunks_exact(2) {
+                segments.push((pair[0], pair[1]));
+            }
+        }
+    }
+    segments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plane_has_straight_contours() {
+        let rows: Vec<Vec<Option<f64>>> =
+            (0..3).map(|_| (0..4).map(|column| Some(f64::from(column))).collect()).collect();
+        let lines = contour(&rows, 1.5);
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|(a, b)| (a.0 - 1.5).abs() < 1e-12 && (b.0 - 1.5).abs() < 1e-12));
+        assert!(contour(&rows, 9.0).is_empty());
+    }
+}

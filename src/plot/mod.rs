@@ -1,0 +1,30 @@
+//! Pictures: a heat map of an update, and the curves and contours of a landscape, as SVG and PNG.
+//!
+//! Colours are told apart by people with any colour vision: viridis for amounts, orange to blue through white for signed
+//! ones, and Okabe and Ito's for lines, which differ in dash too. Text is set in Roboto (font/, Apache-2.0, a subset of
+//! it), so that a PNG is the same on every machine; an SVG asks its viewer for a sans-serif.
+
+mod axis;
+mod canvas;
+mod colour;
+mod heat_map;
+mod landscape;
+
+pub use heat_map::heat_map;
+pub use landscape::{curves, grid};
+
+use anyhow::Result;
+
+/// One picture in both forms.
+pub struct Picture {
+    pub svg: String,
+    /// An encoded PNG, at twice the SVG's size.
+    pub png: Vec<u8>,
+}
+
+impl Picture {
+    fn draw(width: u32, height: u32, draw: impl Fn(&canvas::Canvas) -> Result<()>) -> Result<Self> {
+        let strokes = canvas::record(width, height, draw)?;
+        Ok(Self { svg: strokes.svg()?, png: strokes.png()? })
+    }
+}
