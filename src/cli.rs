@@ -31,6 +31,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
+    /// Train and measure several defences side by side: one table and one figure
+    Compare(CompareArgs),
     /// Project an adapter onto the alignment direction where it leaves it (Safe LoRA)
     Project(ProjectArgs),
     /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
@@ -321,4 +323,26 @@ pub struct MergeArgs {
     /// Store weights in this type instead of the model's own
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft compare --config configs/sandbox-compare.toml
+  asft compare --config compare.toml --report --json")]
+pub struct CompareArgs {
+    /// The comparison (TOML): base config, suite of evaluations, methods with their settings, seeds
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// List the runs and stop
+    #[arg(long)]
+    pub list: bool,
+    /// Show the results that are there; train nothing
+    #[arg(long, conflicts_with = "list")]
+    pub report: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print errors and the table only
+    #[arg(short, long)]
+    pub quiet: bool,
 }
