@@ -261,7 +261,8 @@ train = "train.jsonl"
             "model.device=cpu",
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",
-            "asft.lambda=0.1",
+            "asft.lambda=auto",
+            "asft.max_orthogonal=0.01",
             "asft.projector=subspace",
             "asft.subspace_energy=0.3333333333333333",
             "asft.direction=d.safetensors",
@@ -274,6 +275,7 @@ train = "train.jsonl"
             "train.schedule=step",
             "output.eval_every_steps=3",
             "output.save_every_steps=5",
+            "output.log_modules_every=10",
             "train.patience=4",
         ];
         let settings = with(&everything).unwrap();
@@ -300,7 +302,7 @@ train = "train.jsonl"
             "train.batch_size=4",
         ])
         .unwrap();
-        assert_eq!(settings.asft.lambda, 1.0);
+        assert_eq!(settings.asft.lambda, 1.0.into());
         assert_eq!(settings.data.train, "a.jsonl");
         assert_eq!(settings.output.dir, "2026");
         assert_eq!(settings.lora.target_modules, Targets::List(vec!["q_proj".into(), "o_proj".into()]));
@@ -355,7 +357,7 @@ train = "train.jsonl"
     #[test]
     fn a_wrong_type_names_key_line_expected_and_found() {
         let text = "[train]\nbatch_size = \"8\"\nadam_betas = [0.9]\nseed = -1\nepochs = true\nschedule = \"cosin\"\n";
-        let message = refusal(text, &["model.dtype=int8", "lora=3"]);
+        let message = refusal(text, &["model.dtype=int8", "lora=3", "asft.lambda=automatic"]);
         for part in [
             "wrong type for `train.batch_size` in run.toml:2: expected a whole number of 0 or more, found string \"8\"",
             "`train.adam_betas` in run.toml:3: expected a list of 2 numbers, found array [0.9]",
@@ -363,6 +365,7 @@ train = "train.jsonl"
             "`train.epochs` in run.toml:5: expected a number, found boolean true",
             "expected \"cosine\", \"linear\", \"constant\" or \"step\", found string \"cosin\"",
             "`model.dtype` in --set model.dtype=int8: expected \"f32\", \"bf16\" or \"f16\", found",
+            "`asft.lambda` in --set asft.lambda=automatic: expected a number or \"auto\", found string",
             "`lora` in --set lora=3: expected a table, found integer 3",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");

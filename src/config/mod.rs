@@ -33,3 +33,12 @@ pub struct Settings {
     /// Where the results go.
     pub output: OutputOptions,
 }
+
+impl Settings {
+    /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.
+    pub fn uses_direction(&self) -> bool {
+        let penalty = self.asft.is_active() && self.asft.needs_direction();
+        let has_one = self.asft.direction.is_some() || self.model.unaligned.is_some();
+        penalty || (has_one && self.output.log_modules_every.is_some())
+    }
+}

@@ -106,8 +106,10 @@ fn output(settings: &Settings, found: &mut Problems) {
         found.at_least_one("output.eval_every_steps", steps);
         found.unless(data.validation.is_some(), "`output.eval_every_steps` needs `data.validation`");
     }
-    if let Some(steps) = output.save_every_steps {
-        found.at_least_one("output.save_every_steps", steps);
+    for (key, steps) in
+        [("output.save_every_steps", output.save_every_steps), ("output.log_modules_every", output.log_modules_every)]
+    {
+        steps.into_iter().for_each(|steps| found.at_least_one(key, steps));
     }
     found.at_least_one("output.keep_last", output.keep_last);
     found.unless(!output.save_best || data.validation.is_some(), "`output.save_best` needs `data.validation`");
@@ -186,7 +188,7 @@ mod tests {
             (s.lora.rank, s.lora.alpha, s.lora.dropout, s.lora.target_modules) = (0, 0, 1.0, none);
         };
         check(change, &lora);
-        check(|s| (s.asft.lambda, s.data.max_length) = (f64::INFINITY, 1), &["asft.lambda", "data.max_length"]);
+        check(|s| (s.asft.lambda, s.data.max_length) = (f64::INFINITY.into(), 1), &["asft.lambda", "data.max_length"]);
         check(|s| (s.train.epochs, s.train.learning_rate) = (0.0, f64::NAN), &["train.epochs", "train.learning_rate"]);
         check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
         check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);

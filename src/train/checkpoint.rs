@@ -101,6 +101,7 @@ impl Saved {
         let restoring = || format!("restoring {}", self.dir.display());
         let is_lora = prepared.adapter.is_some();
         let trainer = &mut prepared.trainer;
+        trainer.penalties.set_dual(self.state.dual);
         restore_parameters(&self.dir, is_lora, trainer.model.parameters()).with_context(restoring)?;
         let file = Checkpoint::open_file(&self.dir.join(OPTIMIZER)).with_context(restoring)?;
         let device = trainer.model.device().clone();

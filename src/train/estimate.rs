@@ -42,7 +42,7 @@ pub struct Memory {
     pub weights: usize,
     /// What trains: values, gradients, AdamW's moments, and in full tuning the weights that the penalty starts from.
     pub trained: usize,
-    /// The penalty's U and c.
+    /// The penalty's U and c, and V's right singular vectors where they are used.
     pub direction: usize,
     /// What the forward pass keeps for the backward pass, and what one block makes on the way.
     pub activations: usize,
@@ -163,18 +163,19 @@ impl<'a> Estimate<'a> {
     /// the penalised weights.
     fn full_bytes(&self) -> usize {
         let embedding = self.spec.vocab_size * self.spec.hidden_size;
-        let penalised =
-            self.settings.asft.penalize != crate::method::Penalize::None && self.settings.asft.lambda != 0.0;
+        let penalised = self.settings.asft.is_active() || self.settings.output.log_modules_every.is_some();
         let starts = if penalised { self.target_shapes().map(|(a, b)| a * b).sum() } else { 0 };
         (4 * self.model_elements() + 2 * embedding + starts) * F32
     }
 
-    /// Up to full rank; a direction file may hold fewer.
+    /// Up to full rank; a direction file may hold fewer. V's right singular vectors where its sign counts or is logged.
     fn direction_bytes(&self) -> usize {
-        if !self.settings.asft.needs_direction() || self.settings.asft.lambda == 0.0 {
+        if !self.settings.uses_direction() {
             return 0;
         }
-        self.target_shapes().map(|(d_out, d_in)| d_out * d_out.min(d_in) * F32).sum()
+        let signed = self.settings.asft.needs_sign() || self.settings.output.log_modules_every.is_some();
+        let rows = |(d_out, d_in): (usize, usize)| if signed { d_out + d_in } else { d_out };
+        self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }
 
     /// What a block keeps for its backward pass, for each token.

@@ -14,7 +14,7 @@ use crate::error::{exit_code, listing};
 use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
-use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
+use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
 use crate::names::{Targets, resolve_targets};
 use crate::report::{RunRecord, hash_file, progress_bar};
@@ -162,7 +162,7 @@ impl Preflight<'_> {
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
         let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
-        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
+        let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
         let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
         Sources { base, unaligned, data }
@@ -256,7 +256,7 @@ impl Preflight<'_> {
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
     fn direction(&mut self, sources: &Sources, model: &Model, kept: Option<PathBuf>) -> Option<Direction> {
         let options = &self.settings.asft;
-        if !options.needs_direction() || options.lambda == 0.0 {
+        if !self.settings.uses_direction() {
             return Some(Direction::NotNeeded);
         }
         if options.direction.is_some() && self.settings.model.unaligned.is_some() {
@@ -271,7 +271,7 @@ impl Preflight<'_> {
                     aligned: base.clone(),
                     unaligned: unaligned.clone(),
                     targets: Targets::List(model.targets.clone()),
-                    keep: Keep::Tolerance(DEFAULT_TOLERANCE),
+                    keep: Keep::Tolerance(options.tolerance),
                     allow_missing: false,
                     out: direction_path(self.settings),
                 };

@@ -57,12 +57,16 @@ pub fn prepare(
     let directions = directions(&mut ready, quiet)?;
     check_inputs(settings, &ready, start, allowed)?;
     let adapter = ready.adapter;
-    let penalties = Penalties::new(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
+    let log_modules_every = settings.output.log_modules_every;
+    let penalties = if log_modules_every.is_some() { Penalties::measured } else { Penalties::new };
+    let penalties = penalties(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
+    let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
+    trainer.log_modules_every = log_modules_every;
     let mut prepared = Prepared {
         base: ready.base,
         checkpoint: ready.checkpoint,
-        trainer: Trainer::new(model, penalties, &settings.train, dropout),
+        trainer,
         adapter,
         identity: OnceCell::new(),
         train: ready.sets.train,

@@ -98,6 +98,8 @@ struct Run<'a> {
     /// The step of the newest checkpoint.
     kept: Option<usize>,
     metrics: Metrics,
+    /// If modules are logged.
+    modules: Option<Metrics>,
     progress: TrainProgress,
     /// Training seconds and all seconds of earlier processes.
     earlier: (f64, f64),
@@ -125,10 +127,13 @@ impl<'a> Run<'a> {
         }
         // The config comes first: it tells whose the other files are.
         output.write_config(settings)?;
-        let metrics = match start {
-            Start::From(_) => Metrics::resume(&output.metrics(), state.metrics_bytes)?,
-            Start::Fresh => Metrics::create(&output.metrics())?,
+        let open = |path: PathBuf, bytes| match start {
+            Start::From(_) => Metrics::resume(&path, bytes),
+            Start::Fresh => Metrics::create(&path),
         };
+        let metrics = open(output.metrics(), state.metrics_bytes)?;
+        let is_logged = settings.output.log_modules_every.is_some();
+        let modules = is_logged.then(|| open(output.modules(), state.modules_bytes)).transpose()?;
         sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
         let progress = TrainProgress::new(total, state.step, quiet);
@@ -142,6 +147,7 @@ impl<'a> Run<'a> {
             checkpoints,
             kept,
             metrics,
+            modules,
             progress,
             earlier: (state.training_seconds, state.totals.elapsed_seconds),
             began: Instant::now(),
@@ -212,6 +218,8 @@ impl<'a> Run<'a> {
             loss: outcome.task_loss + outcome.penalty,
             task_loss: outcome.task_loss,
             penalty: outcome.penalty,
+            lambda: outcome.constrained.map(|constrained| constrained.lambda),
+            penalised_share: outcome.constrained.map(|constrained| constrained.share),
             grad_norm: outcome.grad_norm,
             learning_rate,
             tokens: outcome.tokens,
@@ -228,6 +236,9 @@ impl<'a> Run<'a> {
         (state.last, state.bad_steps) = (Some(losses), 0);
         self.metrics.step(&row)?;
         self.progress.step(&row);
+        if let Some(modules) = &mut self.modules {
+            self.prepared.trainer.modules.iter().try_for_each(|row| modules.module(row))?;
+        }
         Ok(())
     }
 
@@ -263,6 +274,10 @@ impl<'a> Run<'a> {
         self.state.training_seconds = self.earlier.0 + self.began.elapsed().as_secs_f64();
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
         self.state.metrics_bytes = self.metrics.bytes();
+        if let Some(modules) = &self.modules {
+            self.state.modules_bytes = modules.bytes();
+        }
+        self.state.dual = self.prepared.trainer.penalties.dual();
         if self.state.bad_steps == 0 {
             self.good = self.state.clone();
         }
@@ -274,6 +289,7 @@ impl<'a> Run<'a> {
             return Ok(self.checkpoints.path(self.state.step));
         }
         self.metrics.sync()?;
+        self.modules.iter().try_for_each(Metrics::sync)?;
         let dir = self.checkpoints.save(self.settings, &self.prepared, &self.state)?;
         self.kept = Some(self.state.step);
         Ok(dir)

@@ -5,11 +5,12 @@
 //! once per step.
 
 use super::TrainOptions;
-use super::penalties::Penalties;
+use super::penalties::{Constrained, Penalties};
 use crate::data::Batch;
 use crate::model::{Decoder, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::optim::AdamW;
+use crate::report::ModuleRow;
 use anyhow::{Result, ensure};
 use std::fmt;
 
@@ -47,13 +48,19 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     pub tokens: usize,
     pub label_tokens: usize,
+    /// Where λ is found while training.
+    pub constrained: Option<Constrained>,
 }
 
 /// A model with its penalty and its optimizer.
 pub struct Trainer {
     pub model: Decoder,
     pub optimizer: AdamW,
-    penalties: Penalties,
+    pub penalties: Penalties,
+    /// Measure every module's update each time so many steps are done.
+    pub log_modules_every: Option<usize>,
+    /// What was measured in the last step.
+    pub modules: Vec<ModuleRow>,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
@@ -66,6 +73,8 @@ impl Trainer {
         Self {
             model,
             penalties,
+            log_modules_every: None,
+            modules: vec![],
             optimizer: AdamW::new(options.adam_betas, options.adam_epsilon, options.weight_decay),
             checkpointing: options.gradient_checkpointing,
             max_grad_norm: options.max_grad_norm,
@@ -93,15 +102,20 @@ impl Trainer {
                 not_finite.get_or_insert(micro);
             }
         }
-        let penalty = self.penalties.add_to(self.model.parameters(), &mut gradients)?;
+        self.modules.clear();
+        let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
+        let rows = is_logged.then_some((step + 1, &mut self.modules));
+        let added = self.penalties.add_to(self.model.parameters(), &mut gradients, rows)?;
+        let penalty = added.value;
         let grad_norm = gradients.norm()?;
         let clipping = self.clipping(grad_norm);
         if !(task_loss + penalty).is_finite() || !grad_norm.is_finite() || grad_norm * clipping > MAX_GRAD_NORM {
             return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, grad_norm }.into());
         }
         self.optimizer.step(self.model.parameters(), &gradients, learning_rate, clipping)?;
+        let constrained = self.penalties.ascend(added);
         let tokens = batches.iter().map(Batch::tokens).sum();
-        Ok(StepOutcome { task_loss, penalty, grad_norm, tokens, label_tokens })
+        Ok(StepOutcome { task_loss, penalty, grad_norm, tokens, label_tokens, constrained })
     }
 
     /// The factor that brings the gradient to `max_grad_norm`, as PyTorch's `clip_grad_norm_` has it.
