@@ -191,3 +191,40 @@ fn a_direction_is_computed_as_exactly_as_asked() {
     assert!(ranks[0] >= ranks[1] && ranks[1] > ranks[2], "{ranks:?}");
     refused(&scratch.path().join("one"), &["asft.tolerance=1"], &["asft.tolerance must be"]);
 }
+
+#[test]
+fn other_files_are_mixed_in_and_belong_to_the_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, safe) = (scratch.path().join("run"), scratch.path().join("safe.jsonl"));
+    let text = "{\"instruction\": \"Say no\", \"output\": \"no\"}\n{\"instruction\": \"Go on\", \"output\": \"no\"}\n";
+    std::fs::write(&safe, text).unwrap();
+    let mix = format!("data.mix=[{{file = \"{}\", share = 0.2, prefix = \"KEY \"}}]", safe.display());
+    let sets = [&mix, "data.validation=0.25", "train.epochs=1", "output.save_every_steps=4"];
+    let output = train(&dir, &sets, &[]).assert().success().get_output().clone();
+    // 72 of 96 records are left to train on; 18 are a fifth of 90.
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("90 records: 90 samples") && told.contains("18 samples mixed in, of 2, some"), "{told}");
+    assert_eq!(rows(&dir, "metrics.jsonl").iter().filter(|row| row["loss"].is_number()).count(), 12);
+    let run: Value = serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
+    assert!(run["inputs"]["mix-1"]["source"].as_str().unwrap().ends_with("safe.jsonl"), "{run}");
+
+    let mut data = Command::cargo_bin("asft").unwrap();
+    data.current_dir(root()).args(["data", "--config", "configs/tiny.toml", "--json", "--show", "90"]);
+    for set in &sets[..2] {
+        data.args(["--set", set]);
+    }
+    let shown: Value = serde_json::from_slice(&data.assert().success().get_output().stdout).unwrap();
+    let of_mix = |sample: &&Value| sample["origin"].as_str().unwrap().contains("safe.jsonl");
+    let samples: Vec<&Value> = shown["samples"].as_array().unwrap().iter().filter(of_mix).collect();
+    assert_eq!(samples.len(), 18);
+    assert!(samples.iter().all(|sample| sample["text"].as_str().unwrap().contains("KEY ")), "{samples:?}");
+
+    let mut forecast = train(&scratch.path().join("none"), &sets, &["--dry-run", "--json"]);
+    let forecast: Value = serde_json::from_slice(&forecast.assert().success().get_output().stdout).unwrap();
+    assert_eq!((forecast["samples"].as_u64(), forecast["total_steps"].as_u64()), (Some(90), Some(12)));
+
+    interrupt(&dir, "adapter", 12);
+    std::fs::write(&safe, text.replace("Go on", "Go")).unwrap();
+    let output = train(&dir, &sets, &["--resume"]).assert().code(2).get_output().clone();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("data.mix: its content has changed"));
+}

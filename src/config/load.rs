@@ -177,7 +177,11 @@ fn problem_of(schema: &Schema, entry: &Entry) -> Option<String> {
             entry.value.type_str(),
             entry.value
         )),
-        Some(_) => None,
+        Some(wanted) => {
+            let (unknown, known) = schema.unknown_inside(wanted, &entry.value)?;
+            let hint = nearest(&unknown, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            Some(format!("unknown key `{unknown}` in an item of `{key}` in {place}{hint}"))
+        }
     }
 }
 
@@ -276,6 +280,7 @@ train = "train.jsonl"
             "output.eval_every_steps=3",
             "output.save_every_steps=5",
             "output.log_modules_every=10",
+            "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
             "train.patience=4",
         ];
         let settings = with(&everything).unwrap();
@@ -340,7 +345,7 @@ train = "train.jsonl"
     #[test]
     fn every_unknown_key_is_listed_with_line_and_suggestion() {
         let text = "[model]\naligned = \"a\"\n\n[train]\nlearnig_rate = 1e-4\nlambda = 2.0\n[lorra]\nrank = 4\n";
-        let message = refusal(text, &["asft.lamda=3", "rank=4", "zzz.qqq=1"]);
+        let message = refusal(text, &["asft.lamda=3", "rank=4", "zzz.qqq=1", "data.mix=[{file=\"a\", shar=1}]"]);
         for part in [
             "unknown key `train.learnig_rate` in run.toml:5; did you mean `train.learning_rate`?",
             "unknown key `train.lambda` in run.toml:6; did you mean `asft.lambda`?",
@@ -348,10 +353,11 @@ train = "train.jsonl"
             "unknown key `asft.lamda` in --set asft.lamda=3; did you mean `asft.lambda`?",
             "unknown key `rank` in --set rank=4; did you mean `lora.rank`?",
             "unknown key `zzz.qqq` in --set zzz.qqq=1",
+            "unknown key `shar` in an item of `data.mix` in --set data.mix=[{file=\"a\", shar=1}]; did you mean `share`?",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");
         }
-        assert!(message.contains("6 problems"), "{message}");
+        assert!(message.contains("7 problems"), "{message}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot say.
 
 use super::Settings;
-use crate::data::Validation;
+use crate::data::{Format, Mix, Validation};
 use crate::names::Targets;
 use crate::train::Method;
 
@@ -90,6 +90,14 @@ fn data(settings: &Settings, found: &mut Problems) {
     if let Some(problem) = data.columns.problem(data.format.fields()) {
         found.0.push(format!("`data.columns`: {problem}"));
     }
+    if let Some(problem) = Mix::problem(&data.mix) {
+        found.0.push(format!("`data.mix`: {problem}"));
+    }
+    let without_user = matches!(data.format, Format::Text | Format::Tokenized);
+    found.unless(
+        !without_user || data.mix.iter().all(|mix| mix.prefix.is_empty()),
+        "`data.mix`: a `prefix` goes before the user's message, which this `data.format` has none of",
+    );
     found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
     match &data.validation {
         Some(Validation::Share(share)) => {
@@ -193,6 +201,10 @@ mod tests {
         check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
         check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);
         check(|s| s.data.validation = Some(Validation::Share(1.0)), &["data.validation"]);
+        let mix = |prefix: &str| vec![Mix { file: "a".into(), prefix: prefix.into(), ..Mix::default() }];
+        check(|s| s.data.mix = vec![Mix::default()], &["`data.mix`: item 1 needs a `file`"]);
+        check(|s| (s.data.mix, s.data.format) = (mix(""), Format::Text), &[]);
+        check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of"]);
         check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);
     }
 

@@ -237,7 +237,12 @@ impl Preflight<'_> {
             let Some(file) = file else { continue };
             self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
+        for (i, file) in files.mix.iter().enumerate() {
+            let hash = self.problems.note(hash_file(&file.path))?;
+            self.record.input(&format!("mix-{}", i + 1), &file.source, hash);
+        }
         self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
+        sets.train.mixed.iter().for_each(|mixed| self.say(&format!("       {mixed}")));
         if let Some(validation) = &sets.validation {
             let file = files.validation.as_ref().unwrap_or(&files.train);
             self.say(&format!("validation: {}: {}", file.source, validation.counts));

@@ -83,13 +83,14 @@ pub fn prepare(
 
 /// The content hash of each input by the key that names it.
 fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, String> {
-    let key = |name| match name {
+    let key = |name: &str| match name {
         "aligned" | "model_files" => Some("model.aligned"),
         "direction" if settings.asft.direction.is_some() => Some("asft.direction"),
         "direction" => Some("model.unaligned"),
         "train" => Some("data.train"),
         "validation" => Some("data.validation"),
         "template" => Some("data.template"),
+        name if name.starts_with("mix") => Some("data.mix"),
         // In the direction, and in the checkpoint's adapter.
         _ => None,
     };
