@@ -12,7 +12,7 @@ use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
-use crate::train::{OutputOptions, TrainOptions};
+use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ pub struct Settings {
     pub lora: LoraOptions,
     /// What the penalty shrinks, and how much.
     pub asft: AsftOptions,
+    /// Defences beside the penalty.
+    pub defence: DefenceOptions,
     /// Where the samples come from and how they become label tokens.
     pub data: DataOptions,
     /// How long and how fast to train.

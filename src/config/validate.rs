@@ -3,7 +3,7 @@
 use super::Settings;
 use crate::data::{Format, Mix, Validation};
 use crate::names::Targets;
-use crate::train::Method;
+use crate::train::{Defence, Method};
 
 /// Everything that is wrong with the settings, a line each.
 pub fn problems(settings: &Settings) -> Vec<String> {
@@ -11,6 +11,7 @@ pub fn problems(settings: &Settings) -> Vec<String> {
     required(settings, &mut found);
     lora(settings, &mut found);
     asft(settings, &mut found);
+    defence(settings, &mut found);
     data(settings, &mut found);
     output(settings, &mut found);
     train(settings, &mut found);
@@ -82,6 +83,29 @@ fn asft(settings: &Settings, found: &mut Problems) {
         !settings.asft.scaled || settings.train.method == Method::Lora,
         "`asft.scaled` has no meaning with `train.method = \"full\"`: there the update has no alpha/rank",
     );
+}
+
+fn defence(settings: &Settings, found: &mut Problems) {
+    let defence = &settings.defence;
+    let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
+    found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
+    found.unless(
+        defence.kind != Defence::ConstrainedSft || settings.train.method == Method::Lora,
+        "`defence.kind = \"constrained_sft\"` needs `train.method = \"lora\"`: its reference is the model without adapter",
+    );
+    let is_lisa = defence.kind == Defence::Lisa;
+    let (named, empty) = (&defence.alignment_data, Some(String::new()));
+    found.unless(
+        !is_lisa || (named.is_some() && *named != empty),
+        "`defence.kind = \"lisa\"` needs `defence.alignment_data`: a file of safety samples",
+    );
+    found
+        .unless(is_lisa || named.is_none(), "`defence.alignment_data` has no effect without `defence.kind = \"lisa\"`");
+    found.at_least_one("defence.alignment_steps", defence.alignment_steps);
+    found.at_least_one("defence.finetune_steps", defence.finetune_steps);
+    found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
+    let after = defence.proximal_after;
+    found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
 }
 
 fn data(settings: &Settings, found: &mut Problems) {
@@ -225,5 +249,10 @@ mod tests {
         };
         check(full, &["lora.init_adapter", "asft.scaled"]);
         check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
+        let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Method::Full, Defence::ConstrainedSft);
+        check(full, &["constrained_sft"]);
+        check(|s| s.defence.kind = Defence::Lisa, &["needs `defence.alignment_data`"]);
+        check(|s| s.defence.alignment_data = Some("a".to_string()), &["`defence.alignment_data` has no effect"]);
+        check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }
 }

@@ -40,6 +40,27 @@ impl SetFiles {
     }
 }
 
+/// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
+///
+/// # Errors
+/// As [`load_prefixed`]; an id that the embedding has no row for.
+pub fn load_set(
+    file: &ResolvedFile,
+    options: &DataOptions,
+    prefix: &str,
+    tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
+    progress: &ProgressBar,
+) -> Result<Dataset> {
+    let dataset = match tokenizer {
+        Some(tokenizer) => load_prefixed(&file.path, options, prefix, tokenizer, progress)?,
+        None => load_tokenized(&file.path, options, vocab_size, progress)?,
+    };
+    progress.finish_and_clear();
+    check_ids(&dataset, vocab_size)?;
+    Ok(dataset)
+}
+
 /// Loads, splits and checks the datasets of a run. `tokenizer` is `None` where the samples are tokenized already;
 /// `vocab_size`: rows of the model's embedding; `seed` chooses a held-out share; `progress` makes a bar for each file.
 ///
@@ -53,16 +74,7 @@ pub fn load_sets(
     vocab_size: usize,
     progress: &dyn Fn() -> ProgressBar,
 ) -> Result<Sets> {
-    let load = |file: &ResolvedFile, prefix: &str| {
-        let progress = progress();
-        let dataset = match tokenizer {
-            Some(tokenizer) => load_prefixed(&file.path, options, prefix, tokenizer, &progress)?,
-            None => load_tokenized(&file.path, options, vocab_size, &progress)?,
-        };
-        progress.finish_and_clear();
-        check_ids(&dataset, vocab_size)?;
-        Ok::<_, anyhow::Error>(dataset)
-    };
+    let load = |file: &ResolvedFile, prefix: &str| load_set(file, options, prefix, tokenizer, vocab_size, &progress());
     let train = load(&files.train, "").context("data.train")?;
     let mut sets = match (&files.validation, &options.validation) {
         (Some(file), _) => Sets { train, validation: Some(load(file, "").context("data.validation")?) },

@@ -8,6 +8,14 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// What a step of Lisa trains on: safety data or the task's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Alignment,
+    Finetune,
+}
+
 /// What one optimizer step measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepRow {
@@ -15,9 +23,12 @@ pub struct StepRow {
     pub step: usize,
     /// Passes over the data done, as a fraction.
     pub epoch: f64,
-    /// `task_loss + penalty`.
+    /// Lisa's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// `task_loss + penalty`, and `proximal` where there is that.
     pub loss: f64,
-    /// Mean cross-entropy over the step's label tokens.
+    /// Mean cross-entropy over the step's label tokens, or what constrained SFT puts in its place.
     pub task_loss: f64,
     /// The penalty, λ included.
     pub penalty: f64,
@@ -27,6 +38,9 @@ pub struct StepRow {
     /// What λ holds below `asft.max_orthogonal`: √(Σ ‖M ΔW‖² / Σ ‖W‖²) before this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalised_share: Option<f64>,
+    /// Lisa's proximal term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proximal: Option<f64>,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
@@ -183,11 +197,13 @@ pub(super) mod tests {
         StepRow {
             step,
             epoch: step as f64 / 3.0,
+            state: None,
             loss: 0.1 + 0.2,
             task_loss: 1.0 / 3.0,
             penalty: 1e-300,
             lambda: None,
             penalised_share: None,
+            proximal: None,
             grad_norm: f64::NAN,
             learning_rate: 5e-5,
             tokens: 120,

@@ -29,6 +29,7 @@ pub fn adapter(settings: &Settings, prepared: &Prepared, step: usize, dir: &Path
         ("penalize", asft.penalize.to_string()),
         ("projector", asft.projector.to_string()),
         ("direction", direction),
+        ("defence", settings.defence.kind.to_string()),
         ("modules", trained.modules.len().to_string()),
         ("dataset", settings.data.train.clone()),
         ("steps", step.to_string()),

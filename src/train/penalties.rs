@@ -80,7 +80,7 @@ pub struct Added {
 
 /// λ of a step, and √(Σ ‖M ΔW‖² / Σ ‖W‖²) of the updates before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Constrained {
+pub struct Bounded {
     pub lambda: f64,
     pub share: f64,
 }
@@ -189,10 +189,10 @@ impl Penalties {
     }
 
     /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
-    pub fn ascend(&mut self, added: Added) -> Option<Constrained> {
+    pub fn ascend(&mut self, added: Added) -> Option<Bounded> {
         let constraint = self.constraint.as_mut()?;
         let share = (added.square / constraint.weights).sqrt();
-        let step = Constrained { lambda: constraint.dual.lambda, share };
+        let step = Bounded { lambda: constraint.dual.lambda, share };
         constraint.dual.ascend(share, constraint.limit);
         self.penalty.set_lambda(constraint.dual.lambda);
         Some(step)

@@ -10,11 +10,11 @@ use super::stop::{Signal, StopRequest};
 use super::{Method, NotFinite, StepOutcome, export};
 use crate::checkpoint::sync_dir;
 use crate::config::Settings;
-use crate::data::{Batch, collate};
+use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
-use crate::report::{EvalRow, Metrics, SkippedRow, StepRow, TrainProgress, peak_memory_bytes};
+use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, peak_memory_bytes};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use std::path::PathBuf;
@@ -195,31 +195,50 @@ impl<'a> Run<'a> {
 
     fn step(&mut self) -> Result<()> {
         let (step, began) = (self.state.step, Instant::now());
-        let samples = self.prepared.plan.micro_batches(step);
-        let examples = &self.prepared.train.examples;
+        let (state, samples, examples) = self.samples(step);
         let batches: Vec<Batch> =
             samples.iter().map(|batch| collate(batch.iter().map(|&sample| &examples[sample]))).collect();
         let learning_rate = self.schedule.learning_rate(step);
         self.state.step += 1;
         match self.prepared.trainer.step(step, &batches, learning_rate) {
-            Ok(outcome) => self.report(&outcome, learning_rate, began),
+            Ok(outcome) => self.report(&outcome, state, learning_rate, began),
             Err(error) => match error.downcast_ref::<NotFinite>() {
-                Some(not_finite) => self.report_skipped(*not_finite, &samples),
+                Some(not_finite) => self.report_skipped(*not_finite, state, &samples),
                 None => Err(error.context(format!("step {}", step + 1))),
             },
         }
     }
 
-    fn report(&mut self, outcome: &StepOutcome, learning_rate: f64, began: Instant) -> Result<()> {
+    /// What a step trains on: Lisa's state, the numbers of the samples, and the samples that these count.
+    fn samples(&mut self, step: usize) -> (Option<State>, Vec<Vec<usize>>, &[Example]) {
+        let Prepared { trainer, plan, train, alignment, .. } = &mut self.prepared;
+        let Some((lisa, alignment)) = trainer.lisa.as_ref().zip(alignment.as_mut()) else {
+            return (None, plan.micro_batches(step), &train.examples);
+        };
+        match lisa.alignment_step(step) {
+            Some(step) => (Some(State::Alignment), alignment.plan.micro_batches(step), &alignment.set.examples),
+            None => (Some(State::Finetune), plan.micro_batches(step), &train.examples),
+        }
+    }
+
+    fn report(
+        &mut self,
+        outcome: &StepOutcome,
+        lisa_state: Option<State>,
+        learning_rate: f64,
+        began: Instant,
+    ) -> Result<()> {
         let state = &mut self.state;
         let row = StepRow {
             step: state.step,
             epoch: state.step as f64 / self.prepared.plan.steps_per_epoch as f64,
-            loss: outcome.task_loss + outcome.penalty,
+            state: lisa_state,
+            loss: outcome.task_loss + outcome.penalty + outcome.proximal,
             task_loss: outcome.task_loss,
             penalty: outcome.penalty,
-            lambda: outcome.constrained.map(|constrained| constrained.lambda),
-            penalised_share: outcome.constrained.map(|constrained| constrained.share),
+            lambda: outcome.bounded.map(|bounded| bounded.lambda),
+            penalised_share: outcome.bounded.map(|bounded| bounded.share),
+            proximal: lisa_state.map(|_| outcome.proximal),
             grad_norm: outcome.grad_norm,
             learning_rate,
             tokens: outcome.tokens,
@@ -242,11 +261,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report_skipped(&mut self, reason: NotFinite, samples: &[Vec<usize>]) -> Result<()> {
+    fn report_skipped(&mut self, reason: NotFinite, state: Option<State>, samples: &[Vec<usize>]) -> Result<()> {
         self.state.totals.skipped_steps += 1;
         self.state.bad_steps += 1;
         let suspects = reason.micro_batch.map_or(samples, |micro| &samples[micro..=micro]);
-        let places = suspects.iter().flatten().map(|&sample| self.prepared.train.origin(sample)).collect();
+        let set = match (state, &self.prepared.alignment) {
+            (Some(State::Alignment), Some(alignment)) => &alignment.set,
+            _ => &self.prepared.train,
+        };
+        let places = suspects.iter().flatten().map(|&sample| set.origin(sample)).collect();
         let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
         self.progress.warn(&format!(
             "step {} skipped: {}; samples {}",
