@@ -40,7 +40,7 @@ fn the_paper_s_models_have_the_paper_s_settings() {
         assert_eq!((model.aligned.as_str(), model.dtype), (aligned, Dtype::Bf16));
         assert_eq!((lora.rank, lora.alpha, lora.dropout), (8, 32, 0.05), "{name}");
         assert_eq!(lora.target_modules, Targets::List(vec!["q_proj".into(), "v_proj".into()]));
-        assert_eq!((asft.lambda, asft.scaled), (1.0, false), "{name}");
+        assert_eq!((asft.lambda, asft.scaled), (1.0.into(), false), "{name}");
         assert_eq!((train.learning_rate, train.batch_size, train.epochs), (5e-5, 8, 10.0), "{name}");
         assert_eq!((train.schedule, train.gamma, train.max_grad_norm), (ScheduleKind::Step, 0.85, 0.0), "{name}");
         assert_eq!((data.max_length, data.shuffle, data.drop_last), (512, false, true), "{name}");

@@ -12,7 +12,7 @@ use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
-use crate::train::{OutputOptions, TrainOptions};
+use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,10 +26,21 @@ pub struct Settings {
     pub lora: LoraOptions,
     /// What the penalty shrinks, and how much.
     pub asft: AsftOptions,
+    /// Defences beside the penalty.
+    pub defence: DefenceOptions,
     /// Where the samples come from and how they become label tokens.
     pub data: DataOptions,
     /// How long and how fast to train.
     pub train: TrainOptions,
     /// Where the results go.
     pub output: OutputOptions,
+}
+
+impl Settings {
+    /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.
+    pub fn uses_direction(&self) -> bool {
+        let penalty = self.asft.is_active() && self.asft.needs_direction();
+        let has_one = self.asft.direction.is_some() || self.model.unaligned.is_some();
+        penalty || (has_one && self.output.log_modules_every.is_some())
+    }
 }

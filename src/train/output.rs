@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const METRICS: &str = "metrics.jsonl";
+const MODULES: &str = "modules.jsonl";
 const CONFIG: &str = "config.toml";
 const RECORD: &str = "run.json";
 const DIRECTION: &str = "direction.safetensors";
@@ -47,6 +48,10 @@ impl OutputFolder {
 
     pub fn metrics(&self) -> PathBuf {
         self.dir.join(METRICS)
+    }
+
+    pub fn modules(&self) -> PathBuf {
+        self.dir.join(MODULES)
     }
 
     pub fn config(&self) -> PathBuf {
@@ -127,7 +132,7 @@ impl OutputFolder {
     /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
-        for name in [RECORD, METRICS, CONFIG, CHECKPOINTS, ADAPTER, MODEL] {
+        for name in [RECORD, METRICS, MODULES, CONFIG, CHECKPOINTS, ADAPTER, MODEL] {
             remove(&self.dir.join(name))?;
         }
         Ok(())

@@ -3,18 +3,19 @@
 //! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
 
 use super::Method;
+use super::defence::alignment_file;
 use super::output::{OutputFolder, direction_path};
 use super::resume::Start;
 use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::data::{self, Format, SetFiles, Sets};
+use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::error::{exit_code, listing};
-use crate::hub::{self, Resolved};
+use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
-use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
+use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
 use crate::names::{Targets, resolve_targets};
 use crate::report::{RunRecord, hash_file, progress_bar};
@@ -45,6 +46,8 @@ pub struct Ready {
     /// As it is before step 1; `None` in full tuning.
     pub adapter: Option<Adapter>,
     pub sets: Sets,
+    /// Lisa's safety samples.
+    pub alignment: Option<Dataset>,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -87,6 +90,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     let sources = check.sources(kept_direction.is_some());
     let model = sources.base.as_ref().and_then(|base| check.model(base));
     let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
+    let (samples, alignment) = samples.map_or((None, None), |(sets, alignment)| (Some(sets), alignment));
     let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
     if let Some(model) = &model {
         let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
@@ -108,7 +112,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
         record.input("template", &settings.data.template, hash_file(template)?);
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, alignment, direction, record })
 }
 
 pub fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
@@ -130,6 +134,8 @@ struct Sources {
     /// If a direction is to be computed.
     unaligned: Option<Resolved>,
     data: Option<SetFiles>,
+    /// Lisa's safety samples.
+    alignment: Option<ResolvedFile>,
 }
 
 /// The base model as far as its headers tell, and what is to train of it.
@@ -158,14 +164,15 @@ impl Preflight<'_> {
 
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
-        let Settings { data, asft, model, .. } = self.settings;
+        let Settings { data, asft, model, defence, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
         let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
+        let alignment = self.problems.note(alignment_file(defence, self.quiet)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
-        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
+        let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
         let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
-        Sources { base, unaligned, data }
+        Sources { base, unaligned, data, alignment }
     }
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
@@ -222,8 +229,8 @@ impl Preflight<'_> {
         Ok(adapter)
     }
 
-    /// Training set and validation set, read to their ends.
-    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<Sets> {
+    /// Training set and validation set, and Lisa's safety samples, read to their ends.
+    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<(Sets, Option<Dataset>)> {
         let (files, base) = (sources.data.as_ref()?, sources.base.as_ref()?);
         let (options, seed, vocab_size) = (&self.settings.data, self.settings.train.seed, model.spec.vocab_size);
         let tokenizer = match options.format {
@@ -233,11 +240,26 @@ impl Preflight<'_> {
         let progress = || bar(0, "tokenising", self.quiet);
         let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
         let sets = self.problems.note(sets)?;
+        let alignment = match &sources.alignment {
+            Some(file) => {
+                let set = data::load_set(file, options, "", tokenizer.as_ref(), vocab_size, &progress());
+                let set = self.problems.note(set.context("defence.alignment_data"))?;
+                self.record.input("alignment", &file.source, self.problems.note(hash_file(&file.path))?);
+                self.say(&format!("alignment: {}: {}", file.source, set.counts));
+                Some(set)
+            }
+            None => None,
+        };
         for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
             let Some(file) = file else { continue };
             self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
+        for (i, file) in files.mix.iter().enumerate() {
+            let hash = self.problems.note(hash_file(&file.path))?;
+            self.record.input(&format!("mix-{}", i + 1), &file.source, hash);
+        }
         self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
+        sets.train.mixed.iter().for_each(|mixed| self.say(&format!("       {mixed}")));
         if let Some(validation) = &sets.validation {
             let file = files.validation.as_ref().unwrap_or(&files.train);
             self.say(&format!("validation: {}: {}", file.source, validation.counts));
@@ -250,13 +272,13 @@ impl Preflight<'_> {
                  cuts them"
             ));
         }
-        Some(sets)
+        Some((sets, alignment))
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
     fn direction(&mut self, sources: &Sources, model: &Model, kept: Option<PathBuf>) -> Option<Direction> {
         let options = &self.settings.asft;
-        if !options.needs_direction() || options.lambda == 0.0 {
+        if !self.settings.uses_direction() {
             return Some(Direction::NotNeeded);
         }
         if options.direction.is_some() && self.settings.model.unaligned.is_some() {
@@ -271,7 +293,7 @@ impl Preflight<'_> {
                     aligned: base.clone(),
                     unaligned: unaligned.clone(),
                     targets: Targets::List(model.targets.clone()),
-                    keep: Keep::Tolerance(DEFAULT_TOLERANCE),
+                    keep: Keep::Tolerance(options.tolerance),
                     allow_missing: false,
                     out: direction_path(self.settings),
                 };
