@@ -3,6 +3,7 @@
 use super::options::{CompareOptions, Extrapolate, MethodOptions, flatten};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use std::path::Path;
 use toml::Value;
 
 /// A key and a value, as the table shows them.
@@ -114,8 +115,12 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
+/// A file goes by its name.
 fn text(value: &Json) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+    match value.as_str() {
+        Some(text) => Path::new(text).file_stem().map_or(text.into(), |name| name.to_string_lossy()).into_owned(),
+        None => value.to_string(),
+    }
 }
 
 impl Run {

@@ -112,6 +112,7 @@ pub fn table(all: &[Summary]) -> String {
         .iter()
         .max_by_key(|s| s.measured.len())
         .map_or(vec![], |s| s.measured.iter().map(|m| m.name.as_str()).collect());
+    let names: Vec<&str> = names.into_iter().filter(shown).collect();
     let sweeps = all.iter().any(|s| !s.case.sweep.is_empty());
     let mut head = vec!["method"];
     head.extend(sweeps.then_some("sweep"));
