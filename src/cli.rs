@@ -37,7 +37,7 @@ pub enum Command {
     Project(ProjectArgs),
     /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
     Inspect(InspectArgs),
-    /// Draw the safety basin: losses as the model is moved along the alignment direction and across it
+    /// Draw the safety basin: harmful score, accuracy or loss as the model is moved along the alignment direction and across it
     Landscape(LandscapeArgs),
 }
 

@@ -183,7 +183,7 @@ fn totals(modules: &[ModuleShares]) -> Totals {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(10);
-        let head = ["|dW|", "|CdW|", "|(I-C)dW|", "|PdW|", "|(I-P)dW|", "cosine", "signed"];
+        let head = ["|dW|", "C", "I-C", "P", "I-P", "cosine", "signed"];
         write!(f, "{:width$}", "module")?;
         head.iter().try_for_each(|name| write!(f, "  {name:>9}"))?;
         writeln!(f)?;
@@ -205,7 +205,7 @@ impl fmt::Display for Inspection {
         writeln!(f, "{:width$}  {:>9}{shares}  {spread:>9}", "by chance", "")?;
         writeln!(
             f,
-            "C, I-C, P and I-P columns are shares of |dW|; signed is <dW, V> / (|dW| |V|), negative towards the unaligned model"
+            "C: |C dW| / |dW|, and so on; cosine: of C dW and dW; signed: <dW, V> / (|dW| |V|), negative towards the unaligned model"
         )?;
         let bound = |of: fn(&ModuleShares) -> f64| self.modules.iter().map(of).fold(0.0, f64::max);
         writeln!(

@@ -4,7 +4,7 @@ use super::Picture;
 use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, extremes, label};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
-use crate::eval::landscape::{Curve, Grid, Landscape};
+use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT};
 use crate::method::perturb::Axis;
 use anyhow::Result;
 use plotters::style::RGBColor;
@@ -40,6 +40,8 @@ pub fn curves(landscape: &Landscape, subject: &str, unaligned_at: f64) -> Result
             let top = head + panel * i as f64 + 12.0;
             let values = landscape.curves.iter().flat_map(|curve| curve.values[i].iter().flatten().copied());
             let Some((low, high)) = extremes(values) else { continue };
+            // Rates are told best from 0 to 100.
+            let (low, high) = if quantity.unit == PERCENT { (0.0, 100.0) } else { (low, high) };
             let room = 0.06 * (high - low);
             let x = scale(&landscape.steps, left, width);
             let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 90.0) };
@@ -135,7 +137,8 @@ pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64
             let left = left + (side + between) * i as f64;
             let name = format!("{}, {}", quantity.name, quantity.unit);
             canvas.text((left + side / 2.0, head - 14.0), &name, NORMAL, Anchor::Centre, INK);
-            draw_plan(canvas, &grid.values[i], &grid.steps, (left, head, side));
+            let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
+            draw_plan(canvas, &grid.values[i], &grid.steps, range, (left, head, side));
             let x = scale(&grid.steps, left, side);
             if unaligned_at > x.from && unaligned_at < x.to {
                 let at = (x.at(unaligned_at), head + side / 2.0);
@@ -152,14 +155,21 @@ pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64
     })
 }
 
-fn draw_plan(canvas: &Canvas, rows: &[Vec<Option<f64>>], steps: &[f64], (left, top, side): (f64, f64, f64)) {
+/// `range`: of the colours, where not that of the values.
+fn draw_plan(
+    canvas: &Canvas,
+    rows: &[Vec<Option<f64>>],
+    steps: &[f64],
+    range: Option<Point>,
+    (left, top, side): (f64, f64, f64),
+) {
     let n = steps.len().max(2);
     // Cells are centred on the points, so that they reach half a step beyond the outer ones.
     let half = (steps[steps.len() - 1] - steps[0]) / (n - 1) as f64 / 2.0;
     let (from, to) = (steps[0] - half, steps[steps.len() - 1] + half);
     let x = Scale { from, to, start: left, length: side };
     let y = Scale { from, to, start: top + side, length: -side };
-    let Some((low, high)) = extremes(rows.iter().flatten().flatten().copied()) else { return };
+    let Some((low, high)) = range.or(extremes(rows.iter().flatten().flatten().copied())) else { return };
     let colour = Scale { from: low, to: high, start: top + side, length: -side };
     axes(canvas, x, y, ("along V, in norms of the weights", "orthogonal to V, in norms of the weights"));
     let cell = side / n as f64;
