@@ -2,7 +2,7 @@
 
 mod tools;
 
-pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg};
+pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg, UnitArg};
 
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;

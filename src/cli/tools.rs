@@ -77,6 +77,14 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+pub enum UnitArg {
+    /// The norm of each module's weight
+    Weight,
+    /// The norm of each module's V: along V, -1 is the unaligned model
+    Direction,
+}
+
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft landscape --model tests/tiny/aligned --direction runs/tiny/direction.safetensors --data tests/tiny/train.jsonl --out basin
@@ -106,9 +114,12 @@ pub struct LandscapeArgs {
     /// Samples computed at once
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Largest step either way, in norms of each module's weight
-    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
-    pub range: f64,
+    /// What a step of 1 is long
+    #[arg(long, value_enum, default_value_t = UnitArg::Weight)]
+    pub unit: UnitArg,
+    /// Largest step either way (0.5 norms of the weight, or 3 of the direction)
+    #[arg(long, value_name = "ALPHA")]
+    pub range: Option<f64>,
     /// Points of a curve, from -range to +range; odd, so that the model itself is one
     #[arg(long, value_name = "N", default_value_t = 21)]
     pub points: usize,

@@ -2,21 +2,30 @@
 
 use super::Base;
 use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
-use crate::cli::LandscapeArgs;
+use crate::cli::{LandscapeArgs, UnitArg};
 use crate::data::Format;
 use crate::ensure_valid;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
 use crate::eval::{Evaluation, Metric, Prepared, Suite};
 use crate::hub;
 use crate::method::direction_file::Directions;
-use crate::method::perturb::Perturbation;
+use crate::method::perturb::{Perturbation, Unit};
 use crate::model::{DeviceKind, ModelSpec};
-use crate::plot::{self, Picture};
+use crate::plot::{self, Frame, Picture};
 use crate::report::progress_bar;
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
+
+impl From<UnitArg> for Unit {
+    fn from(unit: UnitArg) -> Self {
+        match unit {
+            UnitArg::Weight => Self::Weight,
+            UnitArg::Direction => Self::Direction,
+        }
+    }
+}
 
 pub fn run(args: LandscapeArgs) -> Result<()> {
     check(&args)?;
@@ -30,7 +39,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
         Some((name.clone(), (d_out, d_in)))
     });
     directions.check_against(&shapes.collect::<Vec<_>>(), &checkpoint)?;
-    let perturbation = Perturbation::new(&checkpoint, &directions, args.seed);
+    let perturbation = Perturbation::new(&checkpoint, &directions, args.unit.into(), args.seed);
     ensure_valid!(
         !perturbation.modules().is_empty(),
         "V = 0 in every module of the direction: there is no way along it"
@@ -45,7 +54,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let adapter = args.model.adapter.as_deref();
     let mut base = Base::load(&args.model.base, adapter.as_slice())?;
     base.put(adapter)?;
-    let plan = Plan { range: args.range, points: args.points, repeats: args.repeats, grid: args.grid };
+    let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");
     let landscape = explore(&mut base.model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
@@ -56,13 +65,21 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
 
 fn check(args: &LandscapeArgs) -> Result<()> {
     let odd = |n: usize| n % 2 == 1 && n > 1;
-    ensure_valid!(args.range > 0.0 && args.range.is_finite(), "--range should be above 0, got {}", args.range);
+    let range = range(args);
+    ensure_valid!(range > 0.0 && range.is_finite(), "--range should be above 0, got {range}");
     ensure_valid!(odd(args.points), "--points should be odd and at least 3, got {}", args.points);
     ensure_valid!(odd(args.grid) || args.grid == 0, "--grid should be odd and at least 3, or 0, got {}", args.grid);
     ensure_valid!(args.repeats > 0, "--repeats should be at least 1");
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
     ensure_valid!(!args.out.exists(), "{} already exists; choose another output folder", args.out.display());
     Ok(())
+}
+
+fn range(args: &LandscapeArgs) -> f64 {
+    args.range.unwrap_or(match args.unit {
+        UnitArg::Weight => 0.5,
+        UnitArg::Direction => 3.0,
+    })
 }
 
 /// The suite's, and a loss for each `--data`.
@@ -108,6 +125,7 @@ fn save(
     perturbation: &Perturbation,
 ) -> Result<()> {
     let (nearest, median, farthest) = perturbation.unaligned_at()?;
+    let frame = |subject| Frame { subject, unit: args.unit.into(), unaligned_at: median };
     let subject = match &args.model.adapter {
         Some(adapter) => format!("{} + {}", short(&args.model.base.model), short(&adapter.to_string_lossy())),
         None => short(&args.model.base.model),
@@ -118,9 +136,9 @@ fn save(
         write(&format!("{name}.svg"), picture.svg.as_bytes())?;
         write(&format!("{name}.png"), &picture.png)
     };
-    both("curves", plot::curves(landscape, &subject, median)?)?;
+    both("curves", plot::curves(landscape, &frame(&subject))?)?;
     if let Some(grid) = &landscape.grid {
-        both("grid", plot::grid(landscape, grid, &subject, median)?)?;
+        both("grid", plot::grid(landscape, grid, &frame(&subject))?)?;
     }
     let record = json!({
         "asft_version": env!("CARGO_PKG_VERSION"),
@@ -130,7 +148,7 @@ fn save(
         "evaluations": evaluations,
         "seed": args.seed,
         "modules": perturbation.modules(),
-        "step_unit": "norm of each module's weight",
+        "unit": Unit::from(args.unit),
         "unaligned_at": {"nearest": nearest, "median": median, "farthest": farthest},
         "landscape": landscape,
     });
