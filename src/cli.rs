@@ -2,7 +2,7 @@
 
 mod tools;
 
-pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg};
+pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg, UnitArg};
 
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
@@ -37,7 +37,7 @@ pub enum Command {
     Project(ProjectArgs),
     /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
     Inspect(InspectArgs),
-    /// Draw the safety basin: losses as the model is moved along the alignment direction and across it
+    /// Draw the safety basin: harmful score, accuracy or loss as the model is moved along the alignment direction and across it
     Landscape(LandscapeArgs),
 }
 
