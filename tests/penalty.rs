@@ -269,14 +269,14 @@ fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
             }
             let shares = factors.shares(&a, &b).unwrap();
             let cosine = inner(&delta, &v) / norm(&delta) / norm(&v);
-            assert!((shares.cosine.unwrap() - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
+            assert!((shares.signed.unwrap() - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
             let full = factors.full_shares(&delta).unwrap();
             for (one, other) in [
                 (shares.norm, norm(&delta)),
                 (full.norm, shares.norm),
                 (full.aligned, shares.aligned),
                 (full.orthogonal, shares.orthogonal),
-                (full.cosine.unwrap(), cosine),
+                (full.signed.unwrap(), cosine),
             ] {
                 assert!((one - other).abs() < 1e-5 * other.abs(), "{what}: {shares:?} {full:?}");
             }
@@ -320,7 +320,7 @@ fn a_truncated_direction_misses_no_more_of_v_than_stated() {
     assert!(bound > 0.3, "{bound}");
     for _ in 0..20 {
         let delta = (random(d_out, d_in, 0.01) - (&v * 0.1).unwrap()).unwrap();
-        let found = factors.full_shares(&delta).unwrap().cosine.unwrap();
+        let found = factors.full_shares(&delta).unwrap().signed.unwrap();
         let exact = inner(&delta, &v) / norm(&delta) / norm(&v);
         assert!((found - exact).abs() <= bound, "{found} {exact} {bound}");
     }

@@ -59,7 +59,7 @@ impl Factors {
         Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign: None })
     }
 
-    /// With V's sign, for `orthogonal+reverse` and for [`Shares::cosine`]. `right`: V's right singular vectors [d_in, k]
+    /// With V's sign, for `orthogonal+reverse` and for [`UpdateShares::signed`]. `right`: V's right singular vectors [d_in, k]
     /// as the direction file has them; of all stored directions, whatever the projector keeps.
     pub fn with_sign(mut self, direction: &DirectionFactors, right: &Tensor) -> Result<Self> {
         let device = self.parts.as_ref().map(|(basis, _)| basis.device().clone());
@@ -238,7 +238,7 @@ impl Penalty {
 
 /// What an update ΔW consists of, for logs. As C need not be a projector, the two shares do not add up to anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Shares {
+pub struct UpdateShares {
     /// ‖ΔW‖_F
     pub norm: f64,
     /// ‖C ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
@@ -246,35 +246,35 @@ pub struct Shares {
     /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
     pub orthogonal: f64,
     /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F), if V's sign is known; 0 where ΔW or V is.
-    pub cosine: Option<f64>,
+    pub signed: Option<f64>,
 }
 
-impl Shares {
+impl UpdateShares {
     fn new(squares: [f64; 3], along: Option<f64>) -> Self {
         let [norm, aligned, orthogonal] = squares.map(|square| square.max(0.0).sqrt());
         let share = |part: f64| if norm > 0.0 { part / norm } else { 0.0 };
-        Self { norm, aligned: share(aligned), orthogonal: share(orthogonal), cosine: along.map(share) }
+        Self { norm, aligned: share(aligned), orthogonal: share(orthogonal), signed: along.map(share) }
     }
 }
 
 impl Factors {
     /// Of ΔW = B A.
-    pub fn shares(&self, a: &Tensor, b: &Tensor) -> Result<Shares> {
+    pub fn shares(&self, a: &Tensor, b: &Tensor) -> Result<UpdateShares> {
         let aligned = self.apply(b)?;
         let orthogonal = aligned.as_ref().map_or(Ok(b.clone()), |aligned| b - aligned)?;
         let square = |b: &Tensor| lora_square(a, b);
         let aligned = aligned.map_or(Ok(0.0), |aligned| square(&aligned))?;
         let along = self.sign.as_ref().map(|sign| sign.along(a, b)).transpose()?;
-        Ok(Shares::new([square(b)?, aligned, square(&orthogonal)?], along))
+        Ok(UpdateShares::new([square(b)?, aligned, square(&orthogonal)?], along))
     }
 
     /// Of ΔW [d_out, d_in] itself.
-    pub fn full_shares(&self, delta_w: &Tensor) -> Result<Shares> {
+    pub fn full_shares(&self, delta_w: &Tensor) -> Result<UpdateShares> {
         let aligned = self.apply(delta_w)?;
         let orthogonal = aligned.as_ref().map_or(Ok(delta_w.clone()), |aligned| delta_w - aligned)?;
         let aligned = aligned.map_or(Ok(0.0), |aligned| squared_norm(&aligned))?;
         let along = self.sign.as_ref().map(|sign| sign.full_along(delta_w)).transpose()?;
-        Ok(Shares::new([squared_norm(delta_w)?, aligned, squared_norm(&orthogonal)?], along))
+        Ok(UpdateShares::new([squared_norm(delta_w)?, aligned, squared_norm(&orthogonal)?], along))
     }
 }
 

@@ -75,13 +75,13 @@ pub struct ModuleRow {
     pub norm: f64,
     /// ‖C ΔW‖_F / ‖ΔW‖_F, with what stands for C.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub aligned_share: Option<f64>,
+    pub aligned: Option<f64>,
     /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub orthogonal_share: Option<f64>,
+    pub orthogonal: Option<f64>,
     /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F): below 0 where the update un-aligns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cosine: Option<f64>,
+    pub signed: Option<f64>,
     /// Norm of the penalty's gradient over the norm of the task's, of this module's parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_ratio: Option<f64>,

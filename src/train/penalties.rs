@@ -3,7 +3,8 @@
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
 use crate::method::{
-    AsftOptions, Dual, Factors, Lambda, Penalty, Projector, Shares, lora_square, random_direction, random_right_basis,
+    AsftOptions, Dual, Factors, Lambda, Penalty, Projector, UpdateShares, lora_square, random_direction,
+    random_right_basis,
 };
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::ops::sum::square_sum;
@@ -233,12 +234,16 @@ impl Module {
     }
 
     /// Of the effective update.
-    fn shares(&self, values: &Values) -> Result<Shares> {
+    fn shares(&self, values: &Values) -> Result<UpdateShares> {
         let mut shares = match (values, &self.factors) {
             (Values::Lora { a, b }, Some(factors)) => factors.shares(a, b)?,
             (Values::Full { delta }, Some(factors)) => factors.full_shares(delta)?,
-            (Values::Lora { a, b }, None) => Shares { norm: lora_square(a, b)?.max(0.0).sqrt(), ..Shares::default() },
-            (Values::Full { delta }, None) => Shares { norm: square_sum(delta)?.sqrt(), ..Shares::default() },
+            (Values::Lora { a, b }, None) => {
+                UpdateShares { norm: lora_square(a, b)?.max(0.0).sqrt(), ..UpdateShares::default() }
+            }
+            (Values::Full { delta }, None) => {
+                UpdateShares { norm: square_sum(delta)?.sqrt(), ..UpdateShares::default() }
+            }
         };
         if let Update::Lora { scale } = self.update {
             shares.norm *= scale.abs();
@@ -257,15 +262,15 @@ fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
     Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
 }
 
-fn row(step: usize, module: &str, shares: Shares, has_direction: bool, gradient_ratio: Option<f64>) -> ModuleRow {
+fn row(step: usize, module: &str, shares: UpdateShares, has_direction: bool, gradient_ratio: Option<f64>) -> ModuleRow {
     let of_direction = |share| Some(share).filter(|_| has_direction);
     ModuleRow {
         step,
         module: module.to_string(),
         norm: shares.norm,
-        aligned_share: of_direction(shares.aligned),
-        orthogonal_share: of_direction(shares.orthogonal),
-        cosine: shares.cosine,
+        aligned: of_direction(shares.aligned),
+        orthogonal: of_direction(shares.orthogonal),
+        signed: shares.signed,
         gradient_ratio,
     }
 }
