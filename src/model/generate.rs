@@ -53,12 +53,11 @@ impl Decoder {
         let (mut answer, mut fresh) = (vec![], prompt.to_vec());
         for _ in 0..count {
             let logits = self.next_logits(&fresh, &mut cache)?;
-            if !logits.max_all()?.to_scalar::<f32>()?.is_finite() || !logits.sum_all()?.to_scalar::<f32>()?.is_finite()
-            {
+            let Some(best) = largest(&logits.to_vec1::<f32>()?) else {
                 self.refuse_damaged_weights()?;
                 bail!("the model's logits are not finite");
-            }
-            let token = sampler.sample(&logits)?;
+            };
+            let token = if options.temperature == 0.0 { best } else { sampler.sample(&logits)? };
             if options.stop_ids.contains(&token) {
                 break;
             }
@@ -68,4 +67,14 @@ impl Decoder {
         }
         Ok(answer)
     }
+}
+
+/// The first of the largest; `None` if any is not finite.
+fn largest(logits: &[f32]) -> Option<u32> {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
+    let finite = logits.iter().fold(true, |finite, x| finite & x.is_finite());
+    if !finite {
+        return None;
+    }
+    logits.iter().position(|x| *x == top).and_then(|i| u32::try_from(i).ok())
 }
