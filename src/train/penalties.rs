@@ -6,6 +6,7 @@ use crate::method::{AsftOptions, Factors, Penalty};
 use crate::model::{Decoder, Gradients, Parameters};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What a module's update ΔW is.
@@ -19,6 +20,12 @@ enum Update {
 struct Module {
     factors: Option<Factors>,
     update: Update,
+}
+
+/// One module's part of the value, and its gradients by parameter.
+struct ModuleTerm {
+    value: f64,
+    gradients: Vec<(String, Tensor)>,
 }
 
 /// λ Σ ‖M ΔW‖_F² over the targeted modules.
@@ -62,28 +69,41 @@ impl Penalties {
     /// The value (λ included); adds its gradients.
     pub fn add_to(&self, parameters: &Parameters, gradients: &mut Gradients) -> Result<f64> {
         let mut value = 0.0;
-        let parameter = |name: &str| parameters.get(name).with_context(|| format!("no parameter {name}"));
-        for (name, module) in &self.modules {
-            let factors = module.factors.as_ref();
-            match &module.update {
-                Update::Lora { scale } => {
-                    let (a_name, b_name) = (format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight"));
-                    let (a, b) = (parameter(&a_name)?.as_detached_tensor(), parameter(&b_name)?.as_detached_tensor());
-                    let term = self.penalty.lora(factors, &a, &b, *scale)?;
-                    gradients.add(&a_name, term.grad_a)?;
-                    gradients.add(&b_name, term.grad_b)?;
-                    value += term.value;
-                }
-                Update::Full { start } => {
-                    let weight_name = format!("{name}.weight");
-                    let update = (parameter(&weight_name)?.as_detached_tensor() - start)?;
-                    let term = self.penalty.full(factors, &update)?;
-                    gradients.add(&weight_name, term.grad)?;
-                    value += term.value;
-                }
-            }
+        let mut add = |term: ModuleTerm| -> Result<()> {
+            value += term.value;
+            term.gradients.into_iter().try_for_each(|(name, gradient)| gradients.add(&name, gradient))
+        };
+        // Modules are small beside the threads on a CPU: side by side, and added in order. Full updates are not small, and
+        // their temporaries are as large as the weights.
+        let thin = |module: &Module| matches!(module.update, Update::Lora { .. });
+        let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device().is_cpu());
+        if on_cpu && self.modules.values().all(thin) {
+            let terms: Result<Vec<ModuleTerm>> =
+                self.modules.par_iter().map(|(name, module)| self.term(name, module, parameters)).collect();
+            terms?.into_iter().try_for_each(add)?;
+        } else {
+            self.modules.iter().try_for_each(|(name, module)| add(self.term(name, module, parameters)?))?;
         }
         Ok(value)
+    }
+
+    fn term(&self, name: &str, module: &Module, parameters: &Parameters) -> Result<ModuleTerm> {
+        let parameter = |name: &str| parameters.get(name).with_context(|| format!("no parameter {name}"));
+        let factors = module.factors.as_ref();
+        Ok(match &module.update {
+            Update::Lora { scale } => {
+                let (a_name, b_name) = (format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight"));
+                let (a, b) = (parameter(&a_name)?.as_detached_tensor(), parameter(&b_name)?.as_detached_tensor());
+                let term = self.penalty.lora(factors, &a, &b, *scale)?;
+                ModuleTerm { value: term.value, gradients: vec![(a_name, term.grad_a), (b_name, term.grad_b)] }
+            }
+            Update::Full { start } => {
+                let weight_name = format!("{name}.weight");
+                let update = (parameter(&weight_name)?.as_detached_tensor() - start)?;
+                let term = self.penalty.full(factors, &update)?;
+                ModuleTerm { value: term.value, gradients: vec![(weight_name, term.grad)] }
+            }
+        })
     }
 }
 
