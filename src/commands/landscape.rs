@@ -1,6 +1,6 @@
 //! `asft landscape`
 
-use super::Base;
+use super::load_base;
 use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
 use crate::cli::{LandscapeArgs, UnitArg};
 use crate::data::Format;
@@ -52,7 +52,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     };
     let gauges: Vec<Box<dyn Gauge>> = evaluations.iter().map(gauge).collect::<Result<_>>()?;
     let adapter = args.model.adapter.as_deref();
-    let mut base = Base::load(&args.model.base, adapter.as_slice())?;
+    let mut base = load_base(&args.model.base, adapter.as_slice())?;
     base.put(adapter)?;
     let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");

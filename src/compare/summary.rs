@@ -108,6 +108,8 @@ fn choose(all: &mut [Summary], select: &Select) {
 
 /// The table: a line for each case, a `*` before those that `select` chooses.
 pub fn table(all: &[Summary]) -> String {
+    // What is 0 everywhere (empty answers, as a rule) is left to the JSON.
+    let shown = |name: &&str| !name.contains(": ") || all.iter().any(|s| s.get(name).is_some_and(|m| m.mean != 0.0));
     let names: Vec<&str> = all
         .iter()
         .max_by_key(|s| s.measured.len())

@@ -10,7 +10,9 @@
 //!
 //! `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
 //!
-//! M is only ever applied, through U: M x = x − U (c ∘ (Uᵀx)). Cost O(r (d_out k + r d_in)) a module.
+//! M is only ever applied, through U, and M² with it, as UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
+//! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA that reads U twice, which is what it costs.
+//! O(r (d_out k + r d_in)) a module.
 //! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
 //! has it (all but Metal).
 //!
@@ -179,9 +181,8 @@ impl Penalty {
         }
         let weight = self.weight(scale);
         let wide = accumulator(a.device());
-        let g = self.apply(factors, b)?;
-        let mg = self.apply(factors, &g)?.to_dtype(wide)?;
-        let (g, a64) = (g.to_dtype(wide)?, a.to_dtype(wide)?);
+        let (g, mg) = self.apply_twice(factors, b)?;
+        let (g, mg, a64) = (g.to_dtype(wide)?, mg.to_dtype(wide)?, a.to_dtype(wide)?);
         let s = a64.matmul(&a64.t()?)?;
         let t = g.t()?.matmul(&g)?;
         let value = weight * inner_product(&t, &s)?;
@@ -283,6 +284,30 @@ pub fn lora_square(a: &Tensor, b: &Tensor) -> Result<f64> {
     let wide = accumulator(a.device());
     let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
     inner_product(&b.t()?.matmul(&b)?, &a.matmul(&a.t()?)?)
+}
+
+impl Penalty {
+    /// M x and M M x of a thin x.
+    fn apply_twice(&self, factors: Option<&Factors>, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let aligned = match self.penalize {
+            Penalize::Orthogonal | Penalize::OrthogonalReverse => false,
+            Penalize::Aligned => true,
+            Penalize::All | Penalize::None => return Ok((self.apply(factors, x)?, self.apply(factors, x)?)),
+        };
+        let factors = factors.context("a penalty by direction without a direction")?;
+        let Some((basis, c)) = &factors.parts else {
+            let zero_or_x = self.apply(Some(factors), x)?;
+            return Ok((zero_or_x.clone(), zero_or_x));
+        };
+        let n = x.dim(1)?;
+        let y = basis.t()?.matmul(x)?; // [k, n]
+        let square = c.sqr()?;
+        let second = if aligned { square } else { ((c * 2.0)? - square)? };
+        let both = Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(&second)?], 1)?;
+        let both = basis.matmul(&both)?; // [d_out, 2 n]
+        let (first, second) = (both.narrow(1, 0, n)?, both.narrow(1, n, n)?);
+        Ok(if aligned { (first.contiguous()?, second.contiguous()?) } else { ((x - first)?, (x - second)?) })
+    }
 }
 
 /// The share of ‖B A‖_F² that lies in the span of U, for logs: 1 is wholly along the direction, 0 orthogonal to it.

@@ -11,6 +11,7 @@ use crate::ops::sum::square_sum;
 use crate::report::ModuleRow;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What a module's update ΔW is.
@@ -156,6 +157,21 @@ impl Penalties {
         if !self.penalty.is_active() && rows.is_none() {
             return Ok(added);
         }
+        let mut add = |term: Term, gradients: &mut Gradients| -> Result<()> {
+            added.value += term.value;
+            added.square += term.square;
+            term.gradients.into_iter().try_for_each(|(name, gradient)| gradients.add(&name, gradient))
+        };
+        // Modules are small beside the threads on a CPU: side by side, and added in order. Full updates are not small, and
+        // their temporaries are as large as the weights.
+        let thin = |module: &Module| matches!(module.update, Update::Lora { .. });
+        let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device().is_cpu());
+        if rows.is_none() && on_cpu && self.modules.values().all(thin) {
+            let term = |(name, module): (&String, &Module)| self.term(name, module, &module.values(name, parameters)?);
+            let terms: Result<Vec<Term>> = self.modules.par_iter().map(term).collect();
+            terms?.into_iter().try_for_each(|term| add(term, gradients))?;
+            return Ok(added);
+        }
         for (name, module) in &self.modules {
             let update = module.values(name, parameters)?;
             let term = self.term(name, module, &update)?;
@@ -163,11 +179,7 @@ impl Penalties {
                 let ratio = ratio(&term, gradients)?.filter(|_| self.penalty.is_active());
                 rows.push(row(*step, name, module.shares(&update)?, module.factors.is_some(), ratio));
             }
-            for (parameter, gradient) in term.gradients {
-                gradients.add(&parameter, gradient)?;
-            }
-            added.value += term.value;
-            added.square += term.square;
+            add(term, gradients)?;
         }
         Ok(added)
     }
