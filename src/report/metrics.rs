@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one JSON object per optimizer step or validation, flushed line by line, so that a run that dies
-//! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read back as the same f64; NaN and infinity, which JSON
-//! does not know, are written as null.
+//! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read back
+//! as the same f64; NaN and infinity, which JSON does not know, are written as null.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
