@@ -1,6 +1,6 @@
 //! `asft landscape`
 
-use super::load_base;
+use super::load_model;
 use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
 use crate::cli::{LandscapeArgs, UnitArg};
 use crate::data::Format;
@@ -51,12 +51,10 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
         Ok(Box::new(EvalGauge { prepared, batch_size: args.batch_size }))
     };
     let gauges: Vec<Box<dyn Gauge>> = evaluations.iter().map(gauge).collect::<Result<_>>()?;
-    let adapter = args.model.adapter.as_deref();
-    let mut base = load_base(&args.model.base, adapter.as_slice())?;
-    base.put(adapter)?;
+    let (mut model, _) = load_model(&args.model)?;
     let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");
-    let landscape = explore(&mut base.model, &perturbation, &gauges, &plan, &progress)?;
+    let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
     save(&args, &evaluations, &landscape, &perturbation)?;
     eprintln!("wrote {}", args.out.display());
