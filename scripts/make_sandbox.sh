@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sandbox/ anew: data and tokenizer from scripts/make_sandbox.py, then the model pair, trained by asft itself.
 #   scripts/make_sandbox.sh [OUT_DIR (sandbox)]
-# A few minutes on two cores. The data are the same bytes on any machine; the weights on the same kind of CPU.
+# A few minutes on two quiet cores. The data come out the same bytes everywhere; the weights round differently on other CPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-sandbox}
