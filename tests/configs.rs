@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 fn configs() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let mut found: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // An evaluation suite is no training config.
-    found.retain(|path| !path.to_string_lossy().ends_with("-eval.toml"));
+    // Evaluation suites and comparisons are no training configs.
+    let other = |path: &Path| ["-eval.toml", "-compare.toml"].iter().any(|end| path.to_string_lossy().ends_with(end));
+    found.retain(|path| !other(path));
     found.sort();
     found
 }
