@@ -120,9 +120,9 @@ max_length = 256
 
 [train]
 method = "full"
-epochs = 4
+epochs = 2
 batch_size = 8
-learning_rate = 3e-5
+learning_rate = 5e-5
 warmup_ratio = 0.05
 seed = 1
 
