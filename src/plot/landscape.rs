@@ -158,7 +158,7 @@ pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture
             let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
             let names = [format!("along V, {}", frame.unit()), format!("orthogonal to V, {}", frame.unit())];
             draw_plan(canvas, &grid.values[i], &grid.steps, (range, &names), (left, head, side));
-            let x = scale(&grid.steps, left, side);
+            let x = cells(&grid.steps, left, side);
             if frame.unaligned_at > x.from && frame.unaligned_at < x.to {
                 let at = (x.at(frame.unaligned_at), head + side / 2.0);
                 canvas.dot(at, 4.5, WHITE);
@@ -174,6 +174,13 @@ pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture
     })
 }
 
+/// Cells are centred on the points, so that they reach half a step beyond the outer ones.
+fn cells(steps: &[f64], start: f64, length: f64) -> Scale {
+    let Scale { from, to, .. } = scale(steps, start, length);
+    let half = (to - from) / (steps.len().max(2) - 1) as f64 / 2.0;
+    Scale { from: from - half, to: to + half, start, length }
+}
+
 /// `range`: of the colours, where not that of the values.
 fn draw_plan(
     canvas: &Canvas,
@@ -182,16 +189,11 @@ fn draw_plan(
     (range, names): (Option<Point>, &[String; 2]),
     (left, top, side): (f64, f64, f64),
 ) {
-    let n = steps.len().max(2);
-    // Cells are centred on the points, so that they reach half a step beyond the outer ones.
-    let half = (steps[steps.len() - 1] - steps[0]) / (n - 1) as f64 / 2.0;
-    let (from, to) = (steps[0] - half, steps[steps.len() - 1] + half);
-    let x = Scale { from, to, start: left, length: side };
-    let y = Scale { from, to, start: top + side, length: -side };
+    let (x, y) = (cells(steps, left, side), cells(steps, top + side, -side));
     let Some((low, high)) = range.or(extremes(rows.iter().flatten().flatten().copied())) else { return };
     let colour = Scale { from: low, to: high, start: top + side, length: -side };
     axes(canvas, x, y, (&names[0], &names[1]));
-    let cell = side / n as f64;
+    let cell = side / steps.len().max(1) as f64;
     for (row, y_step) in rows.iter().zip(steps) {
         for (value, x_step) in row.iter().zip(steps) {
             let fill = value.map_or(NOTHING, |value| amount(colour.share(value)));
@@ -200,7 +202,7 @@ fn draw_plan(
         }
     }
     let levels = colour.ticks(7);
-    let place = |(column, row): Point| (x.at(steps[0] + column * 2.0 * half), y.at(steps[0] + row * 2.0 * half));
+    let place = |(column, row): Point| (left + (column + 0.5) * cell, top + side - (row + 0.5) * cell);
     // White under ink: seen on every colour.
     for (ink, width) in [(WHITE, 2.5), (INK, 1.0)] {
         for (a, b) in levels.iter().flat_map(|level| contour(rows, *level)) {
