@@ -5,7 +5,6 @@ use super::linear::{Linear, Saved as LinearSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
 use super::{LayerCache, Pass};
-use crate::ops::sum::add;
 use crate::ops::{attention, rms_norm, rope};
 use anyhow::Result;
 use candle_core::Tensor;
@@ -67,8 +66,7 @@ impl Attention {
             dq = q_norm.backward_heads(q_saved, &dq, gradients)?;
             dk = k_norm.backward_heads(k_saved, &dk, gradients)?;
         }
-        let dh = self.v_proj.backward(&saved.v, &dv, key, gradients)?;
-        let dh = add(&dh, &self.k_proj.backward(&saved.k, &dk, key, gradients)?)?;
-        add(&dh, &self.q_proj.backward(&saved.q, &dq, key, gradients)?)
+        let all = [(&self.v_proj, &saved.v, &dv), (&self.k_proj, &saved.k, &dk), (&self.q_proj, &saved.q, &dq)];
+        Linear::backward_each(&all, key, gradients)
     }
 }

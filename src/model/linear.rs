@@ -44,7 +44,15 @@ pub struct Saved {
 impl Linear {
     /// x: [N, d_in] -> y: [N, d_out]. `dropout_key` is the key of this pass, `None` outside training.
     pub fn forward(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
-        self.adapt(linear::forward(x, &self.weight, self.bias.as_ref())?, x, dropout_key)
+        let low = self.low(x, dropout_key)?;
+        let bias = self.bias.as_ref();
+        let y = match (&self.lora, &low) {
+            (Some(lora), Some((_, za))) => {
+                linear::forward_sum(&[(x, &self.weight), (&(za * lora.scale)?, &lora.b)], bias)?
+            }
+            _ => linear::forward(x, &self.weight, bias)?,
+        };
+        Ok((y, Saved { x: x.clone(), low }))
     }
 
     /// As [`Linear::forward`], for linears that read the same x.
@@ -53,22 +61,31 @@ impl Linear {
         x: &Tensor,
         dropout_key: Option<u64>,
     ) -> Result<[(Tensor, Saved); K]> {
-        let outputs = linear::forward_each(x, linears.map(|linear| (&linear.weight, linear.bias.as_ref())))?;
-        let adapted = linears.iter().zip(outputs).map(|(linear, y)| linear.adapt(y, x, dropout_key));
-        let adapted: Vec<(Tensor, Saved)> = adapted.collect::<Result<_>>()?;
-        adapted.try_into().map_err(|_| anyhow::anyhow!("one for each"))
+        let each: Vec<(Tensor, Saved)> = if x.dim(0)? > linear::FEW_ROWS {
+            linears.iter().map(|linear| linear.forward(x, dropout_key)).collect::<Result<_>>()?
+        } else {
+            let outputs = linear::forward_each(x, linears.map(|linear| (&linear.weight, linear.bias.as_ref())))?;
+            let adapted = linears.iter().zip(outputs).map(|(linear, y)| linear.adapt(y, x, dropout_key));
+            adapted.collect::<Result<_>>()?
+        };
+        each.try_into().map_err(|_| anyhow::anyhow!("one for each"))
     }
 
     /// Adds the adapter's part to y = x Wᵀ + bias.
     fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
-        let mut low = None;
-        if let Some(lora) = &self.lora {
-            let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
-            let za = linear::forward(&z, &lora.a, None)?;
-            y = add(&y, &linear::forward(&(&za * lora.scale)?, &lora.b, None)?)?;
-            low = Some((z, za));
+        let low = self.low(x, dropout_key)?;
+        if let (Some(lora), Some((_, za))) = (&self.lora, &low) {
+            y = add(&y, &linear::forward(&(za * lora.scale)?, &lora.b, None)?)?;
         }
         Ok((y, Saved { x: x.clone(), low }))
+    }
+
+    /// (z, z Aᵀ) of the adapter, if there is one.
+    fn low(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(lora) = &self.lora else { return Ok(None) };
+        let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
+        let za = linear::forward(&z, &lora.a, None)?;
+        Ok(Some((z, za)))
     }
 
     /// dy: [N, d_out] -> dx: [N, d_in]; adds this linear's gradients to `gradients`.
@@ -79,14 +96,40 @@ impl Linear {
         dropout_key: Option<u64>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let mut dx = linear::backward_input(dy, &self.weight)?;
+        Self::backward_each(&[(self, saved, dy)], dropout_key, gradients)
+    }
+
+    /// As [`Linear::backward`], for linears that read the same x: the sum of their dx.
+    pub fn backward_each(
+        linears: &[(&Self, &Saved, &Tensor)],
+        dropout_key: Option<u64>,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let (mut low, mut dropped) = (vec![], vec![]);
+        for (linear, saved, dy) in linears {
+            if let (Some(lora), Some(dyb)) = (&linear.lora, linear.gradients(saved, dy, gradients)?) {
+                match dropout_key {
+                    Some(_) if lora.dropout > 0.0 => {
+                        dropped.push(linear.drop(lora, &linear::backward_input(&dyb, &lora.a)?, dropout_key)?);
+                    }
+                    _ => low.push((dyb, &lora.a)),
+                }
+            }
+        }
+        let whole = linears.iter().map(|(linear, _, dy)| (*dy, &linear.weight));
+        let terms: Vec<(&Tensor, &Tensor)> = whole.chain(low.iter().map(|(dyb, a)| (dyb, *a))).collect();
+        dropped.iter().try_fold(linear::backward_input_sum(&terms)?, |dx, dropped| add(&dx, dropped))
+    }
+
+    /// Adds this linear's gradients to `gradients`; returns s · dy B if there is an adapter.
+    fn gradients(&self, saved: &Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<Option<Tensor>> {
+        let mut low = None;
         if let (Some(lora), Some((z, za))) = (&self.lora, &saved.low) {
             let dy = dy.to_dtype(DType::F32)?;
             let dyb = (linear::backward_input(&dy, &lora.b)? * lora.scale)?;
             gradients.add(&self.lora_name('A'), linear::backward_weight(&dyb, z)?)?;
             gradients.add(&self.lora_name('B'), (linear::backward_weight(&dy, za)? * lora.scale)?)?;
-            let dz = linear::backward_input(&dyb, &lora.a)?;
-            dx = add(&dx, &self.drop(lora, &dz, dropout_key)?)?;
+            low = Some(dyb);
         }
         if self.trains {
             gradients.add(&format!("{}.weight", self.module), linear::backward_weight(dy, &saved.x)?)?;
@@ -94,7 +137,7 @@ impl Linear {
                 gradients.add(&format!("{}.bias", self.module), linear::backward_bias(dy)?)?;
             }
         }
-        Ok(dx)
+        Ok(low)
     }
 
     fn drop(&self, lora: &Lora, x: &Tensor, key: Option<u64>) -> Result<Tensor> {

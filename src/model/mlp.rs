@@ -5,7 +5,6 @@ use super::linear::{Linear, Saved as LinearSaved};
 use super::parameters::Gradients;
 use crate::ops::activation::Activation;
 use crate::ops::gated_mlp;
-use crate::ops::sum::add;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -40,7 +39,7 @@ impl Mlp {
         let key = pass.dropout_key;
         let d_inner = self.down_proj.backward(&saved.down_saved, dy, key, gradients)?;
         let (d_gate, d_up) = gated_mlp::backward(&saved.gate, &saved.up, &d_inner, self.activation)?;
-        let dh = self.up_proj.backward(&saved.up_saved, &d_up, key, gradients)?;
-        add(&dh, &self.gate_proj.backward(&saved.gate_saved, &d_gate, key, gradients)?)
+        let both = [(&self.up_proj, &saved.up_saved, &d_up), (&self.gate_proj, &saved.gate_saved, &d_gate)];
+        Linear::backward_each(&both, key, gradients)
     }
 }

@@ -3,8 +3,12 @@
 //! Backward: dx = dy W, dW = dyᵀ x, dbias = Σ_n dy. A frozen weight never gets a gradient computed. Transposes are
 //! strides that the GEMM reads; nothing is copied. W and x may be of different types: y and dx have the activations'.
 
-use super::gemm::{FEW_ROWS, Matrix, Weight, few_rows, product_with};
+use super::gemm::{Matrix, Weight, few_rows, product_with};
+use super::sum::add;
 use super::{fused, values, widen, with_f32};
+
+pub use super::gemm::FEW_ROWS;
+
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
@@ -63,6 +67,43 @@ pub fn forward_f32(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// dy: [N, d_out] -> dx: [N, d_in]
 pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     matmul(dy, weight, [false, false], dy.dtype())
+}
+
+/// Σ x Wᵀ + bias over (x, W), in the type of the first x.
+pub fn forward_sum(terms: &[(&Tensor, &Tensor)], bias: Option<&Tensor>) -> Result<Tensor> {
+    biased(sum_of_products(terms, true)?, bias)
+}
+
+/// Σ dy W over (dy, W), in the type of the first dy.
+pub fn backward_input_sum(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    sum_of_products(terms, false)
+}
+
+/// Σ a b, or a bᵀ, over one or more (a, b). In f32 on the CPU each product is added where the first was written; other
+/// types are rounded after every product, as they are where the parts come from different layers.
+fn sum_of_products(terms: &[(&Tensor, &Tensor)], transposed: bool) -> Result<Tensor> {
+    let (first, rest) = terms.split_first().context("a sum of no products")?;
+    let product = |&(a, b): &(&Tensor, &Tensor)| matmul(a, b, [false, transposed], a.dtype());
+    if rest.is_empty() || !terms.iter().all(|(a, b)| a.dtype() == DType::F32 && fused(&[a, b])) {
+        return rest.iter().try_fold(product(first)?, |sum, term| add(&sum, &product(term)?));
+    }
+    let columns = |b: &Tensor| b.dim(if transposed { 0 } else { 1 });
+    let (m, n) = (first.0.dim(0)?, columns(first.1)?);
+    for (a, b) in terms {
+        let ((rows, inner), (b_rows, b_cols)) = (a.dims2()?, b.dims2()?);
+        let fits = rows == m && columns(b)? == n && inner == if transposed { b_cols } else { b_rows } && inner > 0;
+        anyhow::ensure!(fits, "matrices {:?} and {:?} do not fit a sum of {m} x {n}", a.dims(), b.dims());
+    }
+    let (out, fresh) = Matrix::fresh(m, n);
+    for (i, (a, b)) in terms.iter().enumerate() {
+        let (inner, (rows, cols)) = (a.dim(1)?, b.dims2()?);
+        let guard = b.storage_and_layout();
+        let weight = Weight { values: values(&guard)?, rows, cols, transposed };
+        // SAFETY: whole matrices of the checked sizes, and an output of our own, written by the first product.
+        with_f32([*a], |[a]| unsafe { product_with(m, Matrix::read(a, 0, inner), weight, out, i > 0) })?;
+    }
+    // SAFETY: the first product wrote all m × n elements.
+    widen::tensor(unsafe { fresh.filled() }, (m, n).into(), DType::F32)
 }
 
 /// dy: [N, d_out], x: [N, d_in] -> dW: [d_out, d_in] in f32
@@ -151,6 +192,20 @@ mod tests {
             close(&y, &forward(&x, &w, None).unwrap(), 1e-7);
             close(&z, &forward(&x, &u, Some(&bias)).unwrap(), 1e-7);
         }
+    }
+
+    #[test]
+    fn a_sum_is_that_of_its_products() {
+        let (x, w, z, b) = (random(&[9, 70], 1), random(&[50, 70], 2), random(&[9, 8], 3), random(&[50, 8], 4));
+        for dtype in [DType::F32, DType::BF16] {
+            let (x, w) = (x.to_dtype(dtype).unwrap(), w.to_dtype(dtype).unwrap());
+            let expected = add(&forward(&x, &w, None).unwrap(), &forward(&z, &b, None).unwrap()).unwrap();
+            close(&forward_sum(&[(&x, &w), (&z, &b)], None).unwrap(), &expected, 1e-6);
+        }
+        let (dy, a) = (random(&[9, 50], 5), random(&[8, 70], 6));
+        let expected = add(&backward_input(&dy, &w).unwrap(), &backward_input(&z, &a).unwrap()).unwrap();
+        close(&backward_input_sum(&[(&dy, &w), (&z, &a)]).unwrap(), &expected, 1e-6);
+        assert!(forward_sum(&[(&x, &w), (&x, &b)], None).is_err());
     }
 
     #[test]
