@@ -32,6 +32,14 @@ echo "$shell_scripts shell scripts, $(find scripts tests -name '*.py' | wc -l) P
 step "lint"
 cargo clippy --release --all-targets --locked -- -D warnings
 
+step "dependencies"
+# Licences, bans and sources (deny.toml). Known vulnerabilities need the advisory database, from the network.
+if command -v cargo-deny > /dev/null; then
+    cargo deny --locked --log-level error check --hide-inclusion-graph bans licenses sources
+else
+    echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
+fi
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
 

@@ -5,6 +5,7 @@
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
 mod folder;
+mod header;
 mod write;
 
 pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
@@ -16,7 +17,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -24,8 +25,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
-/// Largest safetensors header accepted, in bytes (the format's own limit).
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes read at a time while converting, so that no tensor is ever held twice.
 const READ_CHUNK_BYTES: usize = 1 << 20;
 
@@ -103,13 +102,11 @@ impl Checkpoint {
             let file = file
                 .as_str()
                 .ok_or_else(|| invalid!("{}: the file of tensor {name} is not a string", index.display()))?;
-            files.entry(file).or_default().push(name);
+            files.entry(shard_name(file).map_err(|e| e.context(index.display().to_string()))?).or_default().push(name);
         }
         ensure_valid!(!files.is_empty(), "{}: `weight_map` is empty", index.display());
         let mut checkpoint = Self { shards: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
         for (file, names) in files {
-            let inside = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
-            ensure_valid!(inside, "{}: `{file}` points outside the checkpoint folder", index.display());
             let path = dir.join(file);
             ensure_valid!(path.is_file(), "{}: shard {file} is missing from {}", index.display(), dir.display());
             checkpoint.add_shard(&path)?;
@@ -126,7 +123,7 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let mut file = File::open(path).map_err(|e| invalid!("cannot open {}: {e}", path.display()))?;
-        let (data_start, metadata) = read_header(&mut file, path)?;
+        let (data_start, metadata) = header::read_header(&mut file, path)?;
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
@@ -262,137 +259,18 @@ impl Checkpoint {
     }
 }
 
-/// Reads and checks a safetensors header: returns where the data starts, and the tensors' places.
-fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
-    let corrupt = |why: String| invalid!("{} is not a usable safetensors file: {why}", path.display());
-    let size = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
-    ensure_valid!(size >= 8, "{} is not a usable safetensors file: it has only {size} bytes", path.display());
-    let mut length = [0u8; 8];
-    file.read_exact(&mut length).with_context(|| format!("reading {}", path.display()))?;
-    let header = u64::from_le_bytes(length);
-    if header > MAX_HEADER_BYTES || header + 8 > size {
-        return Err(corrupt(format!("it claims a header of {header} bytes in a file of {size}")));
+/// The name in the checkpoint folder of a shard that an index calls `file`: that itself, perhaps after `./`.
+fn shard_name(file: &str) -> Result<&str> {
+    let parts = Path::new(file).components().filter(|part| *part != Component::CurDir).collect::<Vec<_>>();
+    match parts.as_slice() {
+        [Component::Normal(name)] => name.to_str().ok_or_else(|| invalid!("`{file}` is not a file name")),
+        [] => Err(invalid!("`{file}` is not a file name")),
+        parts if parts.iter().all(|part| matches!(part, Component::Normal(_))) => {
+            Err(invalid!("`{file}` is in a folder of its own; move the shards to where their index is"))
+        }
+        _ => Err(invalid!("`{file}` points outside the checkpoint folder")),
     }
-    let mut buffer = vec![0u8; header as usize];
-    file.read_exact(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
-    // `Metadata` checks on its own that shapes, types and offsets agree and leave no gap.
-    let metadata: Metadata = serde_json::from_slice(&buffer).map_err(|e| corrupt(e.to_string()))?;
-    let expected = 8 + header + metadata.data_len() as u64;
-    if expected != size {
-        return Err(corrupt(format!("its header describes {expected} bytes, the file has {size} (truncated?)")));
-    }
-    Ok((8 + header, metadata))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::exit_code;
-    use serde_json::json;
-    use std::collections::BTreeMap;
-
-    fn folder_with(tensors: &[(&str, &[f32])]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let map = tensors
-            .iter()
-            .map(|(name, values)| (name.to_string(), Tensor::new(*values, &Device::Cpu).unwrap()))
-            .collect();
-        save_tensors(&dir.path().join("model.safetensors"), &map).unwrap();
-        dir
-    }
-
-    #[test]
-    fn reads_what_it_wrote() {
-        let dir = folder_with(&[("a", &[1.0, -2.5]), ("b", &[3.0])]);
-        let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(checkpoint.read_f32("a").unwrap(), [1.0, -2.5]);
-        assert_eq!(checkpoint.metadata()["format"], "pt");
-    }
-
-    #[test]
-    fn a_file_without_tensors_is_a_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("none.safetensors");
-        save_tensors_staged(&path, &BTreeMap::new()).unwrap();
-        assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
-    }
-
-    #[test]
-    fn half_types_widen_exactly() {
-        let dir = tempfile::tempdir().unwrap();
-        let values = Tensor::new(&[1.5f32, -0.25, 1024.0], &Device::Cpu).unwrap();
-        let map = BTreeMap::from([
-            ("f16".to_string(), values.to_dtype(DType::F16).unwrap()),
-            ("bf16".to_string(), values.to_dtype(DType::BF16).unwrap()),
-        ]);
-        let path = dir.path().join("x.safetensors");
-        save_tensors(&path, &map).unwrap();
-        let file = Checkpoint::open_file(&path).unwrap();
-        assert_eq!(file.read_f32("f16").unwrap(), [1.5, -0.25, 1024.0]);
-        assert_eq!(file.read_f32("bf16").unwrap(), [1.5, -0.25, 1024.0]);
-    }
-
-    #[test]
-    fn stream_writer_makes_the_same_file_format() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("d.safetensors");
-        let mut writer = StreamWriter::create(&path).unwrap();
-        writer.add_f32("x.basis", &[2, 2], &[1.0, 2.0, 3.0, 4.0]).unwrap();
-        writer.add_f32("x.empty", &[2, 0], &[]).unwrap();
-        writer.finish(&BTreeMap::from([("format".into(), "asft-direction".into())])).unwrap();
-        let file = Checkpoint::open_file(&path).unwrap();
-        assert_eq!(file.info("x.basis").unwrap().shape, [2, 2]);
-        assert_eq!(file.info("x.empty").unwrap().shape, [2, 0]);
-        assert_eq!(file.read_f32("x.basis").unwrap(), [1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(file.metadata()["format"], "asft-direction");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_place_to_write_is_checked_and_left_as_it_was() {
-        let dir = tempfile::tempdir().unwrap();
-        check_writable(&dir.path().join("a/b")).unwrap();
-        check_writable_file(&dir.path().join("a/b.safetensors")).unwrap();
-        check_writable_file(Path::new("b.safetensors")).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        std::fs::write(dir.path().join("file"), "").unwrap();
-        for refused in [check_writable(&dir.path().join("file/a")), check_writable_file(dir.path())] {
-            assert_eq!(exit_code(&refused.unwrap_err()), 2);
-        }
-    }
-
-    #[test]
-    fn truncated_and_garbage_files_are_user_errors() {
-        let dir = folder_with(&[("a", &[1.0; 64])]);
-        let path = dir.path().join("model.safetensors");
-        let bytes = std::fs::read(&path).unwrap();
-        for broken in [&bytes[..bytes.len() - 7], &bytes[..20], &bytes[..3], &[0xff; 64][..]] {
-            std::fs::write(&path, broken).unwrap();
-            let error = Checkpoint::open(dir.path()).err().expect("a broken file must be refused");
-            assert_eq!(exit_code(&error), 2, "{error:#}");
-            assert!(error.to_string().contains("model.safetensors"), "{error:#}");
-        }
-    }
-
-    #[test]
-    fn an_index_may_not_leave_its_folder() {
-        let dir = folder_with(&[("a", &[1.0])]);
-        for file in ["../model.safetensors", "/etc/passwd"] {
-            let index = json!({"weight_map": {"a": file}}).to_string();
-            std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
-            let error = Checkpoint::open(dir.path()).err().expect("must be refused");
-            assert!(error.to_string().contains("outside"), "{error:#}");
-        }
-    }
-
-    #[test]
-    fn the_hash_sees_values_and_not_sharding() {
-        let one = folder_with(&[("a", &[1.0]), ("b", &[2.0])]);
-        let two = folder_with(&[("a", &[1.0])]);
-        let three = folder_with(&[("a", &[1.5])]);
-        let hash = |dir: &tempfile::TempDir| Checkpoint::open(dir.path()).unwrap().content_hash(["a"]).unwrap();
-        assert_eq!(hash(&one), hash(&two));
-        assert_ne!(hash(&one), hash(&three));
-    }
-}
+mod tests;

@@ -42,6 +42,16 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<Invalid>()) { 2 } else { 1 }
 }
 
+/// One error for all, the user's to put right if each of them is. `what`: what cannot be done.
+pub fn joined(what: &str, mut errors: Vec<anyhow::Error>) -> anyhow::Error {
+    if errors.len() == 1 {
+        return errors.remove(0);
+    }
+    let lines: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
+    let text = format!("{what}, {} problems:\n  {}", lines.len(), lines.join("\n  "));
+    if errors.iter().all(|error| exit_code(error) == 2) { invalid!("{text}") } else { anyhow::anyhow!(text) }
+}
+
 /// `values` joined for a message, at most `limit` of them and then a count of the rest.
 pub fn listing<S: AsRef<str>>(values: &[S], limit: usize) -> String {
     let mut text = values.iter().take(limit).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");

@@ -1,5 +1,7 @@
 //! Parses the command line, runs the command, and turns an error into its chain on stderr and an exit code.
 
+#![forbid(unsafe_code)]
+
 use asft::cli::{Cli, Command};
 use asft::commands;
 use clap::Parser;

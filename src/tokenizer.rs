@@ -5,11 +5,13 @@
 //! truncation and padding inside `tokenizer.json` are switched off, `add_bos_token` and `add_eos_token` are honoured.
 //! Decoding never "cleans up" spaces: what comes out is what the ids say.
 
+use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -29,7 +31,7 @@ pub struct Encoded {
 
 /// A loaded tokenizer; cheap to share between threads.
 pub struct Tokenizer {
-    inner: Inner,
+    inner: Arc<Inner>,
     /// (name, token), e.g. `("bos_token", "<s>")`, in the order of SPECIAL_NAMES.
     special_tokens: Vec<(String, String)>,
     special_ids: HashSet<u32>,
@@ -45,6 +47,12 @@ impl Tokenizer {
     /// # Errors
     /// No `tokenizer.json`; a file that is not what its name says; a special token with another id than declared.
     pub fn load(dir: &Path) -> Result<Self> {
+        let folder = dir.to_path_buf();
+        untrusted::run(move || Self::read(&folder))
+            .map_err(|why| invalid!("the tokenizer of {} cannot be used: {why}", dir.display()))?
+    }
+
+    fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         ensure_valid!(
             path.is_file(),
@@ -71,6 +79,7 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         ensure_valid!(vocab_size > 0, "{}: the vocabulary is empty", path.display());
         let chat_template = chat_template(dir, &config)?;
+        let inner = Arc::new(inner);
         Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size })
     }
 
@@ -79,10 +88,9 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot express (a word-level model without unknown token).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
+        let whole = text.to_string();
+        let encoding = self.run(move |inner| inner.encode_fast(whole, add_special_tokens))?;
+        let encoding = encoding.map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -91,8 +99,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_with_offsets(&self, text: &str, add_special_tokens: bool) -> Result<Encoded> {
-        let encoding =
-            self.inner.encode(text, add_special_tokens).map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
+        let whole = text.to_string();
+        let encoding = self.run(move |inner| inner.encode(whole, add_special_tokens))?;
+        let encoding = encoding.map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
@@ -105,7 +114,16 @@ impl Tokenizer {
     /// # Errors
     /// The decoder fails; ids outside the vocabulary are skipped, as in transformers.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| anyhow::anyhow!("cannot decode token ids: {e}"))
+        let ids = ids.to_vec();
+        let text = self.run(move |inner| inner.decode(&ids, skip_special_tokens))?;
+        text.map_err(|e| invalid!("cannot decode token ids: {e}"))
+    }
+
+    /// Runs a library call that the tokenizer's rules steer: a replacement that grows at each of many steps, or a regular
+    /// expression, may take it any time.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
+        let inner = self.inner.clone();
+        untrusted::run(move || work(&inner)).map_err(|why| invalid!("the tokenizer cannot be used: {why}"))
     }
 
     /// The text that each of `ids` adds to that before it; together they are what [`Self::decode`] gives for all. A

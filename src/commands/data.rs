@@ -14,13 +14,14 @@ use std::path::Path;
 
 pub fn run(args: DataArgs) -> Result<()> {
     let settings = Settings::load(&args.config, &args.set)?;
-    let files = SetFiles::resolve(&settings.data, false)?;
+    let files = SetFiles::resolve(&settings.data, false).map_err(data::unusable)?;
     let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
     let spec = ModelSpec::load(&base.dir)?;
     let tokenizer = load_tokenizer(&base.dir, settings.data.format)?;
     let encoder = tokenizer.as_ref().filter(|_| settings.data.format != Format::Tokenized);
     let progress = || progress_bar(0, "tokenising");
-    let sets = data::load_sets(&files, &settings.data, settings.train.seed, encoder, spec.vocab_size, &progress)?;
+    let sets = data::load_sets(&files, &settings.data, settings.train.seed, encoder, spec.vocab_size, &progress)
+        .map_err(data::unusable)?;
     let count = sets.train.examples.len();
     let order = epoch_order(count, args.seed.unwrap_or(0), 0, args.seed.is_some());
     let chosen: Vec<usize> = order.into_iter().take(args.show).collect();

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Records encoded between two looks at errors, so that a bad first line does not wait for the last.
 const CHUNK: usize = 4096;
@@ -126,9 +127,19 @@ fn load_with(
     let counts = Counts { records: records.len(), ..Counts::default() };
     let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };
     for chunk in records.chunks(CHUNK) {
-        let encoded: Vec<Result<Example>> =
-            chunk.par_iter().map(|record| encode(record).inspect(|_| progress.inc(1))).collect();
-        for (record, example) in chunk.iter().zip(encoded) {
+        // Nothing after a bad record is of interest: with a template that does not end, each takes seconds.
+        let first_bad = AtomicUsize::new(usize::MAX);
+        let one = |(index, record): (usize, &Record)| {
+            let wanted = index < first_bad.load(Ordering::Relaxed);
+            let example = wanted.then(|| encode(record).inspect(|_| progress.inc(1)))?;
+            if example.is_err() {
+                first_bad.fetch_min(index, Ordering::Relaxed);
+            }
+            Some(example)
+        };
+        let encoded: Vec<Option<Result<Example>>> = chunk.par_iter().enumerate().map(one).collect();
+        // A record that was passed over comes after one that is bad.
+        for (record, example) in chunk.iter().zip(encoded.into_iter().flatten()) {
             let at = |e: anyhow::Error| e.context(format!("{}{}", path.display(), record.place));
             keep(&mut dataset, example.map_err(at)?, record.place, options)?;
         }

@@ -7,6 +7,7 @@ mod examples;
 mod fields;
 mod highlight;
 mod mix;
+mod namespace;
 mod options;
 mod prompts;
 mod python;
@@ -24,7 +25,7 @@ pub use mix::{Mix, Mixed, mix};
 pub use options::{DataOptions, Format, Overlong, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use records::Place;
-pub use sets::{SetFiles, Sets, load_set, load_sets};
+pub use sets::{SetFiles, Sets, is_local, load_set, load_sets, unusable};
 pub use summary::Summary;
 pub use template::Template;
 

@@ -1,4 +1,7 @@
 //! What chat templates expect of Python: how values print, `json.dumps`, string methods, `strftime`.
+//!
+//! minijinja charges a template's fuel for what its own filters and operators visit and produce; what is done here is
+//! charged here ([`Writer`], [`charge`]), as a list of a hundred million items takes a template one short expression.
 
 use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
@@ -20,24 +23,64 @@ pub fn to_jinja(value: &Value) -> Jinja {
     }
 }
 
+/// Bytes that one unit of fuel pays for, as in minijinja.
+const BYTES_PER_FUEL: usize = 64;
+
+/// Takes the fuel for working through `bytes` bytes.
+fn charge(state: &State, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)
+}
+
+/// A text that grows at the template's expense.
+struct Writer<'a, 't, 'env> {
+    state: &'a State<'t, 'env>,
+    text: String,
+    /// Bytes of the text that are paid for.
+    paid: usize,
+}
+
+impl<'a, 't, 'env> Writer<'a, 't, 'env> {
+    fn new(state: &'a State<'t, 'env>) -> Self {
+        Self { state, text: String::new(), paid: 0 }
+    }
+
+    /// Pays for one more item, and for what the text has grown by.
+    fn pay(&mut self) -> Result<(), Error> {
+        let fuel = 1 + (self.text.len() - self.paid) / BYTES_PER_FUEL;
+        self.paid = self.text.len();
+        self.state.consume_fuel(fuel as u64)
+    }
+
+    /// The items of a list, or the keys of a map.
+    fn items(&self, value: &Jinja) -> Result<Vec<Jinja>, Error> {
+        let mut items = vec![];
+        for item in value.try_iter()? {
+            self.state.consume_fuel(1)?;
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
 /// `{{ value }}`: str() of it.
-pub fn print(output: &mut Output, _: &mut State, value: &Jinja) -> Result<(), Error> {
+pub fn print(output: &mut Output, state: &mut State, value: &Jinja) -> Result<(), Error> {
     let result = match value.as_str() {
         Some(text) => output.write_str(text),
-        None => output.write_str(&to_str(value)?),
+        None => output.write_str(&to_str(state, value)?),
     };
     result.map_err(Error::from)
 }
 
-/// str() of a value that is not a string; undefined is empty.
-fn to_str(value: &Jinja) -> Result<String, Error> {
+/// str() of a value; undefined is empty.
+pub fn to_str(state: &State, value: &Jinja) -> Result<String, Error> {
     Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
-        ValueKind::None => "None".to_string(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_string(),
-        ValueKind::Number => number(value),
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => repr(value, 0)?,
-        _ => value.to_string(),
+        ValueKind::String => value.as_str().unwrap_or_default().to_string(),
+        _ => {
+            let mut writer = Writer::new(state);
+            repr(&mut writer, value, 0)?;
+            writer.text
+        }
     })
 }
 
@@ -70,27 +113,40 @@ fn check_depth(depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn repr(value: &Jinja, depth: usize) -> Result<String, Error> {
+/// repr() of a value.
+fn repr(out: &mut Writer, value: &Jinja, depth: usize) -> Result<(), Error> {
     check_depth(depth)?;
-    Ok(match value.kind() {
-        ValueKind::String => quote(value.as_str().unwrap_or_default()),
+    out.pay()?;
+    match value.kind() {
+        ValueKind::Undefined => {}
+        ValueKind::None => out.text.push_str("None"),
+        ValueKind::Bool => out.text.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number => out.text.push_str(&number(value)),
+        ValueKind::String => out.text.push_str(&quote(value.as_str().unwrap_or_default())),
         ValueKind::Map => {
-            let mut parts = vec![];
-            for key in value.try_iter()? {
-                parts.push(format!("{}: {}", repr(&key, depth + 1)?, repr(&value.get_item(&key)?, depth + 1)?));
+            out.text.push('{');
+            for (index, key) in out.items(value)?.iter().enumerate() {
+                out.text.push_str(if index > 0 { ", " } else { "" });
+                repr(out, key, depth + 1)?;
+                out.text.push_str(": ");
+                repr(out, &value.get_item(key)?, depth + 1)?;
             }
-            format!("{{{}}}", parts.join(", "))
+            out.text.push('}');
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            let parts = value.try_iter()?.map(|item| repr(&item, depth + 1)).collect::<Result<Vec<_>, _>>()?;
-            match (value.is_tuple(), parts.len()) {
-                (true, 1) => format!("({},)", parts[0]),
-                (true, _) => format!("({})", parts.join(", ")),
-                (false, _) => format!("[{}]", parts.join(", ")),
+            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
+            out.text.push(open);
+            let items = out.items(value)?;
+            for (index, item) in items.iter().enumerate() {
+                out.text.push_str(if index > 0 { ", " } else { "" });
+                repr(out, item, depth + 1)?;
             }
+            out.text.push_str(if value.is_tuple() && items.len() == 1 { "," } else { "" });
+            out.text.push(close);
         }
-        _ => to_str(value)?,
-    })
+        _ => out.text.push_str(&value.to_string()),
+    }
+    Ok(())
 }
 
 /// Python's repr of a string, for the characters that occur in practice.
@@ -115,11 +171,11 @@ fn quote(text: &str) -> String {
 }
 
 /// `value | tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`: json.dumps.
-pub fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
+pub fn to_json(state: &State, value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Jinja> = options.get("separators")?;
     let (item, key) = match separators.filter(|s| !s.is_none()) {
-        Some(pair) => (pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()),
+        Some(pair) => (to_str(state, &pair.get_item_by_index(0)?)?, to_str(state, &pair.get_item_by_index(1)?)?),
         None if indent.is_some() => (",".to_string(), ": ".to_string()),
         None => (", ".to_string(), ": ".to_string()),
     };
@@ -131,9 +187,9 @@ pub fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
-    let mut text = String::new();
-    style.write(&mut text, value, 0)?;
-    Ok(Jinja::from(text))
+    let mut writer = Writer::new(state);
+    style.write(&mut writer, value, 0)?;
+    Ok(Jinja::from(writer.text))
 }
 
 /// json.dumps' settings.
@@ -148,21 +204,22 @@ struct Style {
 }
 
 impl Style {
-    fn write(&self, out: &mut String, value: &Jinja, depth: usize) -> Result<(), Error> {
+    fn write(&self, out: &mut Writer, value: &Jinja, depth: usize) -> Result<(), Error> {
         check_depth(depth)?;
+        out.pay()?;
         match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&number(value)),
-            ValueKind::String => self.string(out, value.as_str().unwrap_or_default()),
+            ValueKind::None => out.text.push_str("null"),
+            ValueKind::Bool => out.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.text.push_str(&number(value)),
+            ValueKind::String => self.string(&mut out.text, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items = value.try_iter()?.map(|item| (None, item)).collect();
+                let items = out.items(value)?.into_iter().map(|item| (None, item)).collect();
                 self.items(out, items, ('[', ']'), depth)?;
             }
             ValueKind::Map => {
                 let mut items = vec![];
-                for key in value.try_iter()? {
-                    items.push((Some(key.to_string()), value.get_item(&key)?));
+                for key in out.items(value)? {
+                    items.push((Some(to_str(out.state, &key)?), value.get_item(&key)?));
                 }
                 if self.sort_keys {
                     items.sort_by(|a, b| a.0.cmp(&b.0));
@@ -178,34 +235,34 @@ impl Style {
 
     fn items(
         &self,
-        out: &mut String,
+        out: &mut Writer,
         items: Vec<(Option<String>, Jinja)>,
         brackets: (char, char),
         depth: usize,
     ) -> Result<(), Error> {
-        let newline = |out: &mut String, depth: usize| {
+        let newline = |out: &mut Writer, depth: usize| {
             if let Some(indent) = self.indent {
-                out.push('\n');
-                out.extend(std::iter::repeat_n(' ', indent.saturating_mul(depth).min(1000)));
+                out.text.push('\n');
+                out.text.extend(std::iter::repeat_n(' ', indent.saturating_mul(depth).min(1000)));
             }
         };
-        out.push(brackets.0);
+        out.text.push(brackets.0);
         let empty = items.is_empty();
         for (index, (key, value)) in items.into_iter().enumerate() {
             if index > 0 {
-                out.push_str(&self.item);
+                out.text.push_str(&self.item);
             }
             newline(out, depth + 1);
             if let Some(key) = key {
-                self.string(out, &key);
-                out.push_str(&self.key);
+                self.string(&mut out.text, &key);
+                out.text.push_str(&self.key);
             }
             self.write(out, &value, depth + 1)?;
         }
         if !empty {
             newline(out, depth);
         }
-        out.push(brackets.1);
+        out.text.push(brackets.1);
         Ok(())
     }
 
@@ -227,6 +284,8 @@ impl Style {
 
 /// Python's methods of strings, dicts and lists: minijinja's own set, and here those it lacks or does otherwise.
 pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -> Result<Jinja, Error> {
+    let texts = std::iter::once(value).chain(args).filter_map(Jinja::as_str);
+    charge(state, texts.map(str::len).sum())?;
     if let Some(text) = value.as_str() {
         let affix = args.first().and_then(Jinja::as_str).filter(|_| args.len() == 1);
         match (method, affix) {
@@ -238,17 +297,20 @@ pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -
             ("removesuffix", Some(affix)) => return Ok(Jinja::from(text.strip_suffix(affix).unwrap_or(text))),
             _ => {}
         }
+    } else {
+        // Each of these methods goes through the items once.
+        state.consume_fuel(value.len().unwrap_or(0) as u64)?;
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// `value | trim(chars=None)`: str.strip.
-pub fn trim(value: &Jinja, chars: Option<String>) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    match chars {
+pub fn trim(state: &State, value: &Jinja, chars: Option<&str>) -> Result<String, Error> {
+    let text = to_str(state, value)?;
+    Ok(match chars {
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_string(),
         None => text.trim_matches(is_space).to_string(),
-    }
+    })
 }
 
 /// str.isspace: Unicode white space and four separators that Rust does not count.
@@ -272,23 +334,10 @@ fn title(text: &str) -> String {
 }
 
 /// `datetime.now().strftime(format)`: local time.
-#[cfg(unix)]
-pub fn strftime_now(format: String) -> Result<String, Error> {
-    let bad = || Error::new(ErrorKind::InvalidOperation, "strftime_now cannot use this format");
-    let format = std::ffi::CString::new(format).map_err(|_| bad())?;
-    if format.is_empty() {
-        return Ok(String::new());
-    }
-    let mut text = vec![0u8; 1024];
-    // SAFETY: `tm` is filled by localtime_r before use; strftime writes at most text.len() bytes.
-    let written = unsafe {
-        let mut tm: libc::tm = std::mem::zeroed();
-        let now = libc::time(std::ptr::null_mut());
-        if libc::localtime_r(&now, &mut tm).is_null() {
-            return Err(bad());
-        }
-        libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), &tm)
-    };
-    text.truncate(written);
-    String::from_utf8(text).map_err(|_| bad())
+pub fn strftime_now(format: &str) -> Result<String, Error> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format))
+        .map_err(|_| Error::new(ErrorKind::InvalidOperation, "strftime_now cannot use this format"))?;
+    Ok(text)
 }

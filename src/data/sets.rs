@@ -1,10 +1,12 @@
 //! The datasets of a run, as `[data]` names them: training samples and, perhaps, held-out ones.
 
 use super::{DataOptions, Dataset, Validation, check_ids, load_prefixed, load_tokenized, mix, split_validation};
+use crate::error::joined;
 use crate::hub::{self, ResolvedFile, Split};
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use indicatif::ProgressBar;
+use std::path::Path;
 
 /// What a run trains on and what it is measured with.
 pub struct Sets {
@@ -22,22 +24,38 @@ pub struct SetFiles {
 }
 
 impl SetFiles {
-    /// Finds the files, fetching hub datasets if need be.
+    /// Finds the files, fetching hub datasets if need be, but nothing once a file is missing.
     ///
     /// # Errors
-    /// As [`hub::resolve_dataset`].
-    pub fn resolve(options: &DataOptions, quiet: bool) -> Result<Self> {
-        let train = hub::resolve_dataset(&options.train, Split::Train, quiet).context("data.train")?;
+    /// As [`hub::resolve_dataset`], for each file.
+    pub fn resolve(options: &DataOptions, quiet: bool) -> Result<Self, Vec<Error>> {
+        let mut errors = vec![];
+        let mut find = |file: &str, split: Split, key: &'static str| {
+            let wanted = errors.is_empty() || is_local(file);
+            let found = wanted.then(|| hub::resolve_dataset(file, split, quiet).context(key))?;
+            found.map_err(|error| errors.push(error)).ok()
+        };
+        let train = find(&options.train, Split::Train, "data.train");
         let validation = match &options.validation {
-            Some(Validation::File(file)) => {
-                Some(hub::resolve_dataset(file, Split::Validation, quiet).context("data.validation")?)
-            }
+            Some(Validation::File(file)) => find(file, Split::Validation, "data.validation"),
             Some(Validation::Share(_)) | None => None,
         };
-        let mix = |file: &str| hub::resolve_dataset(file, Split::Train, quiet).context("data.mix");
-        let mix = options.mix.iter().map(|wanted| mix(&wanted.file)).collect::<Result<_>>()?;
-        Ok(Self { train, validation, mix })
+        let mix = options.mix.iter().filter_map(|wanted| find(&wanted.file, Split::Train, "data.mix")).collect();
+        match train {
+            Some(train) if errors.is_empty() => Ok(Self { train, validation, mix }),
+            _ => Err(errors),
+        }
     }
+}
+
+/// What certainly is not to be downloaded.
+pub fn is_local(source: &str) -> bool {
+    Path::new(source).exists() || source.starts_with(['.', '/'])
+}
+
+/// One error for those of all files.
+pub fn unusable(errors: Vec<Error>) -> Error {
+    joined("the datasets cannot be used", errors)
 }
 
 /// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
@@ -65,7 +83,7 @@ pub fn load_set(
 /// `vocab_size`: rows of the model's embedding; `seed` chooses a held-out share; `progress` makes a bar for each file.
 ///
 /// # Errors
-/// As [`load`] and [`split_validation`]; an id that the embedding has no row for.
+/// As [`load`], for each file, and [`split_validation`]; an id that the embedding has no row for.
 pub fn load_sets(
     files: &SetFiles,
     options: &DataOptions,
@@ -73,19 +91,25 @@ pub fn load_sets(
     tokenizer: Option<&Tokenizer>,
     vocab_size: usize,
     progress: &dyn Fn() -> ProgressBar,
-) -> Result<Sets> {
-    let load = |file: &ResolvedFile, prefix: &str| load_set(file, options, prefix, tokenizer, vocab_size, &progress());
-    let train = load(&files.train, "").context("data.train")?;
-    let mut sets = match (&files.validation, &options.validation) {
-        (Some(file), _) => Sets { train, validation: Some(load(file, "").context("data.validation")?) },
+) -> Result<Sets, Vec<Error>> {
+    let mut errors = vec![];
+    let mut load = |file: &ResolvedFile, prefix: &str, key: &'static str| {
+        let set = load_set(file, options, prefix, tokenizer, vocab_size, &progress()).context(key);
+        set.map_err(|error| errors.push(error)).ok()
+    };
+    let train = load(&files.train, "", "data.train");
+    let validation = files.validation.as_ref().and_then(|file| load(file, "", "data.validation"));
+    let parts = files.mix.iter().zip(&options.mix);
+    let parts: Vec<Dataset> = parts.filter_map(|(file, wanted)| load(file, &wanted.prefix, "data.mix")).collect();
+    let Some(train) = train.filter(|_| errors.is_empty()) else { return Err(errors) };
+    let mut sets = match (validation, &options.validation) {
         (None, Some(Validation::Share(share))) => {
-            let (train, validation) = split_validation(train, *share, seed)?;
+            let (train, validation) = split_validation(train, *share, seed).map_err(|error| vec![error])?;
             Sets { train, validation: Some(validation) }
         }
-        (None, _) => Sets { train, validation: None },
+        (validation, _) => Sets { train, validation },
     };
     // After the held-out share is taken: that is to tell about the task.
-    let parts = files.mix.iter().zip(&options.mix).map(|(file, wanted)| load(file, &wanted.prefix).context("data.mix"));
-    mix(&mut sets.train, parts.collect::<Result<_>>()?, &options.mix, seed)?;
+    mix(&mut sets.train, parts, &options.mix, seed).map_err(|error| vec![error])?;
     Ok(sets)
 }

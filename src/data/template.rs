@@ -3,22 +3,28 @@
 //! `trim_blocks` and `lstrip_blocks` are on, loop controls and Python's string methods work, `tojson` writes what
 //! Python's `json.dumps(ensure_ascii=False)` writes, `{% generation %}` passes its body through. The template sees
 //! `messages`, `add_generation_prompt`, the special tokens, `tools` and `documents` (none unless given).
-//! Templates come with downloaded models, so they are not trusted: steps and output are limited.
+//! Templates come with downloaded models, so they are not trusted: their size, steps and output are limited, and what
+//! these limits do not see is given up in time (untrusted.rs).
 
-use super::python;
+use super::{namespace, python};
 use crate::tokenizer::Tokenizer;
+use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value as Jinja;
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
-/// Steps a rendering may take. An ordinary turn takes some dozens.
-const FUEL: u64 = 20_000_000;
+/// Bytes a template may have; the largest in use have 30 kB. The parser goes as deep as an expression is long.
+const SOURCE_LIMIT: usize = 128 << 10;
+/// Steps a rendering may take; one pays for 64 bytes too, so that this limits memory to 128 MiB. An ordinary turn takes
+/// some dozens.
+const FUEL: u64 = 2_000_000;
 /// Bytes a rendering may produce.
 const OUTPUT_LIMIT: usize = 64 << 20;
 const NAME: &str = "chat template";
@@ -32,7 +38,7 @@ const PAPER_TASKS: [&str; 4] = ["sst2", "agnews", "gsm8k", "alpaca"];
 
 /// A compiled chat template with the special tokens it may use.
 pub struct Template {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     special_tokens: Vec<(String, String)>,
 }
 
@@ -81,28 +87,16 @@ impl Template {
     /// Compiles `source`. `special_tokens`: (name, token), e.g. `("bos_token", "<s>")`.
     ///
     /// # Errors
-    /// A syntax error, with its line.
+    /// A syntax error, with its line; a template larger than any.
     pub fn new(source: &str, special_tokens: &[(String, String)]) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
-        environment.set_syntax(syntax);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(python::methods);
-        environment.set_formatter(python::print);
-        environment.set_fuel(Some(FUEL));
-        environment.set_debug(false);
-        environment.add_filter("tojson", python::to_json);
-        environment.add_filter("trim", python::trim);
-        // `{% generation %}` becomes a filter block: same body, same rules for the white space around it.
-        environment.add_filter("generation", |body: Jinja| body);
-        environment.add_function("raise_exception", |message: Jinja| -> Result<Jinja, Error> {
-            let message = message.to_string();
-            Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-        });
-        #[cfg(unix)]
-        environment.add_function("strftime_now", python::strftime_now);
-        environment.add_template_owned(NAME, generation_as_filter(source)?).map_err(|e| explain(&e))?;
-        Ok(Self { environment, special_tokens: special_tokens.to_vec() })
+        ensure_valid!(
+            source.len() <= SOURCE_LIMIT,
+            "the chat template has {} bytes, expected at most {SOURCE_LIMIT}",
+            source.len()
+        );
+        let source = namespace::sets_as_calls(&generation_as_filter(source)?)?;
+        let environment = untrusted::run(move || compile(source)).map_err(given_up)??;
+        Ok(Self { environment: Arc::new(environment), special_tokens: special_tokens.to_vec() })
     }
 
     /// The text of a conversation. `variables` go to the template beside the usual ones, and win over them.
@@ -122,11 +116,38 @@ impl Template {
         context.push(("tools", Jinja::from(())));
         context.push(("documents", Jinja::from(())));
         context.extend(variables.iter().map(|(name, value)| (name.as_str(), python::to_jinja(value))));
-        let template = self.environment.get_template(NAME).map_err(|e| explain(&e))?;
-        let mut output = Limited(vec![]);
-        template.render_captured_to(Jinja::from_pairs(context), &mut output).map_err(|e| explain(&e))?;
-        Ok(String::from_utf8(output.0)?)
+        let (environment, context) = (self.environment.clone(), Jinja::from_pairs(context));
+        untrusted::run(move || {
+            let template = environment.get_template(NAME).map_err(|e| explain(&e))?;
+            let mut output = Limited(vec![]);
+            template.render_captured_to(context, &mut output).map_err(|e| explain(&e))?;
+            Ok(String::from_utf8(output.0)?)
+        })
+        .map_err(given_up)?
     }
+}
+
+fn compile(source: String) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    environment.set_syntax(syntax);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(python::methods);
+    environment.set_formatter(python::print);
+    environment.set_fuel(Some(FUEL));
+    environment.set_debug(false);
+    environment.add_filter("tojson", python::to_json);
+    environment.add_filter("trim", python::trim);
+    // `{% generation %}` becomes a filter block: same body, same rules for the white space around it.
+    environment.add_filter("generation", |body: Jinja| body);
+    environment.add_function("raise_exception", |state: &State, message: Jinja| -> Result<Jinja, Error> {
+        let message = python::to_str(state, &message)?;
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    environment.add_function("strftime_now", python::strftime_now);
+    environment.add_function("namespace", namespace::namespace);
+    environment.add_template_owned(NAME, source).map_err(|e| explain(&e))?;
+    Ok(environment)
 }
 
 /// A message as transformers hands it over: null fields dropped, reasoning under every name it goes by.
@@ -153,14 +174,18 @@ fn explain(error: &Error) -> anyhow::Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref() {
-            return invalid!("the chat template refuses the conversation: {message}");
+            return invalid!("the chat template refuses the conversation: {message:.1000}");
         }
         cause = current.source();
     }
     let line = error.line().map(|line| format!(" at its line {line}")).unwrap_or_default();
-    let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+    let detail = error.detail().map(|detail| format!(": {detail:.1000}")).unwrap_or_default();
     let hint = if error.kind() == ErrorKind::OutOfFuel { " (it does not seem to end)" } else { "" };
     invalid!("the chat template fails{line}: {}{detail}{hint}", error.kind())
+}
+
+fn given_up(why: untrusted::GivenUp) -> anyhow::Error {
+    invalid!("the chat template cannot be used: {why}")
 }
 
 /// Collects at most OUTPUT_LIMIT bytes.
@@ -181,11 +206,14 @@ impl std::io::Write for Limited {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn try_render(source: &str, messages: Value) -> Result<String> {
+    pub fn try_render(source: &str, messages: Value) -> Result<String> {
         let tokens = [("eos_token".to_string(), "</s>".to_string())];
         Template::new(source, &tokens)?.render(messages.as_array().unwrap(), true, &Map::new())
     }

@@ -137,10 +137,8 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
     spec.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
     spec.logit_softcap = cap("final_logit_softcapping", 30.0)?;
     let pattern = match third {
-        true => match config.size("sliding_window_pattern")? {
-            Some(pattern) => pattern,
-            None => config.size("_sliding_window_pattern")?.unwrap_or(6),
-        },
+        // `_sliding_window_pattern`, which transformers writes, it does not read.
+        true => config.size("sliding_window_pattern")?.unwrap_or(6),
         false => 2,
     };
     let slides = sliding_layers(config, spec.num_hidden_layers, |layer| (layer + 1) % pattern != 0)?;

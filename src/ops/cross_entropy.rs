@@ -5,6 +5,8 @@
 //! gives both. With p the softmax: dlogits = scale · (p − onehot), dh = dlogits W, dW = dlogitsᵀ h. Logits may be
 //! soft-capped before the softmax (Gemma 2), whose slope then joins dlogits. Logits are f32 whatever h and W are.
 
+#![allow(unsafe_code, reason = "matrix products into parts of a buffer")]
+
 use super::fast_math::{exp, vectorised};
 use super::gemm::{Matrix, Weight, product, product_with};
 use super::{fused, output, softcap, values, with_f32};

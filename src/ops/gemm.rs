@@ -1,5 +1,7 @@
 //! Strided f32 matrix products on slices, for kernels that read heads in place or write into parts of a buffer.
 
+#![allow(unsafe_code, reason = "matrix products on strided parts of slices, which tasks write side by side")]
+
 use super::fast_math::vectorised;
 use super::widen::Values;
 use gemm::Parallelism;

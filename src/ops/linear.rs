@@ -3,6 +3,8 @@
 //! Backward: dx = dy W, dW = dyᵀ x, dbias = Σ_n dy. A frozen weight never gets a gradient computed. Transposes are
 //! strides that the GEMM reads; nothing is copied. W and x may be of different types: y and dx have the activations'.
 
+#![allow(unsafe_code, reason = "a matrix product into memory that holds nothing yet")]
+
 use super::gemm::{Matrix, Weight, few_rows, product_with};
 use super::sum::add;
 use super::{fused, values, widen, with_f32};

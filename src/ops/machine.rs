@@ -1,5 +1,7 @@
 //! What this machine's CPU can do: the limits that estimates and benchmarks are held against, measured in place.
 
+#![allow(unsafe_code, reason = "times a matrix product")]
+
 use super::gemm::{Matrix, product};
 use rayon::prelude::*;
 use std::time::Instant;

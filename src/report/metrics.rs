@@ -177,6 +177,7 @@ pub fn peak_memory_bytes() -> u64 {
 }
 
 /// The same where there is no /proc (macOS), or a container's does not tell.
+#[allow(unsafe_code, reason = "a plain C call that only fills in integers")]
 fn peak_memory_from_rusage() -> u64 {
     // SAFETY: all-zero bytes are a valid rusage (plain integers), which getrusage only fills in.
     let (code, usage) = unsafe {

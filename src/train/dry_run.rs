@@ -60,7 +60,7 @@ pub struct Time {
 /// # Errors
 /// Whatever [`super::run`] would refuse in settings, config.json, tokenizer and data.
 pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
-    let files = SetFiles::resolve(&settings.data, quiet)?;
+    let files = SetFiles::resolve(&settings.data, quiet).map_err(data::unusable)?;
     let base = hub::resolve_without_weights(&settings.model.aligned, quiet).context("model.aligned")?;
     let spec = ModelSpec::load(&base.dir)?;
     let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
@@ -71,7 +71,8 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
     };
     let progress = || if quiet { ProgressBar::hidden() } else { progress_bar(0, "tokenising") };
     let Sets { train, validation } =
-        data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)?;
+        data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)
+            .map_err(data::unusable)?;
     let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
     let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let mut steps = epoch(&mut plan, &train.examples);

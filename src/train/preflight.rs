@@ -10,8 +10,9 @@ use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::data::{self, Dataset, Format, SetFiles, Sets};
-use crate::error::{exit_code, listing};
+use crate::data::{self, Dataset, Format, SetFiles, Sets, is_local};
+use crate::ensure_valid;
+use crate::error::{joined, listing};
 use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
@@ -20,8 +21,7 @@ use crate::model::ModelSpec;
 use crate::names::{Targets, resolve_targets};
 use crate::report::{RunRecord, hash_file, progress_bar};
 use crate::tokenizer::Tokenizer;
-use crate::{ensure_valid, invalid};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
@@ -70,14 +70,8 @@ impl Problems {
         result.map_err(|error| self.0.push(error)).ok()
     }
 
-    /// One error for all, the user's to put right if each of them is.
-    fn into_error(mut self) -> anyhow::Error {
-        if self.0.len() == 1 {
-            return self.0.remove(0);
-        }
-        let lines: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
-        let text = format!("training cannot start, {} problems:\n  {}", lines.len(), lines.join("\n  "));
-        if self.0.iter().all(|error| exit_code(error) == 2) { invalid!("{text}") } else { anyhow!(text) }
+    fn note_all<T>(&mut self, result: Result<T, Vec<anyhow::Error>>) -> Option<T> {
+        result.map_err(|errors| self.0.extend(errors)).ok()
     }
 }
 
@@ -100,7 +94,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     let (Some(base), Some(model), Some(sets), Some(direction), true) =
         (sources.base, model, samples, direction, problems.0.is_empty())
     else {
-        return Err(problems.into_error());
+        return Err(joined("training cannot start", problems.0));
     };
     record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
     record.input("model_files", &source(&base), files_hash(&base)?);
@@ -166,7 +160,7 @@ impl Preflight<'_> {
     fn sources(&mut self, kept_direction: bool) -> Sources {
         let Settings { data, asft, model, defence, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
-        let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
+        let data = wanted.then(|| self.problems.note_all(SetFiles::resolve(data, self.quiet))).flatten();
         let alignment = self.problems.note(alignment_file(defence, self.quiet)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
@@ -239,7 +233,7 @@ impl Preflight<'_> {
         };
         let progress = || bar(0, "tokenising", self.quiet);
         let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
-        let sets = self.problems.note(sets)?;
+        let sets = self.problems.note_all(sets)?;
         let alignment = match &sources.alignment {
             Some(file) => {
                 let set = data::load_set(file, options, "", tokenizer.as_ref(), vocab_size, &progress());
@@ -325,11 +319,6 @@ pub fn open_direction(
     let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
     record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
     Ok(directions)
-}
-
-/// What certainly is not to be downloaded.
-fn is_local(source: &str) -> bool {
-    Path::new(source).exists() || source.starts_with(['.', '/'])
 }
 
 /// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may

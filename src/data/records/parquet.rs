@@ -5,15 +5,13 @@
 
 use super::{Place, Record};
 use crate::invalid;
+use crate::untrusted::without_panic;
 use anyhow::Result;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Once;
 
 /// What a Parquet file begins and ends with.
 pub const MAGIC: &[u8; 4] = b"PAR1";
@@ -27,24 +25,6 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     without_panic(|| read_rows(path)).unwrap_or_else(|| {
         Err(invalid!("{}: not a readable Parquet file: it is damaged; make or download it anew", path.display()))
     })
-}
-
-/// The result of `work`, or `None` where it panics; nothing is printed then.
-fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
-    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !SILENT.get() {
-                usual(info);
-            }
-        }));
-    });
-    SILENT.set(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    SILENT.set(false);
-    result.ok()
 }
 
 fn read_rows(path: &Path) -> Result<Vec<Record>> {

@@ -80,6 +80,7 @@ fn windows_follow_each_family_s_rules() {
     let gemma3 = |fields| windows(&parse_with("gemma3_text", fields).unwrap());
     assert_eq!(gemma3(json!({"sliding_window": 8})), [Some(8); 3]);
     assert_eq!(gemma3(json!({"sliding_window": 8, "sliding_window_pattern": 3})), [Some(8), Some(8), None]);
+    assert_eq!(gemma3(json!({"sliding_window": 8, "_sliding_window_pattern": 3})), [Some(8); 3]);
     let types = json!(["full_attention", "sliding_attention", "full_attention"]);
     assert_eq!(gemma3(json!({"sliding_window": 8, "layer_types": types})), [None, Some(8), None]);
     let error = parse_with("gemma2", json!({"layer_types": ["full_attention"]})).unwrap_err().to_string();

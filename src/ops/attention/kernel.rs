@@ -3,6 +3,8 @@
 //! Heads are read in place through GEMM strides. Each task owns its outputs (the backward goes by key head, since the
 //! query heads of a group add to the same dk and dv), so the order of every sum is fixed.
 
+#![allow(unsafe_code, reason = "matrix products of heads read and written in place")]
+
 use super::{Layout, Saved, Shape, Span};
 use crate::ops::fast_math::{exp, vectorised};
 use crate::ops::gemm::{Matrix, dot, product};
