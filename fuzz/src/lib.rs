@@ -15,8 +15,11 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+/// The name of a corpus, and what runs one of its inputs.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 11] = [
+pub const TARGETS: [Target; 11] = [
     ("config", config),
     ("json", json),
     ("table", table),
