@@ -3,7 +3,7 @@
 
 mod support;
 
-use asft::adapter::{Adapter, fresh_modules};
+use asft::adapter::{Adapter, LoraOptions, fresh_modules};
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::data::{Batch, Example, collate};
 use asft::method::{AsftOptions, Penalize};
@@ -93,7 +93,7 @@ fn trainer(
     let mut model = Decoder::load(spec, &checkpoint, (&Device::Cpu, DType::F32), false, &hidden)?;
     let modules = resolve_targets(targets, &spec.linear_modules())?;
     let adapter = Adapter {
-        modules: fresh_modules(spec, &modules, 8, 32.0, 1, &Device::Cpu)?,
+        modules: fresh_modules(spec, &LoraOptions::default().sizes(&modules)?, 1, &Device::Cpu)?,
         use_rslora: false,
         dropout: 0.0,
         base: None,

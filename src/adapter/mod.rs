@@ -5,13 +5,14 @@ mod config;
 mod identity;
 mod merge;
 mod options;
+mod patterns;
 mod peft;
 
 pub use card::{model_card, projected_card};
 pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
-pub use options::LoraOptions;
+pub use options::{LoraOptions, ModuleSize};
 pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, save_changed, write_into};
 
 use crate::invalid;
@@ -113,14 +114,12 @@ impl Adapter {
 /// random stream, so that it does not depend on which other modules are adapted.
 pub fn fresh_modules(
     spec: &ModelSpec,
-    modules: &[String],
-    rank: usize,
-    alpha: f64,
+    sizes: &BTreeMap<String, ModuleSize>,
     seed: u64,
     device: &Device,
 ) -> Result<BTreeMap<String, AdapterModule>> {
     let mut adapters = BTreeMap::new();
-    for module in modules {
+    for (module, &ModuleSize { rank, alpha }) in sizes {
         let (d_out, d_in) =
             module_shape(spec, module).ok_or_else(|| invalid!("{module} is not a linear of this model's blocks"))?;
         let seed = blake3::hash(format!("{seed} {module}").as_bytes());
@@ -129,7 +128,7 @@ pub fn fresh_modules(
         let values: Vec<f32> = (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect();
         let a = Tensor::from_vec(values, (rank, d_in), device)?;
         let b = Tensor::zeros((d_out, rank), candle_core::DType::F32, device)?;
-        adapters.insert(module.clone(), AdapterModule { a, b, alpha });
+        adapters.insert(module.clone(), AdapterModule { a, b, alpha: alpha as f64 });
     }
     Ok(adapters)
 }

@@ -140,7 +140,9 @@ fn override_entries(schema: &Schema, text: &str) -> std::result::Result<Vec<Entr
         return Err(format!("--set {text}: expected key=value, for example --set asft.lambda=0.1"));
     };
     let (key, given) = (key.trim(), given.trim());
-    let path: Vec<String> = key.split('.').map(|part| part.trim().to_string()).collect();
+    let Some(path) = key_path(key) else {
+        return Err(format!("--set {text}: `{key}` is not a key, for example asft.lambda"));
+    };
     let word = Value::String(given.to_string());
     let value = match given.parse::<Value>() {
         // `--set output.dir=2026`: a number where only a string will do is a word that looks like a number.
@@ -160,6 +162,22 @@ fn override_entries(schema: &Schema, text: &str) -> std::result::Result<Vec<Entr
     let mut entries = vec![];
     flatten(schema, path, value, &mut entries, &|_| format!("--set {text}"));
     Ok(entries)
+}
+
+/// The parts of a dotted key, which may be quoted as in TOML: `lora.rank_pattern."layers.0.self_attn.q_proj"`.
+fn key_path(key: &str) -> Option<Vec<String>> {
+    let mut path = vec![];
+    let mut value = match format!("{key} = 0").parse::<Table>() {
+        Ok(table) => Value::Table(table),
+        // A key of bare words is taken as it is, to be compared with those that there are.
+        Err(_) => return (!key.contains('"')).then(|| key.split('.').map(|part| part.trim().to_string()).collect()),
+    };
+    while let Value::Table(table) = value {
+        let (name, inner) = table.into_iter().next()?;
+        path.push(name);
+        value = inner;
+    }
+    Some(path)
 }
 
 /// What is wrong with an entry, if anything is: an unknown key, or a value of the wrong type.
@@ -261,6 +279,7 @@ train = "train.jsonl"
             "model.device=cpu",
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",
+            "lora.loraplus_lr_ratio=16",
             "asft.lambda=0.1",
             "asft.projector=subspace",
             "asft.subspace_energy=0.3333333333333333",
@@ -283,7 +302,14 @@ train = "train.jsonl"
         for key in Schema::of_settings().keys() {
             let (section, name) = key.split_once('.').unwrap();
             let table: Table = text.parse().unwrap();
-            let unset = ["train.warmup_steps", "asft.subspace_rank"].contains(&key.as_str());
+            let unset = [
+                "train.warmup_steps",
+                "asft.subspace_rank",
+                "lora.layers_to_transform",
+                "lora.rank_pattern",
+                "lora.alpha_pattern",
+            ];
+            let unset = unset.contains(&key.as_str());
             assert_eq!(table[section].get(name).is_some(), !unset, "{key} in\n{text}");
         }
     }
@@ -323,6 +349,46 @@ train = "train.jsonl"
         for part in [
             "`data.columns` in --set data.columns=3: expected a table, found integer 3",
             "unknown key `data.columns.a.b`",
+        ] {
+            assert!(message.contains(part), "{part}\nis not in\n{message}");
+        }
+    }
+
+    #[test]
+    fn lists_and_patterns_are_typed() {
+        let text = format!("{MINIMAL}[lora]\nrank_pattern = {{ q_proj = 4, \"layers.0.self_attn.v_proj\" = 2 }}\n");
+        let sets = [
+            "lora.layers_to_transform=[0, 2]",
+            "lora.rank_pattern.\"layers.1.self_attn.v_proj\"=3",
+            "lora.alpha_pattern={q_proj = 8}",
+            "lora.loraplus_lr_ratio=16",
+        ];
+        let lora = Settings::from_toml(&text, "run.toml", &sets.map(String::from)).unwrap().lora;
+        let ranks: Vec<(&str, usize)> = lora.rank_pattern.iter().map(|(key, rank)| (key.as_str(), *rank)).collect();
+        assert_eq!(ranks, [("layers.0.self_attn.v_proj", 2), ("layers.1.self_attn.v_proj", 3), ("q_proj", 4)]);
+        assert_eq!((lora.layers_to_transform, lora.loraplus_lr_ratio), (Some(vec![0, 2]), Some(16.0)));
+        assert_eq!(lora.alpha_pattern["q_proj"], 8);
+        let wrong = [
+            "lora.layers_to_transform=[0, \"1\"]",
+            "lora.layers_to_transform=3",
+            "lora.rank_pattern.q_proj=high",
+            "lora.rank_patern.q_proj=4",
+            "lora.layers_to_transfrom=[1]",
+            "lora.rank_pattern.\"q=3",
+            "train.adam_betas=[0.9, 0.95, 0.99]",
+        ];
+        let message = refusal(&text, &wrong);
+        for part in [
+            "`lora.layers_to_transform` in --set lora.layers_to_transform=[0, \"1\"]: expected a list of whole numbers \
+             of 0 or more, found array [0, \"1\"]",
+            "expected a list of whole numbers of 0 or more, found integer 3",
+            "`lora.rank_pattern.q_proj` in --set lora.rank_pattern.q_proj=high: expected a whole number of 0 or more",
+            "unknown key `lora.rank_patern.q_proj`",
+            "did you mean `lora.rank_pattern`?",
+            "did you mean `lora.layers_to_transform`?",
+            "`lora.rank_pattern.\"q` is not a key",
+            "expected a list of 2 numbers, found array",
+            "7 problems",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");
         }

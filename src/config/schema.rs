@@ -111,7 +111,8 @@ impl Schema {
                 "array" => {
                     let length = schema["maxItems"].as_u64().map_or(String::new(), |length| format!("{length} "));
                     let item = self.expected(&schema["items"]);
-                    Some(format!("a list of {length}{}s", item.trim_start_matches("a ")))
+                    let items = item.trim_start_matches("a ").replacen("number", "numbers", 1);
+                    Some(format!("a list of {length}{}", items.replacen("string", "strings", 1)))
                 }
                 _ => None,
             }));

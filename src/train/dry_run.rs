@@ -6,7 +6,6 @@ use crate::config::Settings;
 use crate::data::{self, Counts, Format, SetFiles, Sets};
 use crate::hub;
 use crate::model::ModelSpec;
-use crate::names::resolve_targets;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
@@ -62,7 +61,7 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
     let files = SetFiles::resolve(&settings.data, quiet)?;
     let base = hub::resolve_without_weights(&settings.model.aligned, quiet).context("model.aligned")?;
     let spec = ModelSpec::load(&base.dir)?;
-    let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+    let targets = settings.lora.targets(&spec).context("lora")?;
     let is_cpu = settings.model.device.open()?.is_cpu();
     let tokenizer = match settings.data.format {
         Format::Tokenized => None,
@@ -75,7 +74,7 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
     let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let steps = epoch(&mut plan, &train.examples);
     let largest = largest(&steps);
-    let estimate = Estimate::new(&spec, settings, &targets);
+    let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
     let data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
     let memory = estimate.memory(largest, data_tokens);
     let work = mean_work(&estimate, &steps);

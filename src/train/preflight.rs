@@ -6,7 +6,7 @@ use super::Method;
 use super::output::{OutputFolder, direction_path};
 use super::resume::Start;
 use super::state::Origin;
-use crate::adapter::{self, Adapter, BaseIdentity};
+use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::data::{self, Format, SetFiles, Sets};
@@ -16,12 +16,13 @@ use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::model::ModelSpec;
-use crate::names::{Targets, resolve_targets};
+use crate::names::Targets;
 use crate::report::{RunRecord, hash_file, progress_bar};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files beside the weights that decide what a model computes and what text becomes.
@@ -181,7 +182,7 @@ impl Preflight<'_> {
     fn open_model(&self, base: &Resolved) -> Result<Model> {
         let spec = ModelSpec::load(&base.dir)?;
         let checkpoint = Checkpoint::open(&base.dir)?;
-        let targets = resolve_targets(&self.settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+        let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open()?;
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
         if self.settings.train.method == Method::Lora {
@@ -210,9 +211,9 @@ impl Preflight<'_> {
                 adapter
             }
             (None, None) => {
-                check_sizes(&model.spec, &model.checkpoint, &model.targets, options.rank)?;
-                let (spec, rank, alpha) = (&model.spec, options.rank, options.alpha as f64);
-                let modules = adapter::fresh_modules(spec, &model.targets, rank, alpha, seed, &model.device)?;
+                let sizes = options.sizes(&model.targets).context("lora")?;
+                check_sizes(&model.spec, &model.checkpoint, &sizes)?;
+                let modules = adapter::fresh_modules(&model.spec, &sizes, seed, &model.device)?;
                 Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
             }
         };
@@ -345,10 +346,10 @@ fn source(model: &Resolved) -> String {
     }
 }
 
-/// Checks before anything is allocated that the targets are as large as config.json says, and `rank` no larger.
-fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], rank: usize) -> Result<()> {
+/// Checks before anything is allocated that the targets are as large as config.json says, and no rank larger.
+fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
     let (mut problems, mut largest) = (vec![], 0);
-    for module in targets {
+    for module in sizes.keys() {
         let name = format!("{module}.weight");
         let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
         match checkpoint.info(&name) {
@@ -358,6 +359,10 @@ fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], ra
         }
     }
     ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
-    ensure_valid!(rank <= largest, "lora.rank is {rank}, beyond the largest side of any targeted weight ({largest})");
+    let rank = sizes.values().map(|size| size.rank).max().unwrap_or(0);
+    ensure_valid!(
+        rank <= largest,
+        "lora.rank or lora.rank_pattern asks for {rank}, beyond the largest side of any targeted weight ({largest})"
+    );
     Ok(())
 }

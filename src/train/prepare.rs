@@ -59,10 +59,12 @@ pub fn prepare(
     let adapter = ready.adapter;
     let penalties = Penalties::new(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
+    let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
+    trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
     let mut prepared = Prepared {
         base: ready.base,
         checkpoint: ready.checkpoint,
-        trainer: Trainer::new(model, penalties, &settings.train, dropout),
+        trainer,
         adapter,
         identity: OnceCell::new(),
         train: ready.sets.train,

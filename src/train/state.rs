@@ -15,8 +15,17 @@ use std::collections::{BTreeMap, BTreeSet};
 const FREE_KEYS: [&str; 3] = ["output.dir", "output.save_every_steps", "output.keep_last"];
 
 /// Settings that a checkpoint's tensors embody.
-const FIXED_KEYS: [&str; 6] =
-    ["train.method", "lora.rank", "lora.alpha", "lora.use_rslora", "lora.target_modules", "lora.init_adapter"];
+const FIXED_KEYS: [&str; 9] = [
+    "train.method",
+    "lora.rank",
+    "lora.alpha",
+    "lora.use_rslora",
+    "lora.target_modules",
+    "lora.layers_to_transform",
+    "lora.rank_pattern",
+    "lora.alpha_pattern",
+    "lora.init_adapter",
+];
 
 /// Where a run stands after a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
