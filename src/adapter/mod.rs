@@ -58,6 +58,25 @@ impl Adapter {
         module.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
+    /// What readers of PEFT adapters that know but one rank and alpha would make of it, where that is wrong.
+    pub fn portability(&self) -> Option<String> {
+        let differ = |of: &dyn Fn(&AdapterModule) -> f64| {
+            let mut values = self.modules.values().map(of);
+            values.next().is_some_and(|first| values.any(|value| value != first))
+        };
+        let (scales, alphas) = (differ(&|module| self.scale(module)), differ(&|module| module.alpha));
+        let readers = match (scales, alphas) {
+            (true, true) => "vLLM (one scale, lora_alpha / r, for all) and llama.cpp (one lora_alpha)",
+            (true, false) => "vLLM (one scale, lora_alpha / r, for all)",
+            (false, true) => "llama.cpp (one lora_alpha for all)",
+            (false, false) => return None,
+        };
+        Some(format!(
+            "the adapter's modules have different ranks or alphas, which {readers} does not read right; for those fold \
+             it into the model (asft merge)"
+        ))
+    }
+
     /// Checks that every module is a linear of the model and has its shape; lists all that are not.
     pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
         let mut problems = vec![];

@@ -113,7 +113,9 @@ fn values(patterns: &BTreeMap<String, usize>, key: &str, general: usize, targets
         let Some((pattern, value)) = matching.next() else { return Ok(general) };
         // PEFT takes the first; a table has no order to rely on.
         match matching.find(|(_, other)| *other != value) {
-            Some((other, _)) => Err(invalid!("{key}: both `{pattern}` and `{other}` match {module}; make one narrower")),
+            Some((other, _)) => {
+                Err(invalid!("{key}: both `{pattern}` and `{other}` match {module}; make one narrower"))
+            }
             None => Ok(value),
         }
     };
