@@ -11,7 +11,7 @@ use crate::method::direction_file::Directions;
 use crate::method::perturb::Perturbation;
 use crate::model::ModelSpec;
 use crate::plot::{self, Picture};
-use crate::report::progress_bar;
+use crate::report::{log, progress_bar};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -57,7 +57,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
     save(&args, &landscape, &perturbation)?;
-    eprintln!("wrote {}", args.out.display());
+    log::info(&format!("wrote {}", args.out.display()), json!({"out": args.out}));
     Ok(())
 }
 

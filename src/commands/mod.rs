@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod landscape;
 pub mod merge;
 pub mod project;
+pub mod report;
 pub mod train;
 
 use crate::adapter::{self, BaseIdentity};

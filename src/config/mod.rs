@@ -12,6 +12,7 @@ use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
+use crate::report::LoggingOptions;
 use crate::train::{OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,4 +33,6 @@ pub struct Settings {
     pub train: TrainOptions,
     /// Where the results go.
     pub output: OutputOptions,
+    /// What is written besides.
+    pub logging: LoggingOptions,
 }

@@ -238,3 +238,12 @@ pub fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
         })
         .collect()
 }
+
+/// In tokens, and in labels and squares wherever these are largest.
+pub fn largest(steps: &[Vec<Micro>]) -> Micro {
+    steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
+        tokens: largest.tokens.max(micro.tokens),
+        label_tokens: largest.label_tokens.max(micro.label_tokens),
+        squares: largest.squares.max(micro.squares),
+    })
+}

@@ -4,6 +4,7 @@ mod checkpoint;
 mod dry_run;
 mod estimate;
 mod export;
+mod fit;
 mod options;
 mod output;
 mod penalties;

@@ -3,16 +3,17 @@
 use super::Method;
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
-use crate::report::{RunRecord, Totals};
+use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const METRICS: &str = "metrics.jsonl";
-const CONFIG: &str = "config.toml";
-const RECORD: &str = "run.json";
+const METRICS: &str = RunFiles::METRICS;
+const CONFIG: &str = RunFiles::CONFIG;
+const RECORD: &str = RunFiles::RECORD;
+const TENSORBOARD: &str = "tensorboard";
 const DIRECTION: &str = "direction.safetensors";
 const CHECKPOINTS: &str = "checkpoints";
 const ADAPTER: &str = "adapter";
@@ -56,6 +57,11 @@ impl OutputFolder {
     /// `run.json`, the last thing that a run writes.
     pub fn record(&self) -> PathBuf {
         self.dir.join(RECORD)
+    }
+
+    /// Where TensorBoard's files go.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.dir.join(TENSORBOARD)
     }
 
     pub fn checkpoints(&self) -> PathBuf {
@@ -127,7 +133,7 @@ impl OutputFolder {
     /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
-        for name in [RECORD, METRICS, CONFIG, CHECKPOINTS, ADAPTER, MODEL] {
+        for name in [RECORD, REPORT, METRICS, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
             remove(&self.dir.join(name))?;
         }
         Ok(())
@@ -136,6 +142,7 @@ impl OutputFolder {
     /// Makes a finished run an unfinished one that is about to go on; its result stays until there is a new one.
     pub fn reopen(&self) -> Result<()> {
         remove_staged(&self.dir)?;
+        remove(&self.dir.join(REPORT))?;
         remove(&self.record())
     }
 
@@ -148,9 +155,13 @@ impl OutputFolder {
         }
     }
 
-    /// Writes what this run was made of and came to.
-    pub fn write_record(&self, record: &RunRecord, totals: &Totals) -> Result<()> {
-        record.write(&self.record(), CONFIG, totals)
+    /// Writes what this run was made of and came to: `report.html`, then `run.json`.
+    pub fn write_record(&self, record: &RunRecord, totals: &Totals, updates: &[UpdateNorm]) -> Result<()> {
+        let record = record.to_json(CONFIG, totals, updates)?;
+        let text = serde_json::to_string_pretty(&record)? + "\n";
+        let page = Page::of(RunFiles { record: Some(record), ..RunFiles::read(&self.dir)? });
+        write_atomic(&self.dir.join(REPORT), |file| Ok(file.write_all(page.to_html().as_bytes())?))?;
+        write_atomic(&self.record(), |file| Ok(file.write_all(text.as_bytes())?))
     }
 
     /// Writes every resolved setting.

@@ -2,8 +2,10 @@
 
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
-use crate::method::{AsftOptions, Factors, Penalty};
+use crate::method::{AsftOptions, Factors, Penalize, Penalty};
 use crate::model::{Decoder, Gradients, Parameters};
+use crate::names::sort_naturally;
+use crate::report::UpdateNorm;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -38,7 +40,8 @@ impl Penalties {
     ) -> Result<Self> {
         let penalty = Penalty::new(options)?;
         let mut modules = BTreeMap::new();
-        if penalty.is_active() {
+        // An adapter's updates cost nothing to keep track of; those of whole weights do.
+        if penalty.is_active() || adapter.is_some() {
             for name in targets {
                 let factors = match directions {
                     Some(directions) if options.needs_direction() => {
@@ -62,6 +65,9 @@ impl Penalties {
     /// The value (λ included); adds its gradients.
     pub fn add_to(&self, parameters: &Parameters, gradients: &mut Gradients) -> Result<f64> {
         let mut value = 0.0;
+        if !self.penalty.is_active() {
+            return Ok(value);
+        }
         let parameter = |name: &str| parameters.get(name).with_context(|| format!("no parameter {name}"));
         for (name, module) in &self.modules {
             let factors = module.factors.as_ref();
@@ -84,6 +90,48 @@ impl Penalties {
             }
         }
         Ok(value)
+    }
+}
+
+impl Penalties {
+    /// ‖ΔW‖_F of each module, and where there is a direction, its two parts: ‖CΔW‖_F and ‖(I − C)ΔW‖_F, in closed form.
+    /// ΔW is what the penalty sees: with `asft.scaled` it counts alpha/rank in.
+    ///
+    /// In full tuning without a penalty there is none: the weights from before training are not kept.
+    pub fn update_norms(&self, options: &AsftOptions, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
+        let part = |penalize| Penalty::new(&AsftOptions { penalize, lambda: 1.0, ..options.clone() });
+        let (whole, parallel, orthogonal) =
+            (part(Penalize::All)?, part(Penalize::Aligned)?, part(Penalize::Orthogonal)?);
+        let value = |name: String| {
+            let parameter = parameters.get(&name).with_context(|| format!("no parameter {name}"));
+            parameter.map(|parameter| parameter.as_detached_tensor())
+        };
+        let mut norms = vec![];
+        let mut names: Vec<String> = self.modules.keys().cloned().collect();
+        sort_naturally(&mut names);
+        for name in &names {
+            let module = &self.modules[name];
+            let factors = module.factors.as_ref();
+            let norm = |penalty: &Penalty| {
+                let square = match &module.update {
+                    Update::Lora { scale } => {
+                        let (a, b) = (value(format!("{name}.lora_A.weight"))?, value(format!("{name}.lora_B.weight"))?);
+                        penalty.lora(factors, &a, &b, *scale)?.value
+                    }
+                    Update::Full { start } => {
+                        penalty.full(factors, &(value(format!("{name}.weight"))? - start)?)?.value
+                    }
+                };
+                Ok::<_, anyhow::Error>(square.max(0.0).sqrt())
+            };
+            norms.push(UpdateNorm {
+                module: name.clone(),
+                norm: norm(&whole)?,
+                parallel: factors.map(|_| norm(&parallel)).transpose()?,
+                orthogonal: factors.map(|_| norm(&orthogonal)).transpose()?,
+            });
+        }
+        Ok(norms)
     }
 }
 

@@ -3,13 +3,14 @@
 //! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
 
 use super::Method;
+use super::fit::{Fit, MachineMemory, fit};
 use super::output::{OutputFolder, direction_path};
 use super::resume::Start;
 use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::data::{self, Format, SetFiles, Sets};
+use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::error::{exit_code, listing};
 use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
@@ -17,11 +18,12 @@ use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::model::ModelSpec;
 use crate::names::Targets;
-use crate::report::{RunRecord, hash_file, progress_bar};
+use crate::report::{RunRecord, hash_file, log, progress_bar};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -80,8 +82,8 @@ impl Problems {
 }
 
 /// Finds and checks all inputs of a run.
-pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quiet: bool) -> Result<Ready> {
-    let mut check = Preflight { settings, start, quiet, problems: Problems::default(), record: RunRecord::start() };
+pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> Result<Ready> {
+    let mut check = Preflight { settings, start, problems: Problems::default(), record: RunRecord::start() };
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
@@ -92,6 +94,9 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     if let Some(model) = &model {
         let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
+    }
+    if let (Some(model), Some(sets)) = (&model, &samples) {
+        check.memory(model, sets);
     }
     let Preflight { problems, mut record, .. } = check;
     let (Some(base), Some(model), Some(sets), Some(direction), true) =
@@ -110,10 +115,6 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
     Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, direction, record })
-}
-
-pub fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
-    if quiet { indicatif::ProgressBar::hidden() } else { progress_bar(len, what) }
 }
 
 /// Whether the direction that the run to resume has computed is still there as it was, from the same model.
@@ -145,23 +146,16 @@ struct Model {
 struct Preflight<'a> {
     settings: &'a Settings,
     start: &'a Start,
-    quiet: bool,
     problems: Problems,
     record: RunRecord,
 }
 
 impl Preflight<'_> {
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            eprintln!("{text}");
-        }
-    }
-
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
         let Settings { data, asft, model, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
-        let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, self.quiet))).flatten();
+        let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, false))).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
         let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
@@ -171,7 +165,7 @@ impl Preflight<'_> {
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
         let wanted = self.problems.0.is_empty() || is_local(source);
-        wanted.then(|| self.problems.note(hub::resolve(source, self.quiet).context(key)))?
+        wanted.then(|| self.problems.note(hub::resolve(source, false).context(key)))?
     }
 
     fn model(&mut self, base: &Resolved) -> Option<Model> {
@@ -187,6 +181,9 @@ impl Preflight<'_> {
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
         if self.settings.train.method == Method::Lora {
             let adapter = self.initial_adapter(&model, base)?;
+            if let Some(warning) = adapter.portability() {
+                log::warn(&warning, Value::Null);
+            }
             model.targets = adapter.modules.keys().cloned().collect();
             model.adapter = Some(adapter);
         }
@@ -203,9 +200,9 @@ impl Preflight<'_> {
         let mut adapter = match (self.start.saved(), &options.init_adapter) {
             (Some(saved), _) => load(&saved.dir)?,
             (None, Some(dir)) => {
-                self.say(&format!(
-                    "continuing {dir}: rank, alpha and target modules are that adapter's, not the config's"
-                ));
+                let text =
+                    format!("continuing {dir}: rank, alpha and target modules are that adapter's, not the config's");
+                log::info(&text, json!({"init_adapter": dir}));
                 let adapter = load(Path::new(dir)).context("lora.init_adapter")?;
                 BaseIdentity::check(Path::new(dir), &adapter, &model.checkpoint).context("lora.init_adapter")?;
                 adapter
@@ -231,27 +228,40 @@ impl Preflight<'_> {
             Format::Tokenized => None,
             _ => Some(self.problems.note(tokenizer(&base.dir, vocab_size))?),
         };
-        let progress = || bar(0, "tokenising", self.quiet);
+        let progress = || progress_bar(0, "tokenising");
         let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
         let sets = self.problems.note(sets)?;
         for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
             let Some(file) = file else { continue };
             self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
-        self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
+        say_counts("train", &files.train.source, &sets.train);
         if let Some(validation) = &sets.validation {
-            let file = files.validation.as_ref().unwrap_or(&files.train);
-            self.say(&format!("validation: {}: {}", file.source, validation.counts));
+            say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
         }
         let context = model.spec.context();
         let beyond = sets.train.examples.iter().filter(|example| example.input_ids.len() > context).count();
         if beyond > 0 {
-            self.say(&format!(
-                "warning: {beyond} training samples are longer than the model's context of {context}; data.max_length \
-                 cuts them"
-            ));
+            let text = format!(
+                "{beyond} training samples are longer than the model's context of {context}; data.max_length cuts them"
+            );
+            log::warn(&text, json!({"samples": beyond, "context": context}));
         }
         Some(sets)
+    }
+
+    /// Whether the machine has the memory, as far as can be told before anything is loaded.
+    fn memory(&mut self, model: &Model, sets: &Sets) {
+        if !model.device.is_cpu() {
+            return;
+        }
+        let Some(machine) = MachineMemory::read() else { return };
+        let fit = fit(self.settings, &model.spec, &model.targets, sets, machine);
+        match self.problems.note(fit) {
+            Some(Fit::Tight(text, fields)) => log::warn(&text, fields),
+            Some(Fit::Fits(text, fields)) => log::debug(&text, fields),
+            None => {}
+        }
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
@@ -261,7 +271,7 @@ impl Preflight<'_> {
             return Some(Direction::NotNeeded);
         }
         if options.direction.is_some() && self.settings.model.unaligned.is_some() {
-            self.say("asft.direction is given: model.unaligned is not read");
+            log::info("asft.direction is given: model.unaligned is not read", Value::Null);
         }
         let file = options.direction.as_ref().map(PathBuf::from).or(kept);
         let found = match (file, &sources.unaligned, &sources.base) {
@@ -304,6 +314,12 @@ pub fn open_direction(
     let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
     record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
     Ok(directions)
+}
+
+fn say_counts(name: &str, source: &str, set: &Dataset) {
+    let counts = set.counts;
+    let fields = json!({"source": source, "samples": set.examples.len(), "tokens": counts.tokens});
+    log::info(&format!("{name}: {source}: {counts}"), fields);
 }
 
 /// What certainly is not to be downloaded.

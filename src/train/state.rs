@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written, and no number.
-const FREE_KEYS: [&str; 3] = ["output.dir", "output.save_every_steps", "output.keep_last"];
+const FREE_KEYS: [&str; 4] = ["output.dir", "output.save_every_steps", "output.keep_last", "logging.tensorboard"];
 
 /// Settings that a checkpoint's tensors embody.
 const FIXED_KEYS: [&str; 9] = [

@@ -53,7 +53,7 @@ pub struct StepOutcome {
 pub struct Trainer {
     pub model: Decoder,
     pub optimizer: AdamW,
-    penalties: Penalties,
+    pub penalties: Penalties,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
