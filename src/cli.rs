@@ -8,6 +8,7 @@ use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
 use crate::report::log::{LogFormat, Verbosity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::path::PathBuf;
 
 /// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
@@ -82,6 +83,14 @@ pub enum Command {
     Landscape(LandscapeArgs),
     /// Write report.html for a run: charts, settings and versions on one page
     Report(ReportArgs),
+    /// Write a commented config for a model
+    Init(InitArgs),
+    /// Print the JSON schema of the config
+    Schema,
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Write a man page for each command
+    Man(ManArgs),
 }
 
 /// A model and how to compute with it.
@@ -375,4 +384,36 @@ pub struct ReportArgs {
     /// Where to write the page instead of RUN_DIR/report.html
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft init Qwen/Qwen2-7B-Instruct
+  asft init ./my-model --out my-model.toml")]
+pub struct InitArgs {
+    /// The model to fine-tune: a folder, or a hub id with an optional @revision
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The config to write; - prints it. Without it, the model's name with .toml
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft completions bash > ~/.local/share/bash-completion/completions/asft
+  asft completions zsh > ~/.zfunc/_asft
+  asft completions fish > ~/.config/fish/completions/asft.fish")]
+pub struct CompletionsArgs {
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft man ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Folder for asft.1, asft-train.1 and so on
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }

@@ -40,6 +40,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Landscape(args) => commands::landscape::run(args),
         Command::Report(args) => commands::report::run(args),
+        Command::Init(args) => commands::init::run(args),
+        Command::Schema => commands::meta::schema(),
+        Command::Completions(args) => commands::meta::completions(args),
+        Command::Man(args) => commands::meta::man(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
