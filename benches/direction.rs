@@ -1,27 +1,81 @@
-//! One module's factors of C at the default tolerance and at a fixed rank, against the product V Vᵀ that any way to them
-//! has to make.
+//! Modules' factors of C at the default tolerance, against the products that any way to certified factors has to make.
+//!
+//! With n the smaller side, m the larger and k directions: V Vᵀ (n × n of m, half of it), Vᵀ U (m × k of n) and
+//! U diag(c) Uᵀ (n × n of k, half of it), the second in f32. One module for each thread, side by side, as `asft direction`
+//! works; the columns after the ratio are shares of the time. `direction -- long` adds a 2 GB pair's usual widths.
 
 mod support;
 
-use asft::method::factorize::{DEFAULT_TOLERANCE, Keep, Setting, factorize};
+use asft::method::factorize::{DEFAULT_TOLERANCE, Keep, Phases, Setting, factorize};
+use asft::ops::machine::best;
 use candle_core::Tensor;
-use faer::Par;
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, Par};
+use rayon::prelude::*;
 use support::{Limits, tensor};
+
+const SHAPES: [(usize, usize); 3] = [(576, 576), (1536, 576), (576, 1536)];
+const LONG: [(usize, usize); 4] = [(2048, 2048), (256, 2048), (5632, 2048), (2048, 5632)];
 
 fn main() -> anyhow::Result<()> {
     asft::memory::keep_freed_buffers();
-    let limits = Limits::measure();
-    for (d_out, d_in) in [(576, 576), (1536, 576), (1024, 4096)] {
+    Limits::measure();
+    println!(
+        "{:<28} {:>5} {:>9} {:>12} {:>6} {:>9} {:>7} {:>8}",
+        "modules side by side", "k", "s", "products, s", "ratio", "products", "eigen", "certify"
+    );
+    let long = std::env::args().any(|argument| argument == "long");
+    for (d_out, d_in) in SHAPES.into_iter().chain(long.then_some(LONG).into_iter().flatten()) {
         for (kind, v) in [("noise", noise(d_out, d_in)?), ("fast decay", decaying(d_out, d_in)?)] {
-            for keep in [Keep::Tolerance(DEFAULT_TOLERANCE), Keep::Rank(32)] {
-                let setting = Setting { keep, memory: usize::MAX, par: Par::rayon(0) };
-                let flops = 2.0 * (d_out * d_in * d_out.min(d_in)) as f64;
-                let name = format!("{d_out} x {d_in} {kind}, {keep:?}");
-                limits.flops(&name, flops, || drop(factorize(&|| Ok(v.clone()), (d_out, d_in), &setting)));
-            }
+            line(&format!("{d_out} x {d_in} {kind}"), &v, (d_out, d_in))?;
         }
     }
     Ok(())
+}
+
+fn line(name: &str, v: &[f32], shape: (usize, usize)) -> anyhow::Result<()> {
+    let setting = Setting { keep: Keep::Tolerance(DEFAULT_TOLERANCE), memory: usize::MAX, par: Par::Seq };
+    let threads = rayon::current_num_threads();
+    let (found, _) = factorize(&|| Ok(v.to_vec()), shape, &setting)?;
+    let mut phases = Phases::default();
+    let seconds = best(|| {
+        let all: Vec<Phases> = (0..threads)
+            .into_par_iter()
+            .map(|_| factorize(&|| Ok(v.to_vec()), shape, &setting).expect("as just now").1)
+            .collect();
+        phases = all[0];
+    });
+    let products = products(shape, found.rank(), threads);
+    let all = phases.read + phases.products + phases.eigen + phases.certify;
+    println!(
+        "{name:<28} {:>5} {seconds:>9.3} {products:>12.3} {:>6.2} {:>8.0}% {:>6.0}% {:>7.0}%",
+        found.rank(),
+        seconds / products,
+        100.0 * phases.products / all,
+        100.0 * phases.eigen / all,
+        100.0 * phases.certify / all
+    );
+    Ok(())
+}
+
+/// Seconds of the products, on every thread at once.
+fn products((d_out, d_in): (usize, usize), k: usize, threads: usize) -> f64 {
+    use BlockStructure::{Rectangular, TriangularLower};
+    let (n, m) = (d_out.min(d_in), d_out.max(d_in));
+    let (v, v_narrow) = (Mat::<f64>::from_fn(n, m, |_, _| 0.5), Mat::<f32>::from_fn(n, m, |_, _| 0.5));
+    let (u, u_narrow) = (Mat::<f64>::from_fn(n, k, |_, _| 0.25), Mat::<f32>::from_fn(n, k, |_, _| 0.25));
+    best(|| {
+        (0..threads).into_par_iter().for_each(|_| {
+            let mut square = Mat::<f64>::zeros(n, n);
+            let mut right = Mat::<f32>::zeros(m, k);
+            for x in [&v, &u] {
+                let (lower, sum, par) = (TriangularLower, Accum::Add, Par::Seq);
+                triangular::matmul(&mut square, lower, sum, x, Rectangular, x.transpose(), Rectangular, 1.0, par);
+            }
+            matmul(&mut right, Accum::Replace, v_narrow.transpose(), &u_narrow, 1.0, Par::Seq);
+        });
+    })
 }
 
 fn noise(d_out: usize, d_in: usize) -> anyhow::Result<Vec<f32>> {

@@ -1,13 +1,21 @@
-//! The penalty's value and gradients in closed form, against the literal formula on the same numbers.
+//! The penalty's value and gradients in closed form, against the literal formula on the same numbers; then all of a
+//! model's, once per optimizer step, beside the time of the step without it.
 
 mod support;
 
 use asft::method::direction_file::DirectionFactors;
-use asft::method::{AsftOptions, Factors, Penalty};
+use asft::method::{AsftOptions, Factors, Penalize, Penalty};
+use asft::model::Gradients;
+use asft::names::Targets;
+use asft::ops::machine::best;
+use asft::train::Penalties;
 use candle_core::{DType, Device, Tensor};
+use support::model::{adapted, adapter, batch, directions, list, random_model, trainer};
 use support::{Limits, tensor};
 
 const RANK: usize = 8;
+/// What SmolLM2-135M keeps of 576 directions at the default tolerance: 359.
+const DEFAULT_SHARE: f64 = 359.0 / 576.0;
 
 fn main() -> anyhow::Result<()> {
     asft::memory::keep_freed_buffers();
@@ -34,6 +42,41 @@ fn main() -> anyhow::Result<()> {
         // (I - C) (B A), and for the gradient (I - C) of that; then its products with A and B.
         let literal = 2.0 * (2 * d_out * d_out * d_in + 3 * d_out * d_in * RANK) as f64;
         limits.flops(&format!("{name}: literal"), literal, || drop(literal_penalty(&complement, &a, &b)));
+    }
+    shares()
+}
+
+/// The penalty of SmolLM2-135M's shape, taken by itself, as a share of a step of 4 × 256 tokens.
+fn shares() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let spec = random_model(dir.path())?;
+    let batch = [batch(spec.vocab_size, 4, 256)];
+    println!("\n{:<44} {:>12} {:>12} {:>8}", "a step of 4 x 256 tokens", "step, ms", "penalty, ms", "share");
+    for (targets, name) in [(list(&["q_proj", "v_proj"]), "q, v"), (Targets::AllLinear, "all linears")] {
+        let step = {
+            let mut trainer = trainer(dir.path(), &spec, &targets, false, Penalize::None)?;
+            best(|| {
+                trainer.step(0, &batch, 1e-4).expect("a step of finite numbers");
+            })
+        };
+        let (modules, adapter) = adapter(&spec, &targets)?;
+        let model = adapted(dir.path(), &spec, &adapter)?;
+        for (share, kept) in [(1.0, "every direction"), (DEFAULT_SHARE, "a default direction")] {
+            let directions = directions(&dir.path().join("direction.safetensors"), &spec, &modules, share)?;
+            let options = AsftOptions::default();
+            let penalties = Penalties::new(&options, &modules, Some(&directions), Some(&adapter), &model)?;
+            let penalty = best(|| {
+                let mut gradients = Gradients::default();
+                penalties.add_to(model.parameters(), &mut gradients).expect("a penalty of finite numbers");
+            });
+            println!(
+                "{:<44} {:>12.0} {:>12.2} {:>7.2}%",
+                format!("{name}, {kept}"),
+                step * 1e3,
+                penalty * 1e3,
+                100.0 * penalty / step
+            );
+        }
     }
     Ok(())
 }

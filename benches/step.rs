@@ -1,36 +1,39 @@
 //! A full training step of a model of SmolLM2-135M's shape with random weights, against the GEMM rate, and against the
 //! time of its own matrix products alone: the same shapes, every layer's own weights, nothing else.
+//!
+//! `step -- scaling` takes one sequence of growing length instead, and says what of the time is matrix products, what
+//! attention and what the rest, each measured by itself, and what memory the step needed.
 
 mod support;
 
-use asft::adapter::{Adapter, LoraOptions, fresh_modules};
-use asft::checkpoint::{Checkpoint, save_tensors};
-use asft::data::{Batch, Example, collate};
-use asft::method::{AsftOptions, Penalize};
-use asft::model::{Decoder, ModelSpec};
-use asft::names::{Targets, resolve_targets};
+use asft::method::Penalize;
+use asft::model::ModelSpec;
+use asft::names::Targets;
+use asft::ops::attention::{self, Layout, Shape};
 use asft::ops::linear;
 use asft::ops::machine::best;
-use asft::train::{Penalties, TrainOptions, Trainer};
-use candle_core::{DType, Device, Tensor};
-use indicatif::ProgressBar;
+use asft::report::peak_memory_bytes;
+use candle_core::Tensor;
 use std::path::Path;
+use support::model::{batch, list, random_model, trainer};
 use support::{Limits, tensor};
 
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true,
-    "rms_norm_eps": 1e-5}"#;
 const BATCH: usize = 4;
 const LENGTH: usize = 256;
+/// Tokens of a sequence, ascending, as a process's peak memory never falls.
+const LENGTHS: [usize; 5] = [128, 256, 512, 1024, 2048];
 
 fn main() -> anyhow::Result<()> {
     asft::memory::keep_freed_buffers();
     let limits = Limits::measure();
     let dir = tempfile::tempdir()?;
     let spec = random_model(dir.path())?;
-    let batch = [batch(spec.vocab_size)];
-    let products = products(&spec)?;
+    if std::env::args().any(|argument| argument == "scaling") {
+        return scaling(dir.path(), &spec);
+    }
+    let batch = [batch(spec.vocab_size, BATCH, LENGTH)];
     let tokens = BATCH * LENGTH;
+    let products = products(&spec, tokens)?;
     let linears: usize = shapes(&spec).iter().map(|(d_out, d_in)| d_out * d_in).sum();
     println!(
         "{BATCH} x {LENGTH} tokens; the products of a forward and a backward pass alone: {:.0} ms\n",
@@ -56,67 +59,15 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(names: &[&str]) -> Targets {
-    Targets::List(names.iter().map(ToString::to_string).collect())
-}
-
-/// A checkpoint with random weights.
-fn random_model(dir: &Path) -> anyhow::Result<ModelSpec> {
-    std::fs::write(dir.join("config.json"), CONFIG)?;
-    let spec = ModelSpec::load(dir)?;
-    let weights = spec.tensors().into_iter().enumerate().map(|(seed, (name, shape))| {
-        let scale = if shape.len() == 1 { 1.0 } else { 0.03 };
-        Ok((name, (tensor(&shape, seed as u64 + 1) * scale)?))
-    });
-    save_tensors(&dir.join("model.safetensors"), &weights.collect::<anyhow::Result<_>>()?)?;
-    Ok(spec)
-}
-
-fn batch(vocab_size: usize) -> Batch {
-    let sample = |row: usize| {
-        let input_ids: Vec<u32> = (0..LENGTH).map(|i| ((row * LENGTH + i) * 7919 % vocab_size) as u32).collect();
-        Example { labels: input_ids.iter().map(|&id| i64::from(id)).collect(), input_ids }
-    };
-    let samples: Vec<Example> = (0..BATCH).map(sample).collect();
-    collate(&samples)
-}
-
-fn trainer(
-    dir: &Path,
-    spec: &ModelSpec,
-    targets: &Targets,
-    checkpointing: bool,
-    penalize: Penalize,
-) -> anyhow::Result<Trainer> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let hidden = ProgressBar::hidden();
-    let mut model = Decoder::load(spec, &checkpoint, (&Device::Cpu, DType::F32), false, &hidden)?;
-    let modules = resolve_targets(targets, &spec.linear_modules())?;
-    let adapter = Adapter {
-        modules: fresh_modules(spec, &LoraOptions::default().sizes(&modules)?, 1, &Device::Cpu)?,
-        use_rslora: false,
-        dropout: 0.0,
-        base: None,
-        revision: None,
-    };
-    let (loras, parameters) = adapter.trainable()?;
-    model.attach(loras, parameters)?;
-    let asft = AsftOptions { penalize, ..Default::default() };
-    let penalties = Penalties::new(&asft, &modules, None, Some(&adapter), &model)?;
-    let options = TrainOptions { gradient_checkpointing: checkpointing, ..Default::default() };
-    Ok(Trainer::new(model, penalties, &options, false))
-}
-
 /// (d_out, d_in) of every linear of the blocks.
 fn shapes(spec: &ModelSpec) -> Vec<(usize, usize)> {
     spec.linear_modules().iter().filter_map(|module| asft::adapter::module_shape(spec, module)).collect()
 }
 
 /// Seconds of one forward and one input-gradient product for every linear and for the head.
-fn products(spec: &ModelSpec) -> anyhow::Result<f64> {
+fn products(spec: &ModelSpec, tokens: usize) -> anyhow::Result<f64> {
     let mut all = shapes(spec);
     all.push((spec.vocab_size, spec.hidden_size));
-    let tokens = BATCH * LENGTH;
     let operands: Vec<[Tensor; 3]> = all
         .iter()
         .map(|&(d_out, d_in)| [tensor(&[d_out, d_in], 1), tensor(&[tokens, d_in], 2), tensor(&[tokens, d_out], 3)])
@@ -127,4 +78,54 @@ fn products(spec: &ModelSpec) -> anyhow::Result<f64> {
             drop(linear::backward_input(dy, weight));
         }
     }))
+}
+
+/// Seconds of every layer's attention over one sequence, forward and backward.
+fn attentions(spec: &ModelSpec, length: usize) -> anyhow::Result<f64> {
+    let (heads, kv_heads, head_dim) = (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim);
+    let shape = Shape { heads, kv_heads, head_dim, scale: spec.attention_scale, window: None, cap: None };
+    let layout = Layout::new(&[length]);
+    let (q, dy) = (tensor(&[length, heads * head_dim], 1), tensor(&[length, heads * head_dim], 2));
+    let (k, v) = (tensor(&[length, kv_heads * head_dim], 3), tensor(&[length, kv_heads * head_dim], 4));
+    let saved = attention::forward(&q, &k, &v, shape, &layout)?.1;
+    let one = best(|| {
+        drop(attention::forward(&q, &k, &v, shape, &layout));
+        drop(attention::backward(&saved, &dy, shape, &layout));
+    });
+    Ok(one * spec.num_hidden_layers as f64)
+}
+
+/// A step of LoRA on q, v over one sequence, by its length.
+fn scaling(dir: &Path, spec: &ModelSpec) -> anyhow::Result<()> {
+    let mut trainer = trainer(dir, spec, &list(&["q_proj", "v_proj"]), false, Penalize::None)?;
+    let steps = LENGTHS.map(|length| {
+        let batch = [batch(spec.vocab_size, 1, length)];
+        let seconds = best(|| {
+            trainer.step(0, &batch, 1e-4).expect("a step of finite numbers");
+        });
+        (length, seconds, peak_memory_bytes() as f64)
+    });
+    drop(trainer);
+    println!(
+        "{:>7} {:>9} {:>9} {:>13} {:>15} {:>12} {:>9} {:>15}",
+        "tokens", "step, ms", "ms/token", "products, ms", "attention, ms", "rest, ms", "peak, GB", "more, MB/token"
+    );
+    let mut before: Option<(usize, f64)> = None;
+    for (length, seconds, peak) in steps {
+        let (products, attention) = (products(spec, length)?, attentions(spec, length)?);
+        let part = |part: f64| format!("{:.0} ({:.0}%)", part * 1e3, 100.0 * part / seconds);
+        let more = before.map(|(shorter, less)| format!("{:.2}", (peak - less) / 1e6 / (length - shorter) as f64));
+        println!(
+            "{length:>7} {:>9.0} {:>9.3} {:>13} {:>15} {:>12} {:>9.2} {:>15}",
+            seconds * 1e3,
+            seconds * 1e3 / length as f64,
+            part(products),
+            part(attention),
+            part(seconds - products - attention),
+            peak / 1e9,
+            more.unwrap_or_default()
+        );
+        before = Some((length, peak));
+    }
+    Ok(())
 }

@@ -1,14 +1,15 @@
 //! Command-line arguments as typed. What they resolve to is the commands' business.
 
+mod meta;
 mod tools;
 
-pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg};
+pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs};
+pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg, UnitArg};
 
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
 use crate::report::log::{LogFormat, Verbosity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
 use std::path::PathBuf;
 
 /// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
@@ -75,11 +76,13 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
+    /// Train and measure several defences side by side: one table and one figure
+    Compare(CompareArgs),
     /// Project an adapter onto the alignment direction where it leaves it (Safe LoRA)
     Project(ProjectArgs),
     /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
     Inspect(InspectArgs),
-    /// Draw the safety basin: losses as the model is moved along the alignment direction and across it
+    /// Draw the safety basin: harmful score, accuracy or loss as the model is moved along the alignment direction and across it
     Landscape(LandscapeArgs),
     /// Write report.html for a run: charts, settings and versions on one page
     Report(ReportArgs),
@@ -375,45 +378,20 @@ pub struct MergeArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:
-  asft report runs/tiny")]
-pub struct ReportArgs {
-    /// A run's output folder, finished or not
-    #[arg(value_name = "RUN_DIR")]
-    pub run: PathBuf,
-    /// Where to write the page instead of RUN_DIR/report.html
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-}
-
-#[derive(Args)]
 #[command(after_help = "Examples:
-  asft init Qwen/Qwen2-7B-Instruct
-  asft init ./my-model --out my-model.toml")]
-pub struct InitArgs {
-    /// The model to fine-tune: a folder, or a hub id with an optional @revision
-    #[arg(value_name = "MODEL")]
-    pub model: String,
-    /// The config to write; - prints it. Without it, the model's name with .toml
+  asft compare --config configs/sandbox-compare.toml
+  asft compare --config compare.toml --report --json")]
+pub struct CompareArgs {
+    /// The comparison (TOML): base config, suite of evaluations, methods with their settings, seeds
     #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-}
-
-#[derive(Args)]
-#[command(after_help = "Examples:
-  asft completions bash > ~/.local/share/bash-completion/completions/asft
-  asft completions zsh > ~/.zfunc/_asft
-  asft completions fish > ~/.config/fish/completions/asft.fish")]
-pub struct CompletionsArgs {
-    #[arg(value_name = "SHELL")]
-    pub shell: Shell,
-}
-
-#[derive(Args)]
-#[command(after_help = "Example:
-  asft man ~/.local/share/man/man1")]
-pub struct ManArgs {
-    /// Folder for asft.1, asft-train.1 and so on
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
+    pub config: PathBuf,
+    /// List the runs and stop
+    #[arg(long)]
+    pub list: bool,
+    /// Show the results that are there; train nothing
+    #[arg(long, conflicts_with = "list")]
+    pub report: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -7,6 +7,7 @@
 //! | [`cli`] | arguments as typed |
 //! | [`commands`] | one file per command: load, call, write |
 //! | [`config`] | TOML and `--set` overrides to validated settings |
+//! | [`compare`] | defences side by side: runs, results, their summary |
 //! | [`train`] | preflight, prepare, plan, step, run, checkpoint, resume, export |
 //! | [`eval`] | what a model is worth, and what its neighbours in weight space are |
 //! | [`method`] | AsFT itself: the direction V, the factors of C, the penalty; Safe LoRA, shares of an update, moves along V |
@@ -21,6 +22,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod error;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Train(args) => return commands::train::run(args),
+        Command::Compare(args) => return commands::compare::run(args),
         Command::Direction(args) => commands::direction::run(args),
         Command::Data(args) => commands::data::run(args),
         Command::Eval(args) => commands::eval::run(args),

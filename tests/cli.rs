@@ -1,4 +1,4 @@
-//! The binary as a user runs it: the README's first command, and one clear error for each kind of bad input.
+//! The binary as a user runs it: a whole run, and one clear error for each kind of bad input.
 
 mod common;
 

@@ -3,7 +3,9 @@
 
 use asft::method::direction_file::DirectionFactors;
 use asft::method::factorize::{Keep, Setting, factorize};
-use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, aligned_share};
+use asft::method::{
+    AsftOptions, Factors, Penalize, Penalty, Projector, aligned_share, random_direction, random_right_basis,
+};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -12,17 +14,23 @@ use std::path::PathBuf;
 const TOLERANCE: f64 = 1e-5;
 
 fn direction(v: &Tensor) -> DirectionFactors {
+    signed_direction(v, Keep::Tolerance(0.0)).0
+}
+
+/// V's direction and its right singular vectors.
+fn signed_direction(v: &Tensor, keep: Keep) -> (DirectionFactors, Tensor) {
     let (d_out, d_in) = v.dims2().unwrap();
     let values: Vec<f32> = v.flatten_all().unwrap().to_vec1().unwrap();
-    let setting = Setting { keep: Keep::Tolerance(0.0), memory: usize::MAX, par: faer::Par::Seq };
+    let setting = Setting { keep, memory: usize::MAX, par: faer::Par::Seq };
     let found = factorize(&|| Ok(values.clone()), (d_out, d_in), &setting).unwrap().0;
     let k = found.rank();
-    DirectionFactors {
+    let direction = DirectionFactors {
         basis: Tensor::from_vec(found.basis, (d_out, k), &Device::Cpu).unwrap(),
         eigenvalues: Tensor::from_vec(found.eigenvalues, k, &Device::Cpu).unwrap(),
         v_norm: found.v_norm,
         residual: found.residual,
-    }
+    };
+    (direction, Tensor::from_vec(found.right_basis, (d_in, k), &Device::Cpu).unwrap())
 }
 
 fn scalar(x: &Tensor) -> f64 {
@@ -56,7 +64,7 @@ fn options(case: &Value, index: &Value) -> AsftOptions {
         other => panic!("projector {other}"),
     };
     AsftOptions {
-        lambda: index["lambda"].as_f64().unwrap(),
+        lambda: index["lambda"].as_f64().unwrap().into(),
         penalize: serde_json::from_value(case["penalize"].clone()).unwrap(),
         projector,
         subspace_rank: rank,
@@ -133,7 +141,7 @@ fn larger_layers_meet_the_literal_formula() {
             (Penalize::None, (&eye * 0.0).unwrap()),
         ] {
             for scaled in [false, true] {
-                let options = AsftOptions { lambda: 1.3, penalize, scaled, ..Default::default() };
+                let options = AsftOptions { lambda: 1.3.into(), penalize, scaled, ..Default::default() };
                 let factors = Factors::new(&options, &direction, &device).unwrap();
                 let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
                 let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
@@ -200,4 +208,149 @@ fn a_file_truncated_too_far_for_the_subspace_is_refused() {
         let error = Factors::new(&options, &direction, &device).unwrap_err();
         assert_eq!(asft::error::exit_code(&error), 2);
     }
+}
+
+fn random(rows: usize, columns: usize, scale: f64) -> Tensor {
+    (Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap() * scale).unwrap()
+}
+
+fn wide(x: &Tensor) -> Tensor {
+    x.to_dtype(DType::F64).unwrap()
+}
+
+/// ⟨x, y⟩ in f64.
+fn inner(x: &Tensor, y: &Tensor) -> f64 {
+    scalar(&(wide(x) * wide(y)).unwrap().sum_all().unwrap())
+}
+
+/// Value and gradient by ΔW (f64) of weight · (‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²), with every matrix formed.
+fn literal_signed(v: &Tensor, delta: &Tensor, weight: f64) -> (f64, Tensor) {
+    let (v, delta) = (wide(v), wide(delta));
+    let c = (v.matmul(&v.t().unwrap()).unwrap() / norm(&v)).unwrap();
+    let kept = (&delta - c.matmul(&delta).unwrap()).unwrap();
+    let by_delta = (&kept - c.matmul(&kept).unwrap()).unwrap();
+    let along = (inner(&delta, &v) / norm(&v)).min(0.0);
+    let by_sign = (&v * (along / norm(&v))).unwrap();
+    let gradient = ((by_delta + by_sign).unwrap() * (2.0 * weight)).unwrap();
+    (weight * (norm(&kept).powi(2) + along * along), gradient)
+}
+
+#[test]
+fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
+    let device = Device::Cpu;
+    for (d_out, d_in, r) in [(40, 72, 4), (72, 40, 8), (48, 64, 1)] {
+        let v = random(d_out, d_in, 0.02);
+        let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+        let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+        let along = v.matmul(&a.t().unwrap()).unwrap();
+        let along = (&along * (norm(&b) / norm(&along))).unwrap();
+        for (turn, scaled) in [(1.0, false), (-1.0, false), (-1.0, true)] {
+            let options =
+                AsftOptions { lambda: 1.3.into(), penalize: Penalize::OrthogonalReverse, scaled, ..Default::default() };
+            let penalty = Penalty::new(&options).unwrap();
+            let factors = Factors::new(&options, &direction, &device).unwrap().with_sign(&direction, &right).unwrap();
+            // Well with V for turn = 1, well against it for −1: ⟨V Aᵀ A, V⟩ is positive.
+            let b = (&b + (&along * (2.0 * turn)).unwrap()).unwrap();
+            let delta = b.matmul(&a).unwrap();
+            let term = penalty.lora(Some(&factors), &a, &b, 4.0).unwrap();
+            let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
+            let (value, by_delta) = literal_signed(&v, &wide(&b).matmul(&wide(&a)).unwrap(), weight);
+            let what = format!("[{d_out}, {d_in}] {turn} {scaled}");
+            assert_value(&what, term.value, value);
+            assert_near(&what, &term.grad_a, &wide(&b).t().unwrap().matmul(&by_delta).unwrap());
+            assert_near(&what, &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
+            let plain = AsftOptions { penalize: Penalize::Orthogonal, ..options.clone() };
+            let plain = Penalty::new(&plain).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+            assert_eq!(term.value > plain.value, turn < 0.0, "{what}");
+            if !scaled {
+                let full = penalty.full(Some(&factors), &delta).unwrap();
+                assert_value(&what, full.value, value);
+                assert_near(&what, &full.grad, &by_delta);
+            }
+            let shares = factors.shares(&a, &b).unwrap();
+            let cosine = inner(&delta, &v) / norm(&delta) / norm(&v);
+            assert!((shares.signed.unwrap() - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
+            let full = factors.full_shares(&delta).unwrap();
+            for (one, other) in [
+                (shares.norm, norm(&delta)),
+                (full.norm, shares.norm),
+                (full.aligned, shares.aligned),
+                (full.orthogonal, shares.orthogonal),
+                (full.signed.unwrap(), cosine),
+            ] {
+                assert!((one - other).abs() < 1e-5 * other.abs(), "{what}: {shares:?} {full:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_signed_gradient_equals_finite_differences() {
+    let (d_out, d_in, r) = (12, 20, 3);
+    let v = random(d_out, d_in, 0.5);
+    let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let options = AsftOptions { lambda: 0.7.into(), penalize: Penalize::OrthogonalReverse, ..Default::default() };
+    let penalty = Penalty::new(&options).unwrap();
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let (a, b) = (random(r, d_in, 1.0), random(d_out, r, 1.0));
+    let against = v.matmul(&a.t().unwrap()).unwrap();
+    let b = (&b - (&against * (2.0 * norm(&b) / norm(&against))).unwrap()).unwrap();
+    let value = |a: &Tensor, b: &Tensor| penalty.lora(Some(&factors), a, b, 1.0).unwrap().value;
+    let term = penalty.lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let h = 1e-2;
+    for (x, gradient, of_a) in [(&a, &term.grad_a, true), (&b, &term.grad_b, false)] {
+        // Along the gradient, where the difference stands out from rounding.
+        let step = (gradient * (h / norm(gradient))).unwrap();
+        let (up, down) = ((x + &step).unwrap(), (x - &step).unwrap());
+        let difference = if of_a { value(&up, &b) - value(&down, &b) } else { value(&a, &up) - value(&a, &down) };
+        let expected = 2.0 * inner(gradient, &step);
+        assert!((difference / expected - 1.0).abs() < 1e-3, "{difference} {expected}");
+    }
+}
+
+#[test]
+fn a_truncated_direction_misses_no_more_of_v_than_stated() {
+    let (d_out, d_in) = (64, 80);
+    let v = random(d_out, d_in, 0.02);
+    let (direction, right) = signed_direction(&v, Keep::Rank(20));
+    let options = AsftOptions { penalize: Penalize::OrthogonalReverse, ..Default::default() };
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let kept: f32 = direction.eigenvalues.sum_all().unwrap().to_scalar().unwrap();
+    let bound = (1.0 - f64::from(kept / direction.v_norm)).sqrt();
+    assert!(bound > 0.3, "{bound}");
+    for _ in 0..20 {
+        let delta = (random(d_out, d_in, 0.01) - (&v * 0.1).unwrap()).unwrap();
+        let found = factors.full_shares(&delta).unwrap().signed.unwrap();
+        let exact = inner(&delta, &v) / norm(&delta) / norm(&v);
+        assert!((found - exact).abs() <= bound, "{found} {exact} {bound}");
+    }
+    // Without the right singular vectors there is no sign.
+    let unsigned = Factors::new(&options, &direction, &Device::Cpu).unwrap();
+    let error = Penalty::new(&options).unwrap().full(Some(&unsigned), &v).err().unwrap();
+    assert!(error.to_string().contains("right singular vectors"), "{error}");
+}
+
+#[test]
+fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
+    let (d_out, d_in, r) = (64, 80, 4);
+    let v = random(d_out, d_in, 0.5);
+    let (stored, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let direction = random_direction(&stored, "m", 3).unwrap();
+    let right = random_right_basis(&right, "m", 3).unwrap();
+    let spectrum = (wide(&stored.eigenvalues) * f64::from(stored.v_norm)).unwrap().sqrt().unwrap();
+    let other = wide(&direction.basis).broadcast_mul(&spectrum).unwrap().matmul(&wide(&right).t().unwrap()).unwrap();
+    assert!((norm(&other) / norm(&v) - 1.0).abs() < 1e-5);
+    assert!(inner(&other, &v).abs() < 0.1 * norm(&v).powi(2), "{}", inner(&other, &v));
+    let options = AsftOptions {
+        lambda: 1.3.into(),
+        penalize: Penalize::OrthogonalReverse,
+        projector: Projector::Random,
+        ..Default::default()
+    };
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+    let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let (value, by_delta) = literal_signed(&other, &wide(&b).matmul(&wide(&a)).unwrap(), 1.3);
+    assert_value("random", term.value, value);
+    assert_near("random", &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
 }

@@ -215,6 +215,17 @@ fn moved_along_v(alpha: f64, out: &Path) {
     save_tensors(&out.join("model.safetensors"), &tensors).unwrap();
 }
 
+/// The tiny aligned model with the unaligned one's block linears.
+fn unaligned_linears(out: &Path) -> PathBuf {
+    moved_along_v(0.0, out);
+    let open = |side: &str| Checkpoint::open(&PathBuf::from("tests/tiny").join(side)).unwrap();
+    let (aligned, unaligned) = (open("aligned"), open("unaligned"));
+    let pick = |name: &str| if name.contains("_proj.") { &unaligned } else { &aligned };
+    let tensor = |name: &str| (name.to_string(), pick(name).tensor(name, DType::F32, &Device::Cpu).unwrap());
+    save_tensors(&out.join("model.safetensors"), &aligned.names().map(tensor).collect()).unwrap();
+    out.to_path_buf()
+}
+
 #[test]
 fn a_landscape_is_what_moved_models_measure() {
     let (scratch, direction) = tiny_direction();
@@ -250,6 +261,18 @@ fn a_landscape_is_what_moved_models_measure() {
         // The grid's middle row is that curve.
         assert_eq!(found["grid"]["values"][0][1][i], along["values"][0][i]);
     }
+    // In norms of V, the unaligned model is at -1, and nothing of the tiny pair differs but what the direction holds.
+    let out = scratch.path().join("d");
+    let model =
+        ["landscape", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--unit", "direction"];
+    let plan = ["--range", "1", "--points", "3", "--grid", "0", "--repeats", "1"];
+    let (_scratch, whole) =
+        with_direction(Path::new("tests/tiny/aligned"), Path::new("tests/tiny/unaligned"), "all-linear");
+    asft(&model).args(plan).arg("--direction").arg(&whole).arg("--out").arg(&out).assert().success();
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(out.join("landscape.json")).unwrap()).unwrap();
+    assert_eq!(record["unaligned_at"]["farthest"], -1.0);
+    let expected = eval(&unaligned_linears(&scratch.path().join("unaligned")));
+    near("the unaligned model", &record["landscape"]["curves"][0]["values"][0][0], expected);
 }
 
 /// Asserts exit code 2 and one `error:` line with all of `needles`.
@@ -302,6 +325,32 @@ fn adapters_and_directions_that_do_not_fit_are_refused() {
     };
     save_tensors(&copy.join("adapter_model.safetensors"), &weights.into_iter().map(damage).collect()).unwrap();
     both(&copy, &direction, &["layers.1.self_attn.q_proj.lora_B.weight holds values that are not finite"]);
+}
+
+/// A model against itself: no direction, so nothing is projected, judged or moved along.
+#[test]
+fn without_a_direction_nothing_is_claimed() {
+    let model = fixture("llama_gqa").join("model");
+    let (scratch, direction) = with_direction(&model, &model, ALL);
+    let (source, out) = (fixture("llama_gqa").join("adapter"), scratch.path().join("out"));
+    let paths = ["--json", "--adapter", text(&source), "--direction", text(&direction)];
+    let report = json(&[&["project"][..], &paths, &["--threshold", "1", "--out", text(&out)]].concat());
+    assert_eq!(report["projected"], 0);
+    let load = |dir: &Path| adapter::load(dir, &Device::Cpu).unwrap();
+    let (before, after) = (load(&source), load(&out));
+    assert!(before.modules.iter().all(|(name, module)| to_vec(&module.b) == to_vec(&after.modules[name].b)));
+    let report = json(&[&["inspect"][..], &paths].concat());
+    assert!(report["verdict"].as_str().unwrap().starts_with("nothing to judge"));
+    let first = &report["modules"][0];
+    assert!(first["norm"].as_f64().unwrap() > 0.0 && first["aligned"].is_null() && first["signed"].is_null());
+    let (_scratch, nowhere) =
+        with_direction(Path::new("tests/tiny/aligned"), Path::new("tests/tiny/aligned"), "q_proj");
+    let basin = scratch.path().join("basin");
+    let landscape = ["landscape", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"];
+    refused(
+        &[&landscape[..], &["--direction", text(&nowhere), "--out", text(&basin)]].concat(),
+        &["V = 0 in every module"],
+    );
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn lora_trainer(case: &str, checkpointing: bool) -> (Trainer, Adapter) {
     let with_penalty = case == "llama_gqa";
     let directions = with_penalty.then(|| directions(scratch.path()));
     let asft = if with_penalty {
-        AsftOptions { lambda: 0.5, ..Default::default() }
+        AsftOptions { lambda: 0.5.into(), ..Default::default() }
     } else {
         AsftOptions { penalize: Penalize::None, ..Default::default() }
     };
@@ -116,7 +116,7 @@ fn ten_full_steps_equal_transformers() {
         .into_iter()
         .filter(|module| module.ends_with("q_proj") || module.ends_with("v_proj"))
         .collect();
-    let asft = AsftOptions { lambda: 0.5, ..Default::default() };
+    let asft = AsftOptions { lambda: 0.5.into(), ..Default::default() };
     let penalties = Penalties::new(&asft, &targets, Some(&directions(scratch.path())), None, &model).unwrap();
     let mut trainer = Trainer::new(model, penalties, &options(1e-3, 0.0, true), false);
     let outcomes = ten_steps(&mut trainer, &batches(case, 4), 1e-3);

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every benchmark uses a part")]
 
+pub mod model;
+
 use asft::ops::machine::{best, copy_rate, gemm_rate};
 use candle_core::{Device, Tensor};
 

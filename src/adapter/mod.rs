@@ -1,5 +1,6 @@
 //! LoRA adapters: in memory, as PEFT folders, and merged into their base.
 
+mod base;
 mod card;
 mod config;
 mod identity;
@@ -8,6 +9,7 @@ mod options;
 mod patterns;
 mod peft;
 
+pub use base::Base;
 pub use card::{model_card, projected_card};
 pub use config::PeftConfig;
 pub use identity::BaseIdentity;

@@ -77,41 +77,49 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+pub enum UnitArg {
+    /// The norm of each module's weight
+    Weight,
+    /// The norm of each module's V: along V, -1 is the unaligned model
+    Direction,
+}
+
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft landscape --model tests/tiny/aligned --direction runs/tiny/direction.safetensors --data tests/tiny/train.jsonl --out basin
-  asft landscape --model ./chat --direction d.safetensors --data task=agnews.json --data chat=alpaca.json --samples 32 --out basin")]
+  asft landscape --model ./chat --direction d.safetensors --suite suite.toml --points 11 --repeats 2 --grid 0 --out basin")]
 pub struct LandscapeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Direction file of the model, from `asft direction`
     #[arg(long, value_name = "FILE")]
     pub direction: PathBuf,
-    /// Samples whose mean loss is measured, as for `asft eval`; may be repeated. The label stands in the pictures (the
-    /// file's name without one)
-    #[arg(long, value_name = "[LABEL=]FILE|ID", required = true)]
+    /// A TOML file of evaluations, as for `asft eval`: harmful score, accuracy, loss
+    #[arg(long, value_name = "FILE", required_unless_present = "data")]
+    pub suite: Option<PathBuf>,
+    /// Samples whose mean loss is measured; may be repeated. The label stands in the pictures (the file's name without
+    /// one)
+    #[arg(long, value_name = "[LABEL=]FILE|ID")]
     pub data: Vec<String>,
-    /// Layout of the records
+    /// Layout of the records of --data
     #[arg(long, value_enum, default_value_t = FormatArg::Alpaca)]
     pub format: FormatArg,
-    /// Where the datasets have a field of the format, such as instruction=question; may be repeated
-    #[arg(long, value_name = "FIELD=COLUMN")]
-    pub column: Vec<String>,
-    /// "tokenizer" for the tokenizer's own chat template, or what else `asft eval --template` takes
-    #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
-    pub template: String,
-    /// Longest sample, in tokens; longer ones are cut
-    #[arg(long, default_value_t = 2048)]
-    pub max_length: usize,
-    /// Samples computed at once
-    #[arg(long, default_value_t = 8)]
-    pub batch_size: usize,
-    /// Use the first N samples of each dataset
+    /// Only the first records of --data
     #[arg(long, value_name = "N")]
-    pub samples: Option<usize>,
-    /// Largest step either way, in norms of each module's weight
-    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
-    pub range: f64,
+    pub limit: Option<usize>,
+    /// Longest sample of --data, in tokens; longer ones are cut (2048)
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Samples computed at once
+    #[arg(long, default_value_t = 16)]
+    pub batch_size: usize,
+    /// What a step of 1 is long
+    #[arg(long, value_enum, default_value_t = UnitArg::Weight)]
+    pub unit: UnitArg,
+    /// Largest step either way (0.5 norms of the weight, or 3 of the direction)
+    #[arg(long, value_name = "ALPHA")]
+    pub range: Option<f64>,
     /// Points of a curve, from -range to +range; odd, so that the model itself is one
     #[arg(long, value_name = "N", default_value_t = 21)]
     pub points: usize,

@@ -29,6 +29,9 @@ pub fn run(args: DataArgs) -> Result<()> {
     }
     let mut out = stdout().lock();
     writeln!(out, "training samples\n{}", Summary::of(&sets.train))?;
+    for mixed in &sets.train.mixed {
+        writeln!(out, "{mixed}")?;
+    }
     if let Some(validation) = &sets.validation {
         writeln!(out, "validation samples\n{}", Summary::of(validation))?;
     }

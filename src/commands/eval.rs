@@ -1,6 +1,6 @@
 //! `asft eval`
 
-use super::{Base, print};
+use super::{load_base, print};
 use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{Columns, Format, PROMPT_FIELDS};
@@ -34,7 +34,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => evaluations(&args)?,
     };
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
-    let mut base = Base::load(&args.base, &adapters)?;
+    let mut base = load_base(&args.base, &adapters)?;
     let compute = (&base.model.device().clone(), args.base.dtype.into());
     let prepared = Prepared::new(&evaluations, &base.dir, base.model.spec(), compute)?;
     let mut rows = vec![];

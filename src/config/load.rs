@@ -195,7 +195,11 @@ fn problem_of(schema: &Schema, entry: &Entry) -> Option<String> {
             entry.value.type_str(),
             entry.value
         )),
-        Some(_) => None,
+        Some(wanted) => {
+            let (unknown, known) = schema.unknown_inside(wanted, &entry.value)?;
+            let hint = nearest(&unknown, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            Some(format!("unknown key `{unknown}` in an item of `{key}` in {place}{hint}"))
+        }
     }
 }
 
@@ -280,10 +284,13 @@ train = "train.jsonl"
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",
             "lora.loraplus_lr_ratio=16",
-            "asft.lambda=0.1",
+            "asft.lambda=auto",
+            "asft.max_orthogonal=0.01",
             "asft.projector=subspace",
             "asft.subspace_energy=0.3333333333333333",
             "asft.direction=d.safetensors",
+            "defence.kind=lisa",
+            "defence.alignment_data=safe.jsonl",
             "data.validation=0.05",
             "data.format=chat",
             "data.columns.messages=turns",
@@ -293,6 +300,8 @@ train = "train.jsonl"
             "train.schedule=step",
             "output.eval_every_steps=3",
             "output.save_every_steps=5",
+            "output.log_modules_every=10",
+            "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
             "train.patience=4",
         ];
         let settings = with(&everything).unwrap();
@@ -326,7 +335,7 @@ train = "train.jsonl"
             "train.batch_size=4",
         ])
         .unwrap();
-        assert_eq!(settings.asft.lambda, 1.0);
+        assert_eq!(settings.asft.lambda, 1.0.into());
         assert_eq!(settings.data.train, "a.jsonl");
         assert_eq!(settings.output.dir, "2026");
         assert_eq!(settings.lora.target_modules, Targets::List(vec!["q_proj".into(), "o_proj".into()]));
@@ -404,7 +413,7 @@ train = "train.jsonl"
     #[test]
     fn every_unknown_key_is_listed_with_line_and_suggestion() {
         let text = "[model]\naligned = \"a\"\n\n[train]\nlearnig_rate = 1e-4\nlambda = 2.0\n[lorra]\nrank = 4\n";
-        let message = refusal(text, &["asft.lamda=3", "rank=4", "zzz.qqq=1"]);
+        let message = refusal(text, &["asft.lamda=3", "rank=4", "zzz.qqq=1", "data.mix=[{file=\"a\", shar=1}]"]);
         for part in [
             "unknown key `train.learnig_rate` in run.toml:5; did you mean `train.learning_rate`?",
             "unknown key `train.lambda` in run.toml:6; did you mean `asft.lambda`?",
@@ -412,16 +421,17 @@ train = "train.jsonl"
             "unknown key `asft.lamda` in --set asft.lamda=3; did you mean `asft.lambda`?",
             "unknown key `rank` in --set rank=4; did you mean `lora.rank`?",
             "unknown key `zzz.qqq` in --set zzz.qqq=1",
+            "unknown key `shar` in an item of `data.mix` in --set data.mix=[{file=\"a\", shar=1}]; did you mean `share`?",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");
         }
-        assert!(message.contains("6 problems"), "{message}");
+        assert!(message.contains("7 problems"), "{message}");
     }
 
     #[test]
     fn a_wrong_type_names_key_line_expected_and_found() {
         let text = "[train]\nbatch_size = \"8\"\nadam_betas = [0.9]\nseed = -1\nepochs = true\nschedule = \"cosin\"\n";
-        let message = refusal(text, &["model.dtype=int8", "lora=3"]);
+        let message = refusal(text, &["model.dtype=int8", "lora=3", "asft.lambda=automatic"]);
         for part in [
             "wrong type for `train.batch_size` in run.toml:2: expected a whole number of 0 or more, found string \"8\"",
             "`train.adam_betas` in run.toml:3: expected a list of 2 numbers, found array [0.9]",
@@ -429,6 +439,7 @@ train = "train.jsonl"
             "`train.epochs` in run.toml:5: expected a number, found boolean true",
             "expected \"cosine\", \"linear\", \"constant\" or \"step\", found string \"cosin\"",
             "`model.dtype` in --set model.dtype=int8: expected \"f32\", \"bf16\" or \"f16\", found",
+            "`asft.lambda` in --set asft.lambda=automatic: expected a number or \"auto\", found string",
             "`lora` in --set lora=3: expected a table, found integer 3",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");

@@ -15,7 +15,7 @@ use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
 use crate::report::LoggingOptions;
-use crate::train::{OutputOptions, TrainOptions};
+use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ pub struct Settings {
     pub lora: LoraOptions,
     /// What the penalty shrinks, and how much.
     pub asft: AsftOptions,
+    /// Defences beside the penalty.
+    pub defence: DefenceOptions,
     /// Where the samples come from and how they become label tokens.
     pub data: DataOptions,
     /// How long and how fast to train.
@@ -45,5 +47,14 @@ impl Settings {
         let mut schema = schema::Schema::of_settings().into_json();
         schema["title"] = "Config of an asft training run".into();
         schema
+    }
+}
+
+impl Settings {
+    /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.
+    pub fn uses_direction(&self) -> bool {
+        let penalty = self.asft.is_active() && self.asft.needs_direction();
+        let has_one = self.asft.direction.is_some() || self.model.unaligned.is_some();
+        penalty || (has_one && self.output.log_modules_every.is_some())
     }
 }

@@ -107,6 +107,18 @@ impl Schema {
         })
     }
 
+    /// The first key of a table in the list `value` that the list's `schema` has none of, and those that it has.
+    pub fn unknown_inside<'a>(
+        &'a self,
+        schema: &'a Json,
+        value: &Value,
+    ) -> Option<(String, impl Iterator<Item = &'a str>)> {
+        let known = self.properties(self.resolve(schema).get("items")?)?;
+        let mut keys = value.as_array()?.iter().filter_map(Value::as_table).flat_map(|table| table.keys());
+        let unknown = keys.find(|key| !known.contains_key(*key))?;
+        Some((unknown.clone(), known.keys().map(String::as_str)))
+    }
+
     /// What `schema` asks for, in words.
     pub fn expected(&self, schema: &Json) -> String {
         let mut words: Vec<String> = vec![];

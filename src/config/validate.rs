@@ -1,9 +1,9 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot say.
 
 use super::Settings;
-use crate::data::Validation;
+use crate::data::{Format, Mix, Validation};
 use crate::names::Targets;
-use crate::train::Method;
+use crate::train::{Defence, Method};
 
 /// Everything that is wrong with the settings, a line each.
 pub fn problems(settings: &Settings) -> Vec<String> {
@@ -11,6 +11,7 @@ pub fn problems(settings: &Settings) -> Vec<String> {
     required(settings, &mut found);
     lora(settings, &mut found);
     asft(settings, &mut found);
+    defence(settings, &mut found);
     data(settings, &mut found);
     output(settings, &mut found);
     train(settings, &mut found);
@@ -109,12 +110,43 @@ fn asft(settings: &Settings, found: &mut Problems) {
     );
 }
 
+fn defence(settings: &Settings, found: &mut Problems) {
+    let defence = &settings.defence;
+    let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
+    found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
+    found.unless(
+        defence.kind != Defence::ConstrainedSft || settings.train.method == Method::Lora,
+        "`defence.kind = \"constrained_sft\"` needs `train.method = \"lora\"`: its reference is the model without adapter",
+    );
+    let is_lisa = defence.kind == Defence::Lisa;
+    let (named, empty) = (&defence.alignment_data, Some(String::new()));
+    found.unless(
+        !is_lisa || (named.is_some() && *named != empty),
+        "`defence.kind = \"lisa\"` needs `defence.alignment_data`: a file of safety samples",
+    );
+    found
+        .unless(is_lisa || named.is_none(), "`defence.alignment_data` has no effect without `defence.kind = \"lisa\"`");
+    found.at_least_one("defence.alignment_steps", defence.alignment_steps);
+    found.at_least_one("defence.finetune_steps", defence.finetune_steps);
+    found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
+    let after = defence.proximal_after;
+    found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
+}
+
 fn data(settings: &Settings, found: &mut Problems) {
     let data = &settings.data;
     found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
     if let Some(problem) = data.columns.problem(data.format.fields()) {
         found.0.push(format!("`data.columns`: {problem}"));
     }
+    if let Some(problem) = Mix::problem(&data.mix) {
+        found.0.push(format!("`data.mix`: {problem}"));
+    }
+    let without_user = matches!(data.format, Format::Text | Format::Tokenized);
+    found.unless(
+        !without_user || data.mix.iter().all(|mix| mix.prefix.is_empty()),
+        "`data.mix`: a `prefix` goes before the user's message, which this `data.format` has none of",
+    );
     found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
     match &data.validation {
         Some(Validation::Share(share)) => {
@@ -131,8 +163,10 @@ fn output(settings: &Settings, found: &mut Problems) {
         found.at_least_one("output.eval_every_steps", steps);
         found.unless(data.validation.is_some(), "`output.eval_every_steps` needs `data.validation`");
     }
-    if let Some(steps) = output.save_every_steps {
-        found.at_least_one("output.save_every_steps", steps);
+    for (key, steps) in
+        [("output.save_every_steps", output.save_every_steps), ("output.log_modules_every", output.log_modules_every)]
+    {
+        steps.into_iter().for_each(|steps| found.at_least_one(key, steps));
     }
     found.at_least_one("output.keep_last", output.keep_last);
     found.unless(!output.save_best || data.validation.is_some(), "`output.save_best` needs `data.validation`");
@@ -211,11 +245,15 @@ mod tests {
             (s.lora.rank, s.lora.alpha, s.lora.dropout, s.lora.target_modules) = (0, 0, 1.0, none);
         };
         check(change, &lora);
-        check(|s| (s.asft.lambda, s.data.max_length) = (f64::INFINITY, 1), &["asft.lambda", "data.max_length"]);
+        check(|s| (s.asft.lambda, s.data.max_length) = (f64::INFINITY.into(), 1), &["asft.lambda", "data.max_length"]);
         check(|s| (s.train.epochs, s.train.learning_rate) = (0.0, f64::NAN), &["train.epochs", "train.learning_rate"]);
         check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
         check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);
         check(|s| s.data.validation = Some(Validation::Share(1.0)), &["data.validation"]);
+        let mix = |prefix: &str| vec![Mix { file: "a".into(), prefix: prefix.into(), ..Mix::default() }];
+        check(|s| s.data.mix = vec![Mix::default()], &["`data.mix`: item 1 needs a `file`"]);
+        check(|s| (s.data.mix, s.data.format) = (mix(""), Format::Text), &[]);
+        check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of"]);
         check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);
     }
 
@@ -249,5 +287,10 @@ mod tests {
         };
         check(full, &["lora.init_adapter", "asft.scaled"]);
         check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
+        let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Method::Full, Defence::ConstrainedSft);
+        check(full, &["constrained_sft"]);
+        check(|s| s.defence.kind = Defence::Lisa, &["needs `defence.alignment_data`"]);
+        check(|s| s.defence.alignment_data = Some("a".to_string()), &["`defence.alignment_data` has no effect"]);
+        check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }
 }

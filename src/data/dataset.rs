@@ -5,7 +5,7 @@ use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
 use super::records::{self, Place, Record};
 use super::template::Template;
-use super::{DataOptions, Example, Format, Overlong, epoch_order};
+use super::{DataOptions, Example, Format, Mixed, Overlong, epoch_order};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -56,8 +56,10 @@ impl fmt::Display for Counts {
 pub struct Dataset {
     pub path: PathBuf,
     pub examples: Vec<Example>,
-    /// Where each sample stands in the file.
+    /// Where each sample stands in its file.
     pub places: Vec<Place>,
+    /// What of the samples comes from other files.
+    pub mixed: Vec<Mixed>,
     pub counts: Counts,
 }
 
@@ -65,7 +67,9 @@ impl Dataset {
     /// `FILE:line` of a sample, for messages.
     pub fn origin(&self, index: usize) -> String {
         let place = self.places.get(index).map(Place::to_string).unwrap_or_default();
-        format!("{}{place}", self.path.display())
+        let other = self.mixed.iter().rev().find(|mixed| index >= mixed.first);
+        let path = other.map_or(&self.path, |mixed| &mixed.path);
+        format!("{}{place}", path.display())
     }
 }
 
@@ -75,11 +79,25 @@ impl Dataset {
 /// An unreadable, malformed or empty file; a record that does not fit the format; a sample without label tokens
 /// (unless allowed); nothing left. The error is that of the first bad record in file order.
 pub fn load(path: &Path, options: &DataOptions, tokenizer: &Tokenizer, progress: &ProgressBar) -> Result<Dataset> {
+    load_prefixed(path, options, "", tokenizer, progress)
+}
+
+/// As [`load`], with `prefix` before each sample's first user message or prompt.
+///
+/// # Errors
+/// As [`load`]; a sample without a user message or prompt, unless the prefix is empty.
+pub fn load_prefixed(
+    path: &Path,
+    options: &DataOptions,
+    prefix: &str,
+    tokenizer: &Tokenizer,
+    progress: &ProgressBar,
+) -> Result<Dataset> {
     let template = match options.format {
         Format::Alpaca | Format::Chat | Format::Sharegpt => Some(Template::load(&options.template, tokenizer)?),
         Format::PromptCompletion | Format::Text | Format::Tokenized => None,
     };
-    let encoder = Encoder { format: options.format, columns: &options.columns, tokenizer, template };
+    let encoder = Encoder { format: options.format, columns: &options.columns, prefix, tokenizer, template };
     load_with(path, options, progress, |record| encoder.encode(record))
 }
 
@@ -106,7 +124,7 @@ fn load_with(
     let records = records::read(path)?;
     progress.set_length(records.len() as u64);
     let counts = Counts { records: records.len(), ..Counts::default() };
-    let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], counts };
+    let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };
     for chunk in records.chunks(CHUNK) {
         let encoded: Vec<Result<Example>> =
             chunk.par_iter().map(|record| encode(record).inspect(|_| progress.inc(1))).collect();
@@ -186,7 +204,10 @@ pub fn split_validation(dataset: Dataset, share: f64, seed: u64) -> Result<(Data
             *flag = true;
         }
     }
-    let part = || Dataset { path: dataset.path.clone(), examples: vec![], places: vec![], counts: Counts::default() };
+    let part = || {
+        let (path, counts) = (dataset.path.clone(), Counts::default());
+        Dataset { path, examples: vec![], places: vec![], mixed: vec![], counts }
+    };
     let (mut train, mut validation) = (part(), part());
     for ((example, place), held_out) in dataset.examples.into_iter().zip(dataset.places).zip(is_held_out) {
         let part = if held_out { &mut validation } else { &mut train };

@@ -22,6 +22,8 @@ use serde_json::{Map, Value, json};
 pub struct Encoder<'a> {
     pub format: Format,
     pub columns: &'a Columns,
+    /// Put before the first user message, or the prompt.
+    pub prefix: &'a str,
     pub tokenizer: &'a Tokenizer,
     pub template: Option<Template>,
 }
@@ -34,22 +36,31 @@ impl Encoder<'_> {
     pub fn encode(&self, record: &Record) -> Result<Example> {
         let fields = &Fields::new(record, self.columns);
         match self.format {
-            Format::Alpaca => self.conversation(&alpaca_messages(fields)?, &fields.pick(&ALPACA_VARIABLES)?),
-            Format::Chat => self.conversation(&chat_messages(fields)?, &tools(fields)?),
-            Format::Sharegpt => self.conversation(&sharegpt::messages(fields)?, &tools(fields)?),
+            Format::Alpaca => {
+                let mut variables = fields.pick(&ALPACA_VARIABLES)?;
+                if let Some(Value::String(instruction)) = variables.get_mut("instruction") {
+                    instruction.insert_str(0, self.prefix);
+                }
+                self.conversation(alpaca_messages(fields)?, &variables)
+            }
+            Format::Chat => self.conversation(chat_messages(fields)?, &tools(fields)?),
+            Format::Sharegpt => self.conversation(sharegpt::messages(fields)?, &tools(fields)?),
             Format::PromptCompletion => self.prompt_completion(fields),
             Format::Text => self.text(fields),
             Format::Tokenized => tokenized(fields, self.tokenizer.vocab_size()),
         }
     }
 
-    fn conversation(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<Example> {
+    fn conversation(&self, mut messages: Vec<Value>, variables: &Map<String, Value>) -> Result<Example> {
+        if !self.prefix.is_empty() {
+            put_before_user(&mut messages, self.prefix)?;
+        }
         let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
-        conversation::encode(messages, variables, template, self.tokenizer)
+        conversation::encode(&messages, variables, template, self.tokenizer)
     }
 
     fn prompt_completion(&self, fields: &Fields) -> Result<Example> {
-        let (prompt, completion) = (fields.text("prompt")?, fields.text("completion")?);
+        let (prompt, completion) = (format!("{}{}", self.prefix, fields.text("prompt")?), fields.text("completion")?);
         let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
         // The tokenizer's own beginning of text is no completion, its own end of text is.
@@ -65,6 +76,7 @@ impl Encoder<'_> {
     }
 
     fn text(&self, fields: &Fields) -> Result<Example> {
+        ensure_valid!(self.prefix.is_empty(), "plain text has no user message to put a prefix before");
         let mut input_ids = self.tokenizer.encode(fields.text("text")?, true)?;
         self.end_with_eos(&mut input_ids)?;
         let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
@@ -83,6 +95,20 @@ impl Encoder<'_> {
         }
         Ok(())
     }
+}
+
+/// Puts `prefix` before the first user message.
+///
+/// # Errors
+/// No user message, or one whose content is no text.
+fn put_before_user(messages: &mut [Value], prefix: &str) -> Result<()> {
+    let user = messages.iter_mut().find(|message| message.get("role").and_then(Value::as_str) == Some("user"));
+    let user = user.ok_or_else(|| invalid!("there is no user message to put the prefix before"))?;
+    match user.get_mut("content") {
+        Some(Value::String(content)) => content.insert_str(0, prefix),
+        _ => return Err(invalid!("the first user message has no text to put the prefix before")),
+    }
+    Ok(())
 }
 
 /// What a template sees of an alpaca record beside the messages, where it has them.

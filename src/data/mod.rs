@@ -6,6 +6,7 @@ mod dataset;
 mod examples;
 mod fields;
 mod highlight;
+mod mix;
 mod options;
 mod prompts;
 mod python;
@@ -16,13 +17,14 @@ mod summary;
 mod template;
 
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
-pub use dataset::{Counts, Dataset, check_ids, load, load_tokenized, split_validation};
+pub use dataset::{Counts, Dataset, check_ids, load, load_prefixed, load_tokenized, split_validation};
 pub use fields::Columns;
 pub use highlight::{Marks, highlight};
+pub use mix::{Mix, Mixed, mix};
 pub use options::{DataOptions, Format, Overlong, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use records::Place;
-pub use sets::{SetFiles, Sets, load_sets};
+pub use sets::{SetFiles, Sets, load_set, load_sets};
 pub use summary::Summary;
 pub use template::Template;
 

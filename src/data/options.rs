@@ -1,6 +1,6 @@
 //! `[data]` of the config: where the samples come from and how they become label tokens.
 
-use super::Columns;
+use super::{Columns, Mix};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,10 @@ pub struct DataOptions {
     /// Where the dataset has the format's fields, if by other names: `{ instruction = "question" }`.
     #[serde(skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
+    /// Other files whose samples are added to those of `train`: `[{ file = "safe.jsonl", share = 0.1 }]`, with `count`
+    /// for a number in place of `share`, and `prefix` for text before the user's message.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<Mix>,
     /// Held-out samples: a share of the training file (0 to 1), or a file or hub dataset in the same format.
     pub validation: Option<Validation>,
     /// `tokenizer` for the tokenizer's own chat template; `asft-sst2`, `asft-agnews`, `asft-gsm8k` or `asft-alpaca` for
@@ -94,6 +98,7 @@ impl Default for DataOptions {
             train: String::new(),
             format: Format::default(),
             columns: Columns::default(),
+            mix: vec![],
             validation: None,
             template: "tokenizer".to_string(),
             max_length: 2048,

@@ -2,45 +2,58 @@
 //!
 //! What is measured is a [`Gauge`]'s business; where, a [`Plan`]'s; how the weights move, a [`Perturbation`]'s.
 
-use super::mean_loss;
-use crate::data::Example;
+use super::{Outcome, Prepared, Value};
 use crate::method::perturb::{Axis, Perturbation, Ray};
 use crate::model::Decoder;
+use crate::report::log;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A number that a gauge gives for a model.
-#[derive(Clone, Debug, Serialize)]
+/// What a number is of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Quantity {
     pub name: String,
     pub unit: &'static str,
 }
 
-/// Anything that turns a model into numbers.
+/// Anything that turns a model into numbers, as many for every model.
 pub trait Gauge {
-    /// What [`Gauge::measure`] gives, in its order.
-    fn quantities(&self) -> Vec<Quantity>;
-    fn measure(&self, model: &Decoder) -> Result<Vec<f64>>;
+    fn measure(&self, model: &Decoder) -> Result<Vec<(Quantity, f64)>>;
 }
 
-/// Mean loss on a dataset.
-pub struct LossGauge {
-    pub label: String,
-    pub examples: Vec<Example>,
+/// An evaluation as `asft eval` runs it.
+pub struct EvalGauge {
+    pub prepared: Prepared,
     pub batch_size: usize,
 }
 
-impl Gauge for LossGauge {
-    fn quantities(&self) -> Vec<Quantity> {
-        vec![Quantity { name: format!("{}: loss", self.label), unit: "nats per label token" }]
-    }
-
-    fn measure(&self, model: &Decoder) -> Result<Vec<f64>> {
-        Ok(vec![mean_loss(model, &self.examples, self.batch_size, &ProgressBar::hidden())?.loss])
+impl Gauge for EvalGauge {
+    fn measure(&self, model: &Decoder) -> Result<Vec<(Quantity, f64)>> {
+        let outcomes = self.prepared.measure_with(model, self.batch_size, &ProgressBar::hidden)?;
+        Ok(outcomes.iter().flat_map(readings).collect())
     }
 }
+
+/// What an evaluation is about, which comes first, and its other rates.
+fn readings(outcome: &Outcome) -> Vec<(Quantity, f64)> {
+    let mut readings = vec![];
+    for (i, (key, value)) in outcome.values.iter().enumerate() {
+        let (unit, number) = match value {
+            Value::Rate(rate) => (PERCENT, 100.0 * rate.share()),
+            Value::Number(number) if i == 0 => ("nats per label token", *number),
+            Value::Number(_) | Value::Count(_) => continue,
+        };
+        let key = key.replace('_', " ");
+        let name = if key == outcome.title { key } else { format!("{}: {key}", outcome.title) };
+        readings.push((Quantity { name, unit }, number));
+    }
+    readings
+}
+
+/// The unit of rates.
+pub const PERCENT: &str = "%";
 
 /// Where a landscape is measured.
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +135,10 @@ fn key(place: &[(Ray, f64)]) -> Key {
 
 /// Measures everywhere that the plan says, and leaves the model as it was.
 ///
+/// A model that was moved too far gives no finite numbers; its place stays empty.
+///
 /// # Errors
-/// A value of the model itself, unmoved, that is not finite.
+/// What a gauge cannot measure of the model itself, unmoved.
 pub fn explore(
     model: &mut Decoder,
     perturbation: &Perturbation,
@@ -131,25 +146,25 @@ pub fn explore(
     plan: &Plan,
     progress: &ProgressBar,
 ) -> Result<Landscape> {
+    let itself = gauges.iter().map(|gauge| gauge.measure(model)).collect::<Result<Vec<_>>>()?;
+    let quantities: Vec<Quantity> = itself.iter().flatten().map(|(quantity, _)| quantity.clone()).collect();
     let places = plan.places();
     progress.set_length(places.len() as u64);
     let mut found: BTreeMap<Key, Vec<Option<f64>>> = BTreeMap::new();
-    // The model itself comes first: its key is the empty one.
     for (key, place) in places {
-        perturbation.apply(model, &place)?;
         let mut values = vec![];
-        for gauge in gauges {
-            values.extend(gauge.measure(model)?.into_iter().map(|value| value.is_finite().then_some(value)));
-        }
-        if place.is_empty() && values.contains(&None) {
-            model.refuse_damaged_weights()?;
-            anyhow::bail!("what is measured of the model itself is not finite");
+        if place.is_empty() {
+            values.extend(itself.iter().flatten().map(|(_, value)| Some(*value)));
+        } else {
+            perturbation.apply(model, &place)?;
+            for (gauge, known) in gauges.iter().zip(&itself) {
+                values.extend(moved_values(gauge.as_ref(), model, known.len()));
+            }
         }
         found.insert(key, values);
         progress.inc(1);
     }
     perturbation.apply(model, &[])?;
-    let quantities: Vec<Quantity> = gauges.iter().flat_map(|gauge| gauge.quantities()).collect();
     let value = |place: &[(Ray, f64)], quantity: usize| -> Result<Option<f64>> {
         let values = found.get(&key(place)).context("a place that was not measured")?;
         values.get(quantity).copied().context("a gauge gave fewer values than it named")
@@ -170,6 +185,18 @@ pub fn explore(
         anyhow::Ok(Grid { x: ALIGNED, y: ACROSS, steps: side.clone(), values })
     });
     Ok(Landscape { grid: grid.transpose()?, quantities, steps: steps.clone(), curves })
+}
+
+/// The values of a model that was moved, none where they are not finite. A gauge that could measure the model itself fails
+/// for that reason only; it is shown all the same.
+fn moved_values(gauge: &dyn Gauge, model: &Decoder, count: usize) -> Vec<Option<f64>> {
+    match gauge.measure(model) {
+        Ok(readings) => readings.into_iter().map(|(_, value)| value.is_finite().then_some(value)).collect(),
+        Err(error) => {
+            log::warn(&format!("a place stays empty: {error:#}"), serde_json::Value::Null);
+            vec![None; count]
+        }
+    }
 }
 
 #[cfg(test)]

@@ -74,10 +74,20 @@ impl Prepared {
     /// # Errors
     /// A loss or logits that are not finite.
     pub fn measure(&self, model: &Decoder, batch_size: usize) -> Result<Vec<Outcome>> {
+        self.measure_with(model, batch_size, &|| progress_bar(0, "evaluating"))
+    }
+
+    /// As [`Prepared::measure`], with a bar of `bar`'s for each evaluation.
+    pub fn measure_with(
+        &self,
+        model: &Decoder,
+        batch_size: usize,
+        bar: &dyn Fn() -> ProgressBar,
+    ) -> Result<Vec<Outcome>> {
         self.evaluations
             .iter()
             .map(|(evaluation, work)| {
-                let progress = progress_bar(0, "evaluating");
+                let progress = bar();
                 let tokenizer = self.tokenizer.as_ref();
                 let run = Run { evaluation, model, tokenizer, batch_size, progress: &progress };
                 let mut outcome = match work {

@@ -1,4 +1,5 @@
-//! What a model is worth: its loss on held-out samples, what it answers, and how its neighbours in weight space do.
+//! What a model is worth: its loss on held-out samples, and what it answers; and that of its neighbours in weight
+//! space.
 
 mod accuracy;
 mod answers;

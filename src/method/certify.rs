@@ -14,10 +14,11 @@
 //! d_out > d_in: for any X [d_in, k], with D = V − U Xᵀ,
 //!     V Vᵀ / f − U diag(c) Uᵀ = (D Dᵀ + U (D X)ᵀ + (D X) Uᵀ) / f + U (XᵀX / f − diag(c)) Uᵀ,
 //! whose norm is at most (‖DᵀD‖₂ + 2 ‖U‖₂ ‖D X‖_F) / f + ‖U‖₂² ‖XᵀX / f − diag(c)‖₂, and DᵀD is d_in × d_in. With
-//! X = W diag(sqrt(c f)), near VᵀU, the last two terms are small. Nothing is assumed of U, c or W: were they poor, the
+//! X = W diag(sqrt(c f)), near VᵀU, the last two terms are small. Where every direction of V is kept, D is rounding, and
+//! ‖D‖_F bounds what is asked of it: ‖DᵀD‖₂ ≤ ‖D‖_F², ‖D X‖_F ≤ ‖D‖_F ‖X‖₂. Nothing is assumed of U, c or W: were they poor, the
 //! bound would just be large.
 
-use super::dense::{Symmetric, View, add_lower, for_each_column_panel, gram_lower, multiply, panels};
+use super::dense::{Symmetric, View, add_lower, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::ops::Range;
@@ -25,31 +26,61 @@ use std::ops::Range;
 /// Factors by which a lower estimate of a norm is raised until the certificate holds.
 const LADDER: [f64; 7] = [1.01, 1.03, 1.1, 1.3, 2.0, 4.0, 16.0];
 
+/// How near the goal a bound may come, for what is added to it.
+const CLOSE: f64 = 1e-3;
+
 /// γ_m.
 fn gamma(m: usize) -> f64 {
-    let mu = m as f64 * f64::EPSILON / 2.0;
-    mu / (1.0 - mu)
+    gamma_of(m, f64::EPSILON)
+}
+
+/// γ_m of an arithmetic with the given epsilon; infinite where it bounds nothing.
+fn gamma_of(m: usize, epsilon: f64) -> f64 {
+    let mu = m as f64 * epsilon / 2.0;
+    if mu < 1.0 { mu / (1.0 - mu) } else { f64::INFINITY }
+}
+
+/// What a norm may be and what it should stay below (0 where that is not known): tried first, they spare an estimate.
+#[derive(Clone, Copy, Default)]
+pub struct Hints {
+    pub guess: f64,
+    pub goal: f64,
 }
 
 /// An upper bound on ‖R‖₂ from R's lower triangle.
-pub fn spectral_bound(r: Mat<f64>, par: Par) -> f64 {
+pub fn spectral_bound(r: Mat<f64>, hints: Hints, par: Par) -> f64 {
     let n = r.nrows();
     let mut r = Symmetric::from_lower(r);
     let frobenius = r.frobenius() * (1.0 + gamma(n * n + 2));
-    let estimate = r.norm_estimate(par);
-    for tau in LADDER.map(|factor| estimate * factor).into_iter().take_while(|tau| *tau < frobenius) {
-        if r.has_cholesky(-1.0, tau, par) && r.has_cholesky(1.0, tau, par) {
-            // trace(τI ± R) ≤ n τ + √n ‖R‖_F
-            let trace = n as f64 * tau + (n as f64).sqrt() * frobenius;
-            return tau + 2.0 * gamma(n + 1) * trace;
+    // trace(τI ± R) ≤ n τ + √n ‖R‖_F
+    let bound = |tau: f64| tau + 2.0 * gamma(n + 1) * (n as f64 * tau + (n as f64).sqrt() * frobenius);
+    if hints.guess > 0.0 {
+        let hints = [LADDER[0] * hints.guess, (1.0 - CLOSE) * hints.goal];
+        let mut worth = hints.into_iter().filter(|tau| *tau >= hints[0] && *tau < frobenius);
+        if let Some(tau) = worth.find(|tau| is_bound(&mut r, *tau, par)) {
+            return bound(tau);
         }
     }
-    frobenius
+    let estimate = r.norm_estimate(par);
+    let mut steps = LADDER.map(|factor| estimate * factor).into_iter().take_while(|tau| *tau < frobenius);
+    steps.find(|tau| is_bound(&mut r, *tau, par)).map_or(frobenius, bound)
+}
+
+/// Whether τI − R and τI + R have Cholesky factors.
+fn is_bound(r: &mut Symmetric, tau: f64, par: Par) -> bool {
+    r.has_cholesky(-1.0, tau, par) && r.has_cholesky(1.0, tau, par)
 }
 
 /// An upper bound on ‖C − U diag(c) Uᵀ‖₂ for d_out ≤ d_in. `square` is the lower triangle of C, computed from
-/// `inner` = d_in products an entry.
-pub fn residual_left(mut square: Mat<f64>, basis: View, c: &[f32], norm: f64, inner: usize, par: Par) -> f64 {
+/// `inner` = d_in products an entry; `hints` as for [`spectral_bound`].
+pub fn residual_left(
+    mut square: Mat<f64>,
+    basis: View,
+    c: &[f32],
+    (norm, inner): (f64, usize),
+    hints: Hints,
+    par: Par,
+) -> f64 {
     let mut kept = 0.0; // Σ c_i ‖u_i‖²
     for_each_column_panel(basis, |columns, panel| {
         let mut weighted = panel.clone();
@@ -63,52 +94,56 @@ pub fn residual_left(mut square: Mat<f64>, basis: View, c: &[f32], norm: f64, in
         add_lower(&mut square, weighted.transpose(), panel.as_ref(), -1.0, par);
     });
     let rounding = gamma(inner + c.len() + 8) * (norm + 2.0 * kept);
-    spectral_bound(square, par) + rounding
+    spectral_bound(square, hints, par) + rounding
 }
 
-/// An upper bound on ‖C − U diag(c) Uᵀ‖₂ for d_out > d_in.
-pub fn residual_right(v: Vec<f32>, basis: View, right: View, c: &[f32], norm: f64, par: Par) -> f64 {
+/// An upper bound on ‖C − U diag(c) Uᵀ‖₂ for d_out > d_in; `hints` as for [`spectral_bound`].
+pub fn residual_right(v: Vec<f32>, basis: View, right: View, c: &[f32], norm: f64, hints: Hints, par: Par) -> f64 {
     let (d_out, n, k) = (basis.rows, right.rows, c.len());
-    let (mut rest, coupling) = {
-        let v = View::new(&v, d_out, n);
-        rest_and_coupling(v, basis, right, c, norm, par)
-    };
+    let rest = rest(View::new(&v, d_out, n), basis, right, c, norm, par);
     drop(v);
     let mut inner = scaled_gram(right, c, norm, par); // XᵀX
-    let (x_square, d_square) = (trace(&inner), trace(&rest));
+    let (x_square, d_square) = (trace(&inner), rest.square);
     for j in 0..k {
         for value in &mut inner.col_as_slice_mut(j)[j..] {
             *value /= norm;
         }
         inner[(j, j)] -= f64::from(c[j]);
     }
-    let u_square = 1.0 + departure(basis, par).1;
+    let u_square = 1.0 + departure(basis, par);
     // Rounding: of D by e, and of each product by γ times its factors' Frobenius norms.
     let g = gamma(d_out + n + k + 8);
     let (x, d) = (x_square.sqrt() * (1.0 + g), d_square.sqrt() * (1.0 + g));
     let e = g * (norm + (u_square * k as f64).sqrt() * x);
     let rounding = (2.0 * d * e + e * e + g * d * d + 2.0 * u_square * (g * d * x + e * x)) / norm
         + u_square * g * (2.0 * x * x / norm + f64::from(c.first().copied().unwrap_or(0.0)));
-    for j in 0..n {
-        for value in &mut rest.col_as_slice_mut(j)[j..] {
-            *value /= norm;
-        }
-    }
-    spectral_bound(rest, par)
-        + 2.0 * u_square.sqrt() * coupling / norm
-        + u_square * spectral_bound(inner, par)
-        + rounding
+    let inner = spectral_bound(inner, Hints::default(), par);
+    let (outer, coupling) = match rest.gram {
+        Some((gram, coupling)) => (spectral_bound(gram, hints, par), coupling),
+        None => (d_square / norm, d * ((f64::from(c[0]) + inner) * norm).sqrt()),
+    };
+    outer + 2.0 * u_square.sqrt() * coupling / norm + u_square * inner + rounding
 }
 
 fn trace(a: &Mat<f64>) -> f64 {
     (0..a.nrows()).map(|i| a[(i, i)]).sum()
 }
 
-/// The lower triangle of DᵀD, and ‖D X‖_F, for D = V − U Xᵀ, a panel of D's rows at a time.
-fn rest_and_coupling(v: View, basis: View, right: View, c: &[f32], norm: f64, par: Par) -> (Mat<f64>, f64) {
+/// What D = V − U Xᵀ amounts to.
+struct Rest {
+    /// ‖D‖_F²
+    square: f64,
+    /// The lower triangle of DᵀD / f, and ‖D X‖_F; not where all of V is kept: D is rounding then, and ‖D‖_F says enough
+    /// of both.
+    gram: Option<(Mat<f64>, f64)>,
+}
+
+/// D, a panel of its rows at a time.
+fn rest(v: View, basis: View, right: View, c: &[f32], norm: f64, par: Par) -> Rest {
     let n = right.rows;
-    let mut rest = Mat::zeros(n, n);
-    let mut coupling = 0.0;
+    let all = c.len() == n;
+    let mut gram = if all { Mat::new() } else { Mat::zeros(n, n) };
+    let (mut square, mut coupling) = (0.0, 0.0);
     for rows in panels(v.rows, n) {
         let mut d = v.block_t(rows.clone(), 0..n); // Dᵀ [n, width]
         for columns in panels(right.columns, n) {
@@ -116,14 +151,18 @@ fn rest_and_coupling(v: View, basis: View, right: View, c: &[f32], norm: f64, pa
             let u = basis.block_t(rows.clone(), columns); // Uᵀ [k', width]
             matmul(&mut d, Accum::Add, x.transpose(), &u, -1.0, par);
         }
+        square += d.squared_norm_l2();
+        if all {
+            continue;
+        }
         for columns in panels(right.columns, n) {
             let x = scaled_block_t(right, columns, c, norm);
             let product: Mat<f64> = multiply(x.as_ref(), d.as_ref(), par);
             coupling += product.squared_norm_l2();
         }
-        add_lower(&mut rest, d.as_ref(), d.transpose(), 1.0, par);
+        add_lower(&mut gram, d.as_ref(), d.transpose(), 1.0 / norm, par);
     }
-    (rest, coupling.sqrt())
+    Rest { square, gram: (!all).then_some((gram, f64::sqrt(coupling))) }
 }
 
 /// Columns of X = W diag(sqrt(c f)), transposed.
@@ -149,16 +188,18 @@ fn scaled_gram(right: View, c: &[f32], norm: f64, par: Par) -> Mat<f64> {
     gram
 }
 
-/// How far the columns of U are from orthonormal: the largest entry of |UᵀU − I|, and its Frobenius norm.
-pub fn departure(basis: View, par: Par) -> (f64, f64) {
-    let gram = gram_lower(basis, true, 1.0, par);
-    let (mut most, mut sum) = (0.0f64, 0.0);
+/// A bound on ‖UᵀU − I‖_F: how far the columns of U are from orthonormal. Only a little depends on it, so f32 will do, its
+/// rounding of at most γ_m ‖u_i‖ ‖u_j‖ an entry counted.
+fn departure(basis: View, par: Par) -> f64 {
+    let gram = gram_lower_f32(basis, par);
+    let (mut sum, mut trace) = (0.0, 0.0);
     for j in 0..gram.ncols() {
         for (i, value) in gram.col_as_slice(j).iter().enumerate().skip(j) {
-            let off = value - f64::from(u8::from(i == j));
-            most = most.max(off.abs());
+            let off = f64::from(*value) - f64::from(u8::from(i == j));
             sum += off * off * if i == j { 1.0 } else { 2.0 };
         }
+        trace += f64::from(gram[(j, j)]);
     }
-    (most, sum.sqrt())
+    let gamma = gamma_of(basis.rows + 1, f64::from(f32::EPSILON));
+    (1.0 + 1e-9) * f64::sqrt(sum) + gamma / (1.0 - gamma).max(0.0) * trace
 }

@@ -18,7 +18,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::linalg::{evd, qr};
 use faer::traits::RealField;
-use faer::{Accum, Conj, Mat, MatRef, Par, Side, Spec};
+use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Side, Spec};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -26,6 +26,12 @@ use std::ops::Range;
 const PANEL_BYTES: usize = 8 << 20;
 /// Bytes of the panel that a product holds while it passes over the other matrix.
 const HELD_BYTES: usize = 16 << 20;
+/// Powers in a rough estimate of a norm.
+const POWERS: usize = 6;
+/// Residual of the eigenpair behind a good one, as part of the rough one.
+const NEAR: f64 = 5e-3;
+/// Departure from orthonormal columns, squared, up to which a correction of first order leaves nothing in f32.
+const SLIGHT: f32 = 1e-7;
 /// Below this size a partial solver has no room to work in.
 pub const SMALL: usize = 128;
 
@@ -41,6 +47,10 @@ impl<'a> View<'a> {
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "a [{rows}, {columns}] matrix");
         Self { data, rows, columns }
+    }
+
+    fn matrix(&self) -> MatRef<'a, f32> {
+        MatRef::from_row_major_slice(self.data, self.rows, self.columns)
     }
 
     /// The block's transpose, [columns, rows], in f64.
@@ -90,6 +100,15 @@ pub fn for_each_product(a: View, transposed: bool, b: View, par: Par, mut take: 
     }
 }
 
+/// A B (or AᵀB), row-major, with sums in f32.
+pub fn multiply_f32(a: View, transposed: bool, b: View, par: Par) -> Vec<f32> {
+    let a = if transposed { a.matrix().transpose() } else { a.matrix() };
+    let mut out = vec![0f32; a.nrows() * b.columns];
+    let product = MatMut::from_row_major_slice_mut(&mut out, a.nrows(), b.columns);
+    matmul(product, Accum::Replace, a, b.matrix(), 1.0, par);
+    out
+}
+
 /// The lower triangle of `weight` X Xᵀ, X = A (or Aᵀ), summed over panels.
 pub fn gram_lower(a: View, transposed: bool, weight: f64, par: Par) -> Mat<f64> {
     let n = if transposed { a.columns } else { a.rows };
@@ -104,6 +123,16 @@ pub fn gram_lower(a: View, transposed: bool, weight: f64, par: Par) -> Mat<f64> 
             add_lower(&mut gram, panel.transpose(), panel.as_ref(), weight, par);
         }
     }
+    gram
+}
+
+/// The lower triangle of XᵀX, with sums in f32.
+pub fn gram_lower_f32(x: View, par: Par) -> Mat<f32> {
+    use BlockStructure::{Rectangular, TriangularLower};
+    let mut gram = Mat::zeros(x.columns, x.columns);
+    let x = x.matrix();
+    let left = x.transpose();
+    triangular::matmul(&mut gram, TriangularLower, Accum::Replace, left, Rectangular, x, Rectangular, 1.0, par);
     gram
 }
 
@@ -134,6 +163,11 @@ impl Symmetric {
             packed.extend_from_slice(&work.col_as_slice(j)[j..]);
         }
         Self { packed, work }
+    }
+
+    /// Without the working copy.
+    pub fn into_packed(self) -> Packed {
+        Packed { n: self.work.nrows(), values: self.packed }
     }
 
     pub fn dim(&self) -> usize {
@@ -180,10 +214,55 @@ impl Symmetric {
         self.work
     }
 
-    /// The matrix's lower triangle again, alone.
-    pub fn into_matrix(mut self) -> Mat<f64> {
-        self.load(1.0, 0.0);
-        self.work
+    pub fn trace(&self) -> f64 {
+        let mut place = 0;
+        (0..self.dim())
+            .map(|j| {
+                let value = self.packed[place];
+                place += self.dim() - j;
+                value
+            })
+            .sum()
+    }
+
+    /// The largest ‖A x‖ / ‖x‖ of a few powers of a positive semidefinite A on a vector: below its norm, but seldom by
+    /// half.
+    pub fn rough_norm(&self) -> f64 {
+        let n = self.dim();
+        // Nothing regular, lest the vector be orthogonal to what it should find.
+        let mut x: Vec<f64> = (0..n).map(|i| 1.0 + 0.5 * (i as f64 * 2.4).sin()).collect();
+        let mut norm = 0.0;
+        for _ in 0..POWERS {
+            let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+            if length == 0.0 {
+                break;
+            }
+            x.iter_mut().for_each(|x| *x /= length);
+            x = self.apply(&x);
+            norm = x.iter().map(|x| x * x).sum::<f64>().sqrt().max(norm);
+        }
+        norm
+    }
+
+    /// A x.
+    fn apply(&self, x: &[f64]) -> Vec<f64> {
+        let n = self.dim();
+        let mut y = vec![0.0; n];
+        let mut rest = self.packed.as_slice();
+        for j in 0..n {
+            let (column, tail) = rest.split_at(n - j);
+            let mut inner = [0.0; 8];
+            let below = column[1..].chunks(8).zip(x[j + 1..].chunks(8)).zip(y[j + 1..].chunks_mut(8));
+            for ((values, x_part), y_part) in below {
+                for (((sum, value), x_i), y_i) in inner.iter_mut().zip(values).zip(x_part).zip(y_part) {
+                    *sum += value * x_i;
+                    *y_i += value * x[j];
+                }
+            }
+            y[j] += column[0] * x[j] + inner.iter().sum::<f64>();
+            rest = tail;
+        }
+        y
     }
 
     /// The number of eigenvalues above `threshold`, by the signs of D in L D Lᵀ (Sylvester).
@@ -232,9 +311,8 @@ impl Symmetric {
     /// A lower estimate of the spectral norm, near it.
     pub fn norm_estimate(&mut self, par: Par) -> f64 {
         let frobenius = self.frobenius();
-        let n = self.dim();
-        if n > SMALL {
-            let near = 1e-3 * frobenius / (n as f64).sqrt();
+        if self.dim() > SMALL {
+            let near = NEAR * self.rough_norm();
             return self.leading(1, near, par).map_or(frobenius, |(values, _)| values[0].abs());
         }
         self.load(1.0, 0.0);
@@ -245,15 +323,38 @@ impl Symmetric {
     }
 }
 
+/// The lower triangle of a symmetric matrix by columns, to be kept while others work.
+pub struct Packed {
+    n: usize,
+    values: Vec<f64>,
+}
+
+impl Packed {
+    /// The lower triangle in the type of an eigendecomposition.
+    pub fn unpack<T: RealField>(&self) -> Mat<T> {
+        let mut out = Mat::zeros(self.n, self.n);
+        let mut rest = self.values.as_slice();
+        for j in 0..self.n {
+            let (column, tail) = rest.split_at(self.n - j);
+            for (target, value) in out.col_as_slice_mut(j)[j..].iter_mut().zip(column) {
+                *target = T::from_f64_impl(*value);
+            }
+            rest = tail;
+        }
+        out
+    }
+}
+
 /// All eigenpairs of a symmetric matrix given by its lower triangle, ascending. Works in the matrix's own memory: the
-/// peak is four matrices, its own, the eigenvectors and two of workspace.
+/// peak is four matrices, its own, the eigenvectors and two of workspace. The reduction to tridiagonal form keeps to one
+/// thread: it waits for memory, and faer's would sum in another order on two.
 pub fn eigen_in_place<T: RealField>(mut a: Mat<T>, par: Par) -> Result<(Vec<T>, Mat<T>)> {
     let n = a.nrows();
     let block = qr::no_pivoting::factor::recommended_block_size::<T>(n, n);
     let mut reflectors = Mat::<T>::zeros(block, n - 1);
-    let scratch = evd::tridiag::tridiag_in_place_scratch::<T>(n, par, Spec::default());
+    let scratch = evd::tridiag::tridiag_in_place_scratch::<T>(n, Par::Seq, Spec::default());
     with_stack(scratch, |stack| {
-        evd::tridiag::tridiag_in_place(a.as_mut(), reflectors.as_mut(), par, stack, Spec::default());
+        evd::tridiag::tridiag_in_place(a.as_mut(), reflectors.as_mut(), Par::Seq, stack, Spec::default());
     });
     let (mut diagonal, mut below) = (Diag::<T>::zeros(n), Diag::<T>::zeros(n));
     for i in 0..n {
@@ -287,8 +388,30 @@ pub fn eigen_in_place<T: RealField>(mut a: Mat<T>, par: Par) -> Result<(Vec<T>, 
     Ok((values.column_vector().iter().cloned().collect(), vectors))
 }
 
-/// Makes the columns of a row-major matrix [rows, k] orthonormal: X ← X L⁻ᵀ, XᵀX = L Lᵀ. They must be nearly so.
+/// Makes the columns of a row-major matrix [rows, k] orthonormal: X ← X L⁻ᵀ, XᵀX = L Lᵀ. They must be nearly so; where
+/// they are so but for rounding, L⁻¹ is taken to first order and all in f32.
 pub fn orthonormalize(values: &mut [f32], rows: usize, k: usize, par: Par) -> Result<()> {
+    if let Some(inverse) = slight_departure(View::new(values, rows, k), par) {
+        use BlockStructure::{Rectangular, TriangularUpper};
+        for range in panels(rows, k) {
+            let block = &mut values[range.start * k..range.end * k];
+            let panel = View::new(block, range.len(), k).matrix().to_owned();
+            let target = MatMut::from_row_major_slice_mut(block, range.len(), k);
+            let inverse = inverse.transpose();
+            triangular::matmul(
+                target,
+                Rectangular,
+                Accum::Replace,
+                &panel,
+                Rectangular,
+                inverse,
+                TriangularUpper,
+                1.0,
+                par,
+            );
+        }
+        return Ok(());
+    }
     let mut gram = Symmetric::from_lower(gram_lower(View::new(values, rows, k), true, 1.0, par));
     anyhow::ensure!(gram.has_cholesky(1.0, 0.0, par), "the singular vectors found are linearly dependent");
     let l = gram.into_work();
@@ -303,6 +426,26 @@ pub fn orthonormalize(values: &mut [f32], rows: usize, k: usize, par: Par) -> Re
         }
     }
     Ok(())
+}
+
+/// L⁻¹ to first order for XᵀX = I + E = L Lᵀ, if E is small enough: L ≈ I + E's strict lower triangle + half its diagonal.
+fn slight_departure(x: View, par: Par) -> Option<Mat<f32>> {
+    let k = x.columns;
+    let mut gram = gram_lower_f32(x, par);
+    let mut columns = vec![0f32; k];
+    for j in 0..k {
+        let column = &mut gram.col_as_slice_mut(j)[j..];
+        column[0] = 0.5 * (column[0] - 1.0);
+        for (i, value) in column.iter_mut().enumerate() {
+            let square = *value * *value;
+            columns[j] += square;
+            columns[j + i] += square;
+            *value = -*value;
+        }
+        column[0] += 1.0;
+    }
+    // Not a number counts as large.
+    columns.iter().all(|square| *square <= SLIGHT).then_some(gram)
 }
 
 fn with_stack<R>(size: StackReq, work: impl FnOnce(&mut MemStack) -> R) -> R {
@@ -355,5 +498,23 @@ mod tests {
         assert!(!symmetric.has_cholesky(-1.0, most * 0.9999, Par::Seq));
         assert!(symmetric.has_cholesky(1.0, -least * 1.0001, Par::Seq));
         assert!(!symmetric.has_cholesky(1.0, -least * 0.9999, Par::Seq));
+    }
+
+    /// What is computed must not depend on the number of threads.
+    #[test]
+    fn parallelism_does_not_change_a_bit() {
+        let n = 500;
+        let values: Vec<f32> = random_symmetric(n, 4).col_iter().flat_map(|c| c.iter().map(|x| *x as f32)).collect();
+        let view = View::new(&values, n, n);
+        let run = |par: Par| {
+            let gram = gram_lower(view, false, 1.0, par);
+            let (values, vectors) = eigen_in_place(gram.clone(), par).unwrap();
+            let mut symmetric = Symmetric::from_lower(gram.clone());
+            assert!(symmetric.has_cholesky(1.0, 1.0, par));
+            let factor = symmetric.into_work();
+            let narrow = eigen_in_place(Mat::<f32>::from_fn(n, n, |i, j| gram[(i, j)] as f32), par).unwrap();
+            (gram, multiply_f32(view, true, view, par), gram_lower_f32(view, par), factor, values, vectors, narrow)
+        };
+        assert!(run(Par::Seq) == run(Par::rayon(2)));
     }
 }

@@ -5,7 +5,7 @@
 //! ones side by side.
 
 use super::direction_file::{Header, Identity, ModuleDirection, combined_hash, weight_hash};
-use super::factorize::{Keep, Phases, Setting, factorize, peak_bytes};
+use super::factorize::{Keep, Phases, Setting, factorize, useful_bytes};
 use crate::checkpoint::{Checkpoint, StreamWriter};
 use crate::error::listing;
 use crate::hub::Resolved;
@@ -24,7 +24,7 @@ use std::time::Instant;
 
 /// What the work may take beside 4 × the largest matrix: the promised 200 MB, less the program itself, its panels and
 /// the GEMM's packing buffers.
-const ALLOWANCE_BYTES: usize = 100_000_000;
+const ALLOWANCE_BYTES: usize = 120_000_000;
 
 /// What to compute, and where to put it.
 pub struct DirectionRequest {
@@ -99,7 +99,11 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
     let (shapes, skipped) = comparable(request, &aligned, &unaligned)?;
     let largest = shapes.iter().map(|(_, (d_out, d_in))| 4 * d_out * d_in).max().unwrap_or(0);
     let limit = 4 * largest + ALLOWANCE_BYTES;
-    let tasks = shapes.into_iter().map(|(module, shape)| plan(module, shape, limit)).collect::<Vec<_>>();
+    let task = |(module, shape): Shaped| {
+        let bytes = useful_bytes(shape.0, shape.1, request.keep).min(limit);
+        Task { module, shape, bytes }
+    };
+    let tasks: Vec<Task> = shapes.into_iter().map(task).collect();
     progress.set_length(tasks.len() as u64);
     let mut writer = StreamWriter::create(&request.out)?;
     let (mut reports, mut hashes) = (Vec::<ModuleReport>::new(), (BTreeMap::new(), BTreeMap::new()));
@@ -170,12 +174,6 @@ fn comparable(
     );
     ensure_valid!(!shapes.is_empty(), "no targeted module is in both models: {}", listing(&problems, 10));
     Ok((shapes, problems))
-}
-
-fn plan(module: String, shape: (usize, usize), limit: usize) -> Task {
-    let wide = peak_bytes(shape.0, shape.1, true);
-    let bytes = if wide <= limit { wide } else { peak_bytes(shape.0, shape.1, false) };
-    Task { module, shape, bytes }
 }
 
 /// The place of a module among the tasks.

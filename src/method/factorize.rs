@@ -1,17 +1,24 @@
 //! One module's V [d_out, d_in] to the truncated factors of C = V Vᵀ / ‖V‖_F, with a certified residual.
 //!
 //! With n the smaller side of V, only its n × n square is formed, in f64:
-//!   1. the square, then how many eigenvalues to keep: for a tolerance, by counting those above it (inertia);
+//!   1. the square, then how many eigenvalues to keep: for a tolerance, by counting those above it (inertia), unless their
+//!      sum says that they are many;
 //!   2. their vectors: block Krylov where they are few (k ≤ n / 16), else a full eigendecomposition of the square;
 //!   3. U, orthonormal, rounded to the f32 that is stored; c_i = ‖Vᵀu_i‖² / ‖V‖_F for the rounded u_i; right vectors;
 //!   4. the residual's bound ([`super::certify`]), which trusts none of the above.
 //!
-//! V is read again rather than kept while step 2 or 4 needs the memory. Peak bytes, m = 4 d_out d_in, q = n²: square
-//! m + 8 q; decomposition 32 q in f64, or 16 q in f32 where the limit asks for it (then made orthonormal in f64);
-//! certificate 2 m + 8 q for d_out ≤ d_in, else 2 m + 12 q.
+//! Steps 2 and 3 are made in f32 where the tolerance leaves room for its rounding (from [`COARSE`] on), for d_out > d_in only
+//! step 3: there an error of U counts in the bound itself, not just its square. Step 4 is always in f64.
+//!
+//! V is read again, and the square made again, rather than kept while step 2 or 4 needs the memory. Peak bytes,
+//! m = 4 d_out d_in, q = n²: square m + 8 q; decomposition 32 q in f64, 16 q in f32 (which also stands in where the limit
+//! asks for it, made orthonormal in f64), and 4 q for the square if it is kept meanwhile; certificate 2 m + 8 q and
+//! what is kept of the factors for d_out ≤ d_in, else 2 m + 12 q.
 
-use super::certify::{residual_left, residual_right};
-use super::dense::{SMALL, Symmetric, View, eigen_in_place, for_each_product, gram_lower, orthonormalize};
+use super::certify::{Hints, residual_left, residual_right};
+use super::dense::{
+    Packed, SMALL, Symmetric, View, eigen_in_place, for_each_product, gram_lower, multiply_f32, orthonormalize,
+};
 use super::direction_file::ModuleDirection;
 use anyhow::Result;
 use faer::{Mat, Par};
@@ -34,6 +41,13 @@ pub enum Keep {
 const MARGINS: [f64; 4] = [0.98, 0.9, 0.5, 0.0];
 /// Eigenvalues below this part of c_1 are f32 rounding of the largest.
 const NOISE: f64 = f32::EPSILON as f64;
+/// An eigenvalue left out is taken for the residual's norm if it is above this part of c_1.
+const SOLID: f64 = 1e-5;
+/// From this tolerance on, factors are computed in f32. Its rounding leaves about 1e-5 of c_1 where it should be zero, which
+/// shows in the residual by its square over the tolerance only.
+const COARSE: f64 = 1e-4;
+/// Up to this size, f64 costs too little to do without.
+const WIDE: usize = 256;
 /// The partial solver is used for at most this part of the eigenvalues.
 const PARTIAL_SHARE: usize = 16;
 
@@ -54,11 +68,20 @@ pub struct Setting {
     pub par: Par,
 }
 
-/// Peak bytes of the work on a module when the decomposition is made in f64 (or f32).
-pub fn peak_bytes(d_out: usize, d_in: usize, wide: bool) -> usize {
-    let (m, q) = (4 * d_out * d_in, d_out.min(d_in).pow(2));
-    let certificate = if d_out <= d_in { 2 * m + 8 * q } else { 2 * m + 12 * q };
-    (2 * m).max(m + 8 * q).max(if wide { 32 * q } else { 16 * q }).max(certificate)
+impl Keep {
+    /// Whether f32 is precise enough for the factors of a matrix of smaller side n.
+    fn is_coarse(self, n: usize) -> bool {
+        n > WIDE && matches!(self, Self::Tolerance(tolerance) if tolerance >= COARSE)
+    }
+}
+
+/// Bytes that the work on a module takes at most, and can use: less makes it slower.
+pub fn useful_bytes(d_out: usize, d_in: usize, keep: Keep) -> usize {
+    let (m, n) = (4 * d_out * d_in, d_out.min(d_in));
+    let q = n * n;
+    let certificate = if d_out <= d_in { 12 * q + 4 * n * (d_out + d_in) } else { 2 * m + 12 * q };
+    let decomposition = if keep.is_coarse(n) && d_out <= d_in { 20 * q } else { 32 * q };
+    (2 * m).max(m + 8 * q).max(decomposition).max(certificate)
 }
 
 /// Factorizes the V that `load` reads, row-major.
@@ -93,6 +116,17 @@ pub fn factorize(
     unreachable!("the last margin is accepted")
 }
 
+/// What the square gives.
+struct Leading {
+    /// Its leading eigenvectors [n, k], row-major, by descending eigenvalue.
+    vectors: Vec<f32>,
+    k: usize,
+    /// The eigenvalue after them, or 0.
+    next: f64,
+    /// The square itself, if there was room to keep it.
+    square: Option<Packed>,
+}
+
 struct Work<'a> {
     load: &'a dyn Fn() -> Result<Vec<f32>>,
     d_out: usize,
@@ -105,6 +139,19 @@ struct Work<'a> {
 impl Work<'_> {
     fn is_left(&self) -> bool {
         self.d_out <= self.d_in
+    }
+
+    fn is_coarse(&self) -> bool {
+        self.setting.keep.is_coarse(self.small_side())
+    }
+
+    /// For the certificate of eigenvalues c.
+    fn hints(&self, guess: f64, c: &[f32]) -> Hints {
+        let goal = match self.setting.keep {
+            Keep::Tolerance(tolerance) => tolerance * f64::from(c.first().copied().unwrap_or(0.0)),
+            Keep::Rank(_) => 0.0,
+        };
+        Hints { guess, goal }
     }
 
     fn small_side(&self) -> usize {
@@ -130,37 +177,40 @@ impl Work<'_> {
         let square = self.square(&v);
         drop(v);
         let mut eigen = self.phases.eigen;
-        let (vectors, k) = timed(&mut eigen, || self.eigenvectors(square, margin))?;
+        let leading = timed(&mut eigen, || self.eigenvectors(square, margin))?;
         self.phases.eigen = eigen;
-        if self.is_left() { self.finish_left(vectors, k) } else { self.finish_right(vectors, k) }
+        if self.is_left() { self.finish_left(leading) } else { self.finish_right(leading) }
     }
 
-    /// The square's leading eigenvectors [n, k], row-major f32, by descending eigenvalue.
-    fn eigenvectors(&self, square: Mat<f64>, margin: f64) -> Result<(Vec<f32>, usize)> {
-        let (n, par) = (self.small_side(), self.setting.par);
+    /// The square's leading eigenvectors.
+    fn eigenvectors(&self, square: Mat<f64>, margin: f64) -> Result<Leading> {
+        let (n, par, memory) = (self.small_side(), self.setting.par, self.setting.memory);
         let mut square = Symmetric::from_lower(square);
         if let Some(k) = self.few(&mut square, margin) {
             let scale = self.norm * NOISE / 16.0;
             if let Some((values, vectors)) = square.leading(k, scale, par) {
                 let k = values.iter().filter(|value| **value > NOISE * values[0]).count();
-                return Ok((row_major(n, k, |i, j| vectors[(i, j)] as f32), k));
+                let vectors = row_major(n, k, |i, j| vectors[(i, j)] as f32);
+                return Ok(Leading { vectors, k, next: 0.0, square: Some(square.into_packed()) });
             }
         }
-        let square = square.into_matrix();
-        if 32 * n * n <= self.setting.memory {
+        let packed = square.into_packed();
+        if 32 * n * n <= memory && !(self.is_coarse() && self.is_left()) {
+            let square = packed.unpack::<f64>();
+            drop(packed);
             let (values, vectors) = eigen_in_place(square, par)?;
-            let k = self.kept(n, |i| values[n - 1 - i], margin);
-            Ok((row_major(n, k, |i, j| vectors[(i, n - 1 - j)] as f32), k))
-        } else {
-            let narrow = Mat::<f32>::from_fn(n, n, |i, j| square[(i, j)] as f32);
-            drop(square);
-            let (values, vectors) = eigen_in_place(narrow, par)?;
-            let k = self.kept(n, |i| f64::from(values[n - 1 - i]), margin);
-            let mut leading = row_major(n, k, |i, j| vectors[(i, n - 1 - j)]);
-            drop(vectors);
-            orthonormalize(&mut leading, n, k, par)?;
-            Ok((leading, k))
+            let (k, next) = self.kept(n, |i| values[n - 1 - i], margin);
+            let vectors = row_major(n, k, |i, j| vectors[(i, n - 1 - j)] as f32);
+            return Ok(Leading { vectors, k, next, square: None });
         }
+        let narrow = packed.unpack::<f32>();
+        let packed = (20 * n * n <= memory).then_some(packed);
+        let (values, vectors) = eigen_in_place(narrow, par)?;
+        let (k, next) = self.kept(n, |i| f64::from(values[n - 1 - i]), margin);
+        let mut leading = row_major(n, k, |i, j| vectors[(i, n - 1 - j)]);
+        drop(vectors);
+        orthonormalize(&mut leading, n, k, par)?;
+        Ok(Leading { vectors: leading, k, next, square: packed })
     }
 
     /// The number of eigenpairs to keep, if it is known to be small beside n.
@@ -172,6 +222,11 @@ impl Work<'_> {
         let k = match self.setting.keep {
             Keep::Rank(rank) => rank.min(n),
             Keep::Tolerance(tolerance) if tolerance * margin > 0.0 => {
+                // Σλ = trace, and no λ is above λ_1 (nor that above twice what is found of it).
+                let spread = square.trace() / (2.0 * square.rough_norm()) - tolerance * n as f64;
+                if spread > (n / PARTIAL_SHARE) as f64 {
+                    return None;
+                }
                 let largest = square.norm_estimate(self.setting.par);
                 square.count_above(tolerance * margin * largest, self.setting.par)
             }
@@ -180,80 +235,100 @@ impl Work<'_> {
         (k > 0 && k <= n / PARTIAL_SHARE).then_some(k)
     }
 
-    /// The number of eigenpairs to keep, of n known ones, descending.
-    fn kept(&self, n: usize, value: impl Fn(usize) -> f64, margin: f64) -> usize {
+    /// The number of eigenpairs to keep, of n known ones, descending, and the eigenvalue after them, if it is more than
+    /// rounding.
+    fn kept(&self, n: usize, value: impl Fn(usize) -> f64, margin: f64) -> (usize, f64) {
         let above = |part: f64| (0..n).take_while(|i| value(*i) > part * value(0)).count();
-        match self.setting.keep {
+        let k = match self.setting.keep {
             Keep::Rank(rank) => rank.min(above(NOISE)),
             Keep::Tolerance(tolerance) => above((tolerance * margin).max(NOISE)),
-        }
+        };
+        let next = if k < n { value(k) } else { 0.0 };
+        (k, if next > SOLID * value(0) { next } else { 0.0 })
     }
 
     /// d_out ≤ d_in: the eigenvectors are U.
-    fn finish_left(&mut self, mut basis: Vec<f32>, k: usize) -> Result<ModuleDirection> {
+    fn finish_left(&mut self, found: Leading) -> Result<ModuleDirection> {
+        let Leading { vectors: mut basis, k, next, square } = found;
         fix_signs(&mut basis, k);
         let v = self.read()?;
-        // Kept through the certificate if there is room, else computed again after it.
-        let beside = 4 * self.d_out * self.d_in + 8 * self.small_side().pow(2) + 4 * k * (self.d_out + self.d_in);
-        let (mut right, mut c) = self.right_vectors(&v, &basis, k, beside <= self.setting.memory);
+        let (mut right, mut c) = self.right_vectors(&v, &basis, k);
         let order = descending(&c);
         c = order.iter().map(|i| c[*i]).collect();
         reorder(&mut basis, &order);
         reorder(&mut right, &order);
-        let square = self.square(&v);
-        drop(v);
-        let (d_out, d_in, norm, par) = (self.d_out, self.d_in, self.norm, self.setting.par);
+        // Kept through the certificate if there is room, else computed again after it.
+        if 12 * self.small_side().pow(2) + 4 * k * (self.d_out + self.d_in) > self.setting.memory {
+            right = vec![];
+        }
+        let square = match square {
+            Some(square) => {
+                drop(v);
+                square.unpack()
+            }
+            None => self.square(&v),
+        };
+        let (d_out, of, par, hints) = (self.d_out, (self.norm, self.d_in), self.setting.par, self.hints(next, &c));
         let residual =
-            timed(&mut self.phases.certify, || residual_left(square, View::new(&basis, d_out, k), &c, norm, d_in, par));
+            timed(&mut self.phases.certify, || residual_left(square, View::new(&basis, d_out, k), &c, of, hints, par));
         if right.is_empty() {
             let v = self.read()?;
-            right = self.right_vectors(&v, &basis, k, true).0;
+            right = self.right_vectors(&v, &basis, k).0;
         }
         Ok(self.direction(basis, c, right, residual))
     }
 
     /// d_out > d_in: the eigenvectors are right singular vectors; U = V W / σ, made orthonormal.
-    fn finish_right(&mut self, vectors: Vec<f32>, k: usize) -> Result<ModuleDirection> {
+    fn finish_right(&mut self, found: Leading) -> Result<ModuleDirection> {
+        let Leading { vectors, k, next, .. } = found;
         let v = self.read()?;
         let (d_out, d_in, norm, par) = (self.d_out, self.d_in, self.norm, self.setting.par);
-        let mut products = self.phases.products;
-        let mut basis = timed(&mut products, || {
-            let mut basis = vec![0f32; d_out * k];
-            for_each_product(self.view(&v), false, View::new(&vectors, d_in, k), par, |row, column, block| {
-                store(&mut basis, k, row, column, block);
-            });
-            unit_columns(&mut basis, k);
-            orthonormalize(&mut basis, d_out, k, par)?;
-            anyhow::Ok(basis)
-        })?;
-        self.phases.products = products;
+        let started = Instant::now();
+        let mut basis = self.product(&v, false, View::new(&vectors, d_in, k)).0;
+        unit_columns(&mut basis, k);
+        orthonormalize(&mut basis, d_out, k, par)?;
+        self.phases.products += started.elapsed().as_secs_f64();
         drop(vectors);
         fix_signs(&mut basis, k);
-        let (mut right, mut c) = self.right_vectors(&v, &basis, k, true);
+        let (mut right, mut c) = self.right_vectors(&v, &basis, k);
         let order = descending(&c);
         c = order.iter().map(|i| c[*i]).collect();
         reorder(&mut basis, &order);
         reorder(&mut right, &order);
+        let hints = self.hints(next, &c);
         let residual = timed(&mut self.phases.certify, || {
-            residual_right(v, View::new(&basis, d_out, k), View::new(&right, d_in, k), &c, norm, par)
+            residual_right(v, View::new(&basis, d_out, k), View::new(&right, d_in, k), &c, norm, hints, par)
         });
         Ok(self.direction(basis, c, right, residual))
     }
 
-    /// VᵀU / σ [d_in, k] (empty unless `store_it`) and c = σ² / ‖V‖_F, with σ_i = ‖Vᵀu_i‖.
-    fn right_vectors(&mut self, v: &[f32], basis: &[f32], k: usize, store_it: bool) -> (Vec<f32>, Vec<f32>) {
-        let started = Instant::now();
-        let mut right = vec![0f32; if store_it { self.d_in * k } else { 0 }];
+    /// V B or VᵀB, row-major, and the squared lengths of its columns.
+    fn product(&self, v: &[f32], transposed: bool, b: View) -> (Vec<f32>, Vec<f64>) {
+        let (k, par) = (b.columns, self.setting.par);
         let mut squares = vec![0f64; k];
-        let basis = View::new(basis, self.d_out, k);
-        for_each_product(self.view(v), true, basis, self.setting.par, |row, column, block| {
+        if self.is_coarse() {
+            let out = multiply_f32(self.view(v), transposed, b, par);
+            for row in out.chunks(k.max(1)) {
+                for (sum, value) in squares.iter_mut().zip(row) {
+                    *sum += f64::from(*value).powi(2);
+                }
+            }
+            return (out, squares);
+        }
+        let mut out = vec![0f32; k * if transposed { self.d_in } else { self.d_out }];
+        for_each_product(self.view(v), transposed, b, par, |row, column, block| {
             for j in 0..block.ncols() {
                 squares[column + j] += block.col_as_slice(j).iter().map(|x| x * x).sum::<f64>();
             }
-            if store_it {
-                store(&mut right, k, row, column, block);
-            }
+            store(&mut out, k, row, column, block);
         });
+        (out, squares)
+    }
+
+    /// VᵀU / σ [d_in, k] and c = σ² / ‖V‖_F, with σ_i = ‖Vᵀu_i‖.
+    fn right_vectors(&mut self, v: &[f32], basis: &[f32], k: usize) -> (Vec<f32>, Vec<f32>) {
+        let started = Instant::now();
+        let (mut right, squares) = self.product(v, true, View::new(basis, self.d_out, k));
         let scales: Vec<f64> = squares.iter().map(|s| if *s > 0.0 { s.sqrt().recip() } else { 0.0 }).collect();
         for row in right.chunks_mut(k.max(1)) {
             for (value, scale) in row.iter_mut().zip(&scales) {

@@ -183,7 +183,7 @@ fn totals(modules: &[ModuleShares]) -> Totals {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(10);
-        let head = ["|dW|", "|CdW|", "|(I-C)dW|", "|PdW|", "|(I-P)dW|", "cosine", "signed"];
+        let head = ["|dW|", "C", "I-C", "P", "I-P", "cosine", "signed"];
         write!(f, "{:width$}", "module")?;
         head.iter().try_for_each(|name| write!(f, "  {name:>9}"))?;
         writeln!(f)?;
@@ -205,7 +205,7 @@ impl fmt::Display for Inspection {
         writeln!(f, "{:width$}  {:>9}{shares}  {spread:>9}", "by chance", "")?;
         writeln!(
             f,
-            "C, I-C, P and I-P columns are shares of |dW|; signed is <dW, V> / (|dW| |V|), negative towards the unaligned model"
+            "C: |C dW| / |dW|, and so on; cosine: of C dW and dW; signed: <dW, V> / (|dW| |V|), negative towards the unaligned model"
         )?;
         let bound = |of: fn(&ModuleShares) -> f64| self.modules.iter().map(of).fold(0.0, f64::max);
         writeln!(
@@ -244,14 +244,19 @@ fn verdict(total: &Totals) -> String {
     };
     let lean = if signed.abs() <= BEYOND_CHANCE * spread {
         "it leans neither along V nor against it (no more than a random update would)".to_string()
-    } else if signed.abs() <= total.signed_bound {
-        "which way it leans along V cannot be told from this direction file, which is truncated too far".to_string()
     } else {
         let percent = short_percent(100.0 * along.abs());
-        if signed > 0.0 {
-            format!("it leans along V, further from the unaligned model (by {percent} of V's length)")
+        let certain = if signed.abs() > total.signed_bound {
+            ""
         } else {
-            format!("it leans against V, towards the unaligned model: it takes back {percent} of the alignment V")
+            ", as far as the direction file holds V (all of it: `asft direction --tolerance 0`)"
+        };
+        if signed > 0.0 {
+            format!("it leans along V, further from the unaligned model, by {percent} of V's length{certain}")
+        } else {
+            format!(
+                "it leans against V, towards the unaligned model: it takes back {percent} of the alignment V{certain}"
+            )
         }
     };
     let ratio = inside / expected.max(f64::MIN_POSITIVE);
@@ -298,9 +303,9 @@ mod tests {
             assert!(verdict.contains(words), "{verdict}");
         };
         says(-0.2, 0.2, "towards the unaligned model: it takes back 10 % of the alignment");
-        says(0.1, 0.2, "further from the unaligned model (by 5.00 % of V's length)");
+        says(0.1, 0.2, "further from the unaligned model, by 5.00 % of V's length;");
         says(0.03, 0.2, "neither along V nor against it");
-        says(0.05, 0.2, "cannot be told");
+        says(0.05, 0.2, "by 2.50 % of V's length, as far as the direction file holds V");
         says(0.0, 0.6, "3.0 times as much as a random update");
         says(0.0, 0.1, "avoids");
         says(0.0, 0.2, "about as much as a random update");

@@ -1,9 +1,11 @@
 //! `[asft]` of the config: what is penalised, and how strongly.
 
-use crate::ensure_valid;
+use super::factorize::DEFAULT_TOLERANCE;
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Share of ‖V‖_F² that the subspace projector keeps when neither rank nor energy is given.
 pub const DEFAULT_SUBSPACE_ENERGY: f64 = 0.9;
@@ -17,6 +19,10 @@ pub enum Penalize {
     Orthogonal,
     /// ‖C ΔW‖²: the paper's ablation, which penalises what the method allows.
     Aligned,
+    /// ‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²: the method, and what moves against V, which is un-aligning. The
+    /// published penalty knows V's directions but not its sign.
+    #[serde(rename = "orthogonal+reverse")]
+    OrthogonalReverse,
     /// ‖ΔW‖²: plain shrinkage, the control that any claim must beat.
     All,
     /// Nothing: plain fine-tuning.
@@ -32,14 +38,68 @@ pub enum Projector {
     Paper,
     /// P = U_k U_kᵀ, the orthogonal projector on V's leading left singular vectors.
     Subspace,
+    /// C with V's singular values, but random singular vectors: the control that shows what V's directions add.
+    Random,
+}
+
+/// λ: a number, or found while training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Lambda {
+    Fixed(f64),
+    Found(Found),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Found {
+    /// As large as `asft.max_orthogonal` asks for.
+    #[serde(rename = "auto")]
+    Auto,
+}
+
+impl Lambda {
+    pub const AUTO: Self = Self::Found(Found::Auto);
+}
+
+impl From<f64> for Lambda {
+    fn from(value: f64) -> Self {
+        Self::Fixed(value)
+    }
+}
+
+impl fmt::Display for Lambda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(value) => value.fmt(f),
+            Self::Found(Found::Auto) => f.write_str("auto"),
+        }
+    }
+}
+
+impl fmt::Display for Penalize {
+    /// As the config has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for Projector {
+    /// As the config has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// `[asft]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AsftOptions {
-    /// Weight of the penalty.
-    pub lambda: f64,
+    /// Weight of the penalty, or "auto": as large as it takes to keep the penalised part of the update within
+    /// `max_orthogonal`, found while training by dual ascent.
+    pub lambda: Lambda,
+    /// With `lambda = "auto"`: the most that √(Σ ‖(I − C) ΔW‖² / Σ ‖W‖²) may be, over the targeted layers, W being
+    /// their weights and ΔW the effective update, alpha / rank included.
+    pub max_orthogonal: Option<f64>,
     /// The part of the update that is penalised.
     pub penalize: Penalize,
     /// What stands for C.
@@ -48,22 +108,30 @@ pub struct AsftOptions {
     pub subspace_rank: Option<usize>,
     /// `subspace`: keep the fewest vectors with this share of ‖V‖_F² (default 0.9).
     pub subspace_energy: Option<f64>,
+    /// `random`: seed of the singular vectors. Every layer has its own stream of it.
+    pub projector_seed: u64,
     /// Penalise the effective update (alpha / rank) B A instead of the bare B A of the reference.
     pub scaled: bool,
     /// A direction file. Without one the direction is computed from the model pair.
     pub direction: Option<String>,
+    /// Accuracy of a direction that the run computes itself: the largest error of C, in spectral norm, as a share of
+    /// C's largest eigenvalue. The same as `asft direction --tolerance`; 0 keeps all of C.
+    pub tolerance: f64,
 }
 
 impl Default for AsftOptions {
     fn default() -> Self {
         Self {
-            lambda: 1.0,
+            lambda: Lambda::Fixed(1.0),
+            max_orthogonal: None,
             penalize: Penalize::default(),
             projector: Projector::default(),
             subspace_rank: None,
             subspace_energy: None,
+            projector_seed: 0,
             scaled: false,
             direction: None,
+            tolerance: DEFAULT_TOLERANCE,
         }
     }
 }
@@ -71,8 +139,7 @@ impl Default for AsftOptions {
 impl AsftOptions {
     /// Checks the values against each other.
     pub fn validate(&self) -> Result<()> {
-        let lambda = self.lambda;
-        ensure_valid!(lambda.is_finite() && lambda >= 0.0, "asft.lambda must be a number >= 0, got {lambda}");
+        self.validate_lambda()?;
         let subspace_keys = self.subspace_rank.is_some() || self.subspace_energy.is_some();
         ensure_valid!(
             self.projector == Projector::Subspace || !subspace_keys,
@@ -86,12 +153,57 @@ impl AsftOptions {
         if let Some(energy) = self.subspace_energy {
             ensure_valid!(energy > 0.0 && energy <= 1.0, "asft.subspace_energy must be in (0, 1], got {energy}");
         }
+        ensure_valid!(
+            self.projector == Projector::Random || self.projector_seed == 0,
+            "asft.projector_seed has no effect without asft.projector = \"random\""
+        );
+        let tolerance = self.tolerance;
+        ensure_valid!(
+            (0.0..1.0).contains(&tolerance),
+            "asft.tolerance must be at least 0 and below 1, got {tolerance}"
+        );
         Ok(())
+    }
+
+    fn validate_lambda(&self) -> Result<()> {
+        let Lambda::Fixed(lambda) = self.lambda else {
+            let Some(limit) = self.max_orthogonal else {
+                return Err(invalid!(
+                    "asft.lambda = \"auto\" needs asft.max_orthogonal, the most that the penalised part of the update \
+                     may be as a share of the weights' norm, such as 0.01"
+                ));
+            };
+            ensure_valid!(limit.is_finite() && limit > 0.0, "asft.max_orthogonal must be above 0, got {limit}");
+            ensure_valid!(
+                self.penalize != Penalize::None,
+                "asft.lambda = \"auto\" has no effect with asft.penalize = \"none\""
+            );
+            return Ok(());
+        };
+        ensure_valid!(
+            lambda.is_finite() && lambda >= 0.0,
+            "asft.lambda must be a number >= 0 or \"auto\", got {lambda}"
+        );
+        ensure_valid!(
+            self.max_orthogonal.is_none(),
+            "asft.max_orthogonal has no effect without asft.lambda = \"auto\""
+        );
+        Ok(())
+    }
+
+    /// Whether there is a penalty at all.
+    pub fn is_active(&self) -> bool {
+        self.penalize != Penalize::None && self.lambda != Lambda::Fixed(0.0)
     }
 
     /// Whether the penalty depends on the direction V at all.
     pub fn needs_direction(&self) -> bool {
-        matches!(self.penalize, Penalize::Orthogonal | Penalize::Aligned)
+        matches!(self.penalize, Penalize::Orthogonal | Penalize::OrthogonalReverse | Penalize::Aligned)
+    }
+
+    /// Whether the penalty depends on V's sign, for which its right singular vectors are needed.
+    pub fn needs_sign(&self) -> bool {
+        self.penalize == Penalize::OrthogonalReverse
     }
 }
 
@@ -108,10 +220,32 @@ mod tests {
             "projector = 'subspace'\nsubspace_rank = 3\nsubspace_energy = 0.5",
             "projector = 'subspace'\nsubspace_energy = 1.5",
             "projector = 'subspace'\nsubspace_rank = 0",
+            "projector_seed = 1",
+            "tolerance = 1.0",
+            "tolerance = -1e-3",
+            "lambda = 'auto'",
+            "lambda = 'auto'\nmax_orthogonal = 0.0",
+            "lambda = 'auto'\nmax_orthogonal = 0.1\npenalize = 'none'",
+            "max_orthogonal = 0.1",
         ] {
             let options: AsftOptions = toml::from_str(text).unwrap();
             assert!(options.validate().is_err(), "{text}");
         }
         assert!(toml::from_str::<AsftOptions>("lamda = 1.0").is_err());
+        assert!(toml::from_str::<AsftOptions>("lambda = 'automatic'").is_err());
+    }
+
+    #[test]
+    fn names_are_those_of_the_config() {
+        let text = "lambda = 'auto'\nmax_orthogonal = 0.01\npenalize = 'orthogonal+reverse'\nprojector = 'random'";
+        let options: AsftOptions = toml::from_str(text).unwrap();
+        options.validate().unwrap();
+        assert!(options.needs_sign() && options.is_active());
+        assert_eq!(options.lambda, Lambda::AUTO);
+        assert_eq!(
+            format!("{} {} {}", options.penalize, options.projector, options.lambda),
+            "orthogonal+reverse random auto"
+        );
+        assert_eq!(Lambda::from(0.5).to_string(), "0.5");
     }
 }

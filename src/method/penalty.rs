@@ -8,14 +8,19 @@
 //! value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
 //! ```
 //!
-//! M is only ever applied, through U: M x = x − U (c ∘ (Uᵀx)). Cost O(r (d_out k + r d_in)) a module.
+//! `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
+//!
+//! M is only ever applied, through U, and M² with it, as UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
+//! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA that reads U twice, which is what it costs.
+//! O(r (d_out k + r d_in)) a module.
 //! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
 //! has it (all but Metal).
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], c [k].
 
 use super::direction_file::DirectionFactors;
-use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Penalize, Projector};
+use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
+use super::sign::Sign;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -29,10 +34,13 @@ pub struct Factors {
     d_out: usize,
     /// U [d_out, k] and c [k, 1]; none where V = 0, and with it C.
     parts: Option<(Tensor, Tensor)>,
+    /// V itself, where its sign counts; none where V = 0.
+    sign: Option<Sign>,
 }
 
 impl Factors {
-    /// Picks what `options.projector` needs from a module's direction and moves it to `device`.
+    /// Picks what `options.projector` needs from a module's direction and moves it to `device`. For `random` that
+    /// direction is [`super::random_direction`]'s.
     ///
     /// # Errors
     /// A direction truncated too far for the subspace asked for.
@@ -40,17 +48,25 @@ impl Factors {
         let (d_out, stored) = direction.basis.dims2()?;
         let c: Vec<f32> = direction.eigenvalues.to_vec1()?;
         let (k, spectrum) = match options.projector {
-            Projector::Paper => (stored, c),
+            Projector::Paper | Projector::Random => (stored, c),
             Projector::Subspace => {
                 let k = subspace_dimension(options, direction, &c)?;
                 (k, vec![1.0; k])
             }
         };
         if k == 0 {
-            return Ok(Self { d_out, parts: None });
+            return Ok(Self { d_out, parts: None, sign: None });
         }
         let basis = direction.basis.narrow(1, 0, k)?.contiguous()?.to_device(device)?;
-        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)) })
+        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign: None })
+    }
+
+    /// With V's sign, for `orthogonal+reverse` and for [`UpdateShares::signed`]. `right`: V's right singular vectors [d_in, k]
+    /// as the direction file has them; of all stored directions, whatever the projector keeps.
+    pub fn with_sign(mut self, direction: &DirectionFactors, right: &Tensor) -> Result<Self> {
+        let device = self.parts.as_ref().map(|(basis, _)| basis.device().clone());
+        self.sign = device.map(|device| Sign::new(direction, right, &device)).transpose()?;
+        Ok(self)
     }
 
     /// Number of directions kept; 0 where V = 0.
@@ -125,9 +141,14 @@ pub struct Penalty {
 }
 
 impl Penalty {
+    /// With `lambda = "auto"`, λ is 1 until it is set.
     pub fn new(options: &AsftOptions) -> Result<Self> {
         options.validate()?;
-        Ok(Self { lambda: options.lambda, penalize: options.penalize, scaled: options.scaled })
+        let lambda = match options.lambda {
+            Lambda::Fixed(lambda) => lambda,
+            Lambda::Found(_) => 1.0,
+        };
+        Ok(Self { lambda, penalize: options.penalize, scaled: options.scaled })
     }
 
     /// False for plain fine-tuning: every term would be zero.
@@ -135,22 +156,43 @@ impl Penalty {
         self.penalize != Penalize::None && self.lambda != 0.0
     }
 
+    pub fn lambda(&self) -> f64 {
+        self.lambda
+    }
+
+    pub fn set_lambda(&mut self, lambda: f64) {
+        self.lambda = lambda;
+    }
+
+    /// The weight of ‖M B A‖² in the penalty of a module with this alpha / r.
+    fn weight(&self, scale: f64) -> f64 {
+        self.lambda * if self.scaled { scale * scale } else { 1.0 }
+    }
+
+    /// ‖M ΔW‖² of the effective update ΔW = (alpha / r) B A, from a LoRA term's value; 0 where λ is.
+    pub fn square(&self, value: f64, scale: f64) -> f64 {
+        if self.is_active() { value / self.weight(scale) * scale * scale } else { 0.0 }
+    }
+
     /// The penalty of ΔW = B A. `scale` is alpha / r, which counts only where `asft.scaled` is set.
     pub fn lora(&self, factors: Option<&Factors>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Term> {
         if !self.is_active() {
             return Ok(Term { value: 0.0, grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
         }
-        let weight = self.lambda * if self.scaled { scale * scale } else { 1.0 };
+        let weight = self.weight(scale);
         let wide = accumulator(a.device());
-        let g = self.apply(factors, b)?;
-        let mg = self.apply(factors, &g)?.to_dtype(wide)?;
-        let (g, a64) = (g.to_dtype(wide)?, a.to_dtype(wide)?);
+        let (g, mg) = self.apply_twice(factors, b)?;
+        let (g, mg, a64) = (g.to_dtype(wide)?, mg.to_dtype(wide)?, a.to_dtype(wide)?);
         let s = a64.matmul(&a64.t()?)?;
         let t = g.t()?.matmul(&g)?;
         let value = weight * inner_product(&t, &s)?;
         let grad_a = (t.matmul(&a64)? * (2.0 * weight))?.to_dtype(DType::F32)?;
         let grad_b = (mg.matmul(&s)? * (2.0 * weight))?.to_dtype(DType::F32)?;
-        Ok(Term { value, grad_a, grad_b })
+        let term = Term { value, grad_a, grad_b };
+        match self.sign(factors)? {
+            Some(sign) => sign.add_lora(term, a, b, weight),
+            None => Ok(term),
+        }
     }
 
     /// The penalty of ΔW = W − W_aligned [d_out, d_in] itself.
@@ -161,7 +203,20 @@ impl Penalty {
         let g = self.apply(factors, delta_w)?;
         let value = self.lambda * squared_norm(&g)?;
         let grad = (self.apply(factors, &g)? * (2.0 * self.lambda))?;
-        Ok(FullTerm { value, grad })
+        let term = FullTerm { value, grad };
+        match self.sign(factors)? {
+            Some(sign) => sign.add_full(term, delta_w, self.lambda),
+            None => Ok(term),
+        }
+    }
+
+    /// V's sign, if the penalty counts it; none too where V = 0.
+    fn sign<'a>(&self, factors: Option<&'a Factors>) -> Result<Option<&'a Sign>> {
+        let Some(factors) = factors.filter(|f| self.penalize == Penalize::OrthogonalReverse && f.parts.is_some())
+        else {
+            return Ok(None);
+        };
+        factors.sign.as_ref().context("a penalty by sign without V's right singular vectors").map(Some)
     }
 
     /// M x.
@@ -170,7 +225,7 @@ impl Penalty {
         Ok(match self.penalize {
             Penalize::All => x.clone(),
             Penalize::None => x.zeros_like()?,
-            Penalize::Orthogonal => match c_times(x)? {
+            Penalize::Orthogonal | Penalize::OrthogonalReverse => match c_times(x)? {
                 Some(aligned) => (x - aligned)?,
                 None => x.clone(),
             },
@@ -179,6 +234,79 @@ impl Penalty {
                 None => x.zeros_like()?,
             },
         })
+    }
+}
+
+/// What an update ΔW consists of, for logs. As C need not be a projector, the two shares do not add up to anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct UpdateShares {
+    /// ‖ΔW‖_F
+    pub norm: f64,
+    /// ‖C ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
+    pub aligned: f64,
+    /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
+    pub orthogonal: f64,
+    /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F), if V's sign is known; 0 where ΔW or V is.
+    pub signed: Option<f64>,
+}
+
+impl UpdateShares {
+    fn new(squares: [f64; 3], along: Option<f64>) -> Self {
+        let [norm, aligned, orthogonal] = squares.map(|square| square.max(0.0).sqrt());
+        let share = |part: f64| if norm > 0.0 { part / norm } else { 0.0 };
+        Self { norm, aligned: share(aligned), orthogonal: share(orthogonal), signed: along.map(share) }
+    }
+}
+
+impl Factors {
+    /// Of ΔW = B A.
+    pub fn shares(&self, a: &Tensor, b: &Tensor) -> Result<UpdateShares> {
+        let aligned = self.apply(b)?;
+        let orthogonal = aligned.as_ref().map_or(Ok(b.clone()), |aligned| b - aligned)?;
+        let square = |b: &Tensor| lora_square(a, b);
+        let aligned = aligned.map_or(Ok(0.0), |aligned| square(&aligned))?;
+        let along = self.sign.as_ref().map(|sign| sign.along(a, b)).transpose()?;
+        Ok(UpdateShares::new([square(b)?, aligned, square(&orthogonal)?], along))
+    }
+
+    /// Of ΔW [d_out, d_in] itself.
+    pub fn full_shares(&self, delta_w: &Tensor) -> Result<UpdateShares> {
+        let aligned = self.apply(delta_w)?;
+        let orthogonal = aligned.as_ref().map_or(Ok(delta_w.clone()), |aligned| delta_w - aligned)?;
+        let aligned = aligned.map_or(Ok(0.0), |aligned| squared_norm(&aligned))?;
+        let along = self.sign.as_ref().map(|sign| sign.full_along(delta_w)).transpose()?;
+        Ok(UpdateShares::new([squared_norm(delta_w)?, aligned, squared_norm(&orthogonal)?], along))
+    }
+}
+
+/// ‖B A‖_F²
+pub fn lora_square(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let wide = accumulator(a.device());
+    let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
+    inner_product(&b.t()?.matmul(&b)?, &a.matmul(&a.t()?)?)
+}
+
+impl Penalty {
+    /// M x and M M x of a thin x.
+    fn apply_twice(&self, factors: Option<&Factors>, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let aligned = match self.penalize {
+            Penalize::Orthogonal | Penalize::OrthogonalReverse => false,
+            Penalize::Aligned => true,
+            Penalize::All | Penalize::None => return Ok((self.apply(factors, x)?, self.apply(factors, x)?)),
+        };
+        let factors = factors.context("a penalty by direction without a direction")?;
+        let Some((basis, c)) = &factors.parts else {
+            let zero_or_x = self.apply(Some(factors), x)?;
+            return Ok((zero_or_x.clone(), zero_or_x));
+        };
+        let n = x.dim(1)?;
+        let y = basis.t()?.matmul(x)?; // [k, n]
+        let square = c.sqr()?;
+        let second = if aligned { square } else { ((c * 2.0)? - square)? };
+        let both = Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(&second)?], 1)?;
+        let both = basis.matmul(&both)?; // [d_out, 2 n]
+        let (first, second) = (both.narrow(1, 0, n)?, both.narrow(1, n, n)?);
+        Ok(if aligned { (first.contiguous()?, second.contiguous()?) } else { ((x - first)?, (x - second)?) })
     }
 }
 
@@ -196,17 +324,17 @@ pub fn aligned_share(factors: &Factors, a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok((inner_product(&inside.t()?.matmul(&inside)?, &s)? / whole).clamp(0.0, 1.0))
 }
 
-fn accumulator(device: &Device) -> DType {
+pub(super) fn accumulator(device: &Device) -> DType {
     if device.is_metal() { DType::F32 } else { DType::F64 }
 }
 
 /// ⟨x, y⟩ of two small matrices.
-fn inner_product(x: &Tensor, y: &Tensor) -> Result<f64> {
+pub(super) fn inner_product(x: &Tensor, y: &Tensor) -> Result<f64> {
     Ok((x * y)?.sum_all()?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_scalar()?)
 }
 
 /// ‖x‖_F² of a matrix, a block of rows at a time, so that the f64 copy stays small.
-fn squared_norm(x: &Tensor) -> Result<f64> {
+pub(super) fn squared_norm(x: &Tensor) -> Result<f64> {
     let (rows, columns) = x.dims2()?;
     let block = (SUM_CHUNK / columns.max(1)).max(1);
     let wide = accumulator(x.device());

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! with x_i, v_i, w_i the rows (filters) of X, V and W [d_out, d_in], and X standard normal. So every D has the norm of its
-//! W, and a step α moves each module by α of its weight's norm. The random ones are filter-normalised (Li et al., arXiv
+//! W, and a step α moves each module by α of its weight's norm ([`Unit::Weight`]); or, times ‖V‖ / ‖W‖, by α of its V's
+//! ([`Unit::Direction`]), where D along V is V itself and α = −1 the unaligned model. The random ones are filter-normalised (Li et al., arXiv
 //! 1712.09913); the code of "Navigating the Safety Landscape" (arXiv 2405.17374) scales a whole matrix to ‖W‖_F instead,
 //! which V gets here too, since scaling its rows one by one would turn it into another direction. Orthogonal row by row
 //! implies ⟨D, V⟩ = 0 and outlasts the scaling of rows.
@@ -35,6 +36,16 @@ pub enum Axis {
     Random,
 }
 
+/// What a step of 1 is long, in each module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// ‖W‖
+    Weight,
+    /// ‖V‖
+    Direction,
+}
+
 /// One direction of the whole model. `repeat` tells random ones of a kind apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Ray {
@@ -48,14 +59,15 @@ pub struct Perturbation<'a> {
     directions: &'a Directions,
     /// The modules that move: those of the direction with V ≠ 0.
     modules: Vec<String>,
+    unit: Unit,
     seed: u64,
 }
 
 impl<'a> Perturbation<'a> {
-    pub fn new(checkpoint: &'a Checkpoint, directions: &'a Directions, seed: u64) -> Self {
+    pub fn new(checkpoint: &'a Checkpoint, directions: &'a Directions, unit: Unit, seed: u64) -> Self {
         let moves = |module: &&String| directions.shape(module).is_some_and(|(_, _, k)| k > 0);
         let modules = directions.modules().iter().filter(moves).cloned().collect();
-        Self { checkpoint, directions, modules, seed }
+        Self { checkpoint, directions, modules, unit, seed }
     }
 
     pub fn modules(&self) -> &[String] {
@@ -82,10 +94,14 @@ impl<'a> Perturbation<'a> {
         let mut sum = weight.clone();
         let needs_v = |(ray, _): &(Ray, f64)| ray.axis != Axis::Random;
         let v = if steps.iter().any(needs_v) { self.v(module)? } else { vec![] };
+        let unit = match self.unit {
+            Unit::Weight => 1.0,
+            Unit::Direction => self.relative_v_norm(module, &weight)?,
+        };
         for (ray, alpha) in steps.iter().filter(|(_, alpha)| *alpha != 0.0) {
             let direction = direction(*ray, (self.seed, module), &weight, &v, d_in);
             for (sum, value) in sum.iter_mut().zip(&direction) {
-                *sum += (*alpha * f64::from(*value)) as f32;
+                *sum += (*alpha * unit * f64::from(*value)) as f32;
             }
         }
         Ok(Tensor::from_vec(sum, (d_out, d_in), &Device::Cpu)?)
@@ -95,12 +111,21 @@ impl<'a> Perturbation<'a> {
         Ok(Direction::load(self.directions, module)?.matrix()?.flatten_all()?.to_vec1()?)
     }
 
-    /// α at which the aligned direction reaches the unaligned weights, −‖V‖ / ‖W‖ of each module: least, median and most
-    /// far from 0.
+    /// ‖V‖ / ‖W‖
+    fn relative_v_norm(&self, module: &str, weight: &[f32]) -> Result<f64> {
+        Ok(f64::from(self.directions.factors(module)?.v_norm) / norm(weight).max(f64::MIN_POSITIVE))
+    }
+
+    /// α at which the aligned direction reaches the unaligned weights of each module: least, median and most far from 0.
     pub fn unaligned_at(&self) -> Result<(f64, f64, f64)> {
         let of = |module: &String| -> Result<f64> {
-            let weight = self.checkpoint.read_f32(&format!("{module}.weight"))?;
-            Ok(-f64::from(self.directions.factors(module)?.v_norm) / norm(&weight))
+            match self.unit {
+                Unit::Weight => {
+                    let weight = self.checkpoint.read_f32(&format!("{module}.weight"))?;
+                    Ok(-self.relative_v_norm(module, &weight)?)
+                }
+                Unit::Direction => Ok(-1.0),
+            }
         };
         let mut all: Vec<f64> = self.modules.iter().map(of).collect::<Result<_>>()?;
         all.sort_by(|a, b| b.total_cmp(a));

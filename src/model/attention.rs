@@ -37,9 +37,8 @@ impl Attention {
     pub fn forward(&self, h: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
         let key = pass.dropout_key;
         let angles = &pass.angles[self.rope];
-        let (mut q, q_saved) = self.q_proj.forward(h, key)?;
-        let (mut k, k_saved) = self.k_proj.forward(h, key)?;
-        let (v, v_saved) = self.v_proj.forward(h, key)?;
+        let [(mut q, q_saved), (mut k, k_saved), (v, v_saved)] =
+            Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], h, key)?;
         let mut norms_saved = None;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             let (q_normed, q_saved) = q_norm.forward_heads(&q)?;

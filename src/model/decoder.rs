@@ -40,6 +40,10 @@ impl Sequences<'_> {
     }
 }
 
+/// What is minimised in place of a label token's cross-entropy: from the token's number in the batch and its
+/// cross-entropy to the value and its slope.
+pub type Objective<'a> = &'a dyn Fn(usize, f64) -> (f64, f64);
+
 pub struct Decoder {
     pub(super) spec: ModelSpec,
     /// Type of the activations.
@@ -217,6 +221,26 @@ impl Decoder {
         cross_entropy::forward(&self.norm.forward(&x)?.0, self.head(), &targets, self.spec.logit_softcap)
     }
 
+    /// The cross-entropy of each of the batch's label tokens under the model without its adapters.
+    pub fn reference_losses(&mut self, sequences: Sequences) -> Result<Vec<f64>> {
+        let linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
+        let loras: Vec<Option<Lora>> = linears.map(|linear| linear.lora.take()).collect();
+        let losses = self.losses(sequences);
+        for (linear, lora) in self.blocks.iter_mut().flat_map(Block::linears_mut).zip(loras) {
+            linear.lora = lora;
+        }
+        losses
+    }
+
+    fn losses(&self, sequences: Sequences) -> Result<Vec<f64>> {
+        let (rows, targets) = sequences.targets();
+        if targets.is_empty() {
+            return Ok(vec![]);
+        }
+        let x = self.features(sequences.input_ids, sequences.lengths, rows)?;
+        cross_entropy::losses(&x, self.head(), &targets, self.spec.logit_softcap)
+    }
+
     /// Sum of the cross-entropy over the batch's label tokens; adds the gradients of `scale` times that sum.
     pub fn loss_and_gradients(
         &self,
@@ -224,6 +248,19 @@ impl Decoder {
         scale: f64,
         checkpointing: bool,
         dropout_key: Option<u64>,
+        gradients: &mut Gradients,
+    ) -> Result<f64> {
+        self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)
+    }
+
+    /// As [`Decoder::loss_and_gradients`], with a function of each label token's cross-entropy in its place.
+    pub fn objective_and_gradients(
+        &self,
+        sequences: Sequences,
+        scale: f64,
+        checkpointing: bool,
+        dropout_key: Option<u64>,
+        objective: Option<Objective>,
         gradients: &mut Gradients,
     ) -> Result<f64> {
         let pass = self.pass(sequences.lengths, dropout_key)?;
@@ -242,7 +279,7 @@ impl Decoder {
             kept.push(if checkpointing { Kept::Input(x) } else { Kept::Saved(Box::new(saved)) });
             x = y;
         }
-        let (loss, mut dx) = self.head_backward(&x, rows, &targets, scale, gradients)?;
+        let (loss, mut dx) = self.head_backward(&x, rows, &targets, scale, objective, gradients)?;
         drop(x);
         for (block, kept) in self.blocks.iter().zip(kept).rev() {
             let saved = match kept {
@@ -267,12 +304,26 @@ impl Decoder {
         rows: Vec<u32>,
         targets: &[u32],
         scale: f64,
+        objective: Option<Objective>,
         gradients: &mut Gradients,
     ) -> Result<(f64, Tensor)> {
         let rows = Tensor::new(rows, self.device())?;
         let (h, saved) = self.norm.forward(&x.index_select(&rows, 0)?)?;
         let cap = self.spec.logit_softcap;
-        let (loss, dh) = cross_entropy::forward_backward(&h, self.head(), targets, scale, self.trains, cap)?;
+        let (losses, mut dh) = cross_entropy::losses_backward(&h, self.head(), targets, scale, self.trains, cap)?;
+        let loss = match objective {
+            None => losses.iter().sum(),
+            Some(objective) => {
+                anyhow::ensure!(!self.trains, "an objective of single tokens, and a head that trains");
+                let (values, slopes): (Vec<f64>, Vec<f64>) =
+                    losses.iter().enumerate().map(|(i, &loss)| objective(i, loss)).unzip();
+                let slopes = slopes.into_iter().map(|slope| slope as f32).collect();
+                let slopes = Tensor::from_vec(slopes, (losses.len(), 1), self.device())?;
+                let weighted = dh.hidden.to_dtype(DType::F32)?.broadcast_mul(&slopes)?;
+                dh.hidden = weighted.to_dtype(dh.hidden.dtype())?;
+                values.iter().sum()
+            }
+        };
         if let Some(d_head) = dh.head {
             gradients.add(if self.lm_head.is_some() { HEAD } else { EMBEDDING }, d_head)?;
         }

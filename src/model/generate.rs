@@ -2,7 +2,7 @@
 
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
@@ -114,10 +114,11 @@ impl Decoder {
                 return Ok(());
             }
             let logits = self.next_logits(&active, &mut cache)?;
-            self.check_finite(&logits)?;
+            let best = self.likeliest(&logits)?;
             for (row, running) in slots.iter_mut().filter(|running| running.is_some()).enumerate() {
                 let Some(sequence) = running else { continue };
-                let token = sequence.sampler.sample(&logits.get(row)?)?;
+                let token =
+                    if options.temperature == 0.0 { best[row] } else { sequence.sampler.sample(&logits.get(row)?)? };
                 let stop = options.stop_ids.contains(&token);
                 if !stop {
                     sequence.answer.push(token);
@@ -150,11 +151,22 @@ impl Decoder {
         })
     }
 
-    fn check_finite(&self, logits: &Tensor) -> Result<()> {
-        if !logits.max_all()?.to_scalar::<f32>()?.is_finite() || !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
+    /// The likeliest token of every row of the logits, [sequences, vocab_size].
+    fn likeliest(&self, logits: &Tensor) -> Result<Vec<u32>> {
+        let best: Option<Vec<u32>> = logits.to_vec2::<f32>()?.iter().map(|row| largest(row)).collect();
+        if best.is_none() {
             self.refuse_damaged_weights()?;
-            bail!("the model's logits are not finite");
         }
-        Ok(())
+        best.context("the model's logits are not finite")
     }
+}
+
+/// The first of the largest; `None` if any is not finite.
+fn largest(logits: &[f32]) -> Option<u32> {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
+    let finite = logits.iter().fold(true, |finite, x| finite & x.is_finite());
+    if !finite {
+        return None;
+    }
+    logits.iter().position(|x| *x == top).and_then(|i| u32::try_from(i).ok())
 }

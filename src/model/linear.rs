@@ -44,7 +44,23 @@ pub struct Saved {
 impl Linear {
     /// x: [N, d_in] -> y: [N, d_out]. `dropout_key` is the key of this pass, `None` outside training.
     pub fn forward(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
-        let mut y = linear::forward(x, &self.weight, self.bias.as_ref())?;
+        self.adapt(linear::forward(x, &self.weight, self.bias.as_ref())?, x, dropout_key)
+    }
+
+    /// As [`Linear::forward`], for linears that read the same x.
+    pub fn forward_each<const K: usize>(
+        linears: [&Self; K],
+        x: &Tensor,
+        dropout_key: Option<u64>,
+    ) -> Result<[(Tensor, Saved); K]> {
+        let outputs = linear::forward_each(x, linears.map(|linear| (&linear.weight, linear.bias.as_ref())))?;
+        let adapted = linears.iter().zip(outputs).map(|(linear, y)| linear.adapt(y, x, dropout_key));
+        let adapted: Vec<(Tensor, Saved)> = adapted.collect::<Result<_>>()?;
+        adapted.try_into().map_err(|_| anyhow::anyhow!("one for each"))
+    }
+
+    /// Adds the adapter's part to y = x Wᵀ + bias.
+    fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
         let mut low = None;
         if let Some(lora) = &self.lora {
             let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;

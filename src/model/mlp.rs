@@ -28,8 +28,8 @@ pub struct Saved {
 impl Mlp {
     /// h: [N, hidden_size] -> [N, hidden_size]
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let (gate, gate_saved) = self.gate_proj.forward(h, pass.dropout_key)?;
-        let (up, up_saved) = self.up_proj.forward(h, pass.dropout_key)?;
+        let [(gate, gate_saved), (up, up_saved)] =
+            Linear::forward_each([&self.gate_proj, &self.up_proj], h, pass.dropout_key)?;
         let inner = gated_mlp::forward(&gate, &up, self.activation)?;
         let (y, down_saved) = self.down_proj.forward(&inner, pass.dropout_key)?;
         Ok((y, Saved { gate, up, gate_saved, up_saved, down_saved }))

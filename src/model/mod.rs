@@ -16,7 +16,7 @@ mod parameters;
 mod rope;
 mod spec;
 
-pub use decoder::{Decoder, Sequences};
+pub use decoder::{Decoder, Objective, Sequences};
 pub use generate::GenerateOptions;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};

@@ -30,16 +30,21 @@ pub fn chunk_rows(vocab: usize, rows: usize) -> usize {
 
 /// Sum of the losses alone; h: [M, d], W: [V, d], targets: M ids.
 pub fn forward(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<f64> {
+    Ok(losses(hidden, head, targets, cap)?.iter().sum())
+}
+
+/// The M losses alone.
+pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<Vec<f64>> {
     if fused(&[hidden, head]) {
         return Ok(kernel(hidden, head, targets, None, cap)?.0);
     }
     let rows = chunk_rows(head.dim(0)?, targets.len());
-    let mut loss = 0.0;
+    let mut losses = Vec::with_capacity(targets.len());
     for (i, targets) in targets.chunks(rows).enumerate() {
         let logits = generic_logits(&hidden.narrow(0, i * rows, targets.len())?, head, cap)?;
-        loss += generic_loss(&logits, targets)?.0;
+        losses.extend(generic_losses(&logits, targets)?.0);
     }
-    Ok(loss)
+    Ok(losses)
 }
 
 /// Sum of the losses, and the gradients of `scale` times that sum; that of the head only if `want_head`.
@@ -51,11 +56,24 @@ pub fn forward_backward(
     want_head: bool,
     cap: Option<f64>,
 ) -> Result<(f64, Gradients)> {
+    let (losses, gradients) = losses_backward(hidden, head, targets, scale, want_head, cap)?;
+    Ok((losses.iter().sum(), gradients))
+}
+
+/// As [`forward_backward`], with the losses one by one.
+pub fn losses_backward(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    scale: f64,
+    want_head: bool,
+    cap: Option<f64>,
+) -> Result<(Vec<f64>, Gradients)> {
     if !fused(&[hidden, head]) {
         return generic(hidden, head, targets, scale, want_head, cap);
     }
-    let (loss, gradients) = kernel(hidden, head, targets, Some((scale as f32, want_head)), cap)?;
-    Ok((loss, gradients.context("no gradients were computed")?))
+    let (losses, gradients) = kernel(hidden, head, targets, Some((scale as f32, want_head)), cap)?;
+    Ok((losses, gradients.context("no gradients were computed")?))
 }
 
 /// [m, V] in f32, capped.
@@ -64,12 +82,12 @@ fn generic_logits(hidden: &Tensor, head: &Tensor, cap: Option<f64>) -> Result<Te
     cap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))
 }
 
-/// (sum of losses, log-probabilities [m, V] in f32)
-fn generic_loss(logits: &Tensor, targets: &[u32]) -> Result<(f64, Tensor)> {
+/// (losses, log-probabilities [m, V] in f32)
+fn generic_losses(logits: &Tensor, targets: &[u32]) -> Result<(Vec<f64>, Tensor)> {
     let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
     let picked = log_p.gather(&targets, 1)?.to_dtype(DType::F64)?;
-    Ok((-picked.sum_all()?.to_scalar::<f64>()?, log_p))
+    Ok((picked.neg()?.flatten_all()?.to_vec1()?, log_p))
 }
 
 fn generic(
@@ -79,14 +97,14 @@ fn generic(
     scale: f64,
     want_head: bool,
     cap: Option<f64>,
-) -> Result<(f64, Gradients)> {
+) -> Result<(Vec<f64>, Gradients)> {
     let rows = chunk_rows(head.dim(0)?, targets.len());
-    let (mut loss, mut d_hidden, mut d_head) = (0.0, vec![], None);
+    let (mut losses, mut d_hidden, mut d_head) = (vec![], vec![], None);
     for (i, targets) in targets.chunks(rows).enumerate() {
         let h = hidden.narrow(0, i * rows, targets.len())?;
         let logits = generic_logits(&h, head, cap)?;
-        let (part, log_p) = generic_loss(&logits, targets)?;
-        loss += part;
+        let (part, log_p) = generic_losses(&logits, targets)?;
+        losses.extend(part);
         let minus_one = Tensor::full(-1f32, (targets.len(), 1), hidden.device())?;
         let ids = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
         let d_logits = (log_p.exp()?.scatter_add(&ids, &minus_one, 1)? * scale)?;
@@ -104,22 +122,22 @@ fn generic(
             });
         }
     }
-    Ok((loss, Gradients { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head }))
+    Ok((losses, Gradients { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head }))
 }
 
-/// The loss, and with `backward` = (scale, whether the head's is wanted) the gradients.
+/// The losses, and with `backward` = (scale, whether the head's is wanted) the gradients.
 fn kernel(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
     backward: Option<(f32, bool)>,
     cap: Option<f64>,
-) -> Result<(f64, Option<Gradients>)> {
+) -> Result<(Vec<f64>, Option<Gradients>)> {
     let ((m, d), vocab) = (hidden.dims2()?, head.dim(0)?);
     let rows = chunk_rows(vocab, m);
     let cap = cap.map(|cap| cap as f32);
     let want_head = backward.is_some_and(|(_, want_head)| want_head);
-    let mut loss = 0.0;
+    let mut losses = Vec::with_capacity(m);
     let mut logits = vec![0f32; rows * vocab];
     let mut d_hidden = vec![0f32; if backward.is_some() { m * d } else { 0 }];
     let mut d_head = vec![0f32; if want_head { vocab * d } else { 0 }];
@@ -134,7 +152,7 @@ fn kernel(
             // SAFETY: `count` rows of h from i · rows on, all of W, and a buffer of our own.
             unsafe { product_with(count, h, w_transposed, out, false) };
             let scale = backward.map(|(scale, _)| scale);
-            loss += rows_loss(&mut logits, vocab, targets, scale, cap);
+            losses.extend(row_losses(&mut logits, vocab, targets, scale, cap));
             if backward.is_none() {
                 continue;
             }
@@ -152,12 +170,12 @@ fn kernel(
         let head = want_head.then(|| Tensor::from_vec(d_head, (vocab, d), hidden.device())).transpose()?;
         Ok::<_, anyhow::Error>(Gradients { hidden: output(d_hidden, (m, d), hidden)?, head })
     });
-    Ok((loss, gradients.transpose()?))
+    Ok((losses, gradients.transpose()?))
 }
 
-/// Sum of the losses of a chunk's rows of logits; with `scale` the rows become the gradients of `scale` times that.
-fn rows_loss(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f32>, cap: Option<f32>) -> f64 {
-    let parts: Vec<f64> = logits
+/// The losses of a chunk's rows of logits; with `scale` the rows become the gradients of `scale` times their sum.
+fn row_losses(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f32>, cap: Option<f32>) -> Vec<f64> {
+    logits
         .par_chunks_mut(vocab)
         .zip(targets)
         .map(|(row, &target)| {
@@ -170,8 +188,7 @@ fn rows_loss(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f3
             }
             part
         })
-        .collect();
-    parts.iter().sum()
+        .collect()
 }
 
 /// −log softmax(row)[target]
@@ -265,7 +282,8 @@ mod tests {
             let (slow, slow_grads) = generic(&h, &w, &TARGETS, 2.0, true, cap).unwrap();
             let (fast, fast_grads) = kernel(&h, &w, &TARGETS, Some((2.0, true)), cap).unwrap();
             let fast_grads = fast_grads.unwrap();
-            assert!((slow - fast).abs() < 1e-5 * slow);
+            assert_eq!((slow.len(), fast.len()), (5, 5));
+            assert!(slow.iter().zip(&fast).all(|(slow, fast)| (slow - fast).abs() < 1e-5 * slow));
             close(&fast_grads.hidden, &slow_grads.hidden, 1e-4);
             close(&fast_grads.head.unwrap(), &slow_grads.head.unwrap(), 1e-5);
         }

@@ -46,6 +46,24 @@ impl Matrix {
         Self { data: self.data.wrapping_offset(offset), ..self }
     }
 
+    /// `length` values of row `i`, whose elements are contiguous.
+    ///
+    /// # Safety
+    /// They lie inside a live allocation that nobody writes meanwhile.
+    pub unsafe fn row<'a>(self, i: usize, length: usize) -> &'a [f32] {
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts(self.at(i, 0).data.cast_const(), length) }
+    }
+
+    /// As [`Matrix::row`], to write.
+    ///
+    /// # Safety
+    /// They lie inside a live allocation that may be written and that nobody else touches meanwhile.
+    pub unsafe fn row_mut<'a>(self, i: usize, length: usize) -> &'a mut [f32] {
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.at(i, 0).data, length) }
+    }
+
     /// The transpose: the same memory with its strides exchanged.
     pub fn t(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
@@ -108,9 +126,9 @@ pub unsafe fn product(
 }
 
 /// Up to so many rows of activations, a product with a weight is a matter of reading the weight once.
-const FEW_ROWS: usize = 4;
+pub const FEW_ROWS: usize = 4;
 /// Weight rows in a task of such a product.
-const TASK_ROWS: usize = 64;
+const TASK_ROWS: usize = 16;
 
 /// A weight matrix as it lies in memory: row-major rows × cols, f32 or half precision.
 #[derive(Clone, Copy)]
@@ -128,17 +146,9 @@ pub struct Weight<'a> {
 /// # Safety
 /// As [`product`].
 pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumulate: bool) {
-    if w.transposed && m <= FEW_ROWS && a.col_stride == 1 && !accumulate {
+    if w.transposed && m <= FEW_ROWS && a.col_stride == 1 && !accumulate && !matches!(w.values, Values::F16(_)) {
         // SAFETY: promised by the caller.
-        match w.values {
-            Values::F32(values) => return unsafe { few_rows(m, a, (values, w.cols), out, |x| x) },
-            Values::Bf16(values) => {
-                return unsafe {
-                    few_rows(m, a, (values, w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16))
-                };
-            }
-            Values::F16(_) => {}
-        }
+        return unsafe { few_rows(m, a, &[(w, out)]) };
     }
     let threads = Parallelism::Rayon(rayon::current_num_threads());
     let block = |first: usize, count: usize, rows: &[f32], accumulate: bool| {
@@ -166,35 +176,53 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumula
     }
 }
 
-/// out = a · wᵀ for a few rows of a: every row of w is read once, as fast as memory gives it.
+/// out = a · wᵀ for a few rows of a and any number of (w, out), f32 or bf16, in one go: every row of w is read once, as
+/// fast as memory gives it.
 ///
 /// # Safety
 /// As [`product`], with m rows of a whose elements are contiguous.
-unsafe fn few_rows<T: Copy + Sync>(
-    m: usize,
-    a: Matrix,
-    (w, cols): (&[T], usize),
-    out: Matrix,
-    wide: impl Fn(T) -> f32 + Sync + Copy,
-) {
-    let row = |i: usize| {
-        // SAFETY: row i of a holds `cols` contiguous values, by the caller's promise.
-        unsafe { std::slice::from_raw_parts(a.at(i, 0).data.cast_const(), cols) }
-    };
-    w.par_chunks(TASK_ROWS * cols.max(1)).enumerate().for_each(|(task, rows)| {
-        for (j, w) in rows.chunks(cols.max(1)).enumerate() {
-            for i in 0..m {
-                let value = dot(w, row(i), wide);
-                // SAFETY: element (i, j) of out, which this task alone writes.
-                unsafe { out.at(i, task * TASK_ROWS + j).data.write(value) };
+pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Weight, Matrix)]) {
+    let tasks: Vec<(usize, usize)> = parts
+        .iter()
+        .enumerate()
+        .flat_map(|(part, (w, _))| (0..w.rows).step_by(TASK_ROWS).map(move |first| (part, first)))
+        .collect();
+    tasks.par_iter().for_each(|&(part, first)| {
+        let (w, out) = parts[part];
+        let elements = first * w.cols..(first + TASK_ROWS).min(w.rows) * w.cols;
+        let out = out.at(0, first);
+        // SAFETY: promised by the caller; this task alone writes these columns of out.
+        unsafe {
+            match w.values {
+                Values::F32(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x),
+                Values::Bf16(values) => {
+                    // bf16 is the upper half of an f32.
+                    rows_of(m, a, (&values[elements], w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16));
+                }
+                Values::F16(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x.to_f32()),
             }
         }
     });
 }
 
+/// Some rows of w for [`few_rows`].
+///
+/// # Safety
+/// As there.
+unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: Matrix, wide: impl Fn(T) -> f32 + Copy) {
+    for (j, w) in w.chunks(cols.max(1)).enumerate() {
+        for i in 0..m {
+            // SAFETY: row i of a holds `cols` contiguous values, by the caller's promise.
+            let x = unsafe { a.row(i, cols) };
+            // SAFETY: element (i, j) of out, by the caller's promise.
+            unsafe { out.at(i, j).data.write(dot(w, x, wide)) };
+        }
+    }
+}
+
 /// ⟨w, x⟩ in 64 lanes.
 #[inline(always)]
-fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
+pub fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
     vectorised(
         #[inline(always)]
         || {
@@ -206,7 +234,15 @@ fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
                     lanes[i] += wide(w[i]) * x[i];
                 }
             }
-            lanes.iter().sum::<f32>() + rest
+            // Halved until one is left: a sum one by one would take longer than a row of the weight does.
+            let mut width = 32;
+            while width > 0 {
+                for i in 0..width {
+                    lanes[i] += lanes[i + width];
+                }
+                width /= 2;
+            }
+            lanes[0] + rest
         },
     )
 }

@@ -3,14 +3,52 @@
 //! Backward: dx = dy W, dW = dyᵀ x, dbias = Σ_n dy. A frozen weight never gets a gradient computed. Transposes are
 //! strides that the GEMM reads; nothing is copied. W and x may be of different types: y and dx have the activations'.
 
-use super::gemm::{Matrix, Weight, product_with};
+use super::gemm::{FEW_ROWS, Matrix, Weight, few_rows, product_with};
 use super::{fused, values, widen, with_f32};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
 /// x: [N, d_in] -> y: [N, d_out]
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = matmul(x, weight, [false, true], x.dtype())?;
+    biased(matmul(x, weight, [false, true], x.dtype())?, bias)
+}
+
+/// x: [N, d_in] -> y: [N, d_out] for each (weight, bias). A few rows meet all the weights in one go, rather than wait at the
+/// end of each.
+pub fn forward_each<const K: usize>(x: &Tensor, linears: [(&Tensor, Option<&Tensor>); K]) -> Result<[Tensor; K]> {
+    let (m, d_in) = x.dims2()?;
+    let weights = linears.map(|(weight, _)| weight);
+    let alike = |w: &Tensor| w.dims2().is_ok_and(|(_, cols)| cols == d_in) && w.dtype() != DType::F16;
+    if m > FEW_ROWS || d_in == 0 || !fused(&[x]) || !fused(&weights) || !weights.iter().all(|w| alike(w)) {
+        return collect(linears.map(|(weight, bias)| forward(x, weight, bias)));
+    }
+    let guards = weights.map(Tensor::storage_and_layout);
+    let mut parts = Vec::with_capacity(K);
+    let mut fresh = Vec::with_capacity(K);
+    for (weight, guard) in weights.iter().zip(&guards) {
+        let rows = weight.dim(0)?;
+        let (out, memory) = Matrix::fresh(m, rows);
+        parts.push((Weight { values: values(guard)?, rows, cols: d_in, transposed: true }, out));
+        fresh.push(memory);
+    }
+    // SAFETY: whole matrices of the checked sizes, and outputs of our own.
+    with_f32([x], |[x]| unsafe { few_rows(m, Matrix::read(x, 0, d_in), &parts) })?;
+    let mut outputs = fresh.into_iter().zip(linears);
+    collect(std::array::from_fn(|_| {
+        let (memory, (weight, bias)) = outputs.next().context("one for each")?;
+        // SAFETY: the products wrote all elements.
+        let y = widen::tensor(unsafe { memory.filled() }, (m, weight.dim(0)?).into(), x.dtype())?;
+        biased(y, bias)
+    }))
+}
+
+/// All of them, or the first error.
+fn collect<const K: usize>(results: [Result<Tensor>; K]) -> Result<[Tensor; K]> {
+    let tensors: Vec<Tensor> = results.into_iter().collect::<Result<_>>()?;
+    tensors.try_into().map_err(|_| anyhow::anyhow!("one for each"))
+}
+
+fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     Ok(match bias {
         Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
         None => y,
@@ -100,6 +138,18 @@ mod tests {
             let dw = backward_weight(&half(&dy), &half(&x)).unwrap();
             assert_eq!(dw.dtype(), DType::F32);
             close(&dw, &backward_weight(&wide(&dy), &wide(&x)).unwrap(), 1e-6);
+        }
+    }
+
+    #[test]
+    fn each_of_several_is_as_it_would_be_alone() {
+        let (w, u, bias) = (random(&[50, 70], 2), random(&[21, 70], 3), random(&[21], 4));
+        for (n, dtype) in [(1, DType::F32), (4, DType::BF16), (9, DType::F32)] {
+            let x = random(&[n, 70], 1).to_dtype(dtype).unwrap();
+            let (w, u) = (w.to_dtype(dtype).unwrap(), u.to_dtype(dtype).unwrap());
+            let [y, z] = forward_each(&x, [(&w, None), (&u, Some(&bias))]).unwrap();
+            close(&y, &forward(&x, &w, None).unwrap(), 1e-7);
+            close(&z, &forward(&x, &u, Some(&bias)).unwrap(), 1e-7);
         }
     }
 

@@ -15,6 +15,10 @@ pub const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub const VERMILION: RGBColor = RGBColor(213, 94, 0);
 pub const GREEN: RGBColor = RGBColor(0, 158, 115);
 
+/// Okabe and Ito's colours that show on white, for any number of methods.
+pub const METHODS: [RGBColor; 7] =
+    [RGBColor(0, 0, 0), VERMILION, BLUE, GREEN, RGBColor(204, 121, 167), RGBColor(230, 159, 0), RGBColor(86, 180, 233)];
+
 /// Nine equidistant colours of viridis, dark to light.
 const VIRIDIS: [RGBColor; 9] = [
     RGBColor(68, 1, 84),

@@ -4,14 +4,32 @@ use super::Picture;
 use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, extremes, label};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
-use crate::eval::landscape::{Curve, Grid, Landscape};
-use crate::method::perturb::Axis;
+use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT};
+use crate::method::perturb::{Axis, Unit};
 use anyhow::Result;
 use plotters::style::RGBColor;
 
-const STEP_NAME: &str = "perturbation, in norms of each module's weight";
 /// A point of a plane, or of a picture.
 type Point = (f64, f64);
+
+/// What both pictures say of themselves.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    /// The model.
+    pub subject: &'a str,
+    pub unit: Unit,
+    /// The step at which V leads to the unaligned model.
+    pub unaligned_at: f64,
+}
+
+impl Frame<'_> {
+    fn unit(&self) -> &'static str {
+        match self.unit {
+            Unit::Weight => "in norms of each module's weight",
+            Unit::Direction => "in norms of each module's V",
+        }
+    }
+}
 
 /// How a kind of direction is drawn.
 struct Look {
@@ -28,24 +46,26 @@ const LOOKS: [Look; 3] = [
     Look { axis: Axis::Aligned, name: "along V (+: more aligned)", colour: BLUE, dash: None },
 ];
 
-/// One panel of curves for each quantity. `unaligned_at`: the step at which V leads to the unaligned model.
-pub fn curves(landscape: &Landscape, subject: &str, unaligned_at: f64) -> Result<Picture> {
+/// One panel of curves for each quantity.
+pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
     let (left, width, panel, head) = (82.0, 560.0, 330.0, 78.0);
     let count = landscape.quantities.len();
     let size = (left + width + 30.0, head + panel * count as f64);
     Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
-        canvas.text((left, 20.0), &format!("Moving the weights of {subject}"), LARGE, Anchor::Left, INK);
+        canvas.text((left, 20.0), &format!("Moving the weights of {}", frame.subject), LARGE, Anchor::Left, INK);
         legend(canvas, (left, 48.0));
         for (i, quantity) in landscape.quantities.iter().enumerate() {
             let top = head + panel * i as f64 + 12.0;
             let values = landscape.curves.iter().flat_map(|curve| curve.values[i].iter().flatten().copied());
             let Some((low, high)) = extremes(values) else { continue };
+            // Rates are told best from 0 to 100.
+            let (low, high) = if quantity.unit == PERCENT { (0.0, 100.0) } else { (low, high) };
             let room = 0.06 * (high - low);
             let x = scale(&landscape.steps, left, width);
             let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 90.0) };
             canvas.text((left + width / 2.0, top - 4.0), &quantity.name, NORMAL, Anchor::Centre, INK);
-            axes(canvas, x, y, (STEP_NAME, quantity.unit));
-            mark_unaligned(canvas, x, y, unaligned_at);
+            axes(canvas, x, y, (&format!("perturbation, {}", frame.unit()), quantity.unit));
+            mark_unaligned(canvas, x, y, frame.unaligned_at);
             for look in &LOOKS {
                 let group: Vec<&Curve> = landscape.curves.iter().filter(|curve| curve.ray.axis == look.axis).collect();
                 draw_group(canvas, look, &group, (i, &landscape.steps), (x, y));
@@ -124,21 +144,23 @@ fn draw_group(
 }
 
 /// The plan of each quantity: a cell for each point, and lines of equal value.
-pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64) -> Result<Picture> {
+pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture> {
     let (left, side, between, head) = (82.0, 380.0, 170.0, 62.0);
     let count = landscape.quantities.len() as f64;
     let size = (left + (side + between) * count - between + 92.0, head + side + 66.0);
     Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
-        let title = format!("Moving the weights of {subject} along V and across it");
+        let title = format!("Moving the weights of {} along V and across it", frame.subject);
         canvas.text((left, 20.0), &title, LARGE, Anchor::Left, INK);
         for (i, quantity) in landscape.quantities.iter().enumerate() {
             let left = left + (side + between) * i as f64;
             let name = format!("{}, {}", quantity.name, quantity.unit);
             canvas.text((left + side / 2.0, head - 14.0), &name, NORMAL, Anchor::Centre, INK);
-            draw_plan(canvas, &grid.values[i], &grid.steps, (left, head, side));
+            let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
+            let names = [format!("along V, {}", frame.unit()), format!("orthogonal to V, {}", frame.unit())];
+            draw_plan(canvas, &grid.values[i], &grid.steps, (range, &names), (left, head, side));
             let x = scale(&grid.steps, left, side);
-            if unaligned_at > x.from && unaligned_at < x.to {
-                let at = (x.at(unaligned_at), head + side / 2.0);
+            if frame.unaligned_at > x.from && frame.unaligned_at < x.to {
+                let at = (x.at(frame.unaligned_at), head + side / 2.0);
                 canvas.dot(at, 4.5, WHITE);
                 canvas.dot(at, 3.0, INK);
                 label(canvas, (at.0, at.1 + 13.0), "unaligned", x);
@@ -152,16 +174,23 @@ pub fn grid(landscape: &Landscape, grid: &Grid, subject: &str, unaligned_at: f64
     })
 }
 
-fn draw_plan(canvas: &Canvas, rows: &[Vec<Option<f64>>], steps: &[f64], (left, top, side): (f64, f64, f64)) {
+/// `range`: of the colours, where not that of the values.
+fn draw_plan(
+    canvas: &Canvas,
+    rows: &[Vec<Option<f64>>],
+    steps: &[f64],
+    (range, names): (Option<Point>, &[String; 2]),
+    (left, top, side): (f64, f64, f64),
+) {
     let n = steps.len().max(2);
     // Cells are centred on the points, so that they reach half a step beyond the outer ones.
     let half = (steps[steps.len() - 1] - steps[0]) / (n - 1) as f64 / 2.0;
     let (from, to) = (steps[0] - half, steps[steps.len() - 1] + half);
     let x = Scale { from, to, start: left, length: side };
     let y = Scale { from, to, start: top + side, length: -side };
-    let Some((low, high)) = extremes(rows.iter().flatten().flatten().copied()) else { return };
+    let Some((low, high)) = range.or(extremes(rows.iter().flatten().flatten().copied())) else { return };
     let colour = Scale { from: low, to: high, start: top + side, length: -side };
-    axes(canvas, x, y, ("along V, in norms of the weights", "orthogonal to V, in norms of the weights"));
+    axes(canvas, x, y, (&names[0], &names[1]));
     let cell = side / n as f64;
     for (row, y_step) in rows.iter().zip(steps) {
         for (value, x_step) in row.iter().zip(steps) {

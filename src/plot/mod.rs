@@ -1,4 +1,4 @@
-//! Pictures: a heat map of an update, and the curves and contours of a landscape, as SVG and PNG.
+//! Pictures: a heat map of an update, the curves and contours of a landscape, and the trade-off of a comparison, as SVG and PNG.
 //!
 //! Colours are told apart by people with any colour vision: viridis for amounts, orange to blue through white for signed
 //! ones, and Okabe and Ito's for lines, which differ in dash too. Text is set in Roboto (font/, Apache-2.0, a subset of
@@ -9,9 +9,11 @@ mod canvas;
 mod colour;
 mod heat_map;
 mod landscape;
+mod trade_off;
 
 pub use heat_map::heat_map;
-pub use landscape::{curves, grid};
+pub use landscape::{Frame, curves, grid};
+pub use trade_off::{Point, Series, trade_off};
 
 use anyhow::Result;
 

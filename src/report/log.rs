@@ -10,6 +10,7 @@ use super::run_record::utc_now;
 use indicatif::{MultiProgress, ProgressBar};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
 /// How much is told.
@@ -33,6 +34,9 @@ pub enum LogFormat {
 
 static OPTIONS: OnceLock<(Verbosity, LogFormat)> = OnceLock::new();
 
+/// Whether what is done now is a part of something larger, which tells of it.
+static WITHIN: AtomicBool = AtomicBool::new(false);
+
 /// The bars on the screen, which must make room for a line.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -42,8 +46,21 @@ pub fn init(verbosity: Verbosity, format: LogFormat) {
     let _first_wins = OPTIONS.set((verbosity, format));
 }
 
+/// Does a part of something larger that tells of it itself: what the part would tell, only a verbose command does.
+pub fn within<T>(part: impl FnOnce() -> T) -> T {
+    WITHIN.store(true, Ordering::Relaxed);
+    let done = part();
+    WITHIN.store(false, Ordering::Relaxed);
+    done
+}
+
 fn options() -> (Verbosity, LogFormat) {
-    OPTIONS.get().copied().unwrap_or_default()
+    let (verbosity, format) = OPTIONS.get().copied().unwrap_or_default();
+    match (WITHIN.load(Ordering::Relaxed), verbosity) {
+        (true, Verbosity::Verbose) => (Verbosity::Normal, format),
+        (true, _) => (Verbosity::Quiet, format),
+        (false, _) => (verbosity, format),
+    }
 }
 
 /// Whether each step and each decision is told.

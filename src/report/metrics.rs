@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one JSON object per optimizer step or validation, flushed line by line, so that a run that dies
-//! leaves what it measured. Numbers are written so that they read back as the same f64; NaN and infinity, which JSON
-//! does not know, are written as null.
+//! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read back
+//! as the same f64; NaN and infinity, which JSON does not know, are written as null.
 
 use super::events::EventFile;
 use anyhow::{Context, Result};
@@ -10,6 +10,14 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// What a step of Lisa trains on: safety data or the task's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Alignment,
+    Finetune,
+}
+
 /// What one optimizer step measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepRow {
@@ -17,12 +25,24 @@ pub struct StepRow {
     pub step: usize,
     /// Passes over the data done, as a fraction.
     pub epoch: f64,
-    /// `task_loss + penalty`.
+    /// Lisa's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// `task_loss + penalty`, and `proximal` where there is that.
     pub loss: f64,
-    /// Mean cross-entropy over the step's label tokens.
+    /// Mean cross-entropy over the step's label tokens, or what constrained SFT puts in its place.
     pub task_loss: f64,
     /// The penalty, λ included.
     pub penalty: f64,
+    /// λ of this step, where it is found while training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<f64>,
+    /// What λ holds below `asft.max_orthogonal`: √(Σ ‖M ΔW‖² / Σ ‖W‖²) before this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalised_share: Option<f64>,
+    /// Lisa's proximal term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proximal: Option<f64>,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
@@ -47,6 +67,28 @@ pub struct EvalRow {
     pub eval_tokens: usize,
 }
 
+/// What one module's update was before a step. Shares are there where there is a direction.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModuleRow {
+    /// Optimizer steps done, the one about to be taken included: the same as in its row of `metrics.jsonl`.
+    pub step: usize,
+    pub module: String,
+    /// ‖ΔW‖_F of the effective update, alpha / rank included.
+    pub norm: f64,
+    /// ‖C ΔW‖_F / ‖ΔW‖_F, with what stands for C.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aligned: Option<f64>,
+    /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orthogonal: Option<f64>,
+    /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F): below 0 where the update un-aligns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed: Option<f64>,
+    /// Norm of the penalty's gradient over the norm of the task's, of this module's parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_ratio: Option<f64>,
+}
+
 /// A step that was not taken, for its loss or gradient is not finite.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkippedRow {
@@ -58,7 +100,7 @@ pub struct SkippedRow {
     pub samples: Vec<String>,
 }
 
-/// The open `metrics.jsonl` of a run.
+/// An open `metrics.jsonl`, or `modules.jsonl`, of a run.
 pub struct Metrics {
     file: File,
     path: PathBuf,
@@ -108,6 +150,10 @@ impl Metrics {
     }
 
     pub fn step(&mut self, row: &StepRow) -> Result<()> {
+        self.line(row)
+    }
+
+    pub fn module(&mut self, row: &ModuleRow) -> Result<()> {
         self.line(row)
     }
 
@@ -169,9 +215,13 @@ pub(super) mod tests {
         StepRow {
             step,
             epoch: step as f64 / 3.0,
+            state: None,
             loss: 0.1 + 0.2,
             task_loss: 1.0 / 3.0,
             penalty: 1e-300,
+            lambda: None,
+            penalised_share: None,
+            proximal: None,
             grad_norm: f64::NAN,
             learning_rate: 5e-5,
             tokens: 120,

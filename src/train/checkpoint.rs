@@ -2,12 +2,14 @@
 //!
 //! With LoRA the folder is a PEFT adapter, in full tuning a Hugging Face model in f32; beside that:
 //!
-//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`;
+//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; with Lisa `<parameter>.anchor`
+//!   too, its value at the last switch;
 //! - `state.json`: where the run stands ([`RunState`]), and its settings and inputs ([`Origin`]);
 //! - `checksums.json`: BLAKE3 of every other file.
 //!
 //! A folder gets its name when it is whole and on the disk. One that was damaged later is found out by its checksums.
 
+use super::defence::Lisa;
 use super::export::{objective, trained};
 use super::output::OutputFolder;
 use super::prepare::Prepared;
@@ -101,10 +103,14 @@ impl Saved {
         let restoring = || format!("restoring {}", self.dir.display());
         let is_lora = prepared.adapter.is_some();
         let trainer = &mut prepared.trainer;
+        trainer.penalties.set_dual(self.state.dual);
         restore_parameters(&self.dir, is_lora, trainer.model.parameters()).with_context(restoring)?;
         let file = Checkpoint::open_file(&self.dir.join(OPTIMIZER)).with_context(restoring)?;
         let device = trainer.model.device().clone();
         let read = |name: &str| file.tensor(name, DType::F32, &device);
+        if let Some(lisa) = &mut trainer.lisa {
+            lisa.restore(trainer.model.parameters(), read).with_context(restoring)?;
+        }
         trainer.optimizer.restore(self.optimizer_steps, trainer.model.parameters(), read).with_context(restoring)
     }
 }
@@ -193,7 +199,9 @@ impl Checkpoints {
         let staging = stage(dir)?;
         sync_dir(self.dir.parent().context("checkpoints/ is in the output folder")?)?;
         write_parameters(settings, prepared, staging.path())?;
-        save_tensors_staged(&staging.path().join(OPTIMIZER), &trainer.optimizer.moments())?;
+        let mut tensors = trainer.optimizer.moments();
+        tensors.extend(trainer.lisa.iter().flat_map(Lisa::anchors));
+        save_tensors_staged(&staging.path().join(OPTIMIZER), &tensors)?;
         let record = Record {
             version: VERSION,
             asft_version: env!("CARGO_PKG_VERSION").to_string(),

@@ -1,6 +1,7 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and says what the run will take.
 
 use super::Plan;
+use super::defence::{Alignment, alignment_file};
 use super::estimate::{Estimate, Memory, Micro, Work, epoch, largest};
 use super::fit::MachineMemory;
 use crate::config::Settings;
@@ -73,10 +74,18 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
         data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)?;
     let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
     let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let steps = epoch(&mut plan, &train.examples);
+    let mut steps = epoch(&mut plan, &train.examples);
+    let mut data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
+    if let Some(file) = alignment_file(&settings.defence, false)? {
+        let set = data::load_set(&file, &settings.data, "", tokenizer.as_ref(), spec.vocab_size, &progress());
+        let set = set.context("defence.alignment_data")?;
+        data_tokens += set.counts.tokens;
+        let Alignment { set, mut plan } = Alignment::new(set, settings, plan.total_steps)?;
+        // The mean is not weighted by the states' shares: safety samples are about as long as others.
+        steps.extend(epoch(&mut plan, &set.examples));
+    }
     let largest = largest(&steps);
     let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
-    let data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
     let memory = estimate.memory(largest, data_tokens);
     let work = mean_work(&estimate, &steps);
     Ok(Forecast {

@@ -4,7 +4,7 @@
 //! loses between blocks and, on a GPU, the workspaces of its libraries. `docs/performance.md` compares the figures with
 //! measured ones.
 
-use super::{Method, Plan};
+use super::{Defence, Method, Plan};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::data::{Example, predicted_labels};
@@ -43,9 +43,10 @@ impl Micro {
 pub struct Memory {
     /// Frozen weights, in the compute type.
     pub weights: usize,
-    /// What trains: values, gradients, AdamW's moments, and in full tuning the weights that the penalty starts from.
+    /// What trains: values, gradients, AdamW's moments, in full tuning the weights that the penalty starts from, and with
+    /// Lisa the values at the last switch.
     pub trained: usize,
-    /// The penalty's U and c.
+    /// The penalty's U and c, and V's right singular vectors where they are used.
     pub direction: usize,
     /// What the forward pass keeps for the backward pass, and what one block makes on the way.
     pub activations: usize,
@@ -93,6 +94,7 @@ impl<'a> Estimate<'a> {
             Method::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
             Method::Full => (self.full_bytes(), 0),
         };
+        let trained = trained + self.anchor_bytes();
         let kept_blocks = if self.settings.train.gradient_checkpointing {
             self.spec.num_hidden_layers * self.spec.hidden_size * self.width() + self.block_bytes()
         } else {
@@ -127,17 +129,29 @@ impl<'a> Estimate<'a> {
         let full = self.settings.train.method == Method::Full;
         // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);
-        let block_passes = 2 + usize::from(full) + again;
-        let head_passes = 2 + usize::from(full);
+        // And once more without the adapter, for the losses that constrained SFT compares with.
+        let reference = usize::from(self.settings.defence.kind == Defence::ConstrainedSft);
+        let block_passes = 2 + usize::from(full) + again + reference;
+        let head_passes = 2 + usize::from(full) + reference;
         let linears: usize = self.linear_elements();
         let head = self.spec.vocab_size * self.spec.hidden_size;
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
         let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, but for the tiles on the diagonal.
         let width = self.spec.num_attention_heads * self.spec.head_dim;
-        let attention = sum.squares as f64 * (width * self.spec.num_hidden_layers * (2 * (1 + again) + 5)) as f64;
-        let traffic = sum.tokens * self.spec.num_hidden_layers * self.traffic_per_token() * (3 + again);
+        let attention =
+            sum.squares as f64 * (width * self.spec.num_hidden_layers * (2 * (1 + again + reference) + 5)) as f64;
+        let traffic = sum.tokens * self.spec.num_hidden_layers * self.traffic_per_token() * (3 + again + reference);
         Work { gemm_flops: gemm as f64, attention_flops: attention, traffic_bytes: traffic as f64 }
+    }
+
+    /// What trains, as it was at Lisa's last switch.
+    fn anchor_bytes(&self) -> usize {
+        match (self.settings.defence.kind, self.settings.train.method) {
+            (Defence::Lisa, Method::Lora) => self.adapter_elements() * F32,
+            (Defence::Lisa, Method::Full) => self.model_elements() * F32,
+            _ => 0,
+        }
     }
 
     /// Bytes of one value in the compute type.
@@ -173,18 +187,19 @@ impl<'a> Estimate<'a> {
     /// the penalised weights.
     fn full_bytes(&self) -> usize {
         let embedding = self.spec.vocab_size * self.spec.hidden_size;
-        let penalised =
-            self.settings.asft.penalize != crate::method::Penalize::None && self.settings.asft.lambda != 0.0;
+        let penalised = self.settings.asft.is_active() || self.settings.output.log_modules_every.is_some();
         let starts = if penalised { self.target_shapes().map(|(a, b)| a * b).sum() } else { 0 };
         (4 * self.model_elements() + 2 * embedding + starts) * F32
     }
 
-    /// Up to full rank; a direction file may hold fewer.
+    /// Up to full rank; a direction file may hold fewer. V's right singular vectors where its sign counts or is logged.
     fn direction_bytes(&self) -> usize {
-        if !self.settings.asft.needs_direction() || self.settings.asft.lambda == 0.0 {
+        if !self.settings.uses_direction() {
             return 0;
         }
-        self.target_shapes().map(|(d_out, d_in)| d_out * d_out.min(d_in) * F32).sum()
+        let signed = self.settings.asft.needs_sign() || self.settings.output.log_modules_every.is_some();
+        let rows = |(d_out, d_in): (usize, usize)| if signed { d_out + d_in } else { d_out };
+        self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }
 
     /// What a block keeps for its backward pass, for each token.

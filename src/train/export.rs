@@ -20,15 +20,16 @@ pub fn adapter(settings: &Settings, prepared: &Prepared, step: usize, dir: &Path
     let trained = adapter.with_values(model.parameters())?;
     let asft = &settings.asft;
     let direction = match (&asft.direction, &settings.model.unaligned) {
-        _ if !asft.needs_direction() => "not used".to_string(),
+        _ if !(asft.is_active() && asft.needs_direction()) => "not used".to_string(),
         (Some(file), _) => file.clone(),
         (None, unaligned) => format!("from {}", unaligned.as_deref().unwrap_or("nothing")),
     };
     let rows = [
         ("lambda", asft.lambda.to_string()),
-        ("penalize", format!("{:?}", asft.penalize).to_lowercase()),
-        ("projector", format!("{:?}", asft.projector).to_lowercase()),
+        ("penalize", asft.penalize.to_string()),
+        ("projector", asft.projector.to_string()),
         ("direction", direction),
+        ("defence", settings.defence.kind.to_string()),
         ("modules", trained.modules.len().to_string()),
         ("dataset", settings.data.train.clone()),
         ("steps", step.to_string()),
@@ -45,6 +46,11 @@ pub fn objective(penalize: Penalize) -> &'static str {
         Penalize::Orthogonal => {
             "with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during fine-tuning) the loss carries a \
              penalty on the part of each update that leaves the model's alignment direction"
+        }
+        Penalize::OrthogonalReverse => {
+            "with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during fine-tuning) the loss carries a \
+             penalty on the part of each update that leaves the model's alignment direction, and here also on what moves \
+             against it"
         }
         Penalize::Aligned => {
             "the loss carries a penalty on the part of each update along the model's alignment direction, the ablation \

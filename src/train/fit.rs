@@ -1,9 +1,10 @@
 //! Whether a run fits the machine's memory, and what would make it fit, before its weights are loaded.
 
+use super::defence::Alignment;
 use super::estimate::{Estimate, Memory, epoch, largest};
 use super::{Method, Plan};
 use crate::config::Settings;
-use crate::data::Sets;
+use crate::data::{Dataset, Sets};
 use crate::invalid;
 use crate::model::{Dtype, ModelSpec};
 use anyhow::{Context, Result};
@@ -31,6 +32,14 @@ pub enum Fit {
     Tight(String, Value),
 }
 
+/// All samples of a run.
+#[derive(Clone, Copy)]
+pub struct Samples<'a> {
+    pub sets: &'a Sets,
+    /// Lisa's safety samples.
+    pub alignment: Option<&'a Dataset>,
+}
+
 /// Compares what the run will take with what there is.
 ///
 /// # Errors
@@ -39,10 +48,10 @@ pub fn fit(
     settings: &Settings,
     spec: &ModelSpec,
     targets: &[String],
-    sets: &Sets,
+    samples: Samples,
     machine: MachineMemory,
 ) -> Result<Fit> {
-    let memory = peak(settings, spec, targets, sets)?;
+    let memory = peak(settings, spec, targets, samples)?;
     let (needed, certain) = (memory.total(), memory.weights + memory.trained);
     let MachineMemory { available, limit } = machine;
     let fields = json!({"peak_memory_bytes": needed, "available_memory_bytes": available, "limit_memory_bytes": limit});
@@ -51,7 +60,7 @@ pub fn fit(
         return Ok(Fit::Fits(format!("{text}, {} are available", size(available)), fields));
     }
     let parts = format!("{text} ({} of it for weights and what trains)", size(certain));
-    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, sets)?.total()))?;
+    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, samples)?.total()))?;
     if certain > limit {
         return Err(invalid!("{parts}, the machine has {} with its swap space; {advice}", size(limit)));
     }
@@ -62,12 +71,17 @@ fn size(bytes: usize) -> HumanBytes {
     HumanBytes(bytes as u64)
 }
 
-fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], sets: &Sets) -> Result<Memory> {
+fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], samples: Samples) -> Result<Memory> {
+    let Samples { sets, alignment } = samples;
     let lengths: Vec<usize> = sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let largest = largest(&epoch(&mut plan, &sets.train.examples));
-    let tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
-    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(largest, tokens))
+    let mut steps = epoch(&mut plan, &sets.train.examples);
+    let mut tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
+    if let Some(set) = alignment {
+        tokens += set.counts.tokens;
+        steps.extend(epoch(&mut Alignment::plan(set, settings, plan.total_steps)?, &set.examples));
+    }
+    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(largest(&steps), tokens))
 }
 
 /// The settings that would bring the peak down, each with what it would then be.

@@ -1,6 +1,7 @@
 //! Training: what goes into a step, the step, the run around it, and what lets the run go on after a stop.
 
 mod checkpoint;
+mod defence;
 mod dry_run;
 mod estimate;
 mod export;
@@ -19,6 +20,7 @@ mod state;
 mod step;
 mod stop;
 
+pub use defence::{ConstrainedSft, Defence, DefenceOptions, Lisa};
 pub use dry_run::{Forecast, dry_run};
 pub use options::{Method, OutputOptions, TrainOptions};
 pub use penalties::Penalties;

@@ -115,6 +115,10 @@ pub struct OutputOptions {
     pub save_best: bool,
     /// Compute the validation loss every so many steps, besides at the end. Needs `data.validation`.
     pub eval_every_steps: Option<usize>,
+    /// Write each targeted layer's update to `modules.jsonl` every so many steps: its size, its shares along and
+    /// orthogonal to the direction (where a direction or `model.unaligned` is given, even if nothing is penalised), and
+    /// how the penalty's gradient compares with the task's.
+    pub log_modules_every: Option<usize>,
 }
 
 impl Default for OutputOptions {
@@ -125,6 +129,7 @@ impl Default for OutputOptions {
             keep_last: 2,
             save_best: false,
             eval_every_steps: None,
+            log_modules_every: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const METRICS: &str = RunFiles::METRICS;
+const MODULES: &str = "modules.jsonl";
 const CONFIG: &str = RunFiles::CONFIG;
 const RECORD: &str = RunFiles::RECORD;
 const TENSORBOARD: &str = "tensorboard";
@@ -48,6 +49,10 @@ impl OutputFolder {
 
     pub fn metrics(&self) -> PathBuf {
         self.dir.join(METRICS)
+    }
+
+    pub fn modules(&self) -> PathBuf {
+        self.dir.join(MODULES)
     }
 
     pub fn config(&self) -> PathBuf {
@@ -133,7 +138,7 @@ impl OutputFolder {
     /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
-        for name in [RECORD, REPORT, METRICS, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
+        for name in [RECORD, REPORT, METRICS, MODULES, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
             remove(&self.dir.join(name))?;
         }
         Ok(())

@@ -1,13 +1,18 @@
-//! The penalty of a run: every targeted module's term, by module path.
+//! The penalty of a run: every targeted module's term, by module path; its λ; and what each module's update is.
 
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
-use crate::method::{AsftOptions, Factors, Penalize, Penalty};
+use crate::method::{
+    AsftOptions, Dual, Factors, Lambda, Penalize, Penalty, Projector, UpdateShares, lora_square, random_direction,
+    random_right_basis,
+};
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::sort_naturally;
-use crate::report::UpdateNorm;
+use crate::ops::sum::square_sum;
+use crate::report::{ModuleRow, UpdateNorm};
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What a module's update ΔW is.
@@ -23,9 +28,70 @@ struct Module {
     update: Update,
 }
 
+/// A module's penalty with its gradients, by parameter.
+struct Term {
+    value: f64,
+    /// As [`Added::square`].
+    square: f64,
+    gradients: Vec<(String, Tensor)>,
+}
+
+/// λ that is found while training.
+struct Constraint {
+    dual: Dual,
+    /// `asft.max_orthogonal`
+    limit: f64,
+    /// Σ ‖W‖² over the targeted modules.
+    weights: f64,
+}
+
+/// What modules are made from.
+struct Sources<'a> {
+    directions: Option<&'a Directions>,
+    /// Whether V's sign is wanted.
+    signed: bool,
+    adapter: Option<&'a Adapter>,
+    model: &'a Decoder,
+}
+
+impl Sources<'_> {
+    /// One module's C, and V's sign where it is wanted, or what stands for them.
+    fn factors(&self, options: &AsftOptions, name: &str) -> Result<Option<Factors>> {
+        let Some(directions) = self.directions else { return Ok(None) };
+        let (random, seed) = (options.projector == Projector::Random, options.projector_seed);
+        let stored = directions.factors(name)?;
+        let direction = if random { random_direction(&stored, name, seed)? } else { stored };
+        let of_module = || format!("direction of {name}");
+        let factors = Factors::new(options, &direction, self.model.device()).with_context(of_module)?;
+        if !self.signed {
+            return Ok(Some(factors));
+        }
+        let stored = directions.right_basis(name)?;
+        let right = if random { random_right_basis(&stored, name, seed)? } else { stored };
+        factors.with_sign(&direction, &right).with_context(of_module).map(Some)
+    }
+}
+
+/// What the penalty of a step came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Added {
+    /// λ included.
+    pub value: f64,
+    /// Σ ‖M ΔW‖² of the effective updates.
+    square: f64,
+}
+
+/// λ of a step, and √(Σ ‖M ΔW‖² / Σ ‖W‖²) of the updates before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounded {
+    pub lambda: f64,
+    pub share: f64,
+}
+
 /// λ Σ ‖M ΔW‖_F² over the targeted modules.
 pub struct Penalties {
     penalty: Penalty,
+    constraint: Option<Constraint>,
     modules: BTreeMap<String, Module>,
 }
 
@@ -39,102 +105,220 @@ impl Penalties {
         model: &Decoder,
     ) -> Result<Self> {
         let penalty = Penalty::new(options)?;
-        let mut modules = BTreeMap::new();
-        // An adapter's updates cost nothing to keep track of; those of whole weights do.
-        if penalty.is_active() || adapter.is_some() {
-            for name in targets {
-                let factors = match directions {
-                    Some(directions) if options.needs_direction() => {
-                        Some(factors(options, directions, name, model.device())?)
-                    }
-                    _ => None,
-                };
-                let update = match adapter {
-                    Some(adapter) => {
-                        let module = adapter.modules.get(name).with_context(|| format!("{name} has no adapter"))?;
-                        Update::Lora { scale: adapter.scale(module) }
-                    }
-                    None => Update::Full { start: model.weight(name)?.copy()? },
-                };
-                modules.insert(name.clone(), Module { factors, update });
-            }
-        }
-        Ok(Self { penalty, modules })
+        // For the norms at the end: an adapter's updates cost nothing to keep track of, those of whole weights do.
+        let targets = if penalty.is_active() || adapter.is_some() { targets } else { &[] };
+        let directions = directions.filter(|_| options.needs_direction());
+        let sources = Sources { directions, signed: options.needs_sign(), adapter, model };
+        Self::over(penalty, options, targets, &sources)
     }
 
-    /// The value (λ included); adds its gradients.
-    pub fn add_to(&self, parameters: &Parameters, gradients: &mut Gradients) -> Result<f64> {
-        let mut value = 0.0;
-        if !self.penalty.is_active() {
-            return Ok(value);
+    /// As [`Penalties::new`], with every target's update to be measured, penalised or not; and with V's sign and shares
+    /// where there are directions.
+    pub fn measured(
+        options: &AsftOptions,
+        targets: &[String],
+        directions: Option<&Directions>,
+        adapter: Option<&Adapter>,
+        model: &Decoder,
+    ) -> Result<Self> {
+        Self::over(Penalty::new(options)?, options, targets, &Sources { directions, signed: true, adapter, model })
+    }
+
+    fn over(penalty: Penalty, options: &AsftOptions, targets: &[String], sources: &Sources) -> Result<Self> {
+        let (mut modules, mut weights) = (BTreeMap::new(), 0.0);
+        let Sources { model, adapter, .. } = sources;
+        for name in targets {
+            let factors = sources.factors(options, name)?;
+            let update = match adapter {
+                Some(adapter) => {
+                    let module = adapter.modules.get(name).with_context(|| format!("{name} has no adapter"))?;
+                    Update::Lora { scale: adapter.scale(module) }
+                }
+                None => Update::Full { start: model.weight(name)?.copy()? },
+            };
+            if options.lambda == Lambda::AUTO {
+                weights += square_sum(model.weight(name)?)?;
+            }
+            modules.insert(name.clone(), Module { factors, update });
         }
-        let parameter = |name: &str| parameters.get(name).with_context(|| format!("no parameter {name}"));
+        let constraint = match (options.lambda, options.max_orthogonal) {
+            (Lambda::AUTO, Some(limit)) => Some(Constraint { dual: Dual::default(), limit, weights }),
+            _ => None,
+        };
+        Ok(Self { penalty, constraint, modules })
+    }
+
+    /// Adds the penalty's gradients; with `rows`, every module's measures are put there, `step` in them.
+    pub fn add_to(
+        &self,
+        parameters: &Parameters,
+        gradients: &mut Gradients,
+        mut rows: Option<(usize, &mut Vec<ModuleRow>)>,
+    ) -> Result<Added> {
+        let mut added = Added::default();
+        if !self.penalty.is_active() && rows.is_none() {
+            return Ok(added);
+        }
+        let mut add = |term: Term, gradients: &mut Gradients| -> Result<()> {
+            added.value += term.value;
+            added.square += term.square;
+            term.gradients.into_iter().try_for_each(|(name, gradient)| gradients.add(&name, gradient))
+        };
+        // Modules are small beside the threads on a CPU: side by side, and added in order. Full updates are not small, and
+        // their temporaries are as large as the weights.
+        let thin = |module: &Module| matches!(module.update, Update::Lora { .. });
+        let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device().is_cpu());
+        if rows.is_none() && on_cpu && self.modules.values().all(thin) {
+            let term = |(name, module): (&String, &Module)| {
+                module.term(name, &self.penalty, &module.values(name, parameters)?)
+            };
+            let terms: Result<Vec<Term>> = self.modules.par_iter().map(term).collect();
+            terms?.into_iter().try_for_each(|term| add(term, gradients))?;
+            return Ok(added);
+        }
         for (name, module) in &self.modules {
-            let factors = module.factors.as_ref();
-            match &module.update {
-                Update::Lora { scale } => {
-                    let (a_name, b_name) = (format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight"));
-                    let (a, b) = (parameter(&a_name)?.as_detached_tensor(), parameter(&b_name)?.as_detached_tensor());
-                    let term = self.penalty.lora(factors, &a, &b, *scale)?;
-                    gradients.add(&a_name, term.grad_a)?;
-                    gradients.add(&b_name, term.grad_b)?;
-                    value += term.value;
-                }
-                Update::Full { start } => {
-                    let weight_name = format!("{name}.weight");
-                    let update = (parameter(&weight_name)?.as_detached_tensor() - start)?;
-                    let term = self.penalty.full(factors, &update)?;
-                    gradients.add(&weight_name, term.grad)?;
-                    value += term.value;
-                }
+            let update = module.values(name, parameters)?;
+            let term = module.term(name, &self.penalty, &update)?;
+            if let Some((step, rows)) = &mut rows {
+                let ratio = ratio(&term, gradients)?.filter(|_| self.penalty.is_active());
+                rows.push(row(*step, name, module.shares(&update)?, module.factors.is_some(), ratio));
             }
+            add(term, gradients)?;
         }
-        Ok(value)
+        Ok(added)
     }
-}
 
-impl Penalties {
+    /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
+    pub fn ascend(&mut self, added: Added) -> Option<Bounded> {
+        let constraint = self.constraint.as_mut()?;
+        let share = (added.square / constraint.weights).sqrt();
+        let step = Bounded { lambda: constraint.dual.lambda, share };
+        constraint.dual.ascend(share, constraint.limit);
+        self.penalty.set_lambda(constraint.dual.lambda);
+        Some(step)
+    }
+
+    /// Where λ stands, if it is found while training.
+    pub fn dual(&self) -> Option<Dual> {
+        self.constraint.as_ref().map(|constraint| constraint.dual)
+    }
+
+    /// Puts λ to where a checkpoint has it.
+    pub fn set_dual(&mut self, dual: Option<Dual>) {
+        if let (Some(constraint), Some(dual)) = (&mut self.constraint, dual) {
+            constraint.dual = dual;
+            self.penalty.set_lambda(dual.lambda);
+        }
+    }
+
     /// ‖ΔW‖_F of each module, and where there is a direction, its two parts: ‖CΔW‖_F and ‖(I − C)ΔW‖_F, in closed form.
     /// ΔW is what the penalty sees: with `asft.scaled` it counts alpha/rank in.
     ///
-    /// In full tuning without a penalty there is none: the weights from before training are not kept.
+    /// In full tuning with neither penalty nor module log there is none: the weights from before training are not kept.
     pub fn update_norms(&self, options: &AsftOptions, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
-        let part = |penalize| Penalty::new(&AsftOptions { penalize, lambda: 1.0, ..options.clone() });
+        let part = |penalize| {
+            Penalty::new(&AsftOptions { penalize, lambda: Lambda::Fixed(1.0), max_orthogonal: None, ..options.clone() })
+        };
         let (whole, parallel, orthogonal) =
             (part(Penalize::All)?, part(Penalize::Aligned)?, part(Penalize::Orthogonal)?);
-        let value = |name: String| {
-            let parameter = parameters.get(&name).with_context(|| format!("no parameter {name}"));
-            parameter.map(|parameter| parameter.as_detached_tensor())
-        };
-        let mut norms = vec![];
         let mut names: Vec<String> = self.modules.keys().cloned().collect();
         sort_naturally(&mut names);
-        for name in &names {
-            let module = &self.modules[name];
-            let factors = module.factors.as_ref();
-            let norm = |penalty: &Penalty| {
-                let square = match &module.update {
-                    Update::Lora { scale } => {
-                        let (a, b) = (value(format!("{name}.lora_A.weight"))?, value(format!("{name}.lora_B.weight"))?);
-                        penalty.lora(factors, &a, &b, *scale)?.value
-                    }
-                    Update::Full { start } => {
-                        penalty.full(factors, &(value(format!("{name}.weight"))? - start)?)?.value
-                    }
-                };
-                Ok::<_, anyhow::Error>(square.max(0.0).sqrt())
-            };
-            norms.push(UpdateNorm {
-                module: name.clone(),
+        let norms = names.into_iter().map(|name| {
+            let module = &self.modules[&name];
+            let (factors, update) = (module.factors.as_ref(), module.values(&name, parameters)?);
+            let norm =
+                |penalty: &Penalty| Ok::<_, anyhow::Error>(module.term(&name, penalty, &update)?.value.max(0.0).sqrt());
+            Ok(UpdateNorm {
                 norm: norm(&whole)?,
                 parallel: factors.map(|_| norm(&parallel)).transpose()?,
                 orthogonal: factors.map(|_| norm(&orthogonal)).transpose()?,
-            });
-        }
-        Ok(norms)
+                module: name,
+            })
+        });
+        norms.collect()
     }
 }
 
-fn factors(options: &AsftOptions, directions: &Directions, name: &str, device: &Device) -> Result<Factors> {
-    Factors::new(options, &directions.factors(name)?, device).with_context(|| format!("direction of {name}"))
+/// A module's update as it is now.
+enum Values {
+    Lora { a: Tensor, b: Tensor },
+    Full { delta: Tensor },
+}
+
+impl Module {
+    fn values(&self, name: &str, parameters: &Parameters) -> Result<Values> {
+        let parameter = |name: &str| {
+            let found = parameters.get(name).with_context(|| format!("no parameter {name}"))?;
+            Ok::<_, anyhow::Error>(found.as_detached_tensor())
+        };
+        Ok(match &self.update {
+            Update::Lora { .. } => {
+                Values::Lora { a: parameter(&lora_name(name, 'A'))?, b: parameter(&lora_name(name, 'B'))? }
+            }
+            Update::Full { start } => Values::Full { delta: (parameter(&format!("{name}.weight"))? - start)? },
+        })
+    }
+
+    /// What `penalty` makes of an update.
+    fn term(&self, name: &str, penalty: &Penalty, update: &Values) -> Result<Term> {
+        let factors = self.factors.as_ref();
+        Ok(match (update, &self.update) {
+            (Values::Lora { a, b }, Update::Lora { scale }) => {
+                let term = penalty.lora(factors, a, b, *scale)?;
+                let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
+                Term { value: term.value, square: penalty.square(term.value, *scale), gradients }
+            }
+            (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
+            (Values::Full { delta }, _) => {
+                let term = penalty.full(factors, delta)?;
+                let gradients = vec![(format!("{name}.weight"), term.grad)];
+                Term { value: term.value, square: penalty.square(term.value, 1.0), gradients }
+            }
+        })
+    }
+
+    /// Of the effective update.
+    fn shares(&self, values: &Values) -> Result<UpdateShares> {
+        let mut shares = match (values, &self.factors) {
+            (Values::Lora { a, b }, Some(factors)) => factors.shares(a, b)?,
+            (Values::Full { delta }, Some(factors)) => factors.full_shares(delta)?,
+            (Values::Lora { a, b }, None) => {
+                UpdateShares { norm: lora_square(a, b)?.max(0.0).sqrt(), ..UpdateShares::default() }
+            }
+            (Values::Full { delta }, None) => {
+                UpdateShares { norm: square_sum(delta)?.sqrt(), ..UpdateShares::default() }
+            }
+        };
+        if let Update::Lora { scale } = self.update {
+            shares.norm *= scale.abs();
+        }
+        Ok(shares)
+    }
+}
+
+/// Norm of the penalty's gradient over that of the task's, for one module's parameters; none where the task has none.
+fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
+    let (mut of_penalty, mut of_task) = (0.0, 0.0);
+    for (parameter, gradient) in &term.gradients {
+        of_penalty += square_sum(gradient)?;
+        of_task += square_sum(task.get(parameter)?)?;
+    }
+    Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
+}
+
+fn row(step: usize, module: &str, shares: UpdateShares, has_direction: bool, gradient_ratio: Option<f64>) -> ModuleRow {
+    let of_direction = |share| Some(share).filter(|_| has_direction);
+    ModuleRow {
+        step,
+        module: module.to_string(),
+        norm: shares.norm,
+        aligned: of_direction(shares.aligned),
+        orthogonal: of_direction(shares.orthogonal),
+        signed: shares.signed,
+        gradient_ratio,
+    }
+}
+
+fn lora_name(module: &str, matrix: char) -> String {
+    format!("{module}.lora_{matrix}.weight")
 }

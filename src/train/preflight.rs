@@ -3,7 +3,8 @@
 //! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
 
 use super::Method;
-use super::fit::{Fit, MachineMemory, fit};
+use super::defence::alignment_file;
+use super::fit::{Fit, MachineMemory, Samples, fit};
 use super::output::{OutputFolder, direction_path};
 use super::resume::Start;
 use super::state::Origin;
@@ -12,10 +13,10 @@ use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::error::{exit_code, listing};
-use crate::hub::{self, Resolved};
+use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
-use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
+use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
 use crate::names::Targets;
 use crate::report::{RunRecord, hash_file, log, progress_bar};
@@ -48,6 +49,8 @@ pub struct Ready {
     /// As it is before step 1; `None` in full tuning.
     pub adapter: Option<Adapter>,
     pub sets: Sets,
+    /// Lisa's safety samples.
+    pub alignment: Option<Dataset>,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -90,13 +93,14 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     let sources = check.sources(kept_direction.is_some());
     let model = sources.base.as_ref().and_then(|base| check.model(base));
     let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
+    let (samples, alignment) = samples.map_or((None, None), |(sets, alignment)| (Some(sets), alignment));
     let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
     if let Some(model) = &model {
         let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
     if let (Some(model), Some(sets)) = (&model, &samples) {
-        check.memory(model, sets);
+        check.memory(model, Samples { sets, alignment: alignment.as_ref() });
     }
     let Preflight { problems, mut record, .. } = check;
     let (Some(base), Some(model), Some(sets), Some(direction), true) =
@@ -114,7 +118,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
         record.input("template", &settings.data.template, hash_file(template)?);
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, alignment, direction, record })
 }
 
 /// Whether the direction that the run to resume has computed is still there as it was, from the same model.
@@ -132,6 +136,8 @@ struct Sources {
     /// If a direction is to be computed.
     unaligned: Option<Resolved>,
     data: Option<SetFiles>,
+    /// Lisa's safety samples.
+    alignment: Option<ResolvedFile>,
 }
 
 /// The base model as far as its headers tell, and what is to train of it.
@@ -153,14 +159,15 @@ struct Preflight<'a> {
 impl Preflight<'_> {
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
-        let Settings { data, asft, model, .. } = self.settings;
+        let Settings { data, asft, model, defence, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
         let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, false))).flatten();
+        let alignment = self.problems.note(alignment_file(defence, false)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
-        let computed = asft.needs_direction() && asft.lambda != 0.0 && asft.direction.is_none() && !kept_direction;
+        let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
         let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
-        Sources { base, unaligned, data }
+        Sources { base, unaligned, data, alignment }
     }
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
@@ -220,8 +227,8 @@ impl Preflight<'_> {
         Ok(adapter)
     }
 
-    /// Training set and validation set, read to their ends.
-    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<Sets> {
+    /// Training set and validation set, and Lisa's safety samples, read to their ends.
+    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<(Sets, Option<Dataset>)> {
         let (files, base) = (sources.data.as_ref()?, sources.base.as_ref()?);
         let (options, seed, vocab_size) = (&self.settings.data, self.settings.train.seed, model.spec.vocab_size);
         let tokenizer = match options.format {
@@ -231,11 +238,29 @@ impl Preflight<'_> {
         let progress = || progress_bar(0, "tokenising");
         let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
         let sets = self.problems.note(sets)?;
+        let alignment = match &sources.alignment {
+            Some(file) => {
+                let set = data::load_set(file, options, "", tokenizer.as_ref(), vocab_size, &progress());
+                let set = self.problems.note(set.context("defence.alignment_data"))?;
+                self.record.input("alignment", &file.source, self.problems.note(hash_file(&file.path))?);
+                say_counts("alignment", &file.source, &set);
+                Some(set)
+            }
+            None => None,
+        };
         for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
             let Some(file) = file else { continue };
             self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
+        for (i, file) in files.mix.iter().enumerate() {
+            let hash = self.problems.note(hash_file(&file.path))?;
+            self.record.input(&format!("mix-{}", i + 1), &file.source, hash);
+        }
         say_counts("train", &files.train.source, &sets.train);
+        for mixed in &sets.train.mixed {
+            let fields = json!({"source": mixed.path, "samples": mixed.samples, "available": mixed.available});
+            log::info(&format!("train: {mixed}"), fields);
+        }
         if let Some(validation) = &sets.validation {
             say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
         }
@@ -247,16 +272,16 @@ impl Preflight<'_> {
             );
             log::warn(&text, json!({"samples": beyond, "context": context}));
         }
-        Some(sets)
+        Some((sets, alignment))
     }
 
     /// Whether the machine has the memory, as far as can be told before anything is loaded.
-    fn memory(&mut self, model: &Model, sets: &Sets) {
+    fn memory(&mut self, model: &Model, samples: Samples) {
         if !model.device.is_cpu() {
             return;
         }
         let Some(machine) = MachineMemory::read() else { return };
-        let fit = fit(self.settings, &model.spec, &model.targets, sets, machine);
+        let fit = fit(self.settings, &model.spec, &model.targets, samples, machine);
         match self.problems.note(fit) {
             Some(Fit::Tight(text, fields)) => log::warn(&text, fields),
             Some(Fit::Fits(text, fields)) => log::debug(&text, fields),
@@ -267,7 +292,7 @@ impl Preflight<'_> {
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
     fn direction(&mut self, sources: &Sources, model: &Model, kept: Option<PathBuf>) -> Option<Direction> {
         let options = &self.settings.asft;
-        if !options.needs_direction() || options.lambda == 0.0 {
+        if !self.settings.uses_direction() {
             return Some(Direction::NotNeeded);
         }
         if options.direction.is_some() && self.settings.model.unaligned.is_some() {
@@ -282,7 +307,7 @@ impl Preflight<'_> {
                     aligned: base.clone(),
                     unaligned: unaligned.clone(),
                     targets: Targets::List(model.targets.clone()),
-                    keep: Keep::Tolerance(DEFAULT_TOLERANCE),
+                    keep: Keep::Tolerance(options.tolerance),
                     allow_missing: false,
                     out: direction_path(self.settings),
                 };

@@ -2,6 +2,7 @@
 //!
 //! Nothing is written here but the direction file, and that only when all else stands.
 
+use super::defence::{Alignment, ConstrainedSft, Defence, Lisa};
 use super::output::OutputFolder;
 use super::penalties::Penalties;
 use super::preflight::{Direction, Ready, open_direction, preflight};
@@ -34,6 +35,8 @@ pub struct Prepared {
     pub identity: OnceCell<BaseIdentity>,
     pub train: Dataset,
     pub validation: Option<Dataset>,
+    /// Lisa's.
+    pub alignment: Option<Alignment>,
     pub plan: Plan,
     pub record: RunRecord,
     /// Content hashes of the inputs by the settings that name them.
@@ -47,16 +50,26 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
     check_inputs(settings, &ready, start, allowed)?;
     let lengths: Vec<usize> = ready.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
+    let alignment = ready.alignment.take();
+    let alignment = alignment.map(|set| Alignment::new(set, settings, plan.total_steps)).transpose()?;
     let model = load_model(settings, &ready)?;
     check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
     let adapter = ready.adapter;
-    let penalties = Penalties::new(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
+    let log_modules_every = settings.output.log_modules_every;
+    let penalties = if log_modules_every.is_some() { Penalties::measured } else { Penalties::new };
+    let penalties = penalties(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
     trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
+    trainer.log_modules_every = log_modules_every;
+    match settings.defence.kind {
+        Defence::None => {}
+        Defence::ConstrainedSft => trainer.constrained = Some(ConstrainedSft::new(&settings.defence.betas)),
+        Defence::Lisa => trainer.lisa = Some(Lisa::new(&settings.defence, plan.total_steps)),
+    }
     let mut prepared = Prepared {
         base: ready.base,
         checkpoint: ready.checkpoint,
@@ -65,6 +78,7 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
         identity: OnceCell::new(),
         train: ready.sets.train,
         validation: ready.sets.validation,
+        alignment,
         plan,
         inputs: input_hashes(settings, &ready.record),
         record: ready.record,
@@ -77,13 +91,15 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
 
 /// The content hash of each input by the key that names it.
 fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, String> {
-    let key = |name| match name {
+    let key = |name: &str| match name {
         "aligned" | "model_files" => Some("model.aligned"),
         "direction" if settings.asft.direction.is_some() => Some("asft.direction"),
         "direction" => Some("model.unaligned"),
         "train" => Some("data.train"),
         "validation" => Some("data.validation"),
         "template" => Some("data.template"),
+        "alignment" => Some("defence.alignment_data"),
+        name if name.starts_with("mix") => Some("data.mix"),
         // In the direction, and in the checkpoint's adapter.
         _ => None,
     };

@@ -10,11 +10,11 @@ use super::stop::{Signal, StopRequest};
 use super::{Method, NotFinite, StepOutcome, export};
 use crate::checkpoint::sync_dir;
 use crate::config::Settings;
-use crate::data::{Batch, collate};
+use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
-use crate::report::{EvalRow, Metrics, SkippedRow, StepRow, TrainProgress, log, peak_memory_bytes};
+use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log, peak_memory_bytes};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -98,6 +98,8 @@ struct Run<'a> {
     /// The step of the newest checkpoint.
     kept: Option<usize>,
     metrics: Metrics,
+    /// If modules are logged.
+    modules: Option<Metrics>,
     progress: TrainProgress,
     /// Training seconds and all seconds of earlier processes.
     earlier: (f64, f64),
@@ -119,14 +121,17 @@ impl<'a> Run<'a> {
         }
         // The config comes first: it tells whose the other files are.
         output.write_config(settings)?;
-        let mut metrics = match start {
-            Start::From(_) => Metrics::resume(&output.metrics(), state.metrics_bytes)?,
-            Start::Fresh => Metrics::create(&output.metrics())?,
+        let open = |path: PathBuf, bytes| match start {
+            Start::From(_) => Metrics::resume(&path, bytes),
+            Start::Fresh => Metrics::create(&path),
         };
+        let mut metrics = open(output.metrics(), state.metrics_bytes)?;
         match settings.logging.tensorboard {
             true => metrics.mirror_to(&output.tensorboard())?,
             false => remove(&output.tensorboard())?,
         }
+        let is_logged = settings.output.log_modules_every.is_some();
+        let modules = is_logged.then(|| open(output.modules(), state.modules_bytes)).transpose()?;
         sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
         let progress = TrainProgress::new(total, state.step);
@@ -141,6 +146,7 @@ impl<'a> Run<'a> {
             checkpoints,
             kept,
             metrics,
+            modules,
             progress,
             earlier: (state.training_seconds, state.totals.elapsed_seconds),
             began: Instant::now(),
@@ -188,29 +194,50 @@ impl<'a> Run<'a> {
 
     fn step(&mut self) -> Result<()> {
         let (step, began) = (self.state.step, Instant::now());
-        let samples = self.prepared.plan.micro_batches(step);
-        let examples = &self.prepared.train.examples;
+        let (state, samples, examples) = self.samples(step);
         let batches: Vec<Batch> =
             samples.iter().map(|batch| collate(batch.iter().map(|&sample| &examples[sample]))).collect();
         let learning_rate = self.schedule.learning_rate(step);
         self.state.step += 1;
         match self.prepared.trainer.step(step, &batches, learning_rate) {
-            Ok(outcome) => self.report(&outcome, learning_rate, began),
+            Ok(outcome) => self.report(&outcome, state, learning_rate, began),
             Err(error) => match error.downcast_ref::<NotFinite>() {
-                Some(not_finite) => self.report_skipped(*not_finite, &samples),
+                Some(not_finite) => self.report_skipped(*not_finite, state, &samples),
                 None => Err(error.context(format!("step {}", step + 1))),
             },
         }
     }
 
-    fn report(&mut self, outcome: &StepOutcome, learning_rate: f64, began: Instant) -> Result<()> {
+    /// What a step trains on: Lisa's state, the numbers of the samples, and the samples that these count.
+    fn samples(&mut self, step: usize) -> (Option<State>, Vec<Vec<usize>>, &[Example]) {
+        let Prepared { trainer, plan, train, alignment, .. } = &mut self.prepared;
+        let Some((lisa, alignment)) = trainer.lisa.as_ref().zip(alignment.as_mut()) else {
+            return (None, plan.micro_batches(step), &train.examples);
+        };
+        match lisa.alignment_step(step) {
+            Some(step) => (Some(State::Alignment), alignment.plan.micro_batches(step), &alignment.set.examples),
+            None => (Some(State::Finetune), plan.micro_batches(step), &train.examples),
+        }
+    }
+
+    fn report(
+        &mut self,
+        outcome: &StepOutcome,
+        lisa_state: Option<State>,
+        learning_rate: f64,
+        began: Instant,
+    ) -> Result<()> {
         let state = &mut self.state;
         let row = StepRow {
             step: state.step,
             epoch: state.step as f64 / self.prepared.plan.steps_per_epoch as f64,
-            loss: outcome.task_loss + outcome.penalty,
+            state: lisa_state,
+            loss: outcome.task_loss + outcome.penalty + outcome.proximal,
             task_loss: outcome.task_loss,
             penalty: outcome.penalty,
+            lambda: outcome.bounded.map(|bounded| bounded.lambda),
+            penalised_share: outcome.bounded.map(|bounded| bounded.share),
+            proximal: lisa_state.map(|_| outcome.proximal),
             grad_norm: outcome.grad_norm,
             learning_rate,
             tokens: outcome.tokens,
@@ -227,14 +254,21 @@ impl<'a> Run<'a> {
         (state.last, state.bad_steps) = (Some(losses), 0);
         self.metrics.step(&row)?;
         self.progress.step(&row);
+        if let Some(modules) = &mut self.modules {
+            self.prepared.trainer.modules.iter().try_for_each(|row| modules.module(row))?;
+        }
         Ok(())
     }
 
-    fn report_skipped(&mut self, reason: NotFinite, samples: &[Vec<usize>]) -> Result<()> {
+    fn report_skipped(&mut self, reason: NotFinite, state: Option<State>, samples: &[Vec<usize>]) -> Result<()> {
         self.state.totals.skipped_steps += 1;
         self.state.bad_steps += 1;
         let suspects = reason.micro_batch.map_or(samples, |micro| &samples[micro..=micro]);
-        let places = suspects.iter().flatten().map(|&sample| self.prepared.train.origin(sample)).collect();
+        let set = match (state, &self.prepared.alignment) {
+            (Some(State::Alignment), Some(alignment)) => &alignment.set,
+            _ => &self.prepared.train,
+        };
+        let places = suspects.iter().flatten().map(|&sample| set.origin(sample)).collect();
         let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
         let text = format!("step {} skipped: {}; samples {}", row.step, row.skipped, listing(&row.samples, 8));
         log::warn(&text, serde_json::to_value(&row)?);
@@ -258,6 +292,10 @@ impl<'a> Run<'a> {
         self.state.training_seconds = self.earlier.0 + self.began.elapsed().as_secs_f64();
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
         self.state.metrics_bytes = self.metrics.bytes();
+        if let Some(modules) = &self.modules {
+            self.state.modules_bytes = modules.bytes();
+        }
+        self.state.dual = self.prepared.trainer.penalties.dual();
         if self.state.bad_steps == 0 {
             self.good = self.state.clone();
         }
@@ -269,6 +307,7 @@ impl<'a> Run<'a> {
             return Ok(self.checkpoints.path(self.state.step));
         }
         self.metrics.sync()?;
+        self.modules.iter().try_for_each(Metrics::sync)?;
         let dir = self.checkpoints.save(self.settings, &self.prepared, &self.state)?;
         self.kept = Some(self.state.step);
         log::debug(&format!("kept {}", dir.display()), json!({"step": self.state.step, "checkpoint": dir}));

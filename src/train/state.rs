@@ -4,6 +4,7 @@
 //! `train.seed` and the step's number, so the step is all of it.
 
 use crate::config::Settings;
+use crate::method::Dual;
 use crate::report::Totals;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -12,7 +13,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written, and no number.
-const FREE_KEYS: [&str; 4] = ["output.dir", "output.save_every_steps", "output.keep_last", "logging.tensorboard"];
+const FREE_KEYS: [&str; 5] =
+    ["output.dir", "output.save_every_steps", "output.keep_last", "output.log_modules_every", "logging.tensorboard"];
 
 /// Settings that a checkpoint's tensors embody.
 const FIXED_KEYS: [&str; 9] = [
@@ -48,6 +50,12 @@ pub struct RunState {
     pub training_seconds: f64,
     /// Length of `metrics.jsonl`.
     pub metrics_bytes: u64,
+    /// Length of `modules.jsonl`.
+    #[serde(default)]
+    pub modules_bytes: u64,
+    /// λ, where it is found while training.
+    #[serde(default)]
+    pub dual: Option<Dual>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

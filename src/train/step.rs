@@ -5,11 +5,13 @@
 //! once per step.
 
 use super::TrainOptions;
-use super::penalties::Penalties;
+use super::defence::{ConstrainedSft, Lisa};
+use super::penalties::{Bounded, Penalties};
 use crate::data::Batch;
 use crate::model::{Decoder, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::optim::AdamW;
+use crate::report::ModuleRow;
 use anyhow::{Result, ensure};
 use std::fmt;
 
@@ -39,14 +41,18 @@ const MAX_GRAD_NORM: f64 = 1.8e19;
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// Mean cross-entropy over label tokens.
+    /// Mean cross-entropy over label tokens, or what a defence puts in its place.
     pub task_loss: f64,
     /// λ included.
     pub penalty: f64,
+    /// Lisa's term.
+    pub proximal: f64,
     /// Before clipping.
     pub grad_norm: f64,
     pub tokens: usize,
     pub label_tokens: usize,
+    /// Where λ is found while training.
+    pub bounded: Option<Bounded>,
 }
 
 /// A model with its penalty and its optimizer.
@@ -54,6 +60,12 @@ pub struct Trainer {
     pub model: Decoder,
     pub optimizer: AdamW,
     pub penalties: Penalties,
+    /// Measure every module's update each time so many steps are done.
+    pub log_modules_every: Option<usize>,
+    /// What was measured in the last step.
+    pub modules: Vec<ModuleRow>,
+    pub constrained: Option<ConstrainedSft>,
+    pub lisa: Option<Lisa>,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
@@ -66,6 +78,10 @@ impl Trainer {
         Self {
             model,
             penalties,
+            log_modules_every: None,
+            modules: vec![],
+            constrained: None,
+            lisa: None,
             optimizer: AdamW::new(options.adam_betas, options.adam_epsilon, options.weight_decay),
             checkpointing: options.gradient_checkpointing,
             max_grad_norm: options.max_grad_norm,
@@ -82,26 +98,52 @@ impl Trainer {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
         let scale = 1.0 / label_tokens as f64;
+        if let Some(lisa) = &mut self.lisa {
+            lisa.begin(step, self.model.parameters())?;
+        }
         let mut gradients = Gradients::default();
         let (mut task_loss, mut not_finite) = (0.0, None);
         for (micro, batch) in batches.iter().enumerate() {
             let key = self.dropout.then(|| mix(self.seed ^ mix(((step as u64) << 20) + micro as u64)));
-            let sequences = Sequences::from(batch);
-            let sum = self.model.loss_and_gradients(sequences, scale, self.checkpointing, key, &mut gradients)?;
+            let sum = self.micro_batch(batch, scale, key, &mut gradients)?;
             task_loss += sum * scale;
             if !sum.is_finite() {
                 not_finite.get_or_insert(micro);
             }
         }
-        let penalty = self.penalties.add_to(self.model.parameters(), &mut gradients)?;
+        self.modules.clear();
+        let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
+        let rows = is_logged.then_some((step + 1, &mut self.modules));
+        let added = self.penalties.add_to(self.model.parameters(), &mut gradients, rows)?;
+        let penalty = added.value;
+        let proximal = match &self.lisa {
+            Some(lisa) => lisa.add_to(step, self.model.parameters(), &mut gradients)?,
+            None => 0.0,
+        };
         let grad_norm = gradients.norm()?;
         let clipping = self.clipping(grad_norm);
-        if !(task_loss + penalty).is_finite() || !grad_norm.is_finite() || grad_norm * clipping > MAX_GRAD_NORM {
+        if !(task_loss + penalty + proximal).is_finite()
+            || !grad_norm.is_finite()
+            || grad_norm * clipping > MAX_GRAD_NORM
+        {
             return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, grad_norm }.into());
         }
         self.optimizer.step(self.model.parameters(), &gradients, learning_rate, clipping)?;
+        let bounded = self.penalties.ascend(added);
         let tokens = batches.iter().map(Batch::tokens).sum();
-        Ok(StepOutcome { task_loss, penalty, grad_norm, tokens, label_tokens })
+        Ok(StepOutcome { task_loss, penalty, proximal, grad_norm, tokens, label_tokens, bounded })
+    }
+
+    /// The summed objective of a micro-batch; adds the gradients of `scale` times that.
+    fn micro_batch(&mut self, batch: &Batch, scale: f64, key: Option<u64>, gradients: &mut Gradients) -> Result<f64> {
+        let (sequences, checkpointing) = (Sequences::from(batch), self.checkpointing);
+        let Some(constrained) = &self.constrained else {
+            return self.model.loss_and_gradients(sequences, scale, checkpointing, key, gradients);
+        };
+        let (reference, betas) = (self.model.reference_losses(sequences)?, constrained.betas(batch));
+        ensure!(betas.len() == reference.len(), "{} label tokens, {} of them predicted", betas.len(), reference.len());
+        let objective = |i: usize, loss: f64| ConstrainedSft::objective(betas[i], loss, reference[i]);
+        self.model.objective_and_gradients(sequences, scale, checkpointing, key, Some(&objective), gradients)
     }
 
     /// The factor that brings the gradient to `max_grad_norm`, as PyTorch's `clip_grad_norm_` has it.

@@ -288,3 +288,33 @@ fn a_share_is_held_out() {
     let one = load_text("{\"text\": \"a b\"}", &options(Format::Text)).unwrap();
     assert!(split_validation(one, 0.5, 1).unwrap_err().to_string().contains("too few"));
 }
+
+#[test]
+fn a_prefix_goes_before_the_users_first_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path());
+    let load = |format, text: &str, prefix: &str| {
+        let path = dir.path().join("data.jsonl");
+        write(&path, text).unwrap();
+        load_prefixed(&path, &options(format), prefix, &tokenizer, &ProgressBar::hidden()).map(|data| data.examples)
+    };
+    let alpaca = |words: &str| json!({"instruction": words, "input": "d", "output": "e"}).to_string();
+    let chat = |words: &str| {
+        let turn = |role, content| json!({"role": role, "content": content});
+        json!({"messages": [turn("system", "a"), turn("user", words), turn("assistant", "e"), turn("user", "f"),
+               turn("assistant", "g")]})
+        .to_string()
+    };
+    let pair = |words: &str| json!({"prompt": words, "completion": " e"}).to_string();
+    for (format, record) in
+        [(Format::Alpaca, &alpaca as &dyn Fn(&str) -> String), (Format::Chat, &chat), (Format::PromptCompletion, &pair)]
+    {
+        let whole = load(format, &record("b c"), "").unwrap();
+        assert_eq!(load(format, &record("c"), "b ").unwrap(), whole, "{format:?}");
+        assert!(load(format, &record("c"), "").unwrap() != whole);
+    }
+    let error = |format, text| format!("{:#}", load(format, text, "b ").unwrap_err());
+    assert!(error(Format::Text, r#"{"text": "a"}"#).contains("data.jsonl:1: plain text has no user message"));
+    let without = r#"{"messages": [{"role": "assistant", "content": "e"}]}"#;
+    assert!(error(Format::Chat, without).contains("no user message"));
+}

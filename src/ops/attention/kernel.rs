@@ -5,7 +5,7 @@
 
 use super::{Layout, Saved, Shape, Span};
 use crate::ops::fast_math::{exp, vectorised};
-use crate::ops::gemm::{Matrix, product};
+use crate::ops::gemm::{Matrix, dot, product};
 use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;
@@ -15,6 +15,9 @@ use std::ops::Range;
 
 /// Queries handled at once: a tile of scores is TILE × the keys that these see.
 const TILE: usize = 64;
+
+/// Multiplications of q kᵀ that one thread does on its own.
+const SMALL_WORK: usize = 1 << 18;
 
 /// Row lengths of the matrices.
 #[derive(Clone, Copy)]
@@ -97,7 +100,9 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
             };
             forward_head(s, span, &head)
         };
-        tasks.par_iter().map(task).collect()
+        // A few queries against a few keys take less time than it takes to wake a thread.
+        let work: usize = layout.spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
+        if work <= SMALL_WORK { tasks.iter().map(task).collect() } else { tasks.par_iter().map(task).collect() }
     })?;
     Ok((output(values, q.shape(), q)?, lse.concat()))
 }
@@ -112,6 +117,9 @@ struct Forward {
 
 /// Fills the head's output; returns the log-sum-exp of its rows.
 fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
+    if span.q_len == 1 {
+        return vec![forward_query(s, span, head)];
+    }
     let mut lse = Vec::with_capacity(span.q_len);
     let mut values = vec![0f32; s.tile_len(span)];
     for tile in s.tiles(span) {
@@ -127,6 +135,30 @@ fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
         // SAFETY: as above; no other task writes this head's rows of the output.
         unsafe { product((tile.rows, s.d, width), scores, v, out, 1.0, false, Parallelism::None) };
     }
+    lse
+}
+
+/// As [`forward_head`] for a single query, as in generation: dot products rather than GEMMs of one row.
+fn forward_query(s: Sizes, span: Span, head: &Forward) -> f32 {
+    let seen = s.seen(span, 0);
+    let (k, v) = (head.k.at(seen.start, 0), head.v.at(seen.start, 0));
+    // SAFETY: this head's part of the only row of q, and of the output, which this task alone writes.
+    let (q, out) = unsafe { (head.q.row(0, s.d), head.out.row_mut(0, s.d)) };
+    let mut scores = vec![0f32; seen.len()];
+    for (j, score) in scores.iter_mut().enumerate() {
+        // SAFETY: this head's part of a key that the query sees.
+        *score = s.scale * dot(unsafe { k.row(j, s.d) }, q, |x| x);
+    }
+    let lse = softmax(&mut scores, 0..seen.len(), s.cap);
+    out.fill(0.0);
+    vectorised(|| {
+        for (j, p) in scores.iter().enumerate() {
+            // SAFETY: as for the keys.
+            for (out, v) in out.iter_mut().zip(unsafe { v.row(j, s.d) }) {
+                *out += p * v;
+            }
+        }
+    });
     lse
 }
 

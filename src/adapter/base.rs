@@ -1,0 +1,62 @@
+//! A loaded base model, to put one adapter after another on.
+
+use super::{BaseIdentity, load};
+use crate::adapter::Adapter;
+use crate::checkpoint::Checkpoint;
+use crate::hub;
+use crate::model::{Decoder, DeviceKind, ModelSpec, Parameters};
+use crate::report::progress_bar;
+use anyhow::Result;
+use candle_core::DType;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A base model with an adapter, or none, on it.
+pub struct Base {
+    pub model: Decoder,
+    /// The model's folder, for its tokenizer.
+    pub dir: PathBuf,
+}
+
+impl Base {
+    /// Loads the model of a folder or hub id, once the adapters in the folders `adapters` are known to fit it.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`] and [`load`]; an adapter of another model.
+    pub fn load(id: &str, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
+        let device = device.open()?;
+        let dir = hub::resolve(id, false)?.dir;
+        let spec = ModelSpec::load(&dir)?;
+        let checkpoint = Checkpoint::open(&dir)?;
+        for dir in adapters {
+            let adapter = load(dir, &device)?;
+            adapter.check_fits(&spec)?;
+            BaseIdentity::check(dir, &adapter, &checkpoint)?;
+        }
+        let progress = progress_bar(0, "loading model");
+        let model = Decoder::load(&spec, &checkpoint, (&device, dtype), false, &progress)?;
+        progress.finish_and_clear();
+        Ok(Self { model, dir })
+    }
+
+    /// Puts the adapter of a folder on the model, or none, in place of the one that is there.
+    ///
+    /// # Errors
+    /// As [`load`]; an adapter that does not fit.
+    pub fn put(&mut self, adapter: Option<&Path>) -> Result<()> {
+        match adapter {
+            Some(dir) => self.put_loaded(&load(dir, self.model.device())?),
+            None => self.model.attach(BTreeMap::new(), Parameters::new()),
+        }
+    }
+
+    /// As [`Base::put`], with an adapter in memory.
+    ///
+    /// # Errors
+    /// An adapter that does not fit.
+    pub fn put_loaded(&mut self, adapter: &Adapter) -> Result<()> {
+        adapter.check_fits(self.model.spec())?;
+        let (loras, parameters) = adapter.trainable()?;
+        self.model.attach(loras, parameters)
+    }
+}

@@ -1,0 +1,60 @@
+//! LoX (arXiv 2506.15606): the aligned model moved further along its alignment before it is fine-tuned,
+//! W_aligned + α U_k diag(σ_k) R_kᵀ in every linear layer, with V's k leading singular directions.
+
+use super::options::Extrapolate;
+use super::run::compute_direction;
+use crate::checkpoint::{Checkpoint, rewrite};
+use crate::config::Settings;
+use crate::hub;
+use crate::method::direction_file::Directions;
+use crate::method::factorize::Keep;
+use crate::method::shares::Direction;
+use crate::names::Targets;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use indicatif::ProgressBar;
+use std::path::Path;
+
+/// The folder of the extrapolated model, which is made unless it is there.
+///
+/// # Errors
+/// No pair to compute the direction from; a folder that cannot be written.
+pub fn extrapolated(settings: &Settings, extrapolate: Extrapolate, dir: &Path) -> Result<String> {
+    let Extrapolate { rank, alpha } = extrapolate;
+    let words = format!("{}\n{:?}\n{rank}\n{alpha}", settings.model.aligned, settings.model.unaligned);
+    let name = format!("lox-{}", &blake3::hash(words.as_bytes()).to_hex()[..16]);
+    let out = dir.join("models").join(&name);
+    if !out.exists() {
+        let file = dir.join("models").join(format!("{name}.direction.safetensors"));
+        compute_direction(settings, Targets::AllLinear, Keep::Rank(rank), &file)?;
+        let directions = Directions::open(&file)?;
+        let base = hub::resolve(&settings.model.aligned, true)?.dir;
+        let checkpoint = Checkpoint::open(&base)?;
+        let moved = |name: &str| moved(name, &checkpoint, &directions, extrapolate);
+        rewrite(&base, &checkpoint, &out, None, moved, &ProgressBar::hidden())?;
+    }
+    Ok(out.display().to_string())
+}
+
+/// A weight of a linear layer, moved; `None` for any other tensor.
+fn moved(
+    name: &str,
+    checkpoint: &Checkpoint,
+    directions: &Directions,
+    Extrapolate { rank, alpha }: Extrapolate,
+) -> Result<Option<Tensor>> {
+    let module = name.strip_suffix(".weight").filter(|module| directions.shape(module).is_some());
+    let Some(module) = module else { return Ok(None) };
+    let weight = checkpoint.tensor(name, DType::F32, &Device::Cpu)?;
+    let direction = Direction::load(directions, module)?;
+    let k = direction.rank().min(rank);
+    if k == 0 {
+        return Ok(Some(weight));
+    }
+    // σ_i² = c_i ‖V‖_F
+    let sigma = direction.eigenvalues.iter().take(k).map(|c| (c * direction.v_norm).max(0.0).sqrt() as f32);
+    let sigma = Tensor::from_iter(sigma, &Device::Cpu)?;
+    let left = direction.basis.narrow(1, 0, k)?.broadcast_mul(&sigma)?;
+    let step = left.matmul(&direction.right.narrow(1, 0, k)?.t()?)?;
+    Ok(Some((weight + (step * alpha)?)?))
+}

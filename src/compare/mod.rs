@@ -1,0 +1,15 @@
+//! Several defences side by side: the same base, data and evaluations, each method in each of its settings with each
+//! seed, one table and one figure.
+
+mod extrapolate;
+mod grid;
+mod options;
+mod results;
+mod run;
+mod summary;
+
+pub use grid::{Case, Run, runs};
+pub use options::{CompareOptions, Figure};
+pub use results::{Results, Row};
+pub use run::{Comparison, Finished};
+pub use summary::{Mean, Summary, summarise, table};

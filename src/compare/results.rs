@@ -1,0 +1,178 @@
+//! `results.jsonl`: a row for each result, appended as it is had, so that a comparison that stops goes on where it was.
+
+use super::grid::{Case, Run};
+use crate::ensure_valid;
+use crate::eval::{Outcome, Suite, Value};
+use crate::invalid;
+use crate::report::hash_file;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+/// A number of one result: an evaluation's value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// `harmful score`, or `harmful score: told` for what an evaluation finds besides.
+    pub name: String,
+    pub value: f64,
+    /// Samples behind a rate.
+    pub total: Option<usize>,
+}
+
+/// One result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub key: String,
+    #[serde(flatten)]
+    pub case: Case,
+    /// `None` for the models of the pair themselves.
+    pub seed: Option<u64>,
+    pub measured: Vec<Measured>,
+    /// Of the training.
+    pub dir: Option<String>,
+    /// Why there is no result.
+    pub error: Option<String>,
+}
+
+impl Row {
+    pub fn new(run: &Run, outcomes: &[Outcome], dir: &Path) -> Self {
+        Self {
+            key: run.key(),
+            case: run.case.clone(),
+            seed: Some(run.seed),
+            measured: measured(outcomes),
+            dir: Some(dir.display().to_string()),
+            error: None,
+        }
+    }
+
+    pub fn failed(run: &Run, error: String) -> Self {
+        let (key, case) = (run.key(), run.case.clone());
+        Self { key, case, seed: Some(run.seed), measured: vec![], dir: None, error: Some(error) }
+    }
+
+    /// A model that was not trained here.
+    pub fn reference(name: &str, outcomes: &[Outcome]) -> Self {
+        let case = Case { method: name.to_string(), sweep: vec![], settings: vec![] };
+        Self { key: name.to_string(), case, seed: None, measured: measured(outcomes), dir: None, error: None }
+    }
+
+    /// Its numbers on a line.
+    pub fn text(&self) -> String {
+        let number = |m: &Measured| format!("{} {}", m.name, show(m.value, m.total.is_some()));
+        self.measured.iter().map(number).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A share as a percentage, any other number as it is.
+pub fn show(value: f64, share: bool) -> String {
+    if share { format!("{:.1} %", value * 100.0) } else { format!("{value:.4}") }
+}
+
+fn measured(outcomes: &[Outcome]) -> Vec<Measured> {
+    let values = |outcome: &Outcome| -> Vec<Measured> {
+        let shown = outcome.values.iter().filter(|(_, value)| !matches!(value, Value::Count(_)));
+        let measured = |(i, (name, value)): (usize, &(&str, Value))| Measured {
+            name: if i == 0 { outcome.title.clone() } else { format!("{}: {}", outcome.title, name.replace('_', " ")) },
+            value: value.number(),
+            total: if let Value::Rate(rate) = value { Some(rate.total) } else { None },
+        };
+        shown.enumerate().map(measured).collect()
+    };
+    outcomes.iter().flat_map(values).collect()
+}
+
+/// What the rows of a file depend on beside their runs.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Head {
+    /// Hashes of the config and of every evaluation.
+    inputs: Json,
+}
+
+/// The file and what is in it.
+pub struct Results {
+    path: PathBuf,
+    rows: Vec<Row>,
+}
+
+const RESULTS: &str = "results.jsonl";
+
+impl Results {
+    /// Reads the results in `dir`, or begins anew.
+    ///
+    /// # Errors
+    /// Results of another config or suite; a line, other than an unfinished last one, that is none.
+    pub fn open(dir: &Path, suite: &Suite, config: &Path) -> Result<Self> {
+        let path = dir.join(RESULTS);
+        let evaluations: Vec<String> =
+            suite.eval.iter().map(|evaluation| json_hash(&serde_json::json!(evaluation))).collect();
+        let head = Head { inputs: serde_json::json!({"config": hash_file(config)?, "evaluations": evaluations}) };
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        if !path.exists() {
+            let results = Self { path, rows: vec![] };
+            results.write(&head)?;
+            return Ok(results);
+        }
+        let lines: Vec<String> =
+            BufReader::new(File::open(&path).with_context(|| format!("reading {}", path.display()))?)
+                .lines()
+                .collect::<std::io::Result<_>>()?;
+        let written: Option<Head> = lines.first().and_then(|line| serde_json::from_str(line).ok());
+        ensure_valid!(
+            written.is_some_and(|written| written == head),
+            "{} belongs to another config or suite; choose another `dir`, or remove the file to measure everything anew",
+            path.display()
+        );
+        let mut rows = vec![];
+        for (i, line) in lines.iter().enumerate().skip(1) {
+            match serde_json::from_str(line) {
+                Ok(row) => rows.push(row),
+                // A process that was killed leaves half a line.
+                Err(_) if i + 1 == lines.len() => cut_line(&path)?,
+                Err(e) => return Err(invalid!("{}:{}: {e}", path.display(), i + 1)),
+            }
+        }
+        Ok(Self { path, rows })
+    }
+
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Whether there is a result by that key. A failure is none: it is tried again.
+    pub fn has(&self, key: &str) -> bool {
+        self.rows.iter().any(|row| row.key == key && row.error.is_none())
+    }
+
+    /// Adds a row to the file, in place of an earlier failure.
+    pub fn append(&mut self, row: Row) -> Result<()> {
+        self.write(&row)?;
+        self.rows.retain(|other| other.key != row.key);
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn write(&self, line: &impl Serialize) -> Result<()> {
+        let written = || format!("writing {}", self.path.display());
+        let mut file = OpenOptions::new().append(true).create(true).open(&self.path).with_context(written)?;
+        let line = serde_json::to_string(line)? + "\n";
+        file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(written)
+    }
+}
+
+/// Removes what follows the last line break.
+fn cut_line(path: &Path) -> Result<()> {
+    let text = std::fs::read(path)?;
+    let end = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    // A whole last line that cannot be read is not half a line.
+    ensure_valid!(end < text.len(), "{}: the last line is not a result", path.display());
+    OpenOptions::new().write(true).open(path)?.set_len(end as u64)?;
+    Ok(())
+}
+
+fn json_hash(value: &Json) -> String {
+    blake3::hash(value.to_string().as_bytes()).to_hex()[..16].to_string()
+}

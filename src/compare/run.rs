@@ -1,0 +1,233 @@
+//! Having the results of a comparison: train what is not trained yet, measure, append a row to `results.jsonl`.
+
+use super::extrapolate::extrapolated;
+use super::grid::Run;
+use super::options::CompareOptions;
+use super::results::{Results, Row};
+use crate::adapter::{self, Base};
+use crate::config::Settings;
+use crate::eval::{Outcome, Prepared, Suite};
+use crate::hub::{self, Resolved};
+use crate::method::direction::{DirectionRequest, compute};
+use crate::method::direction_file::Directions;
+use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
+use crate::method::project::{Choice, project};
+use crate::model::DeviceKind;
+use crate::names::Targets;
+use crate::report::{log, progress_bar};
+use crate::train::{self, Ending, Method, RunFlags, Signal};
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
+use candle_core::DType;
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// How a comparison ended.
+pub enum Finished {
+    All,
+    /// A signal came; the same command goes on.
+    Stopped(Signal),
+}
+
+/// A run with the settings that it comes to.
+struct Planned {
+    run: Run,
+    settings: Settings,
+}
+
+/// What a comparison needs beside its options.
+pub struct Comparison<'a> {
+    options: &'a CompareOptions,
+    suite: Suite,
+    planned: Vec<Planned>,
+    results: Results,
+    /// The model that is loaded, by its id, for it is the same in most runs.
+    base: Option<(String, Base)>,
+    /// Evaluations by the prefix of their prompts.
+    prepared: BTreeMap<String, Prepared>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Reads the config of every run, the suite and the results so far; nothing is trained.
+    ///
+    /// # Errors
+    /// Settings that a run refuses, results that belong to another comparison.
+    pub fn new(options: &'a CompareOptions, runs: Vec<Run>) -> Result<Self> {
+        let suite = Suite::load(Path::new(&options.suite))?;
+        let titles: Vec<String> = suite.eval.iter().map(crate::eval::Evaluation::title).collect();
+        options.check_names(&titles)?;
+        let dir = PathBuf::from(&options.dir);
+        let planned = |run: Run| {
+            let output = dir.join("runs").join(run.folder());
+            let overrides: Vec<String> = run
+                .overrides
+                .iter()
+                .cloned()
+                .chain([format!("output.dir={:?}", output.display().to_string())])
+                .collect();
+            let settings = Settings::load(Path::new(&options.config), &overrides)
+                .with_context(|| format!("method \"{}\"", run.case.method))?;
+            let full = settings.train.method == Method::Full;
+            let (method, lone) = (&run.case.method, run.threshold.is_none() && run.extrapolate.is_none());
+            ensure_valid!(!full || lone, "method \"{method}\": train.method = \"full\" has no adapter to project");
+            Ok(Planned { run, settings })
+        };
+        let planned = runs.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
+        let results = Results::open(&dir, &suite, Path::new(&options.config))?;
+        Ok(Self { options, suite, planned, results, base: None, prepared: BTreeMap::new() })
+    }
+
+    pub fn results(&self) -> &Results {
+        &self.results
+    }
+
+    /// Has every result that is not there yet. A run that fails is reported in its row and passed over.
+    ///
+    /// # Errors
+    /// Models or samples that cannot be read; results that cannot be written.
+    pub fn run(&mut self) -> Result<Finished> {
+        let missing: Vec<usize> =
+            (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
+        self.measure_references()?;
+        let progress = progress_bar(missing.len(), "comparing");
+        progress.enable_steady_tick(std::time::Duration::from_millis(500));
+        for (done, i) in missing.iter().copied().enumerate() {
+            let began = Instant::now();
+            let case = &self.planned[i].run.case;
+            let title = [case.title(), case.sweep_title()].join(", ").trim_end_matches(", ").to_string();
+            let row = match self.result(i) {
+                Ok(Ok(row)) => row,
+                Ok(Err(signal)) => return Ok(Finished::Stopped(signal)),
+                Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+                Err(error) => Row::failed(&self.planned[i].run, format!("{error:#}")),
+            };
+            let text = row.error.clone().unwrap_or_else(|| row.text());
+            self.results.append(row)?;
+            progress.inc(1);
+            let seed = self.planned[i].run.seed;
+            let (done, of, seconds) = (done + 1, missing.len(), began.elapsed().as_secs_f64());
+            log::info(
+                &format!("{done}/{of} {title}, seed {seed}: {text} ({seconds:.0} s)"),
+                json!({"run": done, "runs": of, "case": title, "seed": seed, "seconds": seconds}),
+            );
+        }
+        progress.finish_and_clear();
+        Ok(Finished::All)
+    }
+
+    /// The models of the pair themselves, once.
+    fn measure_references(&mut self) -> Result<()> {
+        let model = self.planned.first().map(|planned| planned.settings.model.clone());
+        let Some(model) = model else { return Ok(()) };
+        for (name, id) in [("aligned model", Some(model.aligned)), ("unaligned model", model.unaligned)] {
+            let Some(id) = id.filter(|_| !self.results.has(name)) else { continue };
+            let outcomes = self.measure(&id, &Change::Nothing, "")?;
+            let row = Row::reference(name, &outcomes);
+            log::info(&format!("{name}: {}", row.text()), json!({"model": name}));
+            self.results.append(row)?;
+        }
+        Ok(())
+    }
+
+    /// Trains and measures a run, or says which signal came.
+    fn result(&mut self, i: usize) -> Result<std::result::Result<Row, Signal>> {
+        let Planned { run, settings } = &self.planned[i];
+        let (run, mut settings) = (run.clone(), settings.clone());
+        if let Some(extrapolate) = run.extrapolate {
+            settings.model.aligned = extrapolated(&settings, extrapolate, Path::new(&self.options.dir))?;
+        }
+        let flags = RunFlags { resume: true, ..Default::default() };
+        let adapter = match log::within(|| train::run(&settings, &flags))? {
+            Ending::Finished(outcome) => outcome.result,
+            Ending::AlreadyFinished(result) => result,
+            Ending::Stopped { signal, .. } => return Ok(Err(signal)),
+        };
+        let change = match (run.threshold, settings.train.method) {
+            (Some(threshold), _) => Change::Projected(adapter, self.direction(&settings)?, threshold),
+            (None, Method::Lora) => Change::Adapter(adapter),
+            (None, Method::Full) => Change::Model(adapter),
+        };
+        let outcomes = self.measure(&settings.model.aligned, &change, &run.prefix)?;
+        Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir))))
+    }
+
+    /// Measures the model `id` with a change.
+    fn measure(&mut self, id: &str, change: &Change, prefix: &str) -> Result<Vec<Outcome>> {
+        let model = self.planned.first().map(|planned| planned.settings.model.clone()).unwrap_or_default();
+        let (device, dtype) = (DeviceKind::from(model.device), DType::from(model.dtype));
+        let id = if let Change::Model(dir) = change { &dir.display().to_string() } else { id };
+        if self.base.as_ref().is_none_or(|(loaded, _)| loaded != id) {
+            // The one before goes first: two need not fit into memory.
+            self.base = None;
+            self.base = Some((id.to_string(), Base::load(id, device, dtype, &[])?));
+        }
+        let (_, base) = self.base.as_mut().context("no model is loaded")?;
+        match change {
+            Change::Nothing | Change::Model(_) => base.put(None)?,
+            Change::Adapter(dir) => base.put(Some(dir))?,
+            Change::Projected(dir, direction, threshold) => {
+                let loaded = adapter::load(dir, base.model.device())?;
+                let directions = Directions::open(direction)?;
+                let (projected, _) = project(&loaded, &directions, Choice::Threshold(*threshold))?;
+                base.put_loaded(&projected)?;
+            }
+        }
+        if !self.prepared.contains_key(prefix) {
+            let with_prefix = |mut evaluation: crate::eval::Evaluation| {
+                if evaluation.metric() != crate::eval::Metric::Loss {
+                    evaluation.prefix.push_str(prefix);
+                }
+                evaluation
+            };
+            let evaluations: Vec<_> = self.suite.eval.iter().cloned().map(with_prefix).collect();
+            let compute = (&base.model.device().clone(), dtype);
+            let prepared = Prepared::new(&evaluations, &base.dir, base.model.spec(), compute)?;
+            self.prepared.insert(prefix.to_string(), prepared);
+        }
+        let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
+        prepared.measure(&base.model, self.options.batch_size)
+    }
+
+    /// The direction that Safe LoRA projects on: the config's, or else one that is computed once.
+    fn direction(&self, settings: &Settings) -> Result<PathBuf> {
+        if let Some(file) = &settings.asft.direction {
+            return Ok(PathBuf::from(file));
+        }
+        let out = Path::new(&self.options.dir).join("direction.safetensors");
+        if !out.exists() {
+            let keep = Keep::Tolerance(DEFAULT_TOLERANCE);
+            compute_direction(settings, settings.lora.target_modules.clone(), keep, &out)?;
+        }
+        Ok(out)
+    }
+}
+
+/// What is measured of a model.
+enum Change {
+    Nothing,
+    Adapter(PathBuf),
+    /// An adapter, a direction and Safe LoRA's threshold.
+    Projected(PathBuf, PathBuf, f64),
+    /// Another model in its place.
+    Model(PathBuf),
+}
+
+/// Computes the direction of the settings' pair.
+pub(super) fn compute_direction(settings: &Settings, targets: Targets, keep: Keep, out: &Path) -> Result<()> {
+    let unaligned = settings.model.unaligned.as_deref();
+    let unaligned = unaligned.ok_or_else(|| invalid!("a direction has to be computed, which needs model.unaligned"))?;
+    let resolve = |id: &str| -> Result<Resolved> { hub::resolve(id, true) };
+    let request = DirectionRequest {
+        aligned: resolve(&settings.model.aligned).context("model.aligned")?,
+        unaligned: resolve(unaligned).context("model.unaligned")?,
+        out: out.to_path_buf(),
+        targets,
+        keep,
+        allow_missing: false,
+    };
+    compute(&request, &ProgressBar::hidden())?;
+    Ok(())
+}

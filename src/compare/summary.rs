@@ -1,0 +1,198 @@
+//! Results over their seeds, and which setting of each method to report.
+
+use super::grid::Case;
+use super::options::{CompareOptions, Select};
+use super::results::{Row, show};
+use crate::report::Table;
+use serde::Serialize;
+
+/// A number over seeds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mean {
+    pub name: String,
+    pub mean: f64,
+    /// Half of Student's 95 % interval of the mean over seeds; none of a single one.
+    pub half: Option<f64>,
+    /// Whether it is a share.
+    pub share: bool,
+}
+
+/// One case with all its seeds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    #[serde(flatten)]
+    pub case: Case,
+    pub seeds: usize,
+    /// Seeds without a result.
+    pub failed: usize,
+    pub measured: Vec<Mean>,
+    /// Whether `select` chooses it.
+    pub selected: bool,
+}
+
+impl Summary {
+    pub fn get(&self, name: &str) -> Option<&Mean> {
+        self.measured.iter().find(|mean| mean.name == name)
+    }
+}
+
+/// Two-sided 95 % points of Student's t by degrees of freedom, from 1 on.
+const T: [f64; 15] =
+    [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
+/// ... and of the normal distribution, for more.
+const Z: f64 = 1.96;
+
+/// The rows by case, in the order in which the methods are named and the cases come, the models of the pair first.
+pub fn summarise(options: &CompareOptions, rows: &[Row]) -> Vec<Summary> {
+    let mut cases: Vec<&Case> = vec![];
+    for row in rows {
+        if !cases.contains(&&row.case) {
+            cases.push(&row.case);
+        }
+    }
+    let place = |case: &Case| options.method.iter().position(|method| method.name == case.method);
+    cases.sort_by_key(|case| place(case).map_or(0, |place| place + 1));
+    let mut all: Vec<Summary> = cases.into_iter().map(|case| of_case(case, rows)).collect();
+    if let Some(select) = &options.select {
+        choose(&mut all, select);
+    }
+    all
+}
+
+fn of_case(case: &Case, rows: &[Row]) -> Summary {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.case == *case).collect();
+    let good: Vec<&&Row> = rows.iter().filter(|row| row.error.is_none()).collect();
+    let mean = |i: usize| {
+        let first = good.first()?.measured.get(i)?;
+        let values: Vec<f64> = good.iter().filter_map(|row| Some(row.measured.get(i)?.value)).collect();
+        let (mean, half) = mean_and_half(&values);
+        Some(Mean { name: first.name.clone(), mean, half, share: first.total.is_some() })
+    };
+    let count = good.first().map_or(0, |row| row.measured.len());
+    let measured = (0..count).filter_map(mean).collect();
+    Summary { case: case.clone(), seeds: rows.len(), failed: rows.len() - good.len(), measured, selected: false }
+}
+
+fn mean_and_half(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 {
+        return (mean, None);
+    }
+    let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let t = T.get(values.len() - 2).copied().unwrap_or(Z);
+    (mean, Some(t * (variance / n).sqrt()))
+}
+
+/// Marks, for each method within each combination of the sweep, the setting with the least harm that keeps up with the
+/// baseline's best in the task.
+fn choose(all: &mut [Summary], select: &Select) {
+    let value = |summary: &Summary, name: &str| summary.get(name).map(|mean| mean.mean);
+    let groups: Vec<(String, Vec<super::grid::Setting>)> =
+        all.iter().map(|s| (s.case.method.clone(), s.case.sweep.clone())).collect();
+    for (method, sweep) in &groups {
+        let baseline = all.iter().filter(|s| s.case.method == select.baseline && s.case.sweep == *sweep);
+        let best = baseline.filter_map(|s| value(s, &select.task)).fold(f64::NEG_INFINITY, f64::max);
+        let fits = |s: &Summary| {
+            let task = value(s, &select.task);
+            // What is within but for rounding is within.
+            s.case.method == *method && s.case.sweep == *sweep && task.is_some_and(|t| t >= best - select.within - 1e-9)
+        };
+        let harm = |i: &usize| value(&all[*i], &select.harm).unwrap_or(f64::INFINITY);
+        let chosen = (0..all.len()).filter(|&i| fits(&all[i])).min_by(|a, b| harm(a).total_cmp(&harm(b)));
+        if let Some(chosen) = chosen.filter(|_| best.is_finite()) {
+            all[chosen].selected = true;
+        }
+    }
+}
+
+/// The table: a line for each case, a `*` before those that `select` chooses.
+pub fn table(all: &[Summary]) -> String {
+    // What is 0 everywhere (empty answers, as a rule) is left to the JSON.
+    let shown = |name: &&str| !name.contains(": ") || all.iter().any(|s| s.get(name).is_some_and(|m| m.mean != 0.0));
+    let names: Vec<&str> = all
+        .iter()
+        .max_by_key(|s| s.measured.len())
+        .map_or(vec![], |s| s.measured.iter().map(|m| m.name.as_str()).collect());
+    let names: Vec<&str> = names.into_iter().filter(shown).collect();
+    let sweeps = all.iter().any(|s| !s.case.sweep.is_empty());
+    let mut head = vec!["method"];
+    head.extend(sweeps.then_some("sweep"));
+    head.push("seeds");
+    head.extend(&names);
+    let mut table = Table::new(head);
+    for summary in all {
+        let mark = if summary.selected { "* " } else { "  " };
+        let mut cells = vec![format!("{mark}{}", summary.case.title())];
+        cells.extend(sweeps.then(|| summary.case.sweep_title()));
+        cells.push(match summary.failed {
+            0 => summary.seeds.to_string(),
+            failed => format!("{} ({failed} failed)", summary.seeds),
+        });
+        cells.extend(names.iter().map(|name| summary.get(name).map_or_else(|| "-".to_string(), cell)));
+        table.push(cells);
+    }
+    table.to_string()
+}
+
+fn cell(mean: &Mean) -> String {
+    let value = show(mean.mean, mean.share);
+    match (mean.half, mean.share) {
+        (Some(half), true) => format!("{value} ± {:.1}", half * 100.0),
+        (Some(half), false) => format!("{value} ± {half:.4}"),
+        (None, _) => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::Measured;
+    use serde_json::json;
+
+    fn row(method: &str, lambda: f64, seed: u64, task: f64, harm: f64) -> Row {
+        let measured = |name: &str, value| Measured { name: name.to_string(), value, total: Some(100) };
+        Row {
+            key: format!("{method}{lambda}{seed}"),
+            case: Case { method: method.into(), sweep: vec![], settings: vec![("asft.lambda".into(), json!(lambda))] },
+            seed: Some(seed),
+            measured: vec![measured("task", task), measured("harm", harm)],
+            dir: None,
+            error: None,
+        }
+    }
+
+    fn options() -> CompareOptions {
+        toml::from_str(
+            "config = 'c'\nsuite = 's'\ndir = 'd'\n[[method]]\nname = 'plain'\n[[method]]\nname = 'asft'\n[select]\ntask = \
+             'task'\nharm = 'harm'\nbaseline = 'plain'",
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn means_over_seeds_have_student_s_interval() {
+        let rows = [row("asft", 1.0, 0, 0.9, 0.2), row("asft", 1.0, 1, 1.0, 0.4), row("plain", 0.0, 0, 1.0, 0.9)];
+        let all = summarise(&options(), &rows);
+        assert_eq!(all.iter().map(|s| s.case.method.as_str()).collect::<Vec<_>>(), ["plain", "asft"]);
+        let mean = all[1].get("task").unwrap();
+        // scipy.stats.t.interval(0.95, 1, loc, sem): half of it is 12.7062 * 0.05
+        assert!((mean.mean - 0.95).abs() < 1e-12 && (mean.half.unwrap() - 0.6353).abs() < 1e-4);
+        assert_eq!(all[0].get("task").unwrap().half, None);
+    }
+
+    #[test]
+    fn the_least_harm_that_keeps_up_is_chosen() {
+        let rows = [
+            row("plain", 0.0, 0, 0.95, 0.9),
+            row("asft", 1.0, 0, 0.95, 0.5),
+            row("asft", 2.0, 0, 0.94, 0.3),
+            row("asft", 9.0, 0, 0.80, 0.0),
+        ];
+        let all = summarise(&options(), &rows);
+        let selected: Vec<bool> = all.iter().map(|s| s.selected).collect();
+        assert_eq!(selected, [true, false, true, false]);
+        let text = table(&all);
+        assert!(text.contains("* asft, lambda 2.0       1  94.0 %  30.0 %"), "{text}");
+    }
+}

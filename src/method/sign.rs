@@ -1,0 +1,99 @@
+//! The signed part of the penalty `orthogonal+reverse`: what moves against V.
+//!
+//! C knows V's directions, not its sign: adding V to the weights and taking it away cost the same, though the second
+//! turns the aligned model into the unaligned one. With p the component of the update along V,
+//!
+//! ```text
+//! p = s ⟨ΔW, V⟩ / ‖V‖_F        value = λ min(0, p)²        ∂ΔW = 2 λ s min(0, p) V / ‖V‖_F
+//! ```
+//!
+//! and V = U diag(σ) Rᵀ, σ_i = sqrt(c_i ‖V‖_F), so that with w_i = σ_i / ‖V‖_F = sqrt(c_i / ‖V‖_F) and ΔW = B A
+//!
+//! ```text
+//! L = Uᵀ B [k, r]    N = A R [r, k]    p = s Σ_ij w_i L_ij N_ji
+//! ∂A = 2 λ s min(0, p) (w ∘ L)ᵀ Rᵀ     ∂B = 2 λ s min(0, p) U (w ∘ Nᵀ)
+//! ```
+//!
+//! Cost O(r k (d_out + d_in)) a module, and nothing for the gradient where p ≥ 0. A direction truncated at k leaves out
+//! V − V_k, which is orthogonal to V_k: p is wrong by at most ‖ΔW‖_F sqrt(1 − Σ c_i / ‖V‖_F).
+//!
+//! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
+
+use super::direction_file::DirectionFactors;
+use super::penalty::{FullTerm, Term, accumulator, inner_product};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+
+/// V / ‖V‖_F of one module, as far as its direction is kept, on the training device.
+#[derive(Clone, Debug)]
+pub struct Sign {
+    /// U [d_out, k].
+    left: Tensor,
+    /// R [d_in, k].
+    right: Tensor,
+    /// w [k, 1].
+    weights: Tensor,
+}
+
+impl Sign {
+    /// `right`: V's right singular vectors, as the direction file has them.
+    pub fn new(direction: &DirectionFactors, right: &Tensor, device: &Device) -> Result<Self> {
+        let (k, found) = (direction.basis.dim(1)?, right.dim(1)?);
+        ensure!(found == k, "{found} right singular vectors and {k} left ones");
+        let weights = (direction.eigenvalues.to_dtype(DType::F64)? / f64::from(direction.v_norm))?.sqrt()?;
+        Ok(Self {
+            left: direction.basis.to_device(device)?,
+            right: right.to_device(device)?,
+            weights: weights.to_dtype(DType::F32)?.reshape((k, 1))?.to_device(device)?,
+        })
+    }
+
+    /// w ∘ Uᵀ x, [k, n], of x [d_out, n].
+    fn weighted(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.left.t()?.matmul(x)?.broadcast_mul(&self.weights)?)
+    }
+
+    /// ⟨B A, V⟩ / ‖V‖_F
+    pub fn along(&self, a: &Tensor, b: &Tensor) -> Result<f64> {
+        self.product(&self.weighted(b)?, &a.matmul(&self.right)?.t()?)
+    }
+
+    /// ⟨ΔW, V⟩ / ‖V‖_F
+    pub fn full_along(&self, delta_w: &Tensor) -> Result<f64> {
+        self.product(&self.weighted(delta_w)?, &self.right.t()?)
+    }
+
+    /// Σ_ij x_ij y_ij: terms of both signs, so summed in f64.
+    fn product(&self, x: &Tensor, y: &Tensor) -> Result<f64> {
+        let wide = accumulator(x.device());
+        inner_product(&x.to_dtype(wide)?, &y.to_dtype(wide)?)
+    }
+
+    /// Adds the part of ΔW = B A; `weight` is λ s².
+    pub fn add_lora(&self, term: Term, a: &Tensor, b: &Tensor, weight: f64) -> Result<Term> {
+        let (left, right) = (self.weighted(b)?, a.matmul(&self.right)?);
+        let along = self.product(&left, &right.t()?)?;
+        if along >= 0.0 {
+            return Ok(term);
+        }
+        let slope = 2.0 * weight * along;
+        let grad_a = (left.t()?.matmul(&self.right.t()?)? * slope)?;
+        let grad_b = (self.left.matmul(&right.t()?.broadcast_mul(&self.weights)?)? * slope)?;
+        Ok(Term {
+            value: term.value + weight * along * along,
+            grad_a: (term.grad_a + grad_a)?,
+            grad_b: (term.grad_b + grad_b)?,
+        })
+    }
+
+    /// Adds the part of ΔW [d_out, d_in] itself.
+    pub fn add_full(&self, term: FullTerm, delta_w: &Tensor, lambda: f64) -> Result<FullTerm> {
+        let along = self.full_along(delta_w)?;
+        if along >= 0.0 {
+            return Ok(term);
+        }
+        let unit = self.left.matmul(&self.right.t()?.broadcast_mul(&self.weights)?)?;
+        let grad = (term.grad + (unit * (2.0 * lambda * along))?)?;
+        Ok(FullTerm { value: term.value + lambda * along * along, grad })
+    }
+}

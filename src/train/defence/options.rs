@@ -1,0 +1,62 @@
+//! `[defence]` of the config.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A way to train that is to keep a model safe, beside or in place of the penalty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Defence {
+    /// The ordinary loss on the ordinary data.
+    #[default]
+    None,
+    /// Each label token's loss bends where its probability leaves that of the model without its adapter, most sharply on
+    /// the first tokens of a response (Qi et al., arXiv 2406.05946).
+    ConstrainedSft,
+    /// Steps on the training data alternate with steps on safety data, held together by a proximal term (Huang et al.,
+    /// arXiv 2405.18641).
+    Lisa,
+}
+
+impl fmt::Display for Defence {
+    /// As the config has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// `[defence]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefenceOptions {
+    /// The defence.
+    pub kind: Defence,
+    /// `constrained_sft`: β of the first, second, ... token of a response; the last one is that of all further tokens.
+    /// The larger, the more strictly a token is held.
+    pub betas: Vec<f64>,
+    /// `lisa`: safety samples, in the format and with the columns of `data.train`.
+    pub alignment_data: Option<String>,
+    /// `lisa`: steps on the safety samples in each round; they come first.
+    pub alignment_steps: usize,
+    /// `lisa`: steps on the training samples in each round.
+    pub finetune_steps: usize,
+    /// `lisa`: weight ρ of the proximal term (ρ / 2) ‖θ − θ'‖², θ' being what trains as it was at the last switch.
+    pub rho: f64,
+    /// `lisa`: share of all steps before which there is no proximal term.
+    pub proximal_after: f64,
+}
+
+impl Default for DefenceOptions {
+    fn default() -> Self {
+        Self {
+            kind: Defence::None,
+            betas: vec![0.5, 2.0, 2.0, 2.0, 2.0, 0.1],
+            alignment_data: None,
+            alignment_steps: 100,
+            finetune_steps: 900,
+            rho: 1.0,
+            proximal_after: 0.1,
+        }
+    }
+}

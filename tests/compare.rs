@@ -1,0 +1,107 @@
+//! `asft compare` end to end, with the real binary on the toy model.
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+fn compare(config: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("asft").unwrap();
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["compare", "--config"]).arg(config).args(arguments);
+    command
+}
+
+/// A comparison in `dir`, and its path.
+fn write(dir: &Path, methods: &str) -> std::path::PathBuf {
+    let suite = "[[eval]]\nname = 'task'\ndata = 'tests/tiny/train.jsonl'\nlimit = 8\n[[eval]]\nname = 'harm'\ndata = \
+                 'tests/tiny/train.jsonl'\nmetric = 'refusal'\nlimit = 8\nmax_new_tokens = 4\n";
+    fs::write(dir.join("suite.toml"), suite).unwrap();
+    let config = dir.join("compare.toml");
+    let text = format!(
+        "config = 'configs/tiny.toml'\nsuite = {:?}\ndir = {:?}\nseeds = [1, 2]\nsweep = {{ train.max_steps = [4] }}\n{methods}",
+        dir.join("suite.toml"),
+        dir.join("out")
+    );
+    fs::write(&config, text).unwrap();
+    config
+}
+
+const METHODS: &str = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = 'asft'\nsweep = { \
+                       asft.lambda = [0.1, 1000] }\n[[method]]\nname = 'safe'\nproject = { of = 'plain', threshold = [0.9] \
+                       }\n[[method]]\nname = 'lox'\nset = { asft.penalize = 'none' }\nextrapolate = { rank = 2, alpha = \
+                       0.5 }\n[figure]\nx = 'harm'\ny = 'harm'\n";
+
+#[test]
+fn a_comparison_that_stops_goes_on_to_the_same_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), METHODS);
+    let table = compare(&config, &[]).assert().success().get_output().stdout.clone();
+    let table = String::from_utf8(table).unwrap();
+    for name in [
+        "aligned model",
+        "unaligned model",
+        "plain",
+        "asft, lambda 0.1",
+        "asft, lambda 1000",
+        "safe, threshold 0.9",
+        "lox",
+    ] {
+        assert!(table.lines().any(|line| line.trim_start().starts_with(name)), "{name}: {table}");
+    }
+    let out = dir.path().join("out");
+    let figure = fs::read_to_string(out.join("figure.svg")).unwrap();
+    assert!(figure.starts_with("<svg") && fs::read(out.join("figure.png")).unwrap().starts_with(b"\x89PNG"));
+    let results = out.join("results.jsonl");
+    let whole = fs::read_to_string(&results).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    // A head, the pair, and five settings with two seeds.
+    assert_eq!(lines.len(), 1 + 2 + 10, "{whole}");
+    // As a kill leaves it: some rows, and half a line.
+    fs::write(&results, lines[..6].join("\n") + "\n" + &lines[6][..20]).unwrap();
+    let again = compare(&config, &[]).assert().success().get_output().stdout.clone();
+    assert_eq!(String::from_utf8(again).unwrap(), table);
+    assert_eq!(fs::read_to_string(&results).unwrap(), whole);
+    let report = compare(&config, &["--report", "--json"]).assert().success().get_output().stdout.clone();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let case =
+        |name: &str| report["cases"].as_array().unwrap().iter().find(|case| case["method"] == name).unwrap().clone();
+    let loss = |case: &Value| case["measured"][0]["mean"].as_f64().unwrap();
+    assert_eq!((case("plain")["seeds"].clone(), case("aligned model")["seeds"].clone()), (json!(2), json!(1)));
+    assert!(loss(&case("plain")) < loss(&case("aligned model")), "{report}");
+    assert_ne!(loss(&case("safe")), loss(&case("plain")));
+    // Another config would make results that do not belong together.
+    let other = fs::read_to_string(&config).unwrap().replace("'configs/tiny.toml'", "'configs/smollm2-135m.toml'");
+    fs::write(&config, other).unwrap();
+    let error = compare(&config, &["--report"]).assert().code(2).get_output().stderr.clone();
+    assert!(String::from_utf8_lossy(&error).contains("belongs to another config or suite"));
+}
+
+#[test]
+fn every_run_s_settings_are_checked_before_the_first_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    for (methods, words) in [
+        ("[[method]]\nname = 'a'\n[[method]]\nname = 'b'\nset = { asft.lamda = 1 }", "did you mean `asft.lambda`"),
+        ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [1, 'x'] }", "asft.lambda"),
+        ("[[method]]\nname = 'a'\n[figure]\nx = 'task'\ny = 'hram'", "figure.y is \"hram\""),
+        ("", "missing field `method`"),
+    ] {
+        let config = write(dir.path(), methods);
+        let error = compare(&config, &[]).assert().code(2).get_output().stderr.clone();
+        let error = String::from_utf8_lossy(&error).into_owned();
+        assert!(error.contains(words), "{methods}: {error}");
+        assert!(!dir.path().join("out/runs").exists());
+    }
+    compare(Path::new("/nowhere.toml"), &[]).assert().code(2);
+}
+
+#[test]
+fn a_run_that_fails_is_reported_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods = "[[method]]\nname = 'diverges'\nset = { train.learning_rate = 1e30, train.max_grad_norm = 0 }\n[[method]]\nname \
+                   = 'fine'\n";
+    let config = write(dir.path(), methods);
+    let output = compare(&config, &[]).assert().success().get_output().clone();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.lines().any(|line| line.contains("diverges") && line.contains("2 failed")), "{table}");
+    assert!(table.lines().any(|line| line.contains("fine") && !line.contains("failed")), "{table}");
+}
