@@ -67,7 +67,7 @@ fn shares() -> anyhow::Result<()> {
             let penalties = Penalties::new(&options, &modules, Some(&directions), Some(&adapter), &model)?;
             let penalty = best(|| {
                 let mut gradients = Gradients::default();
-                penalties.add_to(model.parameters(), &mut gradients).expect("a penalty of finite numbers");
+                penalties.add_to(model.parameters(), &mut gradients, None).expect("a penalty of finite numbers");
             });
             println!(
                 "{:<44} {:>12.0} {:>12.2} {:>7.2}%",

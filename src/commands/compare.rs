@@ -22,12 +22,12 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut comparison = Comparison::new(&options, all)?;
-    if !args.report {
-        if let Finished::Stopped(signal) = comparison.run()? {
-            let text = format!("stopped by {}; the same command goes on", signal.name());
-            log::notice(&text, json!({"signal": signal.name()}));
-            return Ok(ExitCode::from(signal.exit_code()));
-        }
+    if !args.report
+        && let Finished::Stopped(signal) = comparison.run()?
+    {
+        let text = format!("stopped by {}; the same command goes on", signal.name());
+        log::notice(&text, json!({"signal": signal.name()}));
+        return Ok(ExitCode::from(signal.exit_code()));
     }
     let summaries = summarise(&options, comparison.results().rows());
     let text = table(&summaries);

@@ -12,7 +12,6 @@ use crate::method::direction::{DirectionRequest, compute};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::method::project::{Choice, project};
-use crate::model::DeviceKind;
 use crate::names::Targets;
 use crate::report::{log, progress_bar};
 use crate::train::{self, Ending, Method, RunFlags, Signal};
@@ -157,7 +156,7 @@ impl<'a> Comparison<'a> {
     /// Measures the model `id` with a change.
     fn measure(&mut self, id: &str, change: &Change, prefix: &str) -> Result<Vec<Outcome>> {
         let model = self.planned.first().map(|planned| planned.settings.model.clone()).unwrap_or_default();
-        let (device, dtype) = (DeviceKind::from(model.device), DType::from(model.dtype));
+        let (device, dtype) = (model.device, DType::from(model.dtype));
         let id = if let Change::Model(dir) = change { &dir.display().to_string() } else { id };
         if self.base.as_ref().is_none_or(|(loaded, _)| loaded != id) {
             // The one before goes first: two need not fit into memory.

@@ -5,6 +5,7 @@
 //! relative to the directory that asft is run in, not to the config file.
 
 mod commented;
+mod entries;
 mod load;
 mod schema;
 pub mod suggest;

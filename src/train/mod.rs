@@ -13,6 +13,7 @@ mod plan;
 mod preflight;
 mod prepare;
 mod probe;
+mod problems;
 mod resume;
 mod run;
 mod space;

@@ -6,13 +6,15 @@ use super::Method;
 use super::defence::alignment_file;
 use super::fit::{Fit, MachineMemory, Samples, fit};
 use super::output::{OutputFolder, direction_path};
+use super::problems::Problems;
 use super::resume::Start;
 use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
-use crate::error::{exit_code, listing};
+use crate::ensure_valid;
+use crate::error::listing;
 use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
@@ -21,8 +23,7 @@ use crate::model::ModelSpec;
 use crate::names::Targets;
 use crate::report::{RunRecord, hash_file, log, progress_bar};
 use crate::tokenizer::Tokenizer;
-use crate::{ensure_valid, invalid};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -62,26 +63,6 @@ pub enum Direction {
     Open(Directions),
     /// To be computed, from models that are comparable.
     Compute(DirectionRequest),
-}
-
-/// Errors, gathered.
-#[derive(Default)]
-struct Problems(Vec<anyhow::Error>);
-
-impl Problems {
-    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.0.push(error)).ok()
-    }
-
-    /// One error for all, the user's to put right if each of them is.
-    fn into_error(mut self) -> anyhow::Error {
-        if self.0.len() == 1 {
-            return self.0.remove(0);
-        }
-        let lines: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
-        let text = format!("training cannot start, {} problems:\n  {}", lines.len(), lines.join("\n  "));
-        if self.0.iter().all(|error| exit_code(error) == 2) { invalid!("{text}") } else { anyhow!(text) }
-    }
 }
 
 /// Finds and checks all inputs of a run.
@@ -162,7 +143,7 @@ impl Preflight<'_> {
         let Settings { data, asft, model, defence, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
         let data = wanted.then(|| self.problems.note(SetFiles::resolve(data, false))).flatten();
-        let alignment = self.problems.note(alignment_file(defence, false)).flatten();
+        let alignment = self.problems.note(alignment_file(defence)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);

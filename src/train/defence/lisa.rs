@@ -24,9 +24,9 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// As [`hub::resolve_dataset`].
-pub fn alignment_file(options: &DefenceOptions, quiet: bool) -> Result<Option<ResolvedFile>> {
+pub fn alignment_file(options: &DefenceOptions) -> Result<Option<ResolvedFile>> {
     let file = options.alignment_data.as_ref().filter(|_| options.kind == Defence::Lisa);
-    let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, quiet).context("defence.alignment_data");
+    let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, false).context("defence.alignment_data");
     file.map(resolve).transpose()
 }
 
