@@ -1,11 +1,14 @@
 //! Command-line arguments as typed. What they resolve to is the commands' business.
 
+mod meta;
 mod tools;
 
+pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs};
 pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg, UnitArg};
 
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
+use crate::report::log::{LogFormat, Verbosity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -15,6 +18,48 @@ use std::path::PathBuf;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    #[command(flatten)]
+    pub output: LogArgs,
+}
+
+/// What is told on stderr, for every command.
+#[derive(Args)]
+#[command(next_help_heading = "Messages")]
+pub struct LogArgs {
+    /// Tell warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Tell each step, and what is being done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Text, or a JSON object a line with time, level, message and fields
+    #[arg(long, value_enum, value_name = "FORMAT", global = true, default_value_t = LogFormatArg::Text)]
+    pub log_format: LogFormatArg,
+}
+
+impl LogArgs {
+    pub fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum LogFormatArg {
+    Text,
+    Json,
+}
+
+impl From<LogFormatArg> for LogFormat {
+    fn from(format: LogFormatArg) -> Self {
+        match format {
+            LogFormatArg::Text => Self::Text,
+            LogFormatArg::Json => Self::Json,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -39,6 +84,16 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Draw the safety basin: harmful score, accuracy or loss as the model is moved along the alignment direction and across it
     Landscape(LandscapeArgs),
+    /// Write report.html for a run: charts, settings and versions on one page
+    Report(ReportArgs),
+    /// Write a commented config for a model
+    Init(InitArgs),
+    /// Print the JSON schema of the config
+    Schema,
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Write a man page for each command
+    Man(ManArgs),
 }
 
 /// A model and how to compute with it.
@@ -161,9 +216,6 @@ pub struct TrainArgs {
     /// Resume although this setting, or the content of the input that it names, has changed; may be repeated
     #[arg(long, value_name = "KEY", requires = "resume")]
     pub allow_change: Vec<String>,
-    /// Print errors only
-    #[arg(short, long)]
-    pub quiet: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -342,7 +394,4 @@ pub struct CompareArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Print errors and the table only
-    #[arg(short, long)]
-    pub quiet: bool,
 }

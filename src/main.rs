@@ -4,7 +4,9 @@
 
 use asft::cli::{Cli, Command};
 use asft::commands;
+use asft::report::log;
 use clap::Parser;
+use serde_json::json;
 use std::process::ExitCode;
 
 /// Stack of a worker thread, in bytes: that of an ordinary main thread, since commands run on one.
@@ -12,7 +14,8 @@ const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
     asft::memory::keep_freed_buffers();
-    let command = Cli::parse().command;
+    let Cli { command, output } = Cli::parse();
+    log::init(output.verbosity(), output.log_format.into());
     // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
     // and take it. Fails only where a pool exists already, which serves as well.
     let _own_pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build_global();
@@ -20,8 +23,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(asft::error::exit_code(&error))
+            let exit_code = asft::error::exit_code(&error);
+            log::error(&format!("{error:#}"), json!({"exit_code": exit_code}));
+            ExitCode::from(exit_code)
         }
     }
 }
@@ -38,6 +42,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Project(args) => commands::project::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Landscape(args) => commands::landscape::run(args),
+        Command::Report(args) => commands::report::run(args),
+        Command::Init(args) => commands::init::run(args),
+        Command::Schema => commands::meta::schema(),
+        Command::Completions(args) => commands::meta::completions(args),
+        Command::Man(args) => commands::meta::man(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -35,8 +35,11 @@ const METHODS: &str = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none
 fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), METHODS);
-    let table = compare(&config, &[]).assert().success().get_output().stdout.clone();
-    let table = String::from_utf8(table).unwrap();
+    let output = compare(&config, &[]).assert().success().get_output().clone();
+    let table = String::from_utf8(output.stdout).unwrap();
+    // A line for each of the pair and each run; the runs themselves tell nothing.
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.lines().count() == 2 + 10 && !told.contains("tokens/s"), "{told}");
     for name in [
         "aligned model",
         "unaligned model",
@@ -58,7 +61,7 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     assert_eq!(lines.len(), 1 + 2 + 10, "{whole}");
     // As a kill leaves it: some rows, and half a line.
     fs::write(&results, lines[..6].join("\n") + "\n" + &lines[6][..20]).unwrap();
-    let again = compare(&config, &[]).assert().success().get_output().stdout.clone();
+    let again = compare(&config, &["-q"]).assert().success().stderr("").get_output().stdout.clone();
     assert_eq!(String::from_utf8(again).unwrap(), table);
     assert_eq!(fs::read_to_string(&results).unwrap(), whole);
     let report = compare(&config, &["--report", "--json"]).assert().success().get_output().stdout.clone();

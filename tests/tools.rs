@@ -307,7 +307,7 @@ fn adapters_and_directions_that_do_not_fit_are_refused() {
     let same_shapes = fixture("qwen2").join("adapter");
     let output = asft(&["inspect", "--adapter", text(&same_shapes), "--direction", text(&direction)]).output().unwrap();
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("note: the adapter names fixtures/qwen2 as its base"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("warning: the adapter names fixtures/qwen2 as its base"));
 
     // An adapter that says which weights it was trained on: others.
     std::fs::create_dir(&copy).unwrap();

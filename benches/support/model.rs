@@ -1,7 +1,7 @@
 //! A model of SmolLM2-135M's shape with random weights, its adapters and its training step.
 
 use super::tensor;
-use asft::adapter::{Adapter, fresh_modules};
+use asft::adapter::{Adapter, LoraOptions, fresh_modules};
 use asft::checkpoint::{Checkpoint, StreamWriter, save_tensors};
 use asft::data::{Batch, Example, collate};
 use asft::method::direction_file::{Directions, Header, Identity, ModuleDirection};
@@ -48,7 +48,7 @@ pub fn batch(vocab_size: usize, sequences: usize, length: usize) -> Batch {
 pub fn adapter(spec: &ModelSpec, targets: &Targets) -> anyhow::Result<(Vec<String>, Adapter)> {
     let modules = resolve_targets(targets, &spec.linear_modules())?;
     let adapter = Adapter {
-        modules: fresh_modules(spec, &modules, 8, 32.0, 1, &Device::Cpu)?,
+        modules: fresh_modules(spec, &LoraOptions::default().sizes(&modules)?, 1, &Device::Cpu)?,
         use_rslora: false,
         dropout: 0.0,
         base: None,

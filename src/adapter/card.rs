@@ -40,5 +40,8 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
     if adapter.use_rslora {
         card.push_str("\nThe adapter uses rsLoRA scaling (lora_alpha / √r), which llama.cpp's converter ignores.\n");
     }
+    if let Some(warning) = adapter.portability() {
+        let _infallible = write!(card, "\nNote: {warning}.\n");
+    }
     card
 }

@@ -1,14 +1,13 @@
 //! `adapter_config.json`: what PEFT writes, read with every field that changes the maths honoured or refused.
 
+use super::patterns::Patterns;
 use super::{Adapter, AdapterModule};
-use crate::error::regex_problem;
 use crate::model::BLOCK_LINEARS;
-use crate::names::names_module;
+use crate::names::{layer_number, names_module, short_name};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
-use regex::Regex;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The fields of an `adapter_config.json` that asft uses.
@@ -22,8 +21,10 @@ pub struct PeftConfig {
     pub revision: Option<String>,
     /// `target_modules` where it is a list; a string there is a regex in Python's dialect and is not interpreted.
     targets: Option<Vec<String>>,
-    rank_pattern: Vec<(Regex, f64)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    /// `layers_to_transform`.
+    layers: Option<BTreeSet<usize>>,
+    rank_pattern: Patterns<f64>,
+    alpha_pattern: Patterns<f64>,
 }
 
 /// Fields whose non-neutral values asft cannot honour, with the values that mean "not used".
@@ -95,6 +96,7 @@ impl PeftConfig {
             dropout,
             use_rslora,
             targets: target_list(get("target_modules"), origin)?,
+            layers: layers(get("layers_to_transform"), get("layers_pattern"), origin)?,
             base: text("base_model_name_or_path"),
             revision: text("revision"),
             rank_pattern: patterns(get("rank_pattern"), "rank_pattern", origin)?,
@@ -106,24 +108,37 @@ impl PeftConfig {
     /// other matrices by, and starts afresh where one is missing, with no more than a warning.
     pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
         let Some(names) = &self.targets else { return vec![] };
-        let strays = modules.clone().filter(|module| !names.iter().any(|name| names_module(name, module)));
+        let adapted = |module: &str| {
+            // A whole path counts whatever the layers say.
+            let whole = names.iter().any(|name| name == module);
+            whole || (names.iter().any(|name| names_module(name, module)) && self.is_in_layers(module))
+        };
+        let strays = modules.clone().filter(|module| !adapted(module));
         let mut found: Vec<String> = strays.map(|module| format!("{module} is not named there")).collect();
         // A list may name layers of other families too; those of this one are always there to adapt.
         let known = |name: &str| BLOCK_LINEARS.iter().any(|linear| names_module(name, linear));
         let empty =
             names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
         found.extend(empty.map(|name| format!("`{name}` is named there and has no matrices")));
+        let empty =
+            self.layers.iter().flatten().filter(|&&layer| modules.clone().all(|m| layer_number(m) != Some(layer)));
+        found.extend(empty.map(|layer| format!("layer {layer} is in `layers_to_transform` and has no matrices")));
         found
+    }
+
+    fn is_in_layers(&self, module: &str) -> bool {
+        let Some(layers) = &self.layers else { return true };
+        layer_number(module).is_some_and(|layer| layers.contains(&layer))
     }
 
     /// r of a module: its pattern's, else the general one.
     pub fn rank_of(&self, module: &str) -> usize {
-        matching(&self.rank_pattern, module).map_or(self.rank, |rank| rank as usize)
+        self.rank_pattern.of(module).map_or(self.rank, |rank| rank as usize)
     }
 
     /// lora_alpha of a module: its pattern's, else the general one.
     pub fn alpha_of(&self, module: &str) -> f64 {
-        matching(&self.alpha_pattern, module).unwrap_or(self.alpha)
+        self.alpha_pattern.of(module).unwrap_or(self.alpha)
     }
 }
 
@@ -149,42 +164,41 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A pattern's key is a regex that must match a module path's end at a dot, as in PEFT.
-fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Vec<(Regex, f64)>> {
-    let Some(value) = value else { return Ok(vec![]) };
-    let map = value.as_object().ok_or_else(|| invalid!("{origin}: `{key}` should be an object, got {value}"))?;
-    map.iter()
-        .map(|(pattern, value)| {
-            let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$"))
-                .map_err(|e| invalid!("{origin}: `{key}` has a bad pattern `{pattern}`: {}", regex_problem(&e)))?;
-            let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
-            let number = number
-                .ok_or_else(|| invalid!("{origin}: `{key}` of `{pattern}` should be a positive number, got {value}"))?;
-            Ok((regex, number))
-        })
-        .collect()
+/// A number or a list of them; an empty list means all layers, as in PEFT.
+fn layers(value: Option<&Value>, pattern: Option<&Value>, origin: &str) -> Result<Option<BTreeSet<usize>>> {
+    let Some(value) = value.filter(|value| !is_empty(value)) else { return Ok(None) };
+    let numbers = match value {
+        Value::Array(numbers) => numbers.iter().map(Value::as_u64).collect(),
+        number => number.as_u64().map(|number| vec![number]),
+    };
+    let numbers: Vec<u64> = numbers.ok_or_else(|| {
+        invalid!("{origin}: `layers_to_transform` should be a layer number or a list of them, got {value}")
+    })?;
+    if let Some(pattern) = pattern.filter(|pattern| !is_empty(pattern)) {
+        let usual = *pattern == "layers" || *pattern == json!(["layers"]) || *pattern == "";
+        ensure_valid!(usual, "{origin}: `layers_pattern` = {pattern} is not supported; expected \"layers\"");
+    }
+    Ok(Some(numbers.into_iter().map(|number| number as usize).collect()))
 }
 
-fn matching(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
+fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Patterns<f64>> {
+    let Some(value) = value else { return Ok(Patterns::new([]).unwrap_or_default()) };
+    let map = value.as_object().ok_or_else(|| invalid!("{origin}: `{key}` should be an object, got {value}"))?;
+    let number = |(pattern, value): (_, &Value)| match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+        Some(number) => Ok((pattern, number)),
+        None => Err(invalid!("{origin}: `{key}` of `{pattern}` should be a positive number, got {value}")),
+    };
+    let entries: Vec<(&str, f64)> = map.iter().map(|(k, v)| (k.as_str(), v)).map(number).collect::<Result<_>>()?;
+    Patterns::new(entries).map_err(|problem| invalid!("{origin}: `{key}`: {problem}"))
 }
 
 /// The `adapter_config.json` of an adapter, with the field set and types that PEFT, vLLM and llama.cpp read.
 pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
     let general_rank = most_common(adapter.modules.values().map(AdapterModule::rank));
     let general_alpha = most_common(adapter.modules.values().map(|module| module.alpha as usize));
-    let mut rank_pattern = Map::new();
-    let mut alpha_pattern = Map::new();
-    for (name, module) in &adapter.modules {
-        // Keys are regexes to PEFT.
-        let key = regex::escape(name);
-        if module.rank() != general_rank {
-            rank_pattern.insert(key.clone(), json!(module.rank()));
-        }
-        if module.alpha as usize != general_alpha || module.alpha.fract() != 0.0 {
-            alpha_pattern.insert(key, number(module.alpha));
-        }
-    }
+    let ranks = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.rank() as f64));
+    let alphas = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.alpha));
+    let (target_modules, layers_to_transform) = targets(adapter, all_modules);
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -195,16 +209,16 @@ pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
         "r": general_rank,
         "lora_alpha": general_alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": target_modules(adapter, all_modules),
+        "target_modules": target_modules,
         "bias": "none",
         "fan_in_fan_out": false,
         "use_rslora": adapter.use_rslora,
         "use_dora": false,
         "init_lora_weights": true,
         "modules_to_save": null,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "layers_to_transform": null,
+        "rank_pattern": exceptions(ranks, general_rank),
+        "alpha_pattern": exceptions(alphas, general_alpha),
+        "layers_to_transform": layers_to_transform,
         "layers_pattern": null,
     })
 }
@@ -220,22 +234,44 @@ fn most_common(values: impl Iterator<Item = usize>) -> usize {
     counts.into_iter().max_by_key(|&(_, count)| count).map_or(1, |(value, _)| value)
 }
 
-/// Short names (`q_proj`) where they name just the adapted modules, full paths otherwise.
-fn target_modules(adapter: &Adapter, all_modules: &[String]) -> Vec<String> {
-    let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
-    let mut names: Vec<String> = vec![];
-    for module in all_modules.iter().filter(|module| adapter.modules.contains_key(*module)) {
-        if !names.contains(&last(module)) {
-            names.push(last(module));
-        }
+/// The values that are not the general one: by short name (`q_proj`) where all modules of it have the same, else by
+/// path. Keys are regular expressions to PEFT.
+fn exceptions<'a>(values: impl Iterator<Item = (&'a str, f64)> + Clone, general: usize) -> Map<String, Value> {
+    let mut found = Map::new();
+    for (name, value) in values.clone().filter(|(_, value)| *value != general as f64) {
+        let short = short_name(name);
+        let uniform = values.clone().all(|(other, v)| short_name(other) != short || v == value);
+        found.insert(regex::escape(if uniform { short } else { name }), number(value));
     }
-    let covered = all_modules.iter().filter(|module| names.contains(&last(module))).count();
-    if covered == adapter.modules.len() { names } else { adapter.modules.keys().cloned().collect() }
+    found
+}
+
+/// `target_modules` and `layers_to_transform`: short names (`q_proj`) where they name just the adapted modules, in all
+/// layers or in some; full paths otherwise.
+fn targets(adapter: &Adapter, all_modules: &[String]) -> (Vec<String>, Option<Vec<usize>>) {
+    let mut names: Vec<String> = vec![];
+    let mut layers = BTreeSet::new();
+    for module in all_modules.iter().filter(|module| adapter.modules.contains_key(*module)) {
+        if !names.iter().any(|name| name == short_name(module)) {
+            names.push(short_name(module).to_string());
+        }
+        layers.extend(layer_number(module));
+    }
+    let named: Vec<&String> = all_modules.iter().filter(|m| names.iter().any(|name| name == short_name(m))).collect();
+    if named.len() == adapter.modules.len() {
+        return (names, None);
+    }
+    let in_layers = named.iter().filter(|module| layer_number(module).is_some_and(|n| layers.contains(&n))).count();
+    if in_layers == adapter.modules.len() {
+        return (names, Some(layers.into_iter().collect()));
+    }
+    (adapter.modules.keys().cloned().collect(), None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{DType, Device, Tensor};
 
     fn parse(value: Value) -> Result<PeftConfig> {
         let mut fields = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 12});
@@ -269,6 +305,47 @@ mod tests {
     }
 
     #[test]
+    fn matrices_and_layers_to_transform_must_agree() {
+        let found = |layers: Value, targets: Value| {
+            let modules = ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"];
+            let config = parse(json!({"target_modules": targets, "layers_to_transform": layers})).unwrap();
+            config.contradictions(modules.into_iter()).join("; ")
+        };
+        assert_eq!(found(json!([0, 2]), json!(["q_proj"])), "");
+        assert_eq!(found(json!([]), json!(["q_proj"])), "");
+        assert_eq!(found(json!(0), json!(["q_proj"])), "model.layers.2.self_attn.q_proj is not named there");
+        assert_eq!(found(json!(0), json!(["q_proj", "model.layers.2.self_attn.q_proj"])), "");
+        let missing = found(json!([0, 1, 2]), json!(["q_proj"]));
+        assert_eq!(missing, "layer 1 is in `layers_to_transform` and has no matrices");
+    }
+
+    #[test]
+    fn sizes_and_places_are_written_as_briefly_as_they_can_be() {
+        let all: Vec<String> = (0..3)
+            .flat_map(|n| ["q_proj", "v_proj"].map(|name| format!("model.layers.{n}.self_attn.{name}")))
+            .collect();
+        let written = |keep: &dyn Fn(&str) -> bool, rank: &dyn Fn(&str) -> usize, alpha: f64| {
+            let zeros = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+            let module = |name: &String| {
+                let (a, b) = (zeros((rank(name), 8)), zeros((8, rank(name))));
+                let alpha = if name.contains(".1.") { alpha } else { 16.0 };
+                (name.clone(), AdapterModule { a, b, alpha })
+            };
+            let modules = all.iter().filter(|name| keep(name)).map(module).collect();
+            let adapter = Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None };
+            let json = to_json(&adapter, &all);
+            ["target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"].map(|key| json[key].to_string())
+        };
+        let short = written(&|_| true, &|name| if name.ends_with("q_proj") { 2 } else { 4 }, 16.0);
+        assert_eq!(short, [r#"["q_proj","v_proj"]"#, "null", r#"{"q_proj":2}"#, "{}"]);
+        let some = written(&|name| !name.contains(".2."), &|_| 4, 6.5);
+        let alphas = r#"{"model\\.layers\\.1\\.self_attn\\.q_proj":6.5,"model\\.layers\\.1\\.self_attn\\.v_proj":6.5}"#;
+        assert_eq!(some, [r#"["q_proj","v_proj"]"#, "[0,1]", "{}", alphas]);
+        let odd = written(&|name| name != "model.layers.2.self_attn.v_proj", &|_| 4, 16.0);
+        assert_eq!((odd[0].matches("model.layers").count(), odd[1].as_str()), (5, "null"));
+    }
+
+    #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (fields, needle) in [
             (json!({"use_dora": true}), "use_dora"),
@@ -281,6 +358,8 @@ mod tests {
             (json!({"lora_dropout": "0.1"}), "lora_dropout"),
             (json!({"bias": 3}), "bias"),
             (json!({"target_modules": [1]}), "target_modules"),
+            (json!({"layers_to_transform": [-1]}), "layers_to_transform"),
+            (json!({"layers_to_transform": 1, "layers_pattern": "h"}), "layers_pattern"),
             (json!({"rank_pattern": {"(": 2}}), "unclosed group"),
         ] {
             let error = parse(fields).unwrap_err();

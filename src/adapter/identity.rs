@@ -8,8 +8,10 @@ use crate::checkpoint::Checkpoint;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::method::direction_file::{Directions, combined_hash, weights_hash};
+use crate::report::log;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -77,11 +79,12 @@ impl BaseIdentity {
         let Some(recorded) = Self::read(dir)? else {
             let last = |id: &str| Path::new(id).file_name().map(|name| name.to_ascii_lowercase());
             if last(base) != last(aligned) {
-                eprintln!(
-                    "note: the adapter names {base} as its base, the direction is of {aligned}; nothing in {} tells \
-                     whether these are the same weights",
+                let text = format!(
+                    "the adapter names {base} as its base, the direction is of {aligned}; nothing in {} tells whether \
+                     these are the same weights",
                     dir.display()
                 );
+                log::warn(&text, json!({"adapter_base": base, "direction_of": aligned}));
             }
             return Ok(());
         };

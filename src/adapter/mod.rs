@@ -6,6 +6,7 @@ mod config;
 mod identity;
 mod merge;
 mod options;
+mod patterns;
 mod peft;
 
 pub use base::Base;
@@ -13,7 +14,7 @@ pub use card::{model_card, projected_card};
 pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
-pub use options::LoraOptions;
+pub use options::{LoraOptions, ModuleSize};
 pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, save_changed, write_into};
 
 use crate::invalid;
@@ -57,6 +58,25 @@ impl Adapter {
     pub fn scale(&self, module: &AdapterModule) -> f64 {
         let rank = module.rank() as f64;
         module.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// What readers of PEFT adapters that know but one rank and alpha would make of it, where that is wrong.
+    pub fn portability(&self) -> Option<String> {
+        let differ = |of: &dyn Fn(&AdapterModule) -> f64| {
+            let mut values = self.modules.values().map(of);
+            values.next().is_some_and(|first| values.any(|value| value != first))
+        };
+        let (scales, alphas) = (differ(&|module| self.scale(module)), differ(&|module| module.alpha));
+        let readers = match (scales, alphas) {
+            (true, true) => "vLLM (one scale, lora_alpha / r, for all) and llama.cpp (one lora_alpha)",
+            (true, false) => "vLLM (one scale, lora_alpha / r, for all)",
+            (false, true) => "llama.cpp (one lora_alpha for all)",
+            (false, false) => return None,
+        };
+        Some(format!(
+            "the adapter's modules have different ranks or alphas, which {readers} does not read right; for those fold \
+             it into the model (asft merge)"
+        ))
     }
 
     /// Checks that every module is a linear of the model and has its shape; lists all that are not.
@@ -115,14 +135,12 @@ impl Adapter {
 /// random stream, so that it does not depend on which other modules are adapted.
 pub fn fresh_modules(
     spec: &ModelSpec,
-    modules: &[String],
-    rank: usize,
-    alpha: f64,
+    sizes: &BTreeMap<String, ModuleSize>,
     seed: u64,
     device: &Device,
 ) -> Result<BTreeMap<String, AdapterModule>> {
     let mut adapters = BTreeMap::new();
-    for module in modules {
+    for (module, &ModuleSize { rank, alpha }) in sizes {
         let (d_out, d_in) =
             module_shape(spec, module).ok_or_else(|| invalid!("{module} is not a linear of this model's blocks"))?;
         let seed = blake3::hash(format!("{seed} {module}").as_bytes());
@@ -131,7 +149,7 @@ pub fn fresh_modules(
         let values: Vec<f32> = (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect();
         let a = Tensor::from_vec(values, (rank, d_in), device)?;
         let b = Tensor::zeros((d_out, rank), candle_core::DType::F32, device)?;
-        adapters.insert(module.clone(), AdapterModule { a, b, alpha });
+        adapters.insert(module.clone(), AdapterModule { a, b, alpha: alpha as f64 });
     }
     Ok(adapters)
 }

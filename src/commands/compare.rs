@@ -5,6 +5,7 @@ use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
 use crate::compare::{CompareOptions, Comparison, Figure, Finished, Mean, Summary, runs, summarise, table};
 use crate::plot::{Point, Series, trade_off};
+use crate::report::log;
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
@@ -21,17 +22,12 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut comparison = Comparison::new(&options, all)?;
-    if !args.report {
-        let quiet = args.quiet;
-        let note = |text: &str| {
-            if !quiet {
-                eprintln!("{text}");
-            }
-        };
-        if let Finished::Stopped(signal) = comparison.run(&note)? {
-            eprintln!("stopped by {}; the same command goes on", signal.name());
-            return Ok(ExitCode::from(signal.exit_code()));
-        }
+    if !args.report
+        && let Finished::Stopped(signal) = comparison.run()?
+    {
+        let text = format!("stopped by {}; the same command goes on", signal.name());
+        log::notice(&text, json!({"signal": signal.name()}));
+        return Ok(ExitCode::from(signal.exit_code()));
     }
     let summaries = summarise(&options, comparison.results().rows());
     let text = table(&summaries);

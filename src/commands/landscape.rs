@@ -12,7 +12,7 @@ use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
 use crate::model::{DeviceKind, ModelSpec};
 use crate::plot::{self, Frame, Picture};
-use crate::report::progress_bar;
+use crate::report::{log, progress_bar};
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
@@ -57,7 +57,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
     save(&args, &evaluations, &landscape, &perturbation)?;
-    eprintln!("wrote {}", args.out.display());
+    log::info(&format!("wrote {}", args.out.display()), json!({"out": args.out}));
     Ok(())
 }
 

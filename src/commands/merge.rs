@@ -5,9 +5,10 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::MergeArgs;
 use crate::hub;
 use crate::model::ModelSpec;
-use crate::report::progress_bar;
+use crate::report::{log, progress_bar};
 use anyhow::Result;
 use candle_core::{DType, Device};
+use serde_json::json;
 
 pub fn run(args: MergeArgs) -> Result<()> {
     let base = hub::resolve(&args.model, false)?;
@@ -20,6 +21,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
     let progress = progress_bar(0, "merging");
     adapter::merge(&base.dir, &checkpoint, &adapter, &args.out, dtype, &progress)?;
     progress.finish_and_clear();
-    eprintln!("merged {} modules into {}", adapter.modules.len(), args.out.display());
+    let text = format!("merged {} modules into {}", adapter.modules.len(), args.out.display());
+    log::info(&text, json!({"modules": adapter.modules.len(), "out": args.out}));
     Ok(())
 }

@@ -5,10 +5,13 @@ pub mod data;
 pub mod direction;
 pub mod eval;
 pub mod generate;
+pub mod init;
 pub mod inspect;
 pub mod landscape;
 pub mod merge;
+pub mod meta;
 pub mod project;
+pub mod report;
 pub mod train;
 
 use crate::adapter::Base;

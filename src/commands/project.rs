@@ -6,6 +6,7 @@ use crate::cli::ProjectArgs;
 use crate::ensure_valid;
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, Projection, project};
+use crate::report::log;
 use anyhow::Result;
 use candle_core::Device;
 use serde_json::json;
@@ -46,17 +47,19 @@ pub fn run(args: ProjectArgs) -> Result<()> {
         return print(&format!("{}\n", serde_json::to_string_pretty(&report)?));
     }
     print(&outcome.to_string())?;
-    eprintln!("projected {} of {} modules -> {}", outcome.projected(), outcome.modules.len(), args.out.display());
-    eprintln!(
-        "the direction file leaves out a part of C: |C B - (its C) B| is at most {:.1e} |B|{}",
-        outcome.worst_residual(),
-        match undecided(choice, &outcome) {
-            Some(open) if open > 0 => format!(
-                "; {open} cosines are within their bound of the threshold (a smaller `asft direction --tolerance` decides)"
-            ),
-            _ => String::new(),
-        }
-    );
+    let (projected, all, residual) = (outcome.projected(), outcome.modules.len(), outcome.worst_residual());
+    let text = format!("projected {projected} of {all} modules -> {}", args.out.display());
+    log::info(&text, json!({"projected": projected, "modules": all, "out": args.out}));
+    let undecided = undecided(choice, &outcome).unwrap_or(0);
+    let open = match undecided {
+        0 => String::new(),
+        open => format!(
+            "; {open} cosines are within their bound of the threshold (a smaller `asft direction --tolerance` decides)"
+        ),
+    };
+    let text =
+        format!("the direction file leaves out a part of C: |C B - (its C) B| is at most {residual:.1e} |B|{open}");
+    log::info(&text, json!({"residual": residual, "undecided": undecided}));
     Ok(())
 }
 

@@ -2,8 +2,11 @@
 
 use crate::cli::TrainArgs;
 use crate::config::Settings;
+use crate::eval::MeanLoss;
+use crate::report::log;
 use crate::train::{self, Ending, Outcome, RunFlags};
 use anyhow::Result;
+use serde_json::json;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
@@ -13,38 +16,42 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.dry_run {
-        let forecast = train::dry_run(&settings, args.quiet || args.json)?;
+        let forecast = train::dry_run(&settings)?;
         let text = if args.json { serde_json::to_string_pretty(&forecast)? } else { forecast.to_string() };
         super::print(&format!("{text}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let resume_command = resume_command(&args);
-    let TrainArgs { quiet, overwrite, resume, allow_change, .. } = args;
-    match train::run(&settings, &RunFlags { quiet, overwrite, resume, allow_change })? {
-        Ending::Finished(outcome) if !quiet => print_outcome(&outcome),
-        Ending::AlreadyFinished(result) if !quiet => {
-            eprintln!("the run is finished: its result is {}", result.display());
+    let TrainArgs { overwrite, resume, allow_change, .. } = args;
+    match train::run(&settings, &RunFlags { overwrite, resume, allow_change })? {
+        Ending::Finished(outcome) => say_outcome(&outcome),
+        Ending::AlreadyFinished(result) => {
+            let text = format!("the run is finished: its result is {}", result.display());
+            log::info(&text, json!({"result": result}));
         }
-        Ending::Finished(_) | Ending::AlreadyFinished(_) => {}
         Ending::Stopped { signal, step, checkpoint } => {
-            eprintln!("stopped by {} after step {step}, kept in {}", signal.name(), checkpoint.display());
-            eprintln!("go on with: {resume_command}");
+            let text = format!("stopped by {} after step {step}, kept in {}", signal.name(), checkpoint.display());
+            log::notice(&text, json!({"signal": signal.name(), "step": step, "checkpoint": checkpoint}));
+            log::notice(&format!("go on with: {resume_command}"), json!({"command": resume_command}));
             return Ok(ExitCode::from(signal.exit_code()));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_outcome(outcome: &Outcome) {
-    eprintln!(
-        "{} steps: loss {:.4} -> {:.4} (of which penalty {:.4})",
-        outcome.steps, outcome.first_loss, outcome.last_loss, outcome.last_penalty
+fn say_outcome(outcome: &Outcome) {
+    let Outcome { steps, first_loss, last_loss, last_penalty, .. } = *outcome;
+    log::info(
+        &format!("{steps} steps: loss {first_loss:.4} -> {last_loss:.4} (of which penalty {last_penalty:.4})"),
+        json!({"steps": steps, "first_loss": first_loss, "last_loss": last_loss, "last_penalty": last_penalty}),
     );
-    if let Some(eval) = outcome.eval {
-        eprintln!("validation loss {:.4} over {} label tokens", eval.loss, eval.label_tokens);
+    if let Some(MeanLoss { loss, label_tokens }) = outcome.eval {
+        let text = format!("validation loss {loss:.4} over {label_tokens} label tokens");
+        log::info(&text, json!({"eval_loss": loss, "eval_tokens": label_tokens}));
     }
     let best = outcome.best_step.map_or(String::new(), |step| format!(", the best state, of step {step}"));
-    eprintln!("saved {}{best}", outcome.result.display());
+    let text = format!("saved {}{best}", outcome.result.display());
+    log::info(&text, json!({"result": outcome.result, "best_step": outcome.best_step}));
 }
 
 /// The command that goes on with the run, for a POSIX shell. Changes that were allowed are part of the run by then.
@@ -54,9 +61,7 @@ fn resume_command(args: &TrainArgs) -> String {
     for set in &args.set {
         words.extend(["--set", set]);
     }
-    if args.quiet {
-        words.push("--quiet");
-    }
+    words.extend(log::flags());
     words.push("--resume");
     // No argument holds a NUL, the only thing that cannot be quoted.
     shlex::try_join(words).unwrap_or_default()

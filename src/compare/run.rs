@@ -13,12 +13,13 @@ use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::method::project::{Choice, project};
 use crate::names::Targets;
-use crate::report::progress_bar;
+use crate::report::{log, progress_bar};
 use crate::train::{self, Ending, Method, RunFlags, Signal};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use indicatif::ProgressBar;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -86,10 +87,10 @@ impl<'a> Comparison<'a> {
     ///
     /// # Errors
     /// Models or samples that cannot be read; results that cannot be written.
-    pub fn run(&mut self, note: &dyn Fn(&str)) -> Result<Finished> {
+    pub fn run(&mut self) -> Result<Finished> {
         let missing: Vec<usize> =
             (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
-        self.measure_references(note)?;
+        self.measure_references()?;
         let progress = progress_bar(missing.len(), "comparing");
         progress.enable_steady_tick(std::time::Duration::from_millis(500));
         for (done, i) in missing.iter().copied().enumerate() {
@@ -107,21 +108,24 @@ impl<'a> Comparison<'a> {
             progress.inc(1);
             let seed = self.planned[i].run.seed;
             let (done, of, seconds) = (done + 1, missing.len(), began.elapsed().as_secs_f64());
-            progress.suspend(|| note(&format!("{done}/{of} {title}, seed {seed}: {text} ({seconds:.0} s)")));
+            log::info(
+                &format!("{done}/{of} {title}, seed {seed}: {text} ({seconds:.0} s)"),
+                json!({"run": done, "runs": of, "case": title, "seed": seed, "seconds": seconds}),
+            );
         }
         progress.finish_and_clear();
         Ok(Finished::All)
     }
 
     /// The models of the pair themselves, once.
-    fn measure_references(&mut self, note: &dyn Fn(&str)) -> Result<()> {
+    fn measure_references(&mut self) -> Result<()> {
         let model = self.planned.first().map(|planned| planned.settings.model.clone());
         let Some(model) = model else { return Ok(()) };
         for (name, id) in [("aligned model", Some(model.aligned)), ("unaligned model", model.unaligned)] {
             let Some(id) = id.filter(|_| !self.results.has(name)) else { continue };
             let outcomes = self.measure(&id, &Change::Nothing, "")?;
             let row = Row::reference(name, &outcomes);
-            note(&format!("{name}: {}", row.text()));
+            log::info(&format!("{name}: {}", row.text()), json!({"model": name}));
             self.results.append(row)?;
         }
         Ok(())
@@ -134,8 +138,8 @@ impl<'a> Comparison<'a> {
         if let Some(extrapolate) = run.extrapolate {
             settings.model.aligned = extrapolated(&settings, extrapolate, Path::new(&self.options.dir))?;
         }
-        let flags = RunFlags { quiet: true, resume: true, ..Default::default() };
-        let adapter = match train::run(&settings, &flags)? {
+        let flags = RunFlags { resume: true, ..Default::default() };
+        let adapter = match log::within(|| train::run(&settings, &flags))? {
             Ending::Finished(outcome) => outcome.result,
             Ending::AlreadyFinished(result) => result,
             Ending::Stopped { signal, .. } => return Ok(Err(signal)),

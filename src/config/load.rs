@@ -1,6 +1,7 @@
 //! TOML text and `key=value` overrides to [`Settings`], with every wrong key and type reported at its line.
 
 use super::Settings;
+use super::entries::{Entry, assemble, file_entries, override_entries};
 use super::schema::Schema;
 use super::validate;
 use crate::error::nearest;
@@ -10,16 +11,6 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use toml::de::DeTable;
-use toml::{Table, Value};
-
-/// One value given by the user, and where.
-struct Entry {
-    path: Vec<String>,
-    value: Value,
-    /// `FILE:LINE` or `--set`.
-    place: String,
-}
 
 impl Settings {
     /// Reads and validates a config file, with `key=value` overrides on top.
@@ -45,7 +36,7 @@ impl Settings {
         }
         problems.extend(entries.iter().filter_map(|entry| problem_of(&schema, entry)));
         refuse(&problems, "cannot be read")?;
-        let settings = Self::deserialize(Value::Table(assemble(entries)))
+        let settings = Self::deserialize(toml::Value::Table(assemble(entries)))
             .map_err(|e| invalid!("{origin}: {}", e.to_string().trim_end()))?;
         refuse(&validate::problems(&settings), "cannot be used")?;
         Ok(settings)
@@ -86,80 +77,6 @@ fn refuse(problems: &[String], what: &str) -> Result<()> {
         [problem] => Err(invalid!("{problem}")),
         _ => Err(invalid!("the config {what}, {} problems:\n  {}", problems.len(), problems.join("\n  "))),
     }
-}
-
-fn file_entries(schema: &Schema, text: &str, origin: &str) -> Result<Vec<Entry>> {
-    let line = |offset: usize| text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
-    let not_toml = |e: toml::de::Error| {
-        let line = e.span().map_or(1, |span| line(span.start));
-        invalid!("{origin}:{line} is not valid TOML: {}", e.message())
-    };
-    let table: Table = text.parse().map_err(not_toml)?;
-    let spans = DeTable::parse(text).map_err(not_toml)?;
-    let mut entries = vec![];
-    flatten(schema, vec![], Value::Table(table), &mut entries, &|path| {
-        format!("{origin}:{}", line(offset(spans.get_ref(), path).unwrap_or(0)))
-    });
-    entries.sort_by_key(|entry| offset(spans.get_ref(), &entry.path));
-    Ok(entries)
-}
-
-/// Where the key at `path` begins.
-fn offset(table: &DeTable, path: &[String]) -> Option<usize> {
-    let (name, rest) = path.split_first()?;
-    let (key, value) = table.get_key_value(name.as_str())?;
-    match value.get_ref().as_table() {
-        Some(inner) if !rest.is_empty() => offset(inner, rest),
-        _ => Some(key.span().start),
-    }
-}
-
-/// Splits sections, and tables of the user's own keys, into their keys; anything else stays whole.
-fn flatten(
-    schema: &Schema,
-    path: Vec<String>,
-    value: Value,
-    entries: &mut Vec<Entry>,
-    place: &dyn Fn(&[String]) -> String,
-) {
-    let found = schema.get(&path);
-    let is_section = found.is_some_and(|found| schema.properties(found).is_some() || schema.any_key(found).is_some());
-    match value {
-        Value::Table(table) if is_section => {
-            for (name, value) in table {
-                flatten(schema, [path.clone(), vec![name]].concat(), value, entries, place);
-            }
-        }
-        value => entries.push(Entry { place: place(&path), path, value }),
-    }
-}
-
-/// The entries of one `key=value`. The value is TOML; a bare word that is not is taken as a string.
-fn override_entries(schema: &Schema, text: &str) -> std::result::Result<Vec<Entry>, String> {
-    let Some((key, given)) = text.split_once('=') else {
-        return Err(format!("--set {text}: expected key=value, for example --set asft.lambda=0.1"));
-    };
-    let (key, given) = (key.trim(), given.trim());
-    let path: Vec<String> = key.split('.').map(|part| part.trim().to_string()).collect();
-    let word = Value::String(given.to_string());
-    let value = match given.parse::<Value>() {
-        // `--set output.dir=2026`: a number where only a string will do is a word that looks like a number.
-        Ok(value) => match schema.get(&path) {
-            Some(wanted) if !schema.accepts(wanted, &value) && schema.accepts(wanted, &word) => word,
-            _ => value,
-        },
-        // A list whose quotes the shell has eaten must not become a string.
-        Err(_) if given.starts_with(['[', '{', '"', '\'']) => {
-            return Err(format!(
-                "--set {text}: the value is not valid TOML; quote it for the shell, as in \
-                 --set 'lora.target_modules=[\"q_proj\"]'"
-            ));
-        }
-        Err(_) => word,
-    };
-    let mut entries = vec![];
-    flatten(schema, path, value, &mut entries, &|_| format!("--set {text}"));
-    Ok(entries)
 }
 
 /// What is wrong with an entry, if anything is: an unknown key, or a value of the wrong type.
@@ -207,21 +124,6 @@ fn suggestion(schema: &Schema, key: &str) -> Option<String> {
     nearest(key, known).map(str::to_string)
 }
 
-/// Entries to one table; a later entry for a key replaces an earlier one.
-fn assemble(entries: Vec<Entry>) -> Table {
-    let mut root = Table::new();
-    for Entry { mut path, value, .. } in entries {
-        let name = path.pop().expect("the root is a section and is never an entry");
-        let mut table = &mut root;
-        for section in path {
-            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-            table = inner.as_table_mut().expect("a known key's parents are sections");
-        }
-        table.insert(name, value);
-    }
-    root
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +167,7 @@ train = "train.jsonl"
             "model.device=cpu",
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",
+            "lora.loraplus_lr_ratio=16",
             "asft.lambda=auto",
             "asft.max_orthogonal=0.01",
             "asft.projector=subspace",
@@ -291,8 +194,15 @@ train = "train.jsonl"
         // Every key that has a value is written out, defaults too.
         for key in Schema::of_settings().keys() {
             let (section, name) = key.split_once('.').unwrap();
-            let table: Table = text.parse().unwrap();
-            let unset = ["train.warmup_steps", "asft.subspace_rank"].contains(&key.as_str());
+            let table: toml::Table = text.parse().unwrap();
+            let unset = [
+                "train.warmup_steps",
+                "asft.subspace_rank",
+                "lora.layers_to_transform",
+                "lora.rank_pattern",
+                "lora.alpha_pattern",
+            ];
+            let unset = unset.contains(&key.as_str());
             assert_eq!(table[section].get(name).is_some(), !unset, "{key} in\n{text}");
         }
     }
@@ -332,6 +242,46 @@ train = "train.jsonl"
         for part in [
             "`data.columns` in --set data.columns=3: expected a table, found integer 3",
             "unknown key `data.columns.a.b`",
+        ] {
+            assert!(message.contains(part), "{part}\nis not in\n{message}");
+        }
+    }
+
+    #[test]
+    fn lists_and_patterns_are_typed() {
+        let text = format!("{MINIMAL}[lora]\nrank_pattern = {{ q_proj = 4, \"layers.0.self_attn.v_proj\" = 2 }}\n");
+        let sets = [
+            "lora.layers_to_transform=[0, 2]",
+            "lora.rank_pattern.\"layers.1.self_attn.v_proj\"=3",
+            "lora.alpha_pattern={q_proj = 8}",
+            "lora.loraplus_lr_ratio=16",
+        ];
+        let lora = Settings::from_toml(&text, "run.toml", &sets.map(String::from)).unwrap().lora;
+        let ranks: Vec<(&str, usize)> = lora.rank_pattern.iter().map(|(key, rank)| (key.as_str(), *rank)).collect();
+        assert_eq!(ranks, [("layers.0.self_attn.v_proj", 2), ("layers.1.self_attn.v_proj", 3), ("q_proj", 4)]);
+        assert_eq!((lora.layers_to_transform, lora.loraplus_lr_ratio), (Some(vec![0, 2]), Some(16.0)));
+        assert_eq!(lora.alpha_pattern["q_proj"], 8);
+        let wrong = [
+            "lora.layers_to_transform=[0, \"1\"]",
+            "lora.layers_to_transform=3",
+            "lora.rank_pattern.q_proj=high",
+            "lora.rank_patern.q_proj=4",
+            "lora.layers_to_transfrom=[1]",
+            "lora.rank_pattern.\"q=3",
+            "train.adam_betas=[0.9, 0.95, 0.99]",
+        ];
+        let message = refusal(&text, &wrong);
+        for part in [
+            "`lora.layers_to_transform` in --set lora.layers_to_transform=[0, \"1\"]: expected a list of whole numbers \
+             of 0 or more, found array [0, \"1\"]",
+            "expected a list of whole numbers of 0 or more, found integer 3",
+            "`lora.rank_pattern.q_proj` in --set lora.rank_pattern.q_proj=high: expected a whole number of 0 or more",
+            "unknown key `lora.rank_patern.q_proj`",
+            "did you mean `lora.rank_pattern`?",
+            "did you mean `lora.layers_to_transform`?",
+            "`lora.rank_pattern.\"q` is not a key",
+            "expected a list of 2 numbers, found array",
+            "7 problems",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");
         }

@@ -4,14 +4,18 @@
 //! suggestions for misspelt keys come from the sections' JSON schema. Relative paths stay as written: they are
 //! relative to the directory that asft is run in, not to the config file.
 
+mod commented;
+mod entries;
 mod load;
 mod schema;
+pub mod suggest;
 mod validate;
 
 use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
+use crate::report::LoggingOptions;
 use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +38,17 @@ pub struct Settings {
     pub train: TrainOptions,
     /// Where the results go.
     pub output: OutputOptions,
+    /// What is written besides.
+    pub logging: LoggingOptions,
+}
+
+impl Settings {
+    /// The JSON schema of the config (draft 2020-12), for editors and other tools.
+    pub fn json_schema() -> serde_json::Value {
+        let mut schema = schema::Schema::of_settings().into_json();
+        schema["title"] = "Config of an asft training run".into();
+        schema
+    }
 }
 
 impl Settings {

@@ -17,6 +17,20 @@ impl Schema {
         Self { root: schemars::schema_for!(Settings).to_value() }
     }
 
+    pub fn into_json(self) -> Json {
+        self.root
+    }
+
+    /// The words that a key takes, if it takes only some, with what each means.
+    pub fn choices<'a>(&'a self, schema: &'a Json) -> Vec<(&'a str, String)> {
+        let meaning = |schema: &Json| {
+            let text = schema["description"].as_str().unwrap_or_default();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let of = |schema: &'a Json| constants(schema).into_iter().map(move |word| (word, meaning(schema)));
+        self.alternatives(schema).into_iter().flat_map(of).collect()
+    }
+
     /// The schema of a dotted key, or `None` if there is no such key.
     pub fn get(&self, path: &[String]) -> Option<&Json> {
         path.iter().try_fold(&self.root, |schema, name| match self.properties(schema) {
@@ -123,7 +137,8 @@ impl Schema {
                 "array" => {
                     let length = schema["maxItems"].as_u64().map_or(String::new(), |length| format!("{length} "));
                     let item = self.expected(&schema["items"]);
-                    Some(format!("a list of {length}{}s", item.trim_start_matches("a ")))
+                    let items = item.trim_start_matches("a ").replacen("number", "numbers", 1);
+                    Some(format!("a list of {length}{}", items.replacen("string", "strings", 1)))
                 }
                 _ => None,
             }));

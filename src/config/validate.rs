@@ -70,9 +70,34 @@ fn lora(settings: &Settings, found: &mut Problems) {
         Targets::List(names) => !names.is_empty() && names.iter().all(|name| !name.is_empty()),
     };
     found.unless(named, "`lora.target_modules` must name at least one layer, and no empty name");
-    if settings.train.method == Method::Full {
-        found.unless(lora.init_adapter.is_none(), "`lora.init_adapter` has no use with `train.method = \"full\"`");
+    let layers = lora.layers_to_transform.as_ref();
+    found.unless(layers.is_none_or(|layers| !layers.is_empty()), "`lora.layers_to_transform` is empty: leave it out");
+    for (key, pattern) in [("lora.rank_pattern", &lora.rank_pattern), ("lora.alpha_pattern", &lora.alpha_pattern)] {
+        for (name, value) in pattern {
+            found.unless(!name.is_empty(), format!("`{key}` has an empty name"));
+            found.at_least_one(&format!("{key}` of `{name}"), *value);
+        }
     }
+    if let Some(ratio) = lora.loraplus_lr_ratio {
+        let usable = ratio > 0.0 && ratio.is_finite();
+        found.range(usable, "lora.loraplus_lr_ratio", "above 0 and finite (LoRA+ wants it above 1)", ratio);
+    }
+    let patterns = !lora.rank_pattern.is_empty() || !lora.alpha_pattern.is_empty();
+    if settings.train.method == Method::Full {
+        let unused = [
+            ("lora.init_adapter", lora.init_adapter.is_some()),
+            ("lora.rank_pattern` and `lora.alpha_pattern", patterns),
+            ("lora.loraplus_lr_ratio", lora.loraplus_lr_ratio.is_some()),
+        ];
+        for (key, _) in unused.into_iter().filter(|(_, given)| *given) {
+            found.0.push(format!("`{key}` has no use with `train.method = \"full\"`"));
+        }
+    }
+    found.unless(
+        lora.init_adapter.is_none() || (!patterns && layers.is_none()),
+        "`lora.rank_pattern`, `lora.alpha_pattern` and `lora.layers_to_transform` have no use with \
+         `lora.init_adapter`: that adapter's own ranks, alphas and modules are used",
+    );
 }
 
 fn asft(settings: &Settings, found: &mut Problems) {
@@ -230,6 +255,19 @@ mod tests {
         check(|s| (s.data.mix, s.data.format) = (mix(""), Format::Text), &[]);
         check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of"]);
         check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);
+    }
+
+    #[test]
+    fn lora_s_finer_settings_are_checked() {
+        let map = |value| std::collections::BTreeMap::from([("q_proj".to_string(), value)]);
+        check(|s| s.lora.layers_to_transform = Some(vec![]), &["`lora.layers_to_transform` is empty"]);
+        check(|s| s.lora.rank_pattern = map(0), &["`lora.rank_pattern` of `q_proj` must be at least 1"]);
+        check(|s| s.lora.loraplus_lr_ratio = Some(0.0), &["lora.loraplus_lr_ratio"]);
+        check(|s| (s.lora.alpha_pattern, s.lora.init_adapter) = (map(4), Some("old".into())), &["have no use"]);
+        let full = |s: &mut Settings| {
+            (s.train.method, s.lora.rank_pattern, s.lora.loraplus_lr_ratio) = (Method::Full, map(4), Some(16.0));
+        };
+        check(full, &["lora.rank_pattern", "lora.loraplus_lr_ratio"]);
     }
 
     #[test]

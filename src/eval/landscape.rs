@@ -5,6 +5,7 @@
 use super::{Outcome, Prepared, Value};
 use crate::method::perturb::{Axis, Perturbation, Ray};
 use crate::model::Decoder;
+use crate::report::log;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -157,7 +158,7 @@ pub fn explore(
         } else {
             perturbation.apply(model, &place)?;
             for (gauge, known) in gauges.iter().zip(&itself) {
-                values.extend(moved_values(gauge.as_ref(), model, known.len(), progress));
+                values.extend(moved_values(gauge.as_ref(), model, known.len()));
             }
         }
         found.insert(key, values);
@@ -188,11 +189,11 @@ pub fn explore(
 
 /// The values of a model that was moved, none where they are not finite. A gauge that could measure the model itself fails
 /// for that reason only; it is shown all the same.
-fn moved_values(gauge: &dyn Gauge, model: &Decoder, count: usize, progress: &ProgressBar) -> Vec<Option<f64>> {
+fn moved_values(gauge: &dyn Gauge, model: &Decoder, count: usize) -> Vec<Option<f64>> {
     match gauge.measure(model) {
         Ok(readings) => readings.into_iter().map(|(_, value)| value.is_finite().then_some(value)).collect(),
         Err(error) => {
-            progress.suspend(|| eprintln!("note: a place stays empty: {error:#}"));
+            log::warn(&format!("a place stays empty: {error:#}"), serde_json::Value::Null);
             vec![None; count]
         }
     }

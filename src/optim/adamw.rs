@@ -23,6 +23,8 @@ pub struct AdamW {
     betas: [f64; 2],
     epsilon: f64,
     weight_decay: f64,
+    /// Factor of the learning rate for LoRA's B (LoRA+, arXiv 2402.12354).
+    lora_b_ratio: f64,
     /// Steps taken: t.
     steps: i32,
     moments: BTreeMap<String, Moments>,
@@ -30,7 +32,12 @@ pub struct AdamW {
 
 impl AdamW {
     pub fn new(betas: [f64; 2], epsilon: f64, weight_decay: f64) -> Self {
-        Self { betas, epsilon, weight_decay, steps: 0, moments: BTreeMap::new() }
+        Self { betas, epsilon, weight_decay, lora_b_ratio: 1.0, steps: 0, moments: BTreeMap::new() }
+    }
+
+    /// Moves every `lora_B` at `ratio` times the learning rate, as PEFT's `create_loraplus_optimizer` does.
+    pub fn set_lora_b_ratio(&mut self, ratio: f64) {
+        self.lora_b_ratio = ratio;
     }
 
     /// Steps taken, t.
@@ -91,6 +98,8 @@ impl AdamW {
                 self.moments.insert(name.clone(), Moments { m: zeros()?, v: zeros()? });
             }
             let moments = self.moments.get_mut(name).context("moments that were just made")?;
+            let ratio = if name.ends_with(".lora_B.weight") { self.lora_b_ratio } else { 1.0 };
+            let learning_rate = learning_rate * ratio;
             let update = Update {
                 rate: learning_rate / (1.0 - beta1.powi(self.steps)),
                 root: (1.0 - beta2.powi(self.steps)).sqrt(),

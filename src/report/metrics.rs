@@ -2,8 +2,10 @@
 //! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read back
 //! as the same f64; NaN and infinity, which JSON does not know, are written as null.
 
+use super::events::EventFile;
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -103,6 +105,7 @@ pub struct Metrics {
     file: File,
     path: PathBuf,
     bytes: u64,
+    events: Option<EventFile>,
 }
 
 impl Metrics {
@@ -113,7 +116,7 @@ impl Metrics {
             std::fs::create_dir_all(parent).with_context(creating)?;
         }
         let file = File::create(path).with_context(creating)?;
-        Ok(Self { file, path: path.to_path_buf(), bytes: 0 })
+        Ok(Self { file, path: path.to_path_buf(), bytes: 0, events: None })
     }
 
     /// Goes on after the first `bytes` of the file; what an interrupted run wrote after them is cut off. A file that is
@@ -126,7 +129,13 @@ impl Metrics {
         Read::by_ref(&mut file).take(bytes).read_to_end(&mut kept).with_context(opening)?;
         let bytes = kept.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end as u64 + 1);
         file.set_len(bytes).and_then(|()| file.seek(SeekFrom::End(0))).with_context(opening)?;
-        Ok(Self { file, path: path.to_path_buf(), bytes })
+        Ok(Self { file, path: path.to_path_buf(), bytes, events: None })
+    }
+
+    /// Writes all rows, those that are there and those to come, as TensorBoard event files in `dir` too.
+    pub fn mirror_to(&mut self, dir: &Path) -> Result<()> {
+        self.events = Some(EventFile::begin(dir, &read_rows(&self.path)?)?);
+        Ok(())
     }
 
     /// The file's length.
@@ -136,7 +145,8 @@ impl Metrics {
 
     /// Makes what was written so far survive a crash of the system.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().with_context(|| format!("syncing {}", self.path.display()))
+        self.file.sync_all().with_context(|| format!("syncing {}", self.path.display()))?;
+        self.events.as_ref().map_or(Ok(()), EventFile::sync)
     }
 
     pub fn step(&mut self, row: &StepRow) -> Result<()> {
@@ -161,8 +171,17 @@ impl Metrics {
         // One unbuffered write: no reader meets half a line, and nothing is lost in a buffer.
         self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;
         self.bytes += line.len() as u64;
-        Ok(())
+        match (&mut self.events, serde_json::to_value(row)?) {
+            (Some(events), Value::Object(row)) => events.row(&row),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The rows of a `metrics.jsonl`, up to the first line that is none.
+pub fn read_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
 }
 
 /// The most resident memory that this process has had, in bytes; 0 where the system does not say.
@@ -192,7 +211,6 @@ fn peak_memory_from_rusage() -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use serde_json::Value;
 
     pub fn row(step: usize) -> StepRow {
         StepRow {

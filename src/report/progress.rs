@@ -1,8 +1,8 @@
-//! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere (logs, CI), nothing when quiet.
+//! Progress on stderr: a bar on a terminal, a log line now and then elsewhere (files, CI), nothing when quiet.
 
-use super::{EvalRow, StepRow};
-use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write, stderr};
+use super::{EvalRow, StepRow, log};
+use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Without a terminal, a line at least this often however long the steps are.
@@ -22,15 +22,12 @@ pub struct TrainProgress {
 enum Shown {
     Bar(ProgressBar),
     Lines(Rhythm),
-    Nothing,
 }
 
 impl TrainProgress {
     /// `first_step`: steps that an earlier process has done.
-    pub fn new(total_steps: usize, first_step: usize, quiet: bool) -> Self {
-        let shown = if quiet {
-            Shown::Nothing
-        } else if stderr().is_terminal() {
+    pub fn new(total_steps: usize, first_step: usize) -> Self {
+        let shown = if log::draws_bars() {
             Shown::Bar(train_bar(total_steps).with_position(first_step as u64))
         } else {
             Shown::Lines(Rhythm::new(total_steps))
@@ -40,50 +37,29 @@ impl TrainProgress {
 
     /// Shows a finished step.
     pub fn step(&mut self, row: &StepRow) {
-        match &mut self.shown {
+        let elapsed = self.began.elapsed();
+        let due = match &mut self.shown {
             Shown::Bar(bar) => {
                 bar.set_message(step_text(row));
                 bar.set_position(row.step as u64);
+                false
             }
-            Shown::Lines(rhythm) => {
-                let elapsed = self.began.elapsed();
-                if rhythm.is_due(row.step, elapsed) {
-                    let done = row.step.saturating_sub(self.first_step).max(1);
-                    let left = self.total_steps.saturating_sub(row.step) as f64 / done as f64;
-                    let eta = HumanDuration(elapsed.mul_f64(left));
-                    print_line(&format!("step {}/{} {}, {eta:#} left", row.step, self.total_steps, step_text(row)));
-                }
-            }
-            Shown::Nothing => {}
+            Shown::Lines(rhythm) => rhythm.is_due(row.step, elapsed),
+        };
+        if due || log::is_verbose() {
+            let done = row.step.saturating_sub(self.first_step).max(1);
+            let left = self.total_steps.saturating_sub(row.step) as f64 / done as f64;
+            let eta = HumanDuration(elapsed.mul_f64(left));
+            let text = format!("step {}/{} {}, {eta:#} left", row.step, self.total_steps, step_text(row));
+            log::info(&text, fields(row));
         }
     }
 
     /// Shows a finished validation.
     pub fn eval(&self, row: &EvalRow) {
-        self.note(&format!(
-            "step {}/{} validation loss {} over {} tokens",
-            row.step,
-            self.total_steps,
-            short(row.eval_loss),
-            row.eval_tokens
-        ));
-    }
-
-    /// Shows a line of text without disturbing the bar.
-    pub fn note(&self, text: &str) {
-        match &self.shown {
-            Shown::Bar(bar) => bar.suspend(|| print_line(text)),
-            Shown::Lines(_) => print_line(text),
-            Shown::Nothing => {}
-        }
-    }
-
-    /// As [`TrainProgress::note`], for what must be seen even when quiet.
-    pub fn warn(&self, text: &str) {
-        match &self.shown {
-            Shown::Nothing => print_line(&format!("warning: {text}")),
-            _ => self.note(&format!("warning: {text}")),
-        }
+        let (step, total, loss) = (row.step, self.total_steps, short(row.eval_loss));
+        let text = format!("step {step}/{total} validation loss {loss} over {} tokens", row.eval_tokens);
+        log::info(&text, fields(row));
     }
 
     /// Leaves the bar as it stands.
@@ -94,26 +70,28 @@ impl TrainProgress {
     }
 }
 
-/// A bar for `len` items of work that is not training (`what`: "tokenising", say). Not drawn where stderr is not a
-/// terminal.
+fn fields(row: &impl serde::Serialize) -> Value {
+    serde_json::to_value(row).unwrap_or_default()
+}
+
+/// A bar for `len` items of work that is not training (`what`: "tokenising", say). Drawn only on a terminal.
 pub fn progress_bar(len: usize, what: &'static str) -> ProgressBar {
-    // indicatif draws nothing on what is not a terminal.
-    let bar = ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::stderr());
+    let bar = log::shown(ProgressBar::new(len as u64));
     bar.set_style(style("{prefix} {bar:30} {pos}/{len} {eta}"));
     bar.set_prefix(what);
     bar
 }
 
-/// A bar for a download of `bytes`; a plain line instead where stderr is not a terminal.
+/// A bar for a download of `bytes`; a line instead where no bars are drawn.
 pub fn download_bar(what: &str, bytes: u64, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
     }
-    if !stderr().is_terminal() {
-        print_line(&format!("fetching {what} ({})", DecimalBytes(bytes)));
+    if !log::draws_bars() {
+        log::info(&format!("fetching {what} ({})", DecimalBytes(bytes)), json!({"file": what, "bytes": bytes}));
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    let bar = log::shown(ProgressBar::new(bytes));
     bar.set_style(style("{prefix} {bar:24} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta}"));
     bar.set_prefix(what.to_string());
     bar.enable_steady_tick(Duration::from_millis(500));
@@ -139,11 +117,6 @@ fn step_text(row: &StepRow) -> String {
 fn short(value: f64) -> String {
     let plain = value == 0.0 || (1e-3..1e5).contains(&value.abs()) || !value.is_finite();
     if plain { format!("{value:.4}") } else { format!("{value:.3e}") }
-}
-
-fn print_line(text: &str) {
-    // A closed stderr must not stop training.
-    let _ = writeln!(stderr(), "{text}");
 }
 
 /// Decides which steps get a line: the first, the last, every tenth of the run, and one after each long silence.
@@ -198,13 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn quiet_and_piped_runs_do_not_fail() {
-        for quiet in [true, false] {
-            let mut progress = TrainProgress::new(2, 0, quiet);
-            progress.step(&row(1));
-            progress.eval(&EvalRow { step: 1, eval_loss: 1.0, eval_tokens: 3 });
-            progress.step(&row(2));
-            progress.finish();
-        }
+    fn piped_runs_do_not_fail() {
+        let mut progress = TrainProgress::new(2, 0);
+        progress.step(&row(1));
+        progress.eval(&EvalRow { step: 1, eval_loss: 1.0, eval_tokens: 3 });
+        progress.step(&row(2));
+        progress.finish();
     }
 }

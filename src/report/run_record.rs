@@ -2,11 +2,10 @@
 //! the settings file beside it, time and memory.
 
 use super::peak_memory_bytes;
-use crate::checkpoint::write_atomic;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +36,17 @@ pub struct Totals {
     pub elapsed_seconds: f64,
 }
 
+/// How large a module's update ΔW is at the end of a run, in the Frobenius norm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpdateNorm {
+    pub module: String,
+    pub norm: f64,
+    /// ‖CΔW‖, where there is a direction.
+    pub parallel: Option<f64>,
+    /// ‖(I − C)ΔW‖.
+    pub orthogonal: Option<f64>,
+}
+
 /// A `run.json` in the making.
 pub struct RunRecord {
     began: Instant,
@@ -58,13 +68,13 @@ struct RunFile<'a> {
     totals: &'a Totals,
     tokens_per_second: f64,
     peak_memory_bytes: u64,
+    update_norms: &'a [UpdateNorm],
 }
 
 impl RunRecord {
     /// Starts the clock.
     pub fn start() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { began: Instant::now(), started: utc(since_epoch.as_secs()), inputs: BTreeMap::new() }
+        Self { began: Instant::now(), started: utc_now(), inputs: BTreeMap::new() }
     }
 
     /// Seconds since the start.
@@ -82,9 +92,9 @@ impl RunRecord {
         self.inputs.iter().map(|(name, input)| (name.as_str(), input.hash.as_str()))
     }
 
-    /// Writes the file; `settings` is the name of the resolved config beside it.
-    pub fn write(&self, path: &Path, settings: &str, totals: &Totals) -> Result<()> {
-        let file = RunFile {
+    /// The file's content; `settings` is the name of the resolved config beside it.
+    pub fn to_json(&self, settings: &str, totals: &Totals, update_norms: &[UpdateNorm]) -> Result<Value> {
+        Ok(serde_json::to_value(RunFile {
             asft_version: env!("CARGO_PKG_VERSION"),
             features: features(),
             candle_version: CANDLE_VERSION,
@@ -96,10 +106,8 @@ impl RunRecord {
             totals,
             tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,
             peak_memory_bytes: peak_memory_bytes(),
-        };
-        let mut text = serde_json::to_string_pretty(&file)?;
-        text.push('\n');
-        write_atomic(path, |file| Ok(file.write_all(text.as_bytes())?))
+            update_norms,
+        })?)
     }
 }
 
@@ -124,6 +132,11 @@ pub fn hash_file(path: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file).with_context(hashing)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Now, in UTC.
+pub(super) fn utc_now() -> String {
+    utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 /// Seconds since 1970 as `2026-01-31T23:59:59Z`.
@@ -176,15 +189,8 @@ mod tests {
         std::fs::write(&input, "abc").unwrap();
         let mut record = RunRecord::start();
         record.input("train", "train.jsonl", hash_file(&input).unwrap());
-        let path = dir.path().join("run.json");
-        record
-            .write(
-                &path,
-                "config.toml",
-                &Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() },
-            )
-            .unwrap();
-        let run: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let totals = Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() };
+        let run = record.to_json("config.toml", &totals, &[]).unwrap();
         // b3sum of "abc"
         let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
         assert_eq!(run["inputs"]["train"]["hash"], hash);

@@ -2,17 +2,17 @@
 
 use super::Plan;
 use super::defence::{Alignment, alignment_file};
-use super::estimate::{Estimate, Memory, Micro, Work, epoch};
+use super::estimate::{Estimate, Memory, Micro, Work, epoch, largest};
+use super::fit::MachineMemory;
 use crate::config::Settings;
 use crate::data::{self, Counts, Format, SetFiles, Sets};
 use crate::hub;
 use crate::model::ModelSpec;
-use crate::names::resolve_targets;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
-use indicatif::{FormattedDuration, HumanBytes, ProgressBar};
+use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -59,17 +59,17 @@ pub struct Time {
 ///
 /// # Errors
 /// Whatever [`super::run`] would refuse in settings, config.json, tokenizer and data.
-pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
-    let files = SetFiles::resolve(&settings.data, quiet).map_err(data::unusable)?;
-    let base = hub::resolve_without_weights(&settings.model.aligned, quiet).context("model.aligned")?;
+pub fn dry_run(settings: &Settings) -> Result<Forecast> {
+    let files = SetFiles::resolve(&settings.data, false).map_err(data::unusable)?;
+    let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
     let spec = ModelSpec::load(&base.dir)?;
-    let targets = resolve_targets(&settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+    let targets = settings.lora.targets(&spec).context("lora")?;
     let is_cpu = settings.model.device.open()?.is_cpu();
     let tokenizer = match settings.data.format {
         Format::Tokenized => None,
         _ => Some(Tokenizer::load(&base.dir)?),
     };
-    let progress = || if quiet { ProgressBar::hidden() } else { progress_bar(0, "tokenising") };
+    let progress = || progress_bar(0, "tokenising");
     let Sets { train, validation } =
         data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)
             .map_err(data::unusable)?;
@@ -77,7 +77,7 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
     let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let mut steps = epoch(&mut plan, &train.examples);
     let mut data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
-    if let Some(file) = alignment_file(&settings.defence, quiet)? {
+    if let Some(file) = alignment_file(&settings.defence)? {
         let set = data::load_set(&file, &settings.data, "", tokenizer.as_ref(), spec.vocab_size, &progress());
         let set = set.context("defence.alignment_data")?;
         data_tokens += set.counts.tokens;
@@ -86,7 +86,7 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
         steps.extend(epoch(&mut plan, &set.examples));
     }
     let largest = largest(&steps);
-    let estimate = Estimate::new(&spec, settings, &targets);
+    let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
     let memory = estimate.memory(largest, data_tokens);
     let work = mean_work(&estimate, &steps);
     Ok(Forecast {
@@ -98,20 +98,11 @@ pub fn dry_run(settings: &Settings, quiet: bool) -> Result<Forecast> {
         micro_batch_tokens: largest.tokens,
         memory_bytes: memory,
         peak_memory_bytes: memory.total(),
-        available_memory_bytes: if is_cpu { available_memory() } else { None },
+        available_memory_bytes: if is_cpu { MachineMemory::read().map(|machine| machine.available) } else { None },
         step_work: work,
         time: is_cpu.then(|| time(&spec, largest.tokens, work, plan.total_steps)),
         counts: train.counts,
         trains: if settings.train.method == super::Method::Lora { "adapter" } else { "weights that train" },
-    })
-}
-
-/// In tokens, and in labels and squares wherever these are largest.
-fn largest(steps: &[Vec<Micro>]) -> Micro {
-    steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
-        tokens: largest.tokens.max(micro.tokens),
-        label_tokens: largest.label_tokens.max(micro.label_tokens),
-        squares: largest.squares.max(micro.squares),
     })
 }
 
@@ -136,13 +127,6 @@ fn time(spec: &ModelSpec, tokens: usize, work: Work, total_steps: usize) -> Time
         gemm_flops_per_second: gemm,
         copy_bytes_per_second: copy,
     }
-}
-
-/// Linux: what the kernel says can be had without swapping.
-fn available_memory() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
 }
 
 impl fmt::Display for Forecast {

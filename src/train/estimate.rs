@@ -5,12 +5,15 @@
 //! measured ones.
 
 use super::{Defence, Method, Plan};
+use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::data::{Example, predicted_labels};
 use crate::model::{BLOCK_LINEARS, ModelSpec};
 use crate::ops::cross_entropy::chunk_rows;
+use anyhow::Result;
 use candle_core::DType;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 const F32: usize = 4;
 /// The process before anything is loaded: code, thread stacks, tokenizer.
@@ -74,13 +77,15 @@ pub struct Work {
 pub struct Estimate<'a> {
     spec: &'a ModelSpec,
     settings: &'a Settings,
-    /// Module paths of the targeted linears.
-    targets: &'a [String],
+    /// The targeted linears by module path.
+    targets: BTreeMap<String, ModuleSize>,
 }
 
 impl<'a> Estimate<'a> {
-    pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &'a [String]) -> Self {
-        Self { spec, settings, targets }
+    /// # Errors
+    /// `lora.rank_pattern` or `lora.alpha_pattern` that does not fit the targets.
+    pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &[String]) -> Result<Self> {
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)? })
     }
 
     /// Memory at the largest micro-batch. `data_tokens`: of all samples.
@@ -165,12 +170,17 @@ impl<'a> Estimate<'a> {
 
     /// Shapes (d_out, d_in) of the targeted linears.
     fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.targets.iter().filter_map(|module| crate::adapter::module_shape(self.spec, module))
+        self.sized_targets().map(|(shape, _)| shape)
+    }
+
+    /// The same with their ranks.
+    fn sized_targets(&self) -> impl Iterator<Item = ((usize, usize), usize)> {
+        let shape = |module: &str| crate::adapter::module_shape(self.spec, module);
+        self.targets.iter().filter_map(move |(module, size)| Some((shape(module)?, size.rank)))
     }
 
     fn adapter_elements(&self) -> usize {
-        let rank = self.settings.lora.rank;
-        self.target_shapes().map(|(d_out, d_in)| rank * (d_out + d_in)).sum()
+        self.sized_targets().map(|((d_out, d_in), rank)| rank * (d_out + d_in)).sum()
     }
 
     /// Values, gradients and moments of every tensor, the embedding's gradient twice while it is summed, and copies of
@@ -212,7 +222,7 @@ impl<'a> Estimate<'a> {
         }
         let copies = self.settings.lora.dropout > 0.0 || self.width() != F32;
         let bytes: usize =
-            self.target_shapes().map(|(_, d_in)| (self.settings.lora.rank + if copies { d_in } else { 0 }) * F32).sum();
+            self.sized_targets().map(|((_, d_in), rank)| (rank + if copies { d_in } else { 0 }) * F32).sum();
         bytes / self.spec.num_hidden_layers
     }
 
@@ -242,4 +252,13 @@ pub fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
             micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
         })
         .collect()
+}
+
+/// In tokens, and in labels and squares wherever these are largest.
+pub fn largest(steps: &[Vec<Micro>]) -> Micro {
+    steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
+        tokens: largest.tokens.max(micro.tokens),
+        label_tokens: largest.label_tokens.max(micro.label_tokens),
+        squares: largest.squares.max(micro.squares),
+    })
 }

@@ -3,17 +3,18 @@
 use super::Method;
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
-use crate::report::{RunRecord, Totals};
+use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const METRICS: &str = "metrics.jsonl";
+const METRICS: &str = RunFiles::METRICS;
 const MODULES: &str = "modules.jsonl";
-const CONFIG: &str = "config.toml";
-const RECORD: &str = "run.json";
+const CONFIG: &str = RunFiles::CONFIG;
+const RECORD: &str = RunFiles::RECORD;
+const TENSORBOARD: &str = "tensorboard";
 const DIRECTION: &str = "direction.safetensors";
 const CHECKPOINTS: &str = "checkpoints";
 const ADAPTER: &str = "adapter";
@@ -61,6 +62,11 @@ impl OutputFolder {
     /// `run.json`, the last thing that a run writes.
     pub fn record(&self) -> PathBuf {
         self.dir.join(RECORD)
+    }
+
+    /// Where TensorBoard's files go.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.dir.join(TENSORBOARD)
     }
 
     pub fn checkpoints(&self) -> PathBuf {
@@ -132,7 +138,7 @@ impl OutputFolder {
     /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
-        for name in [RECORD, METRICS, MODULES, CONFIG, CHECKPOINTS, ADAPTER, MODEL] {
+        for name in [RECORD, REPORT, METRICS, MODULES, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
             remove(&self.dir.join(name))?;
         }
         Ok(())
@@ -141,6 +147,7 @@ impl OutputFolder {
     /// Makes a finished run an unfinished one that is about to go on; its result stays until there is a new one.
     pub fn reopen(&self) -> Result<()> {
         remove_staged(&self.dir)?;
+        remove(&self.dir.join(REPORT))?;
         remove(&self.record())
     }
 
@@ -153,9 +160,13 @@ impl OutputFolder {
         }
     }
 
-    /// Writes what this run was made of and came to.
-    pub fn write_record(&self, record: &RunRecord, totals: &Totals) -> Result<()> {
-        record.write(&self.record(), CONFIG, totals)
+    /// Writes what this run was made of and came to: `report.html`, then `run.json`.
+    pub fn write_record(&self, record: &RunRecord, totals: &Totals, updates: &[UpdateNorm]) -> Result<()> {
+        let record = record.to_json(CONFIG, totals, updates)?;
+        let text = serde_json::to_string_pretty(&record)? + "\n";
+        let page = Page::of(RunFiles { record: Some(record), ..RunFiles::read(&self.dir)? });
+        write_atomic(&self.dir.join(REPORT), |file| Ok(file.write_all(page.to_html().as_bytes())?))?;
+        write_atomic(&self.record(), |file| Ok(file.write_all(text.as_bytes())?))
     }
 
     /// Writes every resolved setting.

@@ -3,12 +3,13 @@
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
 use crate::method::{
-    AsftOptions, Dual, Factors, Lambda, Penalty, Projector, UpdateShares, lora_square, random_direction,
+    AsftOptions, Dual, Factors, Lambda, Penalize, Penalty, Projector, UpdateShares, lora_square, random_direction,
     random_right_basis,
 };
 use crate::model::{Decoder, Gradients, Parameters};
+use crate::names::sort_naturally;
 use crate::ops::sum::square_sum;
-use crate::report::ModuleRow;
+use crate::report::{ModuleRow, UpdateNorm};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -104,7 +105,8 @@ impl Penalties {
         model: &Decoder,
     ) -> Result<Self> {
         let penalty = Penalty::new(options)?;
-        let targets = if penalty.is_active() { targets } else { &[] };
+        // For the norms at the end: an adapter's updates cost nothing to keep track of, those of whole weights do.
+        let targets = if penalty.is_active() || adapter.is_some() { targets } else { &[] };
         let directions = directions.filter(|_| options.needs_direction());
         let sources = Sources { directions, signed: options.needs_sign(), adapter, model };
         Self::over(penalty, options, targets, &sources)
@@ -167,14 +169,16 @@ impl Penalties {
         let thin = |module: &Module| matches!(module.update, Update::Lora { .. });
         let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device().is_cpu());
         if rows.is_none() && on_cpu && self.modules.values().all(thin) {
-            let term = |(name, module): (&String, &Module)| self.term(name, module, &module.values(name, parameters)?);
+            let term = |(name, module): (&String, &Module)| {
+                module.term(name, &self.penalty, &module.values(name, parameters)?)
+            };
             let terms: Result<Vec<Term>> = self.modules.par_iter().map(term).collect();
             terms?.into_iter().try_for_each(|term| add(term, gradients))?;
             return Ok(added);
         }
         for (name, module) in &self.modules {
             let update = module.values(name, parameters)?;
-            let term = self.term(name, module, &update)?;
+            let term = module.term(name, &self.penalty, &update)?;
             if let Some((step, rows)) = &mut rows {
                 let ratio = ratio(&term, gradients)?.filter(|_| self.penalty.is_active());
                 rows.push(row(*step, name, module.shares(&update)?, module.factors.is_some(), ratio));
@@ -182,23 +186,6 @@ impl Penalties {
             add(term, gradients)?;
         }
         Ok(added)
-    }
-
-    fn term(&self, name: &str, module: &Module, update: &Values) -> Result<Term> {
-        let factors = module.factors.as_ref();
-        Ok(match (update, &module.update) {
-            (Values::Lora { a, b }, Update::Lora { scale }) => {
-                let term = self.penalty.lora(factors, a, b, *scale)?;
-                let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
-                Term { value: term.value, square: self.penalty.square(term.value, *scale), gradients }
-            }
-            (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
-            (Values::Full { delta }, _) => {
-                let term = self.penalty.full(factors, delta)?;
-                let gradients = vec![(format!("{name}.weight"), term.grad)];
-                Term { value: term.value, square: self.penalty.square(term.value, 1.0), gradients }
-            }
-        })
     }
 
     /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
@@ -223,6 +210,33 @@ impl Penalties {
             self.penalty.set_lambda(dual.lambda);
         }
     }
+
+    /// ‖ΔW‖_F of each module, and where there is a direction, its two parts: ‖CΔW‖_F and ‖(I − C)ΔW‖_F, in closed form.
+    /// ΔW is what the penalty sees: with `asft.scaled` it counts alpha/rank in.
+    ///
+    /// In full tuning with neither penalty nor module log there is none: the weights from before training are not kept.
+    pub fn update_norms(&self, options: &AsftOptions, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
+        let part = |penalize| {
+            Penalty::new(&AsftOptions { penalize, lambda: Lambda::Fixed(1.0), max_orthogonal: None, ..options.clone() })
+        };
+        let (whole, parallel, orthogonal) =
+            (part(Penalize::All)?, part(Penalize::Aligned)?, part(Penalize::Orthogonal)?);
+        let mut names: Vec<String> = self.modules.keys().cloned().collect();
+        sort_naturally(&mut names);
+        let norms = names.into_iter().map(|name| {
+            let module = &self.modules[&name];
+            let (factors, update) = (module.factors.as_ref(), module.values(&name, parameters)?);
+            let norm =
+                |penalty: &Penalty| Ok::<_, anyhow::Error>(module.term(&name, penalty, &update)?.value.max(0.0).sqrt());
+            Ok(UpdateNorm {
+                norm: norm(&whole)?,
+                parallel: factors.map(|_| norm(&parallel)).transpose()?,
+                orthogonal: factors.map(|_| norm(&orthogonal)).transpose()?,
+                module: name,
+            })
+        });
+        norms.collect()
+    }
 }
 
 /// A module's update as it is now.
@@ -242,6 +256,24 @@ impl Module {
                 Values::Lora { a: parameter(&lora_name(name, 'A'))?, b: parameter(&lora_name(name, 'B'))? }
             }
             Update::Full { start } => Values::Full { delta: (parameter(&format!("{name}.weight"))? - start)? },
+        })
+    }
+
+    /// What `penalty` makes of an update.
+    fn term(&self, name: &str, penalty: &Penalty, update: &Values) -> Result<Term> {
+        let factors = self.factors.as_ref();
+        Ok(match (update, &self.update) {
+            (Values::Lora { a, b }, Update::Lora { scale }) => {
+                let term = penalty.lora(factors, a, b, *scale)?;
+                let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
+                Term { value: term.value, square: penalty.square(term.value, *scale), gradients }
+            }
+            (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
+            (Values::Full { delta }, _) => {
+                let term = penalty.full(factors, delta)?;
+                let gradients = vec![(format!("{name}.weight"), term.grad)];
+                Term { value: term.value, square: penalty.square(term.value, 1.0), gradients }
+            }
         })
     }
 

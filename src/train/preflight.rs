@@ -4,25 +4,29 @@
 
 use super::Method;
 use super::defence::alignment_file;
+use super::fit::{Fit, MachineMemory, Samples, fit};
 use super::output::{OutputFolder, direction_path};
+use super::problems::Problems;
 use super::resume::Start;
 use super::state::Origin;
-use crate::adapter::{self, Adapter, BaseIdentity};
+use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::data::{self, Dataset, Format, SetFiles, Sets, is_local};
 use crate::ensure_valid;
-use crate::error::{joined, listing};
+use crate::error::listing;
 use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
-use crate::names::{Targets, resolve_targets};
-use crate::report::{RunRecord, hash_file, progress_bar};
+use crate::names::Targets;
+use crate::report::{RunRecord, hash_file, log, progress_bar};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use candle_core::Device;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files beside the weights that decide what a model computes and what text becomes.
@@ -61,23 +65,9 @@ pub enum Direction {
     Compute(DirectionRequest),
 }
 
-/// Errors, gathered.
-#[derive(Default)]
-struct Problems(Vec<anyhow::Error>);
-
-impl Problems {
-    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.0.push(error)).ok()
-    }
-
-    fn note_all<T>(&mut self, result: Result<T, Vec<anyhow::Error>>) -> Option<T> {
-        result.map_err(|errors| self.0.extend(errors)).ok()
-    }
-}
-
 /// Finds and checks all inputs of a run.
-pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quiet: bool) -> Result<Ready> {
-    let mut check = Preflight { settings, start, quiet, problems: Problems::default(), record: RunRecord::start() };
+pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> Result<Ready> {
+    let mut check = Preflight { settings, start, problems: Problems::default(), record: RunRecord::start() };
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
@@ -90,11 +80,14 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
         let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
+    if let (Some(model), Some(sets)) = (&model, &samples) {
+        check.memory(model, Samples { sets, alignment: alignment.as_ref() });
+    }
     let Preflight { problems, mut record, .. } = check;
     let (Some(base), Some(model), Some(sets), Some(direction), true) =
         (sources.base, model, samples, direction, problems.0.is_empty())
     else {
-        return Err(joined("training cannot start", problems.0));
+        return Err(problems.into_error());
     };
     record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
     record.input("model_files", &source(&base), files_hash(&base)?);
@@ -107,10 +100,6 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start, quie
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
     Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, alignment, direction, record })
-}
-
-pub fn bar(len: usize, what: &'static str, quiet: bool) -> indicatif::ProgressBar {
-    if quiet { indicatif::ProgressBar::hidden() } else { progress_bar(len, what) }
 }
 
 /// Whether the direction that the run to resume has computed is still there as it was, from the same model.
@@ -144,24 +133,17 @@ struct Model {
 struct Preflight<'a> {
     settings: &'a Settings,
     start: &'a Start,
-    quiet: bool,
     problems: Problems,
     record: RunRecord,
 }
 
 impl Preflight<'_> {
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            eprintln!("{text}");
-        }
-    }
-
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
         let Settings { data, asft, model, defence, .. } = self.settings;
         let wanted = self.problems.0.is_empty() || is_local(&data.train);
-        let data = wanted.then(|| self.problems.note_all(SetFiles::resolve(data, self.quiet))).flatten();
-        let alignment = self.problems.note(alignment_file(defence, self.quiet)).flatten();
+        let data = wanted.then(|| self.problems.note_all(SetFiles::resolve(data, false))).flatten();
+        let alignment = self.problems.note(alignment_file(defence)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
@@ -171,7 +153,7 @@ impl Preflight<'_> {
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
         let wanted = self.problems.0.is_empty() || is_local(source);
-        wanted.then(|| self.problems.note(hub::resolve(source, self.quiet).context(key)))?
+        wanted.then(|| self.problems.note(hub::resolve(source, false).context(key)))?
     }
 
     fn model(&mut self, base: &Resolved) -> Option<Model> {
@@ -182,11 +164,14 @@ impl Preflight<'_> {
     fn open_model(&self, base: &Resolved) -> Result<Model> {
         let spec = ModelSpec::load(&base.dir)?;
         let checkpoint = Checkpoint::open(&base.dir)?;
-        let targets = resolve_targets(&self.settings.lora.target_modules, &spec.linear_modules()).context("lora")?;
+        let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open()?;
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
         if self.settings.train.method == Method::Lora {
             let adapter = self.initial_adapter(&model, base)?;
+            if let Some(warning) = adapter.portability() {
+                log::warn(&warning, Value::Null);
+            }
             model.targets = adapter.modules.keys().cloned().collect();
             model.adapter = Some(adapter);
         }
@@ -203,17 +188,17 @@ impl Preflight<'_> {
         let mut adapter = match (self.start.saved(), &options.init_adapter) {
             (Some(saved), _) => load(&saved.dir)?,
             (None, Some(dir)) => {
-                self.say(&format!(
-                    "continuing {dir}: rank, alpha and target modules are that adapter's, not the config's"
-                ));
+                let text =
+                    format!("continuing {dir}: rank, alpha and target modules are that adapter's, not the config's");
+                log::info(&text, json!({"init_adapter": dir}));
                 let adapter = load(Path::new(dir)).context("lora.init_adapter")?;
                 BaseIdentity::check(Path::new(dir), &adapter, &model.checkpoint).context("lora.init_adapter")?;
                 adapter
             }
             (None, None) => {
-                check_sizes(&model.spec, &model.checkpoint, &model.targets, options.rank)?;
-                let (spec, rank, alpha) = (&model.spec, options.rank, options.alpha as f64);
-                let modules = adapter::fresh_modules(spec, &model.targets, rank, alpha, seed, &model.device)?;
+                let sizes = options.sizes(&model.targets).context("lora")?;
+                check_sizes(&model.spec, &model.checkpoint, &sizes)?;
+                let modules = adapter::fresh_modules(&model.spec, &sizes, seed, &model.device)?;
                 Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
             }
         };
@@ -231,7 +216,7 @@ impl Preflight<'_> {
             Format::Tokenized => None,
             _ => Some(self.problems.note(tokenizer(&base.dir, vocab_size))?),
         };
-        let progress = || bar(0, "tokenising", self.quiet);
+        let progress = || progress_bar(0, "tokenising");
         let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
         let sets = self.problems.note_all(sets)?;
         let alignment = match &sources.alignment {
@@ -239,7 +224,7 @@ impl Preflight<'_> {
                 let set = data::load_set(file, options, "", tokenizer.as_ref(), vocab_size, &progress());
                 let set = self.problems.note(set.context("defence.alignment_data"))?;
                 self.record.input("alignment", &file.source, self.problems.note(hash_file(&file.path))?);
-                self.say(&format!("alignment: {}: {}", file.source, set.counts));
+                say_counts("alignment", &file.source, &set);
                 Some(set)
             }
             None => None,
@@ -252,21 +237,37 @@ impl Preflight<'_> {
             let hash = self.problems.note(hash_file(&file.path))?;
             self.record.input(&format!("mix-{}", i + 1), &file.source, hash);
         }
-        self.say(&format!("train: {}: {}", files.train.source, sets.train.counts));
-        sets.train.mixed.iter().for_each(|mixed| self.say(&format!("       {mixed}")));
+        say_counts("train", &files.train.source, &sets.train);
+        for mixed in &sets.train.mixed {
+            let fields = json!({"source": mixed.path, "samples": mixed.samples, "available": mixed.available});
+            log::info(&format!("train: {mixed}"), fields);
+        }
         if let Some(validation) = &sets.validation {
-            let file = files.validation.as_ref().unwrap_or(&files.train);
-            self.say(&format!("validation: {}: {}", file.source, validation.counts));
+            say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
         }
         let context = model.spec.context();
         let beyond = sets.train.examples.iter().filter(|example| example.input_ids.len() > context).count();
         if beyond > 0 {
-            self.say(&format!(
-                "warning: {beyond} training samples are longer than the model's context of {context}; data.max_length \
-                 cuts them"
-            ));
+            let text = format!(
+                "{beyond} training samples are longer than the model's context of {context}; data.max_length cuts them"
+            );
+            log::warn(&text, json!({"samples": beyond, "context": context}));
         }
         Some((sets, alignment))
+    }
+
+    /// Whether the machine has the memory, as far as can be told before anything is loaded.
+    fn memory(&mut self, model: &Model, samples: Samples) {
+        if !model.device.is_cpu() {
+            return;
+        }
+        let Some(machine) = MachineMemory::read() else { return };
+        let fit = fit(self.settings, &model.spec, &model.targets, samples, machine);
+        match self.problems.note(fit) {
+            Some(Fit::Tight(text, fields)) => log::warn(&text, fields),
+            Some(Fit::Fits(text, fields)) => log::debug(&text, fields),
+            None => {}
+        }
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
@@ -276,7 +277,7 @@ impl Preflight<'_> {
             return Some(Direction::NotNeeded);
         }
         if options.direction.is_some() && self.settings.model.unaligned.is_some() {
-            self.say("asft.direction is given: model.unaligned is not read");
+            log::info("asft.direction is given: model.unaligned is not read", Value::Null);
         }
         let file = options.direction.as_ref().map(PathBuf::from).or(kept);
         let found = match (file, &sources.unaligned, &sources.base) {
@@ -321,6 +322,12 @@ pub fn open_direction(
     Ok(directions)
 }
 
+fn say_counts(name: &str, source: &str, set: &Dataset) {
+    let counts = set.counts;
+    let fields = json!({"source": source, "samples": set.examples.len(), "tokens": counts.tokens});
+    log::info(&format!("{name}: {source}: {counts}"), fields);
+}
+
 /// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may
 /// not occur in any.
 fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
@@ -356,10 +363,10 @@ fn source(model: &Resolved) -> String {
     }
 }
 
-/// Checks before anything is allocated that the targets are as large as config.json says, and `rank` no larger.
-fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], rank: usize) -> Result<()> {
+/// Checks before anything is allocated that the targets are as large as config.json says, and no rank larger.
+fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
     let (mut problems, mut largest) = (vec![], 0);
-    for module in targets {
+    for module in sizes.keys() {
         let name = format!("{module}.weight");
         let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
         match checkpoint.info(&name) {
@@ -369,6 +376,10 @@ fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, targets: &[String], ra
         }
     }
     ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
-    ensure_valid!(rank <= largest, "lora.rank is {rank}, beyond the largest side of any targeted weight ({largest})");
+    let rank = sizes.values().map(|size| size.rank).max().unwrap_or(0);
+    ensure_valid!(
+        rank <= largest,
+        "lora.rank or lora.rank_pattern asks for {rank}, beyond the largest side of any targeted weight ({largest})"
+    );
     Ok(())
 }

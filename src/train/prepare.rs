@@ -5,7 +5,7 @@
 use super::defence::{Alignment, ConstrainedSft, Defence, Lisa};
 use super::output::OutputFolder;
 use super::penalties::Penalties;
-use super::preflight::{Direction, Ready, bar, open_direction, preflight};
+use super::preflight::{Direction, Ready, open_direction, preflight};
 use super::probe::check_gradients;
 use super::resume::Start;
 use super::{Plan, Trainer};
@@ -17,10 +17,12 @@ use crate::hub::Resolved;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
 use crate::model::Decoder;
-use crate::report::RunRecord;
+use crate::report::{RunRecord, log, progress_bar};
 use anyhow::{Context, Result};
+use serde_json::json;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// A run that is ready for a step.
 pub struct Prepared {
@@ -41,25 +43,19 @@ pub struct Prepared {
     pub inputs: BTreeMap<String, String>,
 }
 
-/// Checks and loads all inputs of a run, and puts it where `start` says. `quiet` hides progress bars. `allowed`: keys
-/// of inputs that may have changed since.
-pub fn prepare(
-    settings: &Settings,
-    output: &OutputFolder,
-    start: &Start,
-    allowed: &[String],
-    quiet: bool,
-) -> Result<Prepared> {
-    let mut ready = preflight(settings, output, start, quiet)?;
+/// Checks and loads all inputs of a run, and puts it where `start` says. `allowed`: keys of inputs that may have
+/// changed since.
+pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[String]) -> Result<Prepared> {
+    let mut ready = preflight(settings, output, start)?;
     check_inputs(settings, &ready, start, allowed)?;
     let lengths: Vec<usize> = ready.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let alignment = ready.alignment.take();
     let alignment = alignment.map(|set| Alignment::new(set, settings, plan.total_steps)).transpose()?;
-    let model = load_model(settings, &ready, quiet)?;
+    let model = load_model(settings, &ready)?;
     check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
-    let directions = directions(&mut ready, quiet)?;
+    let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
     let adapter = ready.adapter;
     let log_modules_every = settings.output.log_modules_every;
@@ -67,6 +63,7 @@ pub fn prepare(
     let penalties = penalties(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
     let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
     let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
+    trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
     trainer.log_modules_every = log_modules_every;
     match settings.defence.kind {
         Defence::None => {}
@@ -120,11 +117,13 @@ fn check_inputs(settings: &Settings, ready: &Ready, start: &Start, allowed: &[St
     start.saved().map_or(Ok(()), |saved| saved.origin.check_inputs(&now, allowed))
 }
 
-fn load_model(settings: &Settings, ready: &Ready, quiet: bool) -> Result<Decoder> {
-    let progress = bar(0, "loading model", quiet);
+fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
+    let (progress, began) = (progress_bar(0, "loading model"), Instant::now());
     let place = (&ready.device, settings.model.dtype.into());
     let mut model = Decoder::load(&ready.spec, &ready.checkpoint, place, ready.adapter.is_none(), &progress)?;
     progress.finish_and_clear();
+    let seconds = began.elapsed().as_secs_f64();
+    log::debug(&format!("loaded the model in {seconds:.1} s"), json!({"seconds": seconds}));
     if let Some(adapter) = &ready.adapter {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
@@ -133,23 +132,25 @@ fn load_model(settings: &Settings, ready: &Ready, quiet: bool) -> Result<Decoder
 }
 
 /// The direction, computed now if it was not there.
-fn directions(ready: &mut Ready, quiet: bool) -> Result<Option<Directions>> {
+fn directions(ready: &mut Ready) -> Result<Option<Directions>> {
     let directions = match std::mem::replace(&mut ready.direction, Direction::NotNeeded) {
         Direction::NotNeeded => return Ok(None),
         Direction::Open(directions) => directions,
         Direction::Compute(request) => {
-            let progress = bar(0, "computing direction", quiet);
+            let (progress, began) = (progress_bar(0, "computing direction"), Instant::now());
             direction::compute(&request, &progress)?;
             progress.finish_and_clear();
+            let seconds = began.elapsed().as_secs_f64();
+            log::debug(&format!("computed the direction in {seconds:.1} s"), json!({"seconds": seconds}));
             open_direction(&request.out, &ready.targets, &ready.spec, &ready.checkpoint, &mut ready.record)?
         }
     };
     let flat = ready.targets.iter().filter(|m| directions.shape(m).is_some_and(|(_, _, k)| k == 0)).count();
-    if flat > 0 && !quiet {
-        eprintln!(
-            "{flat} of {} targeted modules are equal in both models: there the penalty is plain shrinkage",
-            ready.targets.len()
-        );
+    if flat > 0 {
+        let all = ready.targets.len();
+        let text =
+            format!("{flat} of {all} targeted modules are equal in both models: there the penalty is plain shrinkage");
+        log::info(&text, json!({"equal_modules": flat, "modules": all}));
     }
     Ok(Some(directions))
 }

@@ -6,8 +6,10 @@ use super::output::{Content, OutputFolder};
 use super::state::{Origin, check_allowed};
 use crate::config::Settings;
 use crate::error::listing;
+use crate::report::log;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Where a run starts.
@@ -34,11 +36,7 @@ impl Start {
 /// checkpoints is usable.
 pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
     check_allowed(&flags.allow_change)?;
-    let say = |text: &str| {
-        if !flags.quiet {
-            eprintln!("{}: {text}", output.dir().display());
-        }
-    };
+    let say = |text: &str| log::info(&format!("{}: {text}", output.dir().display()), Value::Null);
     match (output.content()?, flags.resume) {
         (Content::Nothing, false) => return Ok(Some(Start::Fresh)),
         (Content::Nothing, true) => {
@@ -58,7 +56,7 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
     }
     let (saved, problems) = Checkpoints::new(output, settings).newest();
     for problem in &problems {
-        eprintln!("warning: {problem}");
+        log::warn(problem, Value::Null);
     }
     let finished = output.record().is_file() && output.result(settings.train.method).is_dir();
     ensure_valid!(

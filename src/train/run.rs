@@ -14,16 +14,16 @@ use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
-use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, peak_memory_bytes};
+use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log, peak_memory_bytes};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// How a run behaves beside its settings.
 #[derive(Clone, Debug, Default)]
 pub struct RunFlags {
-    pub quiet: bool,
     /// Replace what an earlier run left in the output folder.
     pub overwrite: bool,
     /// Go on with that run.
@@ -68,14 +68,14 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
         return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
     };
     let lock = output.lock_existing()?;
-    let prepared = prepare(settings, &output, &start, &flags.allow_change, flags.quiet);
+    let prepared = prepare(settings, &output, &start, &flags.allow_change);
     let prepared = prepared.inspect_err(|_| output.undo())?;
     let _lock = lock.map_or_else(|| output.lock(), Ok)?;
     let already = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
     if start.saved().is_some_and(|saved| already(&saved.state)) {
         return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
     }
-    let mut run = Run::begin(settings, &output, start, prepared, flags.quiet)?;
+    let mut run = Run::begin(settings, &output, start, prepared)?;
     match run.train()? {
         Some(signal) => Ok(Ending::Stopped { signal, step: run.state.step, checkpoint: run.keep()? }),
         None => run.finish(&output).map(Ending::Finished),
@@ -108,13 +108,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Makes the output folder what it was at the start's checkpoint, or empties it.
-    fn begin(
-        settings: &'a Settings,
-        output: &OutputFolder,
-        start: Start,
-        prepared: Prepared,
-        quiet: bool,
-    ) -> Result<Self> {
+    fn begin(settings: &'a Settings, output: &OutputFolder, start: Start, prepared: Prepared) -> Result<Self> {
         let checkpoints = Checkpoints::new(output, settings);
         let (mut state, mut kept) = (RunState::default(), None);
         match &start {
@@ -131,14 +125,19 @@ impl<'a> Run<'a> {
             Start::From(_) => Metrics::resume(&path, bytes),
             Start::Fresh => Metrics::create(&path),
         };
-        let metrics = open(output.metrics(), state.metrics_bytes)?;
+        let mut metrics = open(output.metrics(), state.metrics_bytes)?;
+        match settings.logging.tensorboard {
+            true => metrics.mirror_to(&output.tensorboard())?,
+            false => remove(&output.tensorboard())?,
+        }
         let is_logged = settings.output.log_modules_every.is_some();
         let modules = is_logged.then(|| open(output.modules(), state.modules_bytes)).transpose()?;
         sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
-        let progress = TrainProgress::new(total, state.step, quiet);
+        let progress = TrainProgress::new(total, state.step);
         if metrics.bytes() < state.metrics_bytes {
-            progress.warn(&format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step));
+            let text = format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step);
+            log::warn(&text, Value::Null);
         }
         Ok(Self {
             settings,
@@ -271,12 +270,8 @@ impl<'a> Run<'a> {
         };
         let places = suspects.iter().flatten().map(|&sample| set.origin(sample)).collect();
         let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
-        self.progress.warn(&format!(
-            "step {} skipped: {}; samples {}",
-            row.step,
-            row.skipped,
-            listing(&row.samples, 8)
-        ));
+        let text = format!("step {} skipped: {}; samples {}", row.step, row.skipped, listing(&row.samples, 8));
+        log::warn(&text, serde_json::to_value(&row)?);
         self.metrics.skipped(&row)
     }
 
@@ -315,6 +310,7 @@ impl<'a> Run<'a> {
         self.modules.iter().try_for_each(Metrics::sync)?;
         let dir = self.checkpoints.save(self.settings, &self.prepared, &self.state)?;
         self.kept = Some(self.state.step);
+        log::debug(&format!("kept {}", dir.display()), json!({"step": self.state.step, "checkpoint": dir}));
         Ok(dir)
     }
 
@@ -353,7 +349,9 @@ impl<'a> Run<'a> {
             Method::Full => export::model(&self.prepared, &result)?,
         };
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
-        output.write_record(&self.prepared.record, &self.state.totals)?;
+        let trainer = &self.prepared.trainer;
+        let updates = trainer.penalties.update_norms(&self.settings.asft, trainer.model.parameters())?;
+        output.write_record(&self.prepared.record, &self.state.totals, &updates)?;
         self.progress.finish();
         Ok(Outcome {
             result,

@@ -13,11 +13,21 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written, and no number.
-const FREE_KEYS: [&str; 4] = ["output.dir", "output.save_every_steps", "output.keep_last", "output.log_modules_every"];
+const FREE_KEYS: [&str; 5] =
+    ["output.dir", "output.save_every_steps", "output.keep_last", "output.log_modules_every", "logging.tensorboard"];
 
 /// Settings that a checkpoint's tensors embody.
-const FIXED_KEYS: [&str; 6] =
-    ["train.method", "lora.rank", "lora.alpha", "lora.use_rslora", "lora.target_modules", "lora.init_adapter"];
+const FIXED_KEYS: [&str; 9] = [
+    "train.method",
+    "lora.rank",
+    "lora.alpha",
+    "lora.use_rslora",
+    "lora.target_modules",
+    "lora.layers_to_transform",
+    "lora.rank_pattern",
+    "lora.alpha_pattern",
+    "lora.init_adapter",
+];
 
 /// Where a run stands after a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -24,9 +24,9 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// As [`hub::resolve_dataset`].
-pub fn alignment_file(options: &DefenceOptions, quiet: bool) -> Result<Option<ResolvedFile>> {
+pub fn alignment_file(options: &DefenceOptions) -> Result<Option<ResolvedFile>> {
     let file = options.alignment_data.as_ref().filter(|_| options.kind == Defence::Lisa);
-    let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, quiet).context("defence.alignment_data");
+    let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, false).context("defence.alignment_data");
     file.map(resolve).transpose()
 }
 
@@ -37,11 +37,17 @@ pub struct Alignment {
 }
 
 impl Alignment {
-    /// `total_steps`: of the run.
+    /// As [`Alignment::plan`].
+    pub fn new(set: Dataset, settings: &Settings, total_steps: usize) -> Result<Self> {
+        let plan = Self::plan(&set, settings, total_steps)?;
+        Ok(Self { set, plan })
+    }
+
+    /// Which samples go into which step. `total_steps`: of the run.
     ///
     /// # Errors
     /// No step left for the training data; no full batch where partial ones are dropped.
-    pub fn new(set: Dataset, settings: &Settings, total_steps: usize) -> Result<Self> {
+    pub fn plan(set: &Dataset, settings: &Settings, total_steps: usize) -> Result<Plan> {
         let steps = settings.defence.alignment_steps;
         ensure_valid!(
             steps < total_steps,
@@ -49,8 +55,7 @@ impl Alignment {
              lower it, and defence.finetune_steps with it"
         );
         let lengths: Vec<usize> = set.examples.iter().map(|example| example.input_ids.len()).collect();
-        let plan = Plan::new(&lengths, &settings.train, &settings.data).context("defence.alignment_data")?;
-        Ok(Self { set, plan })
+        Plan::new(&lengths, &settings.train, &settings.data).context("defence.alignment_data")
     }
 }
 

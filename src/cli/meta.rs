@@ -1,0 +1,49 @@
+//! Arguments of the commands around a run: its report, a first config, what a shell wants to know.
+
+use clap::Args;
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft report runs/tiny")]
+pub struct ReportArgs {
+    /// A run's output folder, finished or not
+    #[arg(value_name = "RUN_DIR")]
+    pub run: PathBuf,
+    /// Where to write the page instead of RUN_DIR/report.html
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft init Qwen/Qwen2-7B-Instruct
+  asft init ./my-model --out my-model.toml")]
+pub struct InitArgs {
+    /// The model to fine-tune: a folder, or a hub id with an optional @revision
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The config to write; - prints it. Without it, the model's name with .toml
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft completions bash > ~/.local/share/bash-completion/completions/asft
+  asft completions zsh > ~/.zfunc/_asft
+  asft completions fish > ~/.config/fish/completions/asft.fish")]
+pub struct CompletionsArgs {
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft man ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Folder for asft.1, asft-train.1 and so on
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}

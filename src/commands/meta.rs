@@ -1,0 +1,43 @@
+//! `asft schema`, `asft completions` and `asft man`: what asft says of itself.
+
+use super::print;
+use crate::checkpoint::{check_writable, write_atomic};
+use crate::cli::{Cli, CompletionsArgs, ManArgs};
+use crate::config::Settings;
+use crate::report::log;
+use anyhow::{Context, Result};
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+
+pub fn schema() -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(&Settings::json_schema())?))
+}
+
+pub fn completions(args: CompletionsArgs) -> Result<()> {
+    // Into memory first: the generator panics where it cannot write.
+    let mut script = vec![];
+    clap_complete::generate(args.shell, &mut Cli::command(), "asft", &mut script);
+    print(&String::from_utf8(script)?)
+}
+
+pub fn man(args: ManArgs) -> Result<()> {
+    check_writable(&args.dir)?;
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let count = write_pages(command, &args.dir)?;
+    log::info(&format!("wrote {count} pages to {}", args.dir.display()), json!({"pages": count, "dir": args.dir}));
+    Ok(())
+}
+
+/// The page of a command and those of its subcommands; how many.
+fn write_pages(command: Command, dir: &Path) -> Result<usize> {
+    let subcommands: Vec<Command> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
+    let page = Man::new(command);
+    let mut text = vec![];
+    page.render(&mut text).context("making a man page")?;
+    write_atomic(&dir.join(page.get_filename()), |file| Ok(file.write_all(&text)?))?;
+    subcommands.into_iter().try_fold(1, |count, subcommand| Ok(count + write_pages(subcommand, dir)?))
+}

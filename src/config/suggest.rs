@@ -1,0 +1,182 @@
+//! Settings for a model that is not known yet by anything but its folder: what `asft init` writes.
+
+use super::{Settings, commented};
+use crate::model::{Dtype, ModelSpec};
+use crate::tokenizer::Tokenizer;
+use crate::{data::Format, ensure_valid};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Words of a name that say: this is the tuned one of a pair.
+const TUNED: [&str; 3] = ["instruct", "chat", "it"];
+/// Longest sample to suggest; what is longer costs memory that few data sets need.
+const MAX_LENGTH: usize = 2048;
+const SAVE_EVERY_STEPS: usize = 200;
+
+/// Settings, and why some are as they are.
+pub struct Suggestion {
+    settings: Settings,
+    /// By dotted key.
+    notes: BTreeMap<&'static str, String>,
+}
+
+/// Settings for the model in `dir`, which is named `source`.
+///
+/// # Errors
+/// A model that asft cannot train.
+pub fn for_model(source: &str, dir: &Path) -> Result<Suggestion> {
+    let spec = ModelSpec::load(dir)?;
+    let mut settings = Settings::default();
+    let mut notes = BTreeMap::new();
+    settings.model.aligned = source.to_string();
+    settings.model.unaligned = partner(source);
+    notes.insert(
+        "model.unaligned",
+        match &settings.model.unaligned {
+            Some(_) => "Chosen by its name: make sure that it is the model that this one was tuned from.".to_string(),
+            None => {
+                "Not known by name: fill in the model that this one was tuned from, or give asft.direction.".to_string()
+            }
+        },
+    );
+    if let Some(dtype) = stored_dtype(dir) {
+        settings.model.dtype = dtype;
+        notes.insert("model.dtype", "As the checkpoint has it.".to_string());
+    }
+    // None of the default's names may be missing.
+    let targets = settings.lora.targets(&spec)?;
+    ensure_valid!(!targets.is_empty(), "{source} has no layers to train");
+    let modules = spec.linear_modules();
+    let names = distinct(modules.iter().map(|module| crate::names::short_name(module)));
+    notes.insert(
+        "lora.target_modules",
+        format!("This model has {} in {} layers.", names.join(", "), spec.num_hidden_layers),
+    );
+    settings.data.train = "train.jsonl".to_string();
+    notes.insert("data.train", "To be filled in.".to_string());
+    settings.data.max_length = MAX_LENGTH.min(spec.context());
+    notes.insert("data.max_length", format!("The model's context is {}.", spec.context()));
+    let has_template = Tokenizer::load(dir).is_ok_and(|tokenizer| tokenizer.chat_template().is_some());
+    if !has_template {
+        settings.data.format = Format::PromptCompletion;
+        notes.insert("data.format", "The tokenizer has no chat template, which other formats need.".to_string());
+    }
+    settings.output.dir = format!("runs/{}", short_name(source));
+    settings.output.save_every_steps = Some(SAVE_EVERY_STEPS);
+    Ok(Suggestion { settings, notes })
+}
+
+impl Suggestion {
+    /// A config with every key.
+    pub fn to_toml(&self) -> Result<String> {
+        let aligned = &self.settings.model.aligned;
+        let head = format!("# Settings for fine-tuning {aligned} with asft. What is commented out is not set.\n");
+        Ok(head + &commented::config(&self.settings, &self.notes)?)
+    }
+
+    /// What only the user can fill in.
+    pub fn to_do(&self) -> Vec<&'static str> {
+        let partner = self.settings.model.unaligned.is_none().then_some("model.unaligned");
+        [Some("data.train"), partner].into_iter().flatten().collect()
+    }
+}
+
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found: Vec<&str> = vec![];
+    for name in names {
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// A model's name without its owner, folder and revision, in small letters: `qwen2-7b-instruct`.
+pub fn short_name(source: &str) -> String {
+    let path = source.split('@').next().unwrap_or(source).trim_end_matches('/');
+    let name = path.rsplit('/').next().unwrap_or(path).to_lowercase();
+    if name.is_empty() || name.starts_with('.') { "model".to_string() } else { name }
+}
+
+/// The type that the checkpoint's weights are said to have.
+fn stored_dtype(dir: &Path) -> Option<Dtype> {
+    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let config: Value = serde_json::from_str(&text).ok()?;
+    match config.get("dtype").or_else(|| config.get("torch_dtype"))?.as_str()? {
+        "bfloat16" => Some(Dtype::Bf16),
+        "float16" => Some(Dtype::F16),
+        "float32" => Some(Dtype::F32),
+        _ => None,
+    }
+}
+
+/// The base model of a tuned one, by name: on the hub as its makers name theirs, on the disk if it is there.
+fn partner(source: &str) -> Option<String> {
+    let path = source.split('@').next().unwrap_or(source).trim_end_matches('/');
+    let (owner, name) = path.rsplit_once('/').map_or(("", path), |(owner, name)| (owner, name));
+    let partner = partner_name(name)?;
+    let partner = if owner.is_empty() { partner } else { format!("{owner}/{partner}") };
+    (!Path::new(source).is_dir() || Path::new(&partner).is_dir()).then_some(partner)
+}
+
+fn partner_name(name: &str) -> Option<String> {
+    let words: Vec<&str> = name.split('-').collect();
+    let lower = name.to_lowercase();
+    // Qwen3-8B is tuned, its base is Qwen3-8B-Base; not for all sizes is there one.
+    if let ["Qwen3", size @ ("0.6B" | "1.7B" | "4B" | "8B" | "14B"), ..] = words[..] {
+        return (words.last() != Some(&"Base")).then(|| format!("Qwen3-{size}-Base"));
+    }
+    // Its base was never published by that name.
+    if lower == "mistral-7b-instruct-v0.2" {
+        return None;
+    }
+    let at = words.iter().position(|word| TUNED.contains(&word.to_lowercase().as_str()))?;
+    let mut words = words;
+    if lower.starts_with("gemma-3") {
+        words[at] = "pt";
+    } else {
+        words.remove(at);
+    }
+    (!words.is_empty()).then(|| words.join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partners_are_known_by_name() {
+        for (tuned, base) in [
+            ("Qwen/Qwen2-7B-Instruct", Some("Qwen/Qwen2-7B")),
+            ("Qwen/Qwen2.5-0.5B-Instruct@main", Some("Qwen/Qwen2.5-0.5B")),
+            ("Qwen/Qwen3-8B", Some("Qwen/Qwen3-8B-Base")),
+            ("Qwen/Qwen3-8B-Base", None),
+            ("Qwen/Qwen3-4B-Instruct-2507", Some("Qwen/Qwen3-4B-Base")),
+            ("meta-llama/Llama-2-7b-chat-hf", Some("meta-llama/Llama-2-7b-hf")),
+            ("meta-llama/Meta-Llama-3-8B-Instruct", Some("meta-llama/Meta-Llama-3-8B")),
+            ("mistralai/Mistral-7B-Instruct-v0.3", Some("mistralai/Mistral-7B-v0.3")),
+            ("mistralai/Mistral-7B-Instruct-v0.2", None),
+            ("google/gemma-2-9b-it", Some("google/gemma-2-9b")),
+            ("google/gemma-3-1b-it", Some("google/gemma-3-1b-pt")),
+            ("HuggingFaceTB/SmolLM2-135M-Instruct", Some("HuggingFaceTB/SmolLM2-135M")),
+            ("meta-llama/Llama-2-7b-hf", None),
+        ] {
+            assert_eq!(partner(tuned).as_deref(), base, "{tuned}");
+        }
+        assert_eq!(short_name("Qwen/Qwen2-7B-Instruct@main"), "qwen2-7b-instruct");
+        assert_eq!(short_name("./models/"), "models");
+    }
+
+    #[test]
+    fn a_folder_s_partner_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let tuned = dir.path().join("toy-instruct");
+        std::fs::create_dir(&tuned).unwrap();
+        let source = tuned.display().to_string();
+        assert_eq!(partner(&source), None);
+        std::fs::create_dir(dir.path().join("toy")).unwrap();
+        assert_eq!(partner(&source), Some(dir.path().join("toy").display().to_string()));
+    }
+}

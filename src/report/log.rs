@@ -1,0 +1,156 @@
+//! Every line on stderr is made here: text for people, or one JSON object a line (`--log-format json`) for collectors.
+//!
+//! A JSON line has `time` (UTC), `level` (`error`, `warn`, `info` or `debug`), `message`, the text that a person would
+//! have read, and `fields`, its numbers and names by key. What is asked of a command, its result, goes to stdout and is
+//! not a log line.
+//!
+//! A command line tool has a dozen such places and one thread that writes; that is less than a logging framework costs.
+
+use super::run_record::utc_now;
+use indicatif::{MultiProgress, ProgressBar};
+use serde_json::{Map, Value, json};
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, OnceLock};
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Warnings, errors, and what must be known to go on.
+    Quiet,
+    #[default]
+    Normal,
+    /// Each step, and what is being done.
+    Verbose,
+}
+
+/// How it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+static OPTIONS: OnceLock<(Verbosity, LogFormat)> = OnceLock::new();
+
+/// Whether what is done now is a part of something larger, which tells of it.
+static WITHIN: AtomicBool = AtomicBool::new(false);
+
+/// The bars on the screen, which must make room for a line.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Chooses how the process logs; once, before it does.
+pub fn init(verbosity: Verbosity, format: LogFormat) {
+    // A second call would be a slip; the first choice stands.
+    let _first_wins = OPTIONS.set((verbosity, format));
+}
+
+/// Does a part of something larger that tells of it itself: what the part would tell, only a verbose command does.
+pub fn within<T>(part: impl FnOnce() -> T) -> T {
+    WITHIN.store(true, Ordering::Relaxed);
+    let done = part();
+    WITHIN.store(false, Ordering::Relaxed);
+    done
+}
+
+fn options() -> (Verbosity, LogFormat) {
+    let (verbosity, format) = OPTIONS.get().copied().unwrap_or_default();
+    match (WITHIN.load(Ordering::Relaxed), verbosity) {
+        (true, Verbosity::Verbose) => (Verbosity::Normal, format),
+        (true, _) => (Verbosity::Quiet, format),
+        (false, _) => (verbosity, format),
+    }
+}
+
+/// Whether each step and each decision is told.
+pub fn is_verbose() -> bool {
+    options().0 == Verbosity::Verbose
+}
+
+/// Whether bars are drawn: for a person, on a terminal.
+pub fn draws_bars() -> bool {
+    let (verbosity, format) = options();
+    verbosity != Verbosity::Quiet && format == LogFormat::Text && stderr().is_terminal()
+}
+
+/// A bar that makes room for lines; hidden where none are drawn.
+pub fn shown(bar: ProgressBar) -> ProgressBar {
+    if draws_bars() { BARS.add(bar) } else { ProgressBar::hidden() }
+}
+
+/// The options on the command line that make another process log like this one.
+pub fn flags() -> Vec<&'static str> {
+    let (verbosity, format) = options();
+    let mut flags = match verbosity {
+        Verbosity::Quiet => vec!["--quiet"],
+        Verbosity::Normal => vec![],
+        Verbosity::Verbose => vec!["--verbose"],
+    };
+    if format == LogFormat::Json {
+        flags.extend(["--log-format", "json"]);
+    }
+    flags
+}
+
+/// What goes wrong and ends the command.
+pub fn error(message: &str, fields: Value) {
+    emit("error", "error: ", message, fields);
+}
+
+/// What the user should know even when quiet.
+pub fn warn(message: &str, fields: Value) {
+    emit("warn", "warning: ", message, fields);
+}
+
+/// What the user needs to go on, even when quiet, without being a warning.
+pub fn notice(message: &str, fields: Value) {
+    emit("info", "", message, fields);
+}
+
+/// What happens.
+pub fn info(message: &str, fields: Value) {
+    if options().0 >= Verbosity::Normal {
+        emit("info", "", message, fields);
+    }
+}
+
+/// What happens in detail.
+pub fn debug(message: &str, fields: Value) {
+    if is_verbose() {
+        emit("debug", "", message, fields);
+    }
+}
+
+fn emit(level: &str, mark: &str, message: &str, fields: Value) {
+    let line = match options().1 {
+        LogFormat::Text => format!("{mark}{message}"),
+        LogFormat::Json => json_line(level, message, fields),
+    };
+    // A closed stderr must not stop training.
+    BARS.suspend(|| {
+        let _closed = writeln!(stderr(), "{line}");
+    });
+}
+
+fn json_line(level: &str, message: &str, fields: Value) -> String {
+    let fields = if fields.is_null() { Value::Object(Map::new()) } else { fields };
+    json!({"time": utc_now(), "level": level, "message": message, "fields": fields}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_line_is_one_line_with_level_message_and_fields() {
+        let line = json_line("warn", "two\nlines \"quoted\"", json!({"step": 3, "loss": 0.1}));
+        assert_eq!(line.lines().count(), 1);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&value["level"], &value["message"]), (&json!("warn"), &json!("two\nlines \"quoted\"")));
+        assert_eq!(value["fields"], json!({"step": 3, "loss": 0.1}));
+        assert!(value["time"].as_str().is_some_and(|time| time.ends_with('Z')));
+        let bare: Value = serde_json::from_str(&json_line("info", "", Value::Null)).unwrap();
+        assert_eq!(bare["fields"], json!({}));
+    }
+}

@@ -1,0 +1,209 @@
+//! Whether a run fits the machine's memory, and what would make it fit, before its weights are loaded.
+
+use super::defence::Alignment;
+use super::estimate::{Estimate, Memory, epoch, largest};
+use super::{Method, Plan};
+use crate::config::Settings;
+use crate::data::{Dataset, Sets};
+use crate::invalid;
+use crate::model::{Dtype, ModelSpec};
+use anyhow::{Context, Result};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// A change is worth naming if it takes at least this share off.
+const WORTH_NAMING: f64 = 0.02;
+
+/// The machine's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineMemory {
+    /// What can be had now without swapping.
+    pub available: usize,
+    /// What no process can go beyond: memory and swap, or the limit of its control group.
+    pub limit: usize,
+}
+
+/// How a run fits: what to say of it, and its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fit {
+    Fits(String, Value),
+    /// More than is available now, by the estimate.
+    Tight(String, Value),
+}
+
+/// All samples of a run.
+#[derive(Clone, Copy)]
+pub struct Samples<'a> {
+    pub sets: &'a Sets,
+    /// Lisa's safety samples.
+    pub alignment: Option<&'a Dataset>,
+}
+
+/// Compares what the run will take with what there is.
+///
+/// # Errors
+/// Weights and what trains of them, without which nothing works, are beyond the machine's limit.
+pub fn fit(
+    settings: &Settings,
+    spec: &ModelSpec,
+    targets: &[String],
+    samples: Samples,
+    machine: MachineMemory,
+) -> Result<Fit> {
+    let memory = peak(settings, spec, targets, samples)?;
+    let (needed, certain) = (memory.total(), memory.weights + memory.trained);
+    let MachineMemory { available, limit } = machine;
+    let fields = json!({"peak_memory_bytes": needed, "available_memory_bytes": available, "limit_memory_bytes": limit});
+    let text = format!("the run needs about {} of memory", size(needed));
+    if certain <= limit && needed <= available {
+        return Ok(Fit::Fits(format!("{text}, {} are available", size(available)), fields));
+    }
+    let parts = format!("{text} ({} of it for weights and what trains)", size(certain));
+    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, samples)?.total()))?;
+    if certain > limit {
+        return Err(invalid!("{parts}, the machine has {} with its swap space; {advice}", size(limit)));
+    }
+    Ok(Fit::Tight(format!("{parts}, {} are available; {advice}", size(available)), fields))
+}
+
+fn size(bytes: usize) -> HumanBytes {
+    HumanBytes(bytes as u64)
+}
+
+fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], samples: Samples) -> Result<Memory> {
+    let Samples { sets, alignment } = samples;
+    let lengths: Vec<usize> = sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
+    let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
+    let mut steps = epoch(&mut plan, &sets.train.examples);
+    let mut tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
+    if let Some(set) = alignment {
+        tokens += set.counts.tokens;
+        steps.extend(epoch(&mut Alignment::plan(set, settings, plan.total_steps)?, &set.examples));
+    }
+    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(largest(&steps), tokens))
+}
+
+/// The settings that would bring the peak down, each with what it would then be.
+fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result<usize>) -> Result<String> {
+    type Change = fn(&mut Settings);
+    let changes: [(&str, Change); 4] = [
+        ("train.method = \"lora\"", |s| s.train.method = Method::Lora),
+        ("model.dtype = \"bf16\"", |s| {
+            s.model.dtype = if s.model.dtype == Dtype::F32 { Dtype::Bf16 } else { s.model.dtype }
+        }),
+        ("train.gradient_checkpointing = true", |s| s.train.gradient_checkpointing = true),
+        ("train.batch_size = 1 (with more train.gradient_accumulation)", |s| s.train.batch_size = 1),
+    ];
+    let mut found = vec![];
+    for (name, change) in changes {
+        let mut changed = settings.clone();
+        change(&mut changed);
+        let less = peak(&changed)?;
+        if (less as f64) < needed as f64 * (1.0 - WORTH_NAMING) {
+            found.push(format!("{name}: {}", size(less)));
+        }
+    }
+    Ok(match found.as_slice() {
+        [] => "a smaller model or a lower data.max_length takes less".to_string(),
+        found => format!("less would be needed with {}", found.join(", or with ")),
+    })
+}
+
+impl MachineMemory {
+    /// Linux only; `None` elsewhere.
+    pub fn read() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let group = Group::read();
+        Self::of(&text, group)
+    }
+
+    fn of(meminfo: &str, group: Option<Group>) -> Option<Self> {
+        let bytes = |key: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+            Some(line.split_whitespace().next()?.parse::<usize>().ok()?.saturating_mul(1024))
+        };
+        let (available, swap) = (bytes("MemAvailable")?, bytes("SwapTotal").unwrap_or(0));
+        let whole = Self { available, limit: bytes("MemTotal")?.saturating_add(swap) };
+        let Some(group) = group else { return Some(whole) };
+        Some(Self {
+            available: whole.available.min(group.limit.saturating_sub(group.used)),
+            limit: whole.limit.min(group.limit.saturating_add(swap)),
+        })
+    }
+}
+
+/// The tightest control group that this process is in.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    limit: usize,
+    /// Without what the kernel gives back when asked.
+    used: usize,
+}
+
+impl Group {
+    fn read() -> Option<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let root = Path::new("/sys/fs/cgroup");
+        let mut folders: Vec<(PathBuf, [&str; 2])> = vec![];
+        for line in own.lines() {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            let (root, names) = match controllers {
+                "" => (root.to_path_buf(), ["memory.max", "memory.current"]),
+                "memory" => (root.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes"]),
+                _ => continue,
+            };
+            let inner = root.join(path.trim_start_matches('/'));
+            // Limits above hold below too.
+            folders.extend(inner.ancestors().take_while(|dir| dir.starts_with(&root)).map(|dir| (dir.into(), names)));
+        }
+        let limits = folders.iter().filter_map(|(dir, names)| Self::of(dir, names));
+        limits.min_by_key(|group| group.limit.saturating_sub(group.used))
+    }
+
+    fn of(dir: &Path, [limit, used]: &[&str; 2]) -> Option<Self> {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+        // "max" is no limit.
+        let limit = read(limit)?.trim().parse().ok()?;
+        let used: usize = read(used)?.trim().parse().ok()?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<usize>().ok());
+        Some(Self { limit, used: used.saturating_sub(cached.unwrap_or(0)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMINFO: &str =
+        "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapTotal:   500 kB\n";
+
+    #[test]
+    fn the_tighter_of_machine_and_group_counts() {
+        let machine = |group| MachineMemory::of(MEMINFO, group).unwrap();
+        assert_eq!(machine(None), MachineMemory { available: 600 << 10, limit: 1500 << 10 });
+        let group = Group { limit: 300 << 10, used: 100 << 10 };
+        assert_eq!(machine(Some(group)), MachineMemory { available: 200 << 10, limit: 800 << 10 });
+        let wide = Group { limit: usize::MAX, used: 0 };
+        assert_eq!(machine(Some(wide)), machine(None));
+        assert!(MachineMemory::of("MemTotal: 5 kB\n", None).is_none());
+    }
+
+    #[test]
+    fn advice_names_what_helps_and_by_how_much() {
+        let mut settings = Settings::default();
+        settings.train.method = Method::Full;
+        let peak = |s: &Settings| {
+            let half = if s.model.dtype == Dtype::F32 { 1 } else { 2 };
+            Ok((if s.train.method == Method::Full { 4000 } else { 1000 } / half + 10 * s.train.batch_size) << 20)
+        };
+        let needed = peak(&settings).unwrap();
+        let text = advice(&settings, needed, peak).unwrap();
+        let expected = "less would be needed with train.method = \"lora\": 1.05 GiB, or with model.dtype = \"bf16\": \
+                        2.03 GiB";
+        assert_eq!(text, expected);
+        (settings.train.method, settings.model.dtype, settings.train.batch_size) = (Method::Lora, Dtype::Bf16, 1);
+        assert!(advice(&settings, 510 << 20, peak).unwrap().contains("data.max_length"));
+    }
+}

@@ -1,0 +1,23 @@
+//! Everything that is wrong with a run, for one message.
+
+use crate::error::joined;
+use anyhow::Result;
+
+/// Errors, gathered.
+#[derive(Default)]
+pub struct Problems(pub Vec<anyhow::Error>);
+
+impl Problems {
+    pub fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
+    }
+
+    pub fn note_all<T>(&mut self, result: Result<T, Vec<anyhow::Error>>) -> Option<T> {
+        result.map_err(|errors| self.0.extend(errors)).ok()
+    }
+
+    /// One error for all, the user's to put right if each of them is.
+    pub fn into_error(self) -> anyhow::Error {
+        joined("training cannot start", self.0)
+    }
+}
