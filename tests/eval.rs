@@ -187,7 +187,7 @@ fn mistakes_exit_with_2_and_say_where() {
         (vec!["--suite", suite], vec!["line 3", "did you mean `metric`"]),
         (vec!["--suite", "/nowhere.toml"], vec!["/nowhere.toml"]),
         (vec!["--data", "/nowhere.jsonl", "--metric", "refusal"], vec!["/nowhere.jsonl"]),
-        (vec!["--data", data, "--adapter", "/nowhere"], vec!["/nowhere"]),
+        (vec!["--data", data, "--metric", "refusal", "--adapter", "/nowhere"], vec!["/nowhere"]),
     ] {
         let assert = eval(&[&["--model", "tests/tiny/aligned"], &arguments[..]].concat()).assert().code(2);
         let error = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();

@@ -6,6 +6,8 @@ use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{Columns, Format, PROMPT_FIELDS};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value};
+use crate::hub;
+use crate::model::{DeviceKind, ModelSpec};
 use crate::report::Table;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
@@ -34,9 +36,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => evaluations(&args)?,
     };
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
+    // Samples are looked at before weights are fetched and loaded.
+    let dir = hub::resolve_without_weights(&args.base.model, false)?.dir;
+    let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.base.device).open()?);
+    let prepared = Prepared::new(&evaluations, &dir, &spec, (&device, args.base.dtype.into()))?;
     let mut base = load_base(&args.base, &adapters)?;
-    let compute = (&base.model.device().clone(), args.base.dtype.into());
-    let prepared = Prepared::new(&evaluations, &base.dir, base.model.spec(), compute)?;
     let mut rows = vec![];
     if args.baseline || adapters.is_empty() {
         rows.push((args.base.model.clone(), prepared.measure(&base.model, args.batch_size)?));

@@ -86,7 +86,11 @@ fn a_file_of_a_dataset_can_be_named() {
 fn what_is_unclear_or_missing_is_refused_with_a_list() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("datasets", "org/samples", repository());
-    fails(eval(&hub, home.path(), "org/samples"), 2, &["--data", "not clear which", "`org/samples:data/test.jsonl`"]);
+    fails(
+        eval(&hub, home.path(), "org/samples"),
+        2,
+        &["evaluation", "not clear which", "`org/samples:data/test.jsonl`"],
+    );
     let typo = ["no file `data/trian.jsonl`", "did you mean `data/train.jsonl`"];
     fails(eval(&hub, home.path(), "org/samples:data/trian.jsonl"), 2, &typo);
     fails(eval(&hub, home.path(), "org/samples:README.md"), 2, &["README.md", "cannot be read"]);
