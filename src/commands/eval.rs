@@ -6,7 +6,7 @@ use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{Columns, Format, PROMPT_FIELDS};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value};
-use crate::hub;
+use crate::hub::{self, Split};
 use crate::model::{DeviceKind, ModelSpec};
 use crate::report::Table;
 use anyhow::{Context, Result};
@@ -36,8 +36,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => evaluations(&args)?,
     };
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
-    // Samples are looked at before weights are fetched and loaded.
-    let dir = hub::resolve_without_weights(&args.base.model, false)?.dir;
+    // Files are found before weights are fetched, and samples looked at before they are loaded.
+    for evaluation in &evaluations {
+        let found = hub::resolve_dataset(&evaluation.data, Split::Any, false);
+        found.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
+    }
+    let dir = hub::resolve(&args.base.model, false)?.dir;
     let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.base.device).open()?);
     let prepared = Prepared::new(&evaluations, &dir, &spec, (&device, args.base.dtype.into()))?;
     let mut base = load_base(&args.base, &adapters)?;
