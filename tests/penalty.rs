@@ -3,9 +3,7 @@
 
 use asft::method::direction_file::DirectionFactors;
 use asft::method::factorize::{Keep, Setting, factorize};
-use asft::method::{
-    AsftOptions, Factors, Penalize, Penalty, Projector, aligned_share, random_direction, random_right_basis,
-};
+use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, random_direction, random_right_basis};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -171,22 +169,6 @@ fn a_cancelling_product_keeps_its_digits() {
     assert_value("value", term.value, value);
     assert_near("grad_a", &term.grad_a, &grad_a);
     assert_near("grad_b", &term.grad_b, &grad_b);
-}
-
-#[test]
-fn the_share_along_the_direction_is_told() {
-    let device = Device::Cpu;
-    let u = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], &device).unwrap();
-    let direction = DirectionFactors {
-        basis: u,
-        eigenvalues: Tensor::new(&[2f32, 1.0], &device).unwrap(),
-        v_norm: 3.0,
-        residual: 0.0,
-    };
-    let factors = Factors::new(&AsftOptions::default(), &direction, &device).unwrap();
-    let a = Tensor::new(&[[1f32, 0.0]], &device).unwrap();
-    let b = Tensor::new(&[[3f32], [0.0], [4.0], [0.0]], &device).unwrap();
-    assert!((aligned_share(&factors, &a, &b).unwrap() - 9.0 / 25.0).abs() < 1e-6);
 }
 
 #[test]

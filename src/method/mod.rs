@@ -19,5 +19,5 @@ mod sign;
 
 pub use dual::Dual;
 pub use options::{AsftOptions, Found, Lambda, Penalize, Projector};
-pub use penalty::{Factors, FullTerm, Penalty, Term, UpdateShares, aligned_share, lora_square};
+pub use penalty::{Factors, FullTerm, Penalty, Term, UpdateShares, lora_square};
 pub use random::{random_direction, random_right_basis};

@@ -310,20 +310,6 @@ impl Penalty {
     }
 }
 
-/// The share of ‖B A‖_F² that lies in the span of U, for logs: 1 is wholly along the direction, 0 orthogonal to it.
-pub fn aligned_share(factors: &Factors, a: &Tensor, b: &Tensor) -> Result<f64> {
-    let Some((basis, _)) = &factors.parts else { return Ok(0.0) };
-    let wide = accumulator(a.device());
-    let inside = basis.t()?.matmul(b)?.to_dtype(wide)?; // [k, r]
-    let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
-    let s = a.matmul(&a.t()?)?;
-    let whole = inner_product(&b.t()?.matmul(&b)?, &s)?;
-    if whole <= 0.0 {
-        return Ok(0.0);
-    }
-    Ok((inner_product(&inside.t()?.matmul(&inside)?, &s)? / whole).clamp(0.0, 1.0))
-}
-
 pub(super) fn accumulator(device: &Device) -> DType {
     if device.is_metal() { DType::F32 } else { DType::F64 }
 }
