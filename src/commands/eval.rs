@@ -101,23 +101,23 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
 
 type Row = (String, Vec<Outcome>);
 
-/// One model: a line for each evaluation.
+/// One model: the values of its one evaluation on a line, or of several below one another.
 fn listing(outcomes: &[Outcome]) -> String {
-    let mut text = String::new();
-    for outcome in outcomes {
-        let value = |(name, value): &(&str, Value)| {
-            let name = name.replace('_', " ");
-            if name == outcome.title { value.text() } else { format!("{name} {}", value.text()) }
-        };
-        let values = outcome.values.iter().map(value).collect::<Vec<_>>().join("  ");
-        let title = if outcomes.len() == 1 && !values.starts_with(char::is_numeric) {
-            String::new()
-        } else {
-            format!("{}  ", outcome.title)
-        };
-        let _ = writeln!(text, "{title}{values}");
+    let named = |(name, value): &(&str, Value)| (name.replace('_', " "), value.text());
+    if let [outcome] = outcomes {
+        let values: Vec<String> =
+            outcome.values.iter().map(named).map(|(name, value)| format!("{name} {value}")).collect();
+        return values.join("  ") + "\n";
     }
-    text
+    let lines = outcomes.iter().flat_map(|outcome| {
+        outcome.values.iter().map(named).enumerate().map(|(i, (name, value))| {
+            let name = if i == 0 { outcome.title.clone() } else { format!("  {name}") };
+            (name, value)
+        })
+    });
+    let lines: Vec<(String, String)> = lines.collect();
+    let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
 /// Several models: a row for each, a column for each value.
