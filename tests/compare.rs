@@ -107,4 +107,7 @@ fn a_run_that_fails_is_reported_and_the_others_go_on() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.lines().any(|line| line.contains("diverges") && line.contains("2 failed")), "{table}");
     assert!(table.lines().any(|line| line.contains("fine") && !line.contains("failed")), "{table}");
+    // Tried again, a failure still counts once.
+    let again = compare(&config, &[]).assert().success().get_output().stdout.clone();
+    assert_eq!(String::from_utf8(again).unwrap(), table);
 }

@@ -4,7 +4,7 @@ use super::print;
 use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
 use crate::compare::{CompareOptions, Comparison, Figure, Finished, Mean, Summary, runs, summarise, table};
-use crate::plot::{Point, Series, trade_off};
+use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, trade_off};
 use crate::report::log;
 use anyhow::Result;
 use serde_json::json;
@@ -35,9 +35,16 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
     write("table.txt", text.as_bytes())?;
     if let Some(figure) = &options.figure {
-        let picture = trade_off(&title(&options), (&figure.x, &figure.y), &series(&summaries, figure))?;
-        write("figure.svg", picture.svg.as_bytes())?;
-        write("figure.png", &picture.png)?;
+        let both = |name: &str, picture: Picture| {
+            write(&format!("{name}.svg"), picture.svg.as_bytes())?;
+            write(&format!("{name}.png"), &picture.png)
+        };
+        let (title, panels) = (title(&options), panels(&summaries, figure));
+        both("figure", trade_off(&title, (&figure.x, &figure.y), &panels)?)?;
+        if options.select.is_some() {
+            let (panels, ranks) = ranks(&summaries, figure);
+            both("selected", ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
+        }
     }
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&json!({"cases": summaries}))?))?;
@@ -53,23 +60,55 @@ fn title(options: &CompareOptions) -> String {
     format!("{name}: {seeds} seed{}", if seeds == 1 { "" } else { "s, bars: 95 % of the mean" })
 }
 
-/// A series for each method, in each combination of the sweep.
-fn series(summaries: &[Summary], figure: &Figure) -> Vec<Series> {
-    let mut all: Vec<Series> = vec![];
-    for summary in summaries {
-        let (Some(x), Some(y)) = (summary.get(&figure.x), summary.get(&figure.y)) else { continue };
-        let scaled = |mean: &Mean| {
-            let factor = if mean.share { 100.0 } else { 1.0 };
-            (mean.mean * factor, mean.half.map(|half| half * factor))
-        };
-        let sweep = summary.case.sweep_title();
-        let method = &summary.case.method;
-        let name = if sweep.is_empty() { method.clone() } else { format!("{method} ({sweep})") };
-        let point = Point { x: scaled(x), y: scaled(y), selected: summary.selected };
-        match all.iter_mut().find(|series| series.name == name) {
-            Some(series) => series.points.push(point),
-            None => all.push(Series { name, points: vec![point] }),
+/// The combinations of the sweep among the results; one without a title where there is no sweep.
+fn sweeps(summaries: &[Summary]) -> Vec<String> {
+    let mut titles: Vec<String> = vec![];
+    for summary in summaries.iter().filter(|summary| summary.trained) {
+        let title = summary.case.sweep_title();
+        if !titles.contains(&title) {
+            titles.push(title);
         }
     }
-    all
+    titles
+}
+
+/// In percent.
+fn spread(mean: &Mean) -> Spread {
+    let factor = if mean.share { 100.0 } else { 1.0 };
+    (mean.mean * factor, mean.half.map(|half| half * factor))
+}
+
+/// A panel for each combination of the sweep, and in it a series for each method.
+fn panels(summaries: &[Summary], figure: &Figure) -> Vec<Panel> {
+    let panel = |title: String| {
+        let mut all: Vec<Series> = vec![];
+        for summary in summaries.iter().filter(|s| s.trained && s.case.sweep_title() == title) {
+            let (Some(x), Some(y)) = (summary.get(&figure.x), summary.get(&figure.y)) else { continue };
+            let point = Point { x: spread(x), y: spread(y), selected: summary.selected };
+            let name = &summary.case.method;
+            match all.iter_mut().find(|series| series.name == *name) {
+                Some(series) => series.points.push(point),
+                None => all.push(Series { name: name.clone(), points: vec![point] }),
+            }
+        }
+        Panel { title, series: all }
+    };
+    sweeps(summaries).into_iter().map(panel).collect()
+}
+
+/// The selected setting of every method, by combination of the sweep.
+fn ranks(summaries: &[Summary], figure: &Figure) -> (Vec<String>, Vec<Rank>) {
+    let titles = sweeps(summaries);
+    let mut ranks: Vec<Rank> = vec![];
+    for summary in summaries.iter().filter(|summary| summary.selected) {
+        let (Some(x), Some(y)) = (summary.get(&figure.x), summary.get(&figure.y)) else { continue };
+        let Some(panel) = titles.iter().position(|title| *title == summary.case.sweep_title()) else { continue };
+        let name = &summary.case.method;
+        let found = ranks.iter().position(|rank| rank.name == *name).unwrap_or(ranks.len());
+        if found == ranks.len() {
+            ranks.push(Rank { name: name.clone(), values: vec![None; titles.len()] });
+        }
+        ranks[found].values[panel] = Some((spread(y), spread(x).0));
+    }
+    (titles, ranks)
 }

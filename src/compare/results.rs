@@ -8,7 +8,7 @@ use crate::report::hash_file;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -126,10 +126,10 @@ impl Results {
             "{} belongs to another config or suite; choose another `dir`, or remove the file to measure everything anew",
             path.display()
         );
-        let mut rows = vec![];
+        let mut rows: Vec<Row> = vec![];
         for (i, line) in lines.iter().enumerate().skip(1) {
             match serde_json::from_str(line) {
-                Ok(row) => rows.push(row),
+                Ok(row) => add(&mut rows, row),
                 // A process that was killed leaves half a line.
                 Err(_) if i + 1 == lines.len() => cut_line(&path)?,
                 Err(e) => return Err(invalid!("{}:{}: {e}", path.display(), i + 1)),
@@ -142,6 +142,22 @@ impl Results {
         &self.rows
     }
 
+    /// Keeps other processes from adding results, as long as the file lives.
+    ///
+    /// # Errors
+    /// Another process does.
+    pub fn lock(&self) -> Result<File> {
+        let opening = || format!("opening {}", self.path.display());
+        let file = OpenOptions::new().append(true).open(&self.path).with_context(opening)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                Err(invalid!("another asft compare is at work in {}; wait for it", self.path.display()))
+            }
+            Err(TryLockError::Error(e)) => Err(e).with_context(opening),
+        }
+    }
+
     /// Whether there is a result by that key. A failure is none: it is tried again.
     pub fn has(&self, key: &str) -> bool {
         self.rows.iter().any(|row| row.key == key && row.error.is_none())
@@ -150,8 +166,7 @@ impl Results {
     /// Adds a row to the file, in place of an earlier failure.
     pub fn append(&mut self, row: Row) -> Result<()> {
         self.write(&row)?;
-        self.rows.retain(|other| other.key != row.key);
-        self.rows.push(row);
+        add(&mut self.rows, row);
         Ok(())
     }
 
@@ -161,6 +176,12 @@ impl Results {
         let line = serde_json::to_string(line)? + "\n";
         file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(written)
     }
+}
+
+/// The later row of a key counts: it may follow a failure.
+fn add(rows: &mut Vec<Row>, row: Row) {
+    rows.retain(|other| other.key != row.key);
+    rows.push(row);
 }
 
 /// Removes what follows the last line break.

@@ -88,6 +88,7 @@ impl<'a> Comparison<'a> {
     /// # Errors
     /// Models or samples that cannot be read; results that cannot be written.
     pub fn run(&mut self) -> Result<Finished> {
+        let _lock = self.results.lock()?;
         let missing: Vec<usize> =
             (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
         self.measure_references()?;

@@ -26,6 +26,8 @@ pub struct Summary {
     /// Seeds without a result.
     pub failed: usize,
     pub measured: Vec<Mean>,
+    /// Whether it is a method's, not a model of the pair.
+    pub trained: bool,
     /// Whether `select` chooses it.
     pub selected: bool,
 }
@@ -70,7 +72,9 @@ fn of_case(case: &Case, rows: &[Row]) -> Summary {
     };
     let count = good.first().map_or(0, |row| row.measured.len());
     let measured = (0..count).filter_map(mean).collect();
-    Summary { case: case.clone(), seeds: rows.len(), failed: rows.len() - good.len(), measured, selected: false }
+    let trained = rows.iter().any(|row| row.seed.is_some());
+    let (seeds, failed) = (rows.len(), rows.len() - good.len());
+    Summary { case: case.clone(), seeds, failed, measured, trained, selected: false }
 }
 
 fn mean_and_half(values: &[f64]) -> (f64, Option<f64>) {
