@@ -4,7 +4,7 @@ mod meta;
 mod tools;
 
 pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs};
-pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, SortArg, UnitArg};
+pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, UnitArg};
 
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;

@@ -237,7 +237,10 @@ fn a_landscape_is_what_moved_models_measure() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         for picture in ["curves", "grid"] {
             let svg = std::fs::read_to_string(out.join(format!("{picture}.svg"))).unwrap();
-            assert!(svg.starts_with("<svg") && svg.contains("toy: loss"), "{picture}");
+            assert!(
+                svg.starts_with("<svg") && svg.contains("toy") && svg.contains("nats per label token"),
+                "{picture}"
+            );
             let png = std::fs::read(out.join(format!("{picture}.png"))).unwrap();
             assert!(png.starts_with(b"\x89PNG") && png.len() > 5000, "{picture}");
         }

@@ -1,6 +1,7 @@
 //! Arguments of the commands that look at finished weights: project, inspect, landscape.
 
 use super::{FormatArg, ModelArgs};
+use crate::method::inspect::Order;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -29,22 +30,6 @@ pub struct ProjectArgs {
     pub json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum SortArg {
-    /// By layer
-    Layer,
-    /// |dW|, largest first
-    Norm,
-    /// |C dW| / |dW|, largest first
-    Aligned,
-    /// |(I - P) dW| / |dW|, largest first
-    Orthogonal,
-    /// cos(C dW, dW), lowest first: the order in which Safe LoRA projects
-    Cosine,
-    /// <dW, V> / (|dW| |V|), most against V first
-    Signed,
-}
-
 #[derive(Args)]
 #[command(
     after_help = "Examples:
@@ -67,8 +52,8 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE")]
     pub direction: PathBuf,
     /// The table's order
-    #[arg(long, value_enum, default_value_t = SortArg::Layer)]
-    pub sort: SortArg,
+    #[arg(long, value_enum, default_value_t = Order::Layer)]
+    pub sort: Order,
     /// Draw a heat map, layer by module
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,

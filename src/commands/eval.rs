@@ -5,8 +5,8 @@ use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::{EvalArgs, FormatArg};
 use crate::data::{Columns, Format, PROMPT_FIELDS};
 use crate::ensure_valid;
-use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value};
-use crate::hub::{self, Split};
+use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value, locate};
+use crate::hub;
 use crate::model::{DeviceKind, ModelSpec};
 use crate::report::Table;
 use anyhow::{Context, Result};
@@ -37,13 +37,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
     // Files are found before weights are fetched, and samples looked at before they are loaded.
-    for evaluation in &evaluations {
-        let found = hub::resolve_dataset(&evaluation.data, Split::Any, false);
-        found.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
-    }
+    let located = locate(evaluations)?;
     let dir = hub::resolve(&args.base.model, false)?.dir;
     let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.base.device).open()?);
-    let prepared = Prepared::new(&evaluations, &dir, &spec, (&device, args.base.dtype.into()))?;
+    let prepared = Prepared::new(&located, &dir, &spec, (&device, args.base.dtype.into()))?;
     let mut base = load_base(&args.base, &adapters)?;
     let mut rows = vec![];
     if args.baseline || adapters.is_empty() {
@@ -122,27 +119,15 @@ fn listing(outcomes: &[Outcome]) -> String {
 
 /// Several models: a row for each, a column for each value.
 fn table(rows: &[Row]) -> String {
-    let mut head = vec!["model".to_string()];
-    for outcome in rows.first().map(|(_, outcomes)| outcomes).into_iter().flatten() {
-        // Counts are the same for all of them.
-        for (i, (name, _)) in shown(outcome).enumerate() {
-            head.push(if i == 0 {
-                outcome.title.clone()
-            } else {
-                format!("{}: {}", outcome.title, name.replace('_', " "))
-            });
-        }
-    }
-    let mut table = Table::new(head);
+    let readings =
+        |outcomes: &[Outcome]| -> Vec<(String, Value)> { outcomes.iter().flat_map(Outcome::readings).collect() };
+    let names = rows.first().map_or(vec![], |(_, outcomes)| readings(outcomes));
+    let mut table = Table::new(["model".to_string()].into_iter().chain(names.into_iter().map(|(name, _)| name)));
     for (model, outcomes) in rows {
-        let values = outcomes.iter().flat_map(|outcome| shown(outcome).map(|(_, value)| value.text()));
+        let values = readings(outcomes).into_iter().map(|(_, value)| value.text());
         table.push([model.clone()].into_iter().chain(values));
     }
     table.to_string()
-}
-
-fn shown(outcome: &Outcome) -> impl Iterator<Item = (&'static str, Value)> {
-    outcome.values.iter().copied().filter(|(_, value)| !matches!(value, Value::Count(_)))
 }
 
 /// One evaluation of one model is an object of its values; anything else a list of models with their evaluations.

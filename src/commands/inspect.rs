@@ -3,11 +3,11 @@
 use super::print;
 use crate::adapter::{self, BaseIdentity};
 use crate::checkpoint::{Checkpoint, check_writable_file, write_atomic};
-use crate::cli::{InspectArgs, SortArg};
+use crate::cli::InspectArgs;
 use crate::ensure_valid;
 use crate::hub;
 use crate::method::direction_file::Directions;
-use crate::method::inspect::{Inspection, ModuleShares, Order};
+use crate::method::inspect::{Inspection, ModuleShares};
 use crate::method::shares::Direction;
 use crate::plot;
 use crate::report::progress_bar;
@@ -15,19 +15,6 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use std::io::Write;
 use std::path::Path;
-
-impl From<SortArg> for Order {
-    fn from(sort: SortArg) -> Self {
-        match sort {
-            SortArg::Layer => Self::Layer,
-            SortArg::Norm => Self::Norm,
-            SortArg::Aligned => Self::Aligned,
-            SortArg::Orthogonal => Self::Orthogonal,
-            SortArg::Cosine => Self::Cosine,
-            SortArg::Signed => Self::Signed,
-        }
-    }
-}
 
 pub fn run(args: InspectArgs) -> Result<()> {
     args.svg.as_deref().map_or(Ok(()), check_writable_file).context("--svg")?;

@@ -6,7 +6,7 @@ use crate::cli::{LandscapeArgs, UnitArg};
 use crate::data::Format;
 use crate::ensure_valid;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
-use crate::eval::{Evaluation, Metric, Prepared, Suite};
+use crate::eval::{Evaluation, Located, Metric, Prepared, Suite, locate};
 use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
@@ -30,6 +30,7 @@ impl From<UnitArg> for Unit {
 pub fn run(args: LandscapeArgs) -> Result<()> {
     check(&args)?;
     let evaluations = evaluations(&args)?;
+    let located = locate(evaluations.clone())?;
     let directions = Directions::open(&args.direction)?;
     // Everything that can be wrong is looked at before weights are loaded.
     let dir = hub::resolve(&args.model.base.model, false)?.dir;
@@ -45,12 +46,12 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
         "V = 0 in every module of the direction: there is no way along it"
     );
     let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.model.base.device).open()?);
-    let gauge = |evaluation: &Evaluation| -> Result<Box<dyn Gauge>> {
+    let gauge = |located: &Located| -> Result<Box<dyn Gauge>> {
         let compute = (&device, args.model.base.dtype.into());
-        let prepared = Prepared::new(std::slice::from_ref(evaluation), &dir, &spec, compute)?;
+        let prepared = Prepared::new(std::slice::from_ref(located), &dir, &spec, compute)?;
         Ok(Box::new(EvalGauge { prepared, batch_size: args.batch_size }))
     };
-    let gauges: Vec<Box<dyn Gauge>> = evaluations.iter().map(gauge).collect::<Result<_>>()?;
+    let gauges: Vec<Box<dyn Gauge>> = located.iter().map(gauge).collect::<Result<_>>()?;
     let (mut model, _) = load_model(&args.model)?;
     let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");

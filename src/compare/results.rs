@@ -73,16 +73,11 @@ pub fn show(value: f64, share: bool) -> String {
 }
 
 fn measured(outcomes: &[Outcome]) -> Vec<Measured> {
-    let values = |outcome: &Outcome| -> Vec<Measured> {
-        let shown = outcome.values.iter().filter(|(_, value)| !matches!(value, Value::Count(_)));
-        let measured = |(i, (name, value)): (usize, &(&str, Value))| Measured {
-            name: if i == 0 { outcome.title.clone() } else { format!("{}: {}", outcome.title, name.replace('_', " ")) },
-            value: value.number(),
-            total: if let Value::Rate(rate) = value { Some(rate.total) } else { None },
-        };
-        shown.enumerate().map(measured).collect()
+    let measured = |(name, value): (String, Value)| {
+        let total = if let Value::Rate(rate) = value { Some(rate.total) } else { None };
+        Measured { name, value: value.number(), total }
     };
-    outcomes.iter().flat_map(values).collect()
+    outcomes.iter().flat_map(Outcome::readings).map(measured).collect()
 }
 
 /// What the rows of a file depend on beside their runs.

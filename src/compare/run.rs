@@ -6,12 +6,13 @@ use super::options::CompareOptions;
 use super::results::{Results, Row};
 use crate::adapter::{self, Base};
 use crate::config::Settings;
-use crate::eval::{Outcome, Prepared, Suite};
+use crate::eval::{Located, Outcome, Prepared, Suite, locate};
 use crate::hub::{self, Resolved};
 use crate::method::direction::{DirectionRequest, compute};
 use crate::method::direction_file::Directions;
 use crate::method::factorize::{DEFAULT_TOLERANCE, Keep};
 use crate::method::project::{Choice, project};
+use crate::model::ModelOptions;
 use crate::names::Targets;
 use crate::report::{log, progress_bar};
 use crate::train::{self, Ending, Method, RunFlags, Signal};
@@ -40,11 +41,12 @@ struct Planned {
 /// What a comparison needs beside its options.
 pub struct Comparison<'a> {
     options: &'a CompareOptions,
-    suite: Suite,
+    /// Of the suite.
+    evaluations: Vec<Located>,
     planned: Vec<Planned>,
     results: Results,
-    /// The model that is loaded, by its id, for it is the same in most runs.
-    base: Option<(String, Base)>,
+    /// The model that is loaded, for it is the same in most runs.
+    base: Option<(ModelOptions, Base)>,
     /// Evaluations by the prefix of their prompts.
     prepared: BTreeMap<String, Prepared>,
 }
@@ -76,7 +78,8 @@ impl<'a> Comparison<'a> {
         };
         let planned = runs.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
-        Ok(Self { options, suite, planned, results, base: None, prepared: BTreeMap::new() })
+        let evaluations = locate(suite.eval)?;
+        Ok(Self { options, evaluations, planned, results, base: None, prepared: BTreeMap::new() })
     }
 
     pub fn results(&self) -> &Results {
@@ -122,9 +125,10 @@ impl<'a> Comparison<'a> {
     fn measure_references(&mut self) -> Result<()> {
         let model = self.planned.first().map(|planned| planned.settings.model.clone());
         let Some(model) = model else { return Ok(()) };
-        for (name, id) in [("aligned model", Some(model.aligned)), ("unaligned model", model.unaligned)] {
+        let pair = [("aligned model", Some(model.aligned.clone())), ("unaligned model", model.unaligned.clone())];
+        for (name, id) in pair {
             let Some(id) = id.filter(|_| !self.results.has(name)) else { continue };
-            let outcomes = self.measure(&id, &Change::Nothing, "")?;
+            let outcomes = self.measure(&ModelOptions { aligned: id, ..model.clone() }, &Change::Nothing, "")?;
             let row = Row::reference(name, &outcomes);
             log::info(&format!("{name}: {}", row.text()), json!({"model": name}));
             self.results.append(row)?;
@@ -150,19 +154,19 @@ impl<'a> Comparison<'a> {
             (None, Method::Lora) => Change::Adapter(adapter),
             (None, Method::Full) => Change::Model(adapter),
         };
-        let outcomes = self.measure(&settings.model.aligned, &change, &run.prefix)?;
+        let outcomes = self.measure(&settings.model, &change, &run.prefix)?;
         Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir))))
     }
 
-    /// Measures the model `id` with a change.
-    fn measure(&mut self, id: &str, change: &Change, prefix: &str) -> Result<Vec<Outcome>> {
-        let model = self.planned.first().map(|planned| planned.settings.model.clone()).unwrap_or_default();
-        let (device, dtype) = (model.device, DType::from(model.dtype));
-        let id = if let Change::Model(dir) = change { &dir.display().to_string() } else { id };
-        if self.base.as_ref().is_none_or(|(loaded, _)| loaded != id) {
+    /// Measures the aligned model of `options` with a change.
+    fn measure(&mut self, options: &ModelOptions, change: &Change, prefix: &str) -> Result<Vec<Outcome>> {
+        let id = if let Change::Model(dir) = change { dir.display().to_string() } else { options.aligned.clone() };
+        let wanted = ModelOptions { aligned: id, unaligned: None, ..options.clone() };
+        let dtype = DType::from(wanted.dtype);
+        if self.base.as_ref().is_none_or(|(loaded, _)| *loaded != wanted) {
             // The one before goes first: two need not fit into memory.
             self.base = None;
-            self.base = Some((id.to_string(), Base::load(id, device, dtype, &[])?));
+            self.base = Some((wanted.clone(), Base::load(&wanted.aligned, wanted.device, dtype, &[])?));
         }
         let (_, base) = self.base.as_mut().context("no model is loaded")?;
         match change {
@@ -176,30 +180,29 @@ impl<'a> Comparison<'a> {
             }
         }
         if !self.prepared.contains_key(prefix) {
-            let with_prefix = |mut evaluation: crate::eval::Evaluation| {
-                if evaluation.metric() != crate::eval::Metric::Loss {
-                    evaluation.prefix.push_str(prefix);
-                }
-                evaluation
-            };
-            let evaluations: Vec<_> = self.suite.eval.iter().cloned().map(with_prefix).collect();
+            let located: Vec<Located> =
+                self.evaluations.iter().cloned().map(|located| located.prefixed(prefix)).collect();
             let compute = (&base.model.device().clone(), dtype);
-            let prepared = Prepared::new(&evaluations, &base.dir, base.model.spec(), compute)?;
+            let prepared = Prepared::new(&located, &base.dir, base.model.spec(), compute)?;
             self.prepared.insert(prefix.to_string(), prepared);
         }
         let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
 
-    /// The direction that Safe LoRA projects on: the config's, or else one that is computed once.
+    /// The direction that Safe LoRA projects on: the config's, or else one that is computed once for a pair
+    /// and its target modules.
     fn direction(&self, settings: &Settings) -> Result<PathBuf> {
         if let Some(file) = &settings.asft.direction {
             return Ok(PathBuf::from(file));
         }
-        let out = Path::new(&self.options.dir).join("direction.safetensors");
+        let targets = &settings.lora.target_modules;
+        let words = format!("{}\n{:?}\n{targets:?}", settings.model.aligned, settings.model.unaligned);
+        let name = format!("direction-{}.safetensors", &blake3::hash(words.as_bytes()).to_hex()[..16]);
+        let out = Path::new(&self.options.dir).join("models").join(name);
         if !out.exists() {
             let keep = Keep::Tolerance(DEFAULT_TOLERANCE);
-            compute_direction(settings, settings.lora.target_modules.clone(), keep, &out)?;
+            compute_direction(settings, targets.clone(), keep, &out)?;
         }
         Ok(out)
     }

@@ -39,14 +39,12 @@ impl Gauge for EvalGauge {
 /// What an evaluation is about, which comes first, and its other rates.
 fn readings(outcome: &Outcome) -> Vec<(Quantity, f64)> {
     let mut readings = vec![];
-    for (i, (key, value)) in outcome.values.iter().enumerate() {
+    for (i, (name, value)) in outcome.readings().enumerate() {
         let (unit, number) = match value {
             Value::Rate(rate) => (PERCENT, 100.0 * rate.share()),
-            Value::Number(number) if i == 0 => ("nats per label token", *number),
+            Value::Number(number) if i == 0 => ("nats per label token", number),
             Value::Number(_) | Value::Count(_) => continue,
         };
-        let key = key.replace('_', " ");
-        let name = if key == outcome.title { key } else { format!("{}: {key}", outcome.title) };
         readings.push((Quantity { name, unit }, number));
     }
     readings

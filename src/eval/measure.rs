@@ -21,7 +21,39 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value as Json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// An evaluation, and where its samples are.
+#[derive(Clone)]
+pub struct Located {
+    evaluation: Evaluation,
+    path: PathBuf,
+}
+
+impl Located {
+    /// The same with `prefix` before each prompt.
+    pub fn prefixed(mut self, prefix: &str) -> Self {
+        if self.evaluation.metric() != Metric::Loss {
+            self.evaluation.prefix.push_str(prefix);
+        }
+        self
+    }
+}
+
+/// Checks evaluations and finds their files, fetching hub datasets if need be.
+///
+/// # Errors
+/// As [`Evaluation::validate`] and [`hub::resolve_dataset`], with the evaluation's name.
+pub fn locate(evaluations: Vec<Evaluation>) -> Result<Vec<Located>> {
+    let locate = |evaluation: Evaluation| {
+        let evaluation = evaluation.resolved();
+        evaluation.validate()?;
+        let found = hub::resolve_dataset(&evaluation.data, Split::Any, false);
+        let path = found.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?.path;
+        Ok(Located { evaluation, path })
+    };
+    evaluations.into_iter().map(locate).collect()
+}
 
 /// Evaluations with their samples, ready to measure models of one kind.
 pub struct Prepared {
@@ -50,22 +82,16 @@ impl Prepared {
     /// # Errors
     /// Samples that cannot be read or have no reference where one is needed, with their place; prompts that do not fit
     /// the model's context; a judge that is none. Each with the evaluation's name.
-    pub fn new(
-        evaluations: &[Evaluation],
-        dir: &Path,
-        spec: &ModelSpec,
-        (device, dtype): (&Device, DType),
-    ) -> Result<Self> {
-        let evaluations: Vec<Evaluation> = evaluations.iter().cloned().map(Evaluation::resolved).collect();
+    pub fn new(located: &[Located], dir: &Path, spec: &ModelSpec, (device, dtype): (&Device, DType)) -> Result<Self> {
         let needs_none = |e: &Evaluation| e.metric() == Metric::Loss && e.format == Format::Tokenized;
-        let tokenizer = if evaluations.iter().all(needs_none) { None } else { Some(Tokenizer::load(dir)?) };
-        let work = |evaluation: Evaluation| {
-            evaluation.validate()?;
-            let work = Work::new(&evaluation, tokenizer.as_ref(), spec, (device, dtype))
+        let none_needed = located.iter().all(|located| needs_none(&located.evaluation));
+        let tokenizer = if none_needed { None } else { Some(Tokenizer::load(dir)?) };
+        let work = |Located { evaluation, path }: &Located| {
+            let work = Work::new(evaluation, path, tokenizer.as_ref(), spec, (device, dtype))
                 .with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
-            Ok((evaluation, work))
+            Ok((evaluation.clone(), work))
         };
-        let evaluations = evaluations.into_iter().map(work).collect::<Result<_>>()?;
+        let evaluations = located.iter().map(work).collect::<Result<_>>()?;
         Ok(Self { tokenizer, evaluations })
     }
 
@@ -110,25 +136,25 @@ impl Prepared {
 impl Work {
     fn new(
         evaluation: &Evaluation,
+        path: &Path,
         tokenizer: Option<&Tokenizer>,
         spec: &ModelSpec,
         (device, dtype): (&Device, DType),
     ) -> Result<Self> {
-        let path = hub::resolve_dataset(&evaluation.data, Split::Any, false)?.path;
         if evaluation.metric() == Metric::Loss {
-            return Ok(Self::Loss(load_samples(evaluation, &path, tokenizer, spec)?));
+            return Ok(Self::Loss(load_samples(evaluation, path, tokenizer, spec)?));
         }
         let tokenizer = tokenizer.context("prompts need a tokenizer")?;
         let encoder = Encoder { tokenizer, template: Some(Template::load(evaluation.template(), tokenizer)?), spec };
-        let prompts = load_questions(evaluation, &path)?;
-        let ids = encoder.encode_all(&prompts, &path)?;
+        let prompts = load_questions(evaluation, path)?;
+        let ids = encoder.encode_all(&prompts, path)?;
         Ok(match evaluation.metric() {
             Metric::Accuracy if evaluation.matching() == Match::Choice => {
-                let choices = choice::load(evaluation, &prompts, &encoder, &path)?;
+                let choices = choice::load(evaluation, &prompts, &encoder, path)?;
                 Self::Choice(Questions { prompts, ids }, choices)
             }
             Metric::Accuracy => {
-                let targets = targets(evaluation, &prompts, &path)?;
+                let targets = targets(evaluation, &prompts, path)?;
                 Self::Accuracy(Questions { prompts, ids }, targets)
             }
             Metric::Refusal => {

@@ -15,7 +15,7 @@ mod refusal;
 
 pub use answers::{Encoder, answer_all};
 pub use loss::{MeanLoss, mean_loss};
-pub use measure::Prepared;
+pub use measure::{Located, Prepared, locate};
 pub use options::{Evaluation, Match, Metric, Preset, Suite};
 pub use outcome::{Outcome, Value};
 pub use rate::Rate;

@@ -59,6 +59,16 @@ impl Outcome {
         self.values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 
+    /// What tells models apart, with names that tell evaluations apart: counts are the same for all.
+    pub fn readings(&self) -> impl Iterator<Item = (String, Value)> {
+        let measured = self.values.iter().filter(|(_, value)| !matches!(value, Value::Count(_)));
+        measured.enumerate().map(|(i, (name, value))| {
+            let title = &self.title;
+            let name = if i == 0 { title.clone() } else { format!("{title}: {}", name.replace('_', " ")) };
+            (name, *value)
+        })
+    }
+
     pub fn sample(&mut self, prompt: &Prompt, answer: String, fields: impl IntoIterator<Item = (&'static str, Json)>) {
         let mut record = prompt.record.clone();
         record.insert("answer".into(), answer.into());

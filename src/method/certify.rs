@@ -18,7 +18,8 @@
 //! ‖D‖_F bounds what is asked of it: ‖DᵀD‖₂ ≤ ‖D‖_F², ‖D X‖_F ≤ ‖D‖_F ‖X‖₂. Nothing is assumed of U, c or W: were they poor, the
 //! bound would just be large.
 
-use super::dense::{Symmetric, View, add_lower, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels};
+use super::dense::{View, add_lower, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels};
+use super::symmetric::Symmetric;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::ops::Range;

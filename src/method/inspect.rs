@@ -7,6 +7,7 @@
 
 use super::shares::{Direction, Products};
 use crate::error::listing;
+use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt;
 
@@ -80,19 +81,19 @@ pub struct Inspection {
 }
 
 /// What the modules are sorted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Order {
-    /// By layer, as the model has them.
+    /// By layer
     Layer,
-    /// ‖ΔW‖, largest first.
+    /// |dW|, largest first
     Norm,
-    /// Share by C, largest first.
+    /// |C dW| / |dW|, largest first
     Aligned,
-    /// Share by I − P, largest first.
+    /// |(I - P) dW| / |dW|, largest first
     Orthogonal,
-    /// Lowest first: the order in which Safe LoRA projects.
+    /// cos(C dW, dW), lowest first: the order in which Safe LoRA projects
     Cosine,
-    /// Most against V first.
+    /// <dW, V> / (|dW| |V|), most against V first
     Signed,
 }
 

@@ -5,7 +5,8 @@
 //! eigendecompositions, a bounded number of each: faer's own partial solver may repeat its reorthogonalisation for ever
 //! where no rounding of the last bit satisfies it (0.24, `iterate_lanczos`).
 
-use super::dense::{eigen_in_place, multiply};
+use super::decompose::eigen_in_place;
+use super::dense::multiply;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use rand::{Rng, SeedableRng};

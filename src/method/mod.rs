@@ -2,6 +2,8 @@
 //! has to do with V, Safe LoRA's projection, and moves along V and across it.
 
 mod certify;
+mod columns;
+mod decompose;
 mod dense;
 pub mod direction;
 pub mod direction_file;
@@ -16,6 +18,7 @@ pub mod project;
 mod random;
 pub mod shares;
 mod sign;
+mod symmetric;
 
 pub use dual::Dual;
 pub use options::{AsftOptions, Found, Lambda, Penalize, Projector};

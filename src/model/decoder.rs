@@ -178,16 +178,15 @@ impl Decoder {
             return Ok(vec![0.0; sequences.lengths.len()]);
         }
         let x = self.features(sequences.input_ids, sequences.lengths, rows.clone())?;
-        let (mut end, mut done) = (0, 0);
+        let losses = cross_entropy::losses(&x, self.head(), &targets, self.spec.logit_softcap)?;
+        let mut scored = rows.into_iter().zip(losses).peekable();
+        let mut end = 0;
         let of_sequence = |length: &usize| {
             end += length;
-            let count = rows[done..].iter().take_while(|&&row| (row as usize) < end).count();
-            let (from, targets) = (done, &targets[done..done + count]);
-            done += count;
-            let x = x.narrow(0, from, count)?;
-            Ok(-cross_entropy::forward(&x, self.head(), targets, self.spec.logit_softcap)?)
+            let own = std::iter::from_fn(|| scored.next_if(|(row, _)| (*row as usize) < end));
+            -own.map(|(_, loss)| loss).sum::<f64>()
         };
-        sequences.lengths.iter().map(of_sequence).collect()
+        Ok(sequences.lengths.iter().map(of_sequence).collect())
     }
 
     /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: (slot of the cache,

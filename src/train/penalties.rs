@@ -3,7 +3,7 @@
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
 use crate::method::{
-    AsftOptions, Dual, Factors, Lambda, Penalize, Penalty, Projector, UpdateShares, lora_square, random_direction,
+    AsftOptions, Dual, Factors, Lambda, Penalty, Projector, UpdateShares, lora_square, random_direction,
     random_right_basis,
 };
 use crate::model::{Decoder, Gradients, Parameters};
@@ -181,7 +181,7 @@ impl Penalties {
             let term = module.term(name, &self.penalty, &update)?;
             if let Some((step, rows)) = &mut rows {
                 let ratio = ratio(&term, gradients)?.filter(|_| self.penalty.is_active());
-                rows.push(row(*step, name, module.shares(&update)?, module.factors.is_some(), ratio));
+                rows.push(row(*step, name, module, module.shares(&update)?, ratio));
             }
             add(term, gradients)?;
         }
@@ -215,25 +215,16 @@ impl Penalties {
     /// ΔW is what the penalty sees: with `asft.scaled` it counts alpha/rank in.
     ///
     /// In full tuning with neither penalty nor module log there is none: the weights from before training are not kept.
-    pub fn update_norms(&self, options: &AsftOptions, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
-        let part = |penalize| {
-            Penalty::new(&AsftOptions { penalize, lambda: Lambda::Fixed(1.0), max_orthogonal: None, ..options.clone() })
-        };
-        let (whole, parallel, orthogonal) =
-            (part(Penalize::All)?, part(Penalize::Aligned)?, part(Penalize::Orthogonal)?);
+    pub fn update_norms(&self, scaled: bool, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
         let mut names: Vec<String> = self.modules.keys().cloned().collect();
         sort_naturally(&mut names);
         let norms = names.into_iter().map(|name| {
             let module = &self.modules[&name];
-            let (factors, update) = (module.factors.as_ref(), module.values(&name, parameters)?);
-            let norm =
-                |penalty: &Penalty| Ok::<_, anyhow::Error>(module.term(&name, penalty, &update)?.value.max(0.0).sqrt());
-            Ok(UpdateNorm {
-                norm: norm(&whole)?,
-                parallel: factors.map(|_| norm(&parallel)).transpose()?,
-                orthogonal: factors.map(|_| norm(&orthogonal)).transpose()?,
-                module: name,
-            })
+            let shares = module.shares(&module.values(&name, parameters)?)?;
+            let norm = shares.norm * if scaled { module.scale() } else { 1.0 };
+            let part = |share: f64| module.factors.as_ref().map(|_| share * norm);
+            let (parallel, orthogonal) = (part(shares.aligned), part(shares.orthogonal));
+            Ok(UpdateNorm { module: name, norm, parallel, orthogonal })
         });
         norms.collect()
     }
@@ -277,9 +268,14 @@ impl Module {
         })
     }
 
-    /// Of the effective update.
+    /// How many times B A an adapter counts; 1 for whole weights.
+    fn scale(&self) -> f64 {
+        if let Update::Lora { scale } = self.update { scale.abs() } else { 1.0 }
+    }
+
+    /// Of the update without its scale.
     fn shares(&self, values: &Values) -> Result<UpdateShares> {
-        let mut shares = match (values, &self.factors) {
+        Ok(match (values, &self.factors) {
             (Values::Lora { a, b }, Some(factors)) => factors.shares(a, b)?,
             (Values::Full { delta }, Some(factors)) => factors.full_shares(delta)?,
             (Values::Lora { a, b }, None) => {
@@ -288,11 +284,7 @@ impl Module {
             (Values::Full { delta }, None) => {
                 UpdateShares { norm: square_sum(delta)?.sqrt(), ..UpdateShares::default() }
             }
-        };
-        if let Update::Lora { scale } = self.update {
-            shares.norm *= scale.abs();
-        }
-        Ok(shares)
+        })
     }
 }
 
@@ -306,12 +298,13 @@ fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
     Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
 }
 
-fn row(step: usize, module: &str, shares: UpdateShares, has_direction: bool, gradient_ratio: Option<f64>) -> ModuleRow {
-    let of_direction = |share| Some(share).filter(|_| has_direction);
+/// Of the effective update.
+fn row(step: usize, name: &str, module: &Module, shares: UpdateShares, gradient_ratio: Option<f64>) -> ModuleRow {
+    let of_direction = |share| Some(share).filter(|_| module.factors.is_some());
     ModuleRow {
         step,
-        module: module.to_string(),
-        norm: shares.norm,
+        module: name.to_string(),
+        norm: shares.norm * module.scale(),
         aligned: of_direction(shares.aligned),
         orthogonal: of_direction(shares.orthogonal),
         signed: shares.signed,

@@ -350,7 +350,7 @@ impl<'a> Run<'a> {
         };
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
         let trainer = &self.prepared.trainer;
-        let updates = trainer.penalties.update_norms(&self.settings.asft, trainer.model.parameters())?;
+        let updates = trainer.penalties.update_norms(self.settings.asft.scaled, trainer.model.parameters())?;
         output.write_record(&self.prepared.record, &self.state.totals, &updates)?;
         self.progress.finish();
         Ok(Outcome {

@@ -1,0 +1,249 @@
+//! Symmetric f64 matrices that are factored again and again: definiteness by Cholesky, eigenvalues counted by inertia,
+//! norms. The factorizations are faer's.
+
+use super::krylov;
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::{lblt, llt};
+use faer::traits::RealField;
+use faer::{Mat, Par, Side, Spec};
+
+/// Powers in a rough estimate of a norm.
+const POWERS: usize = 6;
+/// Residual of the eigenpair behind a good one, as part of the rough one.
+const NEAR: f64 = 5e-3;
+/// Below this size a partial solver has no room to work in.
+pub const SMALL: usize = 128;
+
+/// A symmetric matrix that is factored again and again: its lower triangle, packed by columns, and a working copy.
+pub struct Symmetric {
+    packed: Vec<f64>,
+    work: Mat<f64>,
+}
+
+impl Symmetric {
+    pub fn from_lower(work: Mat<f64>) -> Self {
+        let n = work.nrows();
+        let mut packed = Vec::with_capacity(n * (n + 1) / 2);
+        for j in 0..n {
+            packed.extend_from_slice(&work.col_as_slice(j)[j..]);
+        }
+        Self { packed, work }
+    }
+
+    /// Without the working copy.
+    pub fn into_packed(self) -> Packed {
+        Packed { n: self.work.nrows(), values: self.packed }
+    }
+
+    pub fn dim(&self) -> usize {
+        self.work.nrows()
+    }
+
+    pub fn frobenius(&self) -> f64 {
+        let mut rest = self.packed.as_slice();
+        let mut sum = 0.0;
+        for j in 0..self.dim() {
+            let (column, tail) = rest.split_at(self.dim() - j);
+            sum += column[0] * column[0] + 2.0 * column[1..].iter().map(|x| x * x).sum::<f64>();
+            rest = tail;
+        }
+        sum.sqrt()
+    }
+
+    /// Working copy := `sign` times the matrix + `shift` I, lower triangle only.
+    fn load(&mut self, sign: f64, shift: f64) {
+        let n = self.dim();
+        let mut rest = self.packed.as_slice();
+        for j in 0..n {
+            let (column, tail) = rest.split_at(n - j);
+            let target = &mut self.work.col_as_slice_mut(j)[j..];
+            for (target, value) in target.iter_mut().zip(column) {
+                *target = sign * value;
+            }
+            target[0] += shift;
+            rest = tail;
+        }
+    }
+
+    /// Whether `sign` times the matrix + `shift` I has a Cholesky factor; the working copy then holds it.
+    pub fn has_cholesky(&mut self, sign: f64, shift: f64, par: Par) -> bool {
+        self.load(sign, shift);
+        let mut memory =
+            MemBuffer::new(llt::factor::cholesky_in_place_scratch::<f64>(self.dim(), par, Spec::default()));
+        let stack = MemStack::new(&mut memory);
+        llt::factor::cholesky_in_place(self.work.as_mut(), Default::default(), par, stack, Spec::default()).is_ok()
+    }
+
+    /// The working copy, whose lower triangle is what was last loaded or factored.
+    pub fn into_work(self) -> Mat<f64> {
+        self.work
+    }
+
+    pub fn trace(&self) -> f64 {
+        let mut place = 0;
+        (0..self.dim())
+            .map(|j| {
+                let value = self.packed[place];
+                place += self.dim() - j;
+                value
+            })
+            .sum()
+    }
+
+    /// The largest ‖A x‖ / ‖x‖ of a few powers of a positive semidefinite A on a vector: below its norm, but seldom by
+    /// half.
+    pub fn rough_norm(&self) -> f64 {
+        let n = self.dim();
+        // Nothing regular, lest the vector be orthogonal to what it should find.
+        let mut x: Vec<f64> = (0..n).map(|i| 1.0 + 0.5 * (i as f64 * 2.4).sin()).collect();
+        let mut norm = 0.0;
+        for _ in 0..POWERS {
+            let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+            if length == 0.0 {
+                break;
+            }
+            x.iter_mut().for_each(|x| *x /= length);
+            x = self.apply(&x);
+            norm = x.iter().map(|x| x * x).sum::<f64>().sqrt().max(norm);
+        }
+        norm
+    }
+
+    /// A x.
+    fn apply(&self, x: &[f64]) -> Vec<f64> {
+        let n = self.dim();
+        let mut y = vec![0.0; n];
+        let mut rest = self.packed.as_slice();
+        for j in 0..n {
+            let (column, tail) = rest.split_at(n - j);
+            let mut inner = [0.0; 8];
+            let below = column[1..].chunks(8).zip(x[j + 1..].chunks(8)).zip(y[j + 1..].chunks_mut(8));
+            for ((values, x_part), y_part) in below {
+                for (((sum, value), x_i), y_i) in inner.iter_mut().zip(values).zip(x_part).zip(y_part) {
+                    *sum += value * x_i;
+                    *y_i += value * x[j];
+                }
+            }
+            y[j] += column[0] * x[j] + inner.iter().sum::<f64>();
+            rest = tail;
+        }
+        y
+    }
+
+    /// The number of eigenvalues above `threshold`, by the signs of D in L D Lᵀ (Sylvester).
+    pub fn count_above(&mut self, threshold: f64, par: Par) -> usize {
+        self.load(1.0, -threshold);
+        let n = self.dim();
+        let mut subdiagonal = Diag::<f64>::zeros(n);
+        let (mut forward, mut backward) = (vec![0usize; n], vec![0usize; n]);
+        let mut memory = MemBuffer::new(lblt::factor::cholesky_in_place_scratch::<usize, f64>(n, par, Spec::default()));
+        lblt::factor::cholesky_in_place(
+            self.work.as_mut(),
+            subdiagonal.as_mut(),
+            &mut forward,
+            &mut backward,
+            par,
+            MemStack::new(&mut memory),
+            Spec::default(),
+        );
+        let (mut positive, mut i) = (0, 0);
+        while i < n {
+            let off = subdiagonal[i];
+            if off == 0.0 || i + 1 == n {
+                positive += usize::from(self.work[(i, i)] > 0.0);
+                i += 1;
+            } else {
+                let (a, d) = (self.work[(i, i)], self.work[(i + 1, i + 1)]);
+                positive += if a * d - off * off < 0.0 { 1 } else { 2 * usize::from(a + d > 0.0) };
+                i += 2;
+            }
+        }
+        positive
+    }
+
+    /// The eigenpairs of largest magnitude, or none if the partial solver does not find them.
+    pub fn leading(&mut self, k: usize, tolerance: f64, par: Par) -> Option<(Vec<f64>, Mat<f64>)> {
+        let n = self.dim();
+        self.load(1.0, 0.0);
+        for j in 1..n {
+            for i in 0..j {
+                self.work[(i, j)] = self.work[(j, i)];
+            }
+        }
+        krylov::leading(self.work.as_ref(), k, tolerance, par)
+    }
+
+    /// A lower estimate of the spectral norm, near it.
+    pub fn norm_estimate(&mut self, par: Par) -> f64 {
+        let frobenius = self.frobenius();
+        if self.dim() > SMALL {
+            let near = NEAR * self.rough_norm();
+            return self.leading(1, near, par).map_or(frobenius, |(values, _)| values[0].abs());
+        }
+        self.load(1.0, 0.0);
+        match self.work.self_adjoint_eigenvalues(Side::Lower) {
+            Ok(values) => values.iter().fold(0.0, |most, value| most.max(value.abs())),
+            Err(_) => frobenius,
+        }
+    }
+}
+
+/// The lower triangle of a symmetric matrix by columns, to be kept while others work.
+pub struct Packed {
+    n: usize,
+    values: Vec<f64>,
+}
+
+impl Packed {
+    /// The lower triangle in the type of an eigendecomposition.
+    pub fn unpack<T: RealField>(&self) -> Mat<T> {
+        let mut out = Mat::zeros(self.n, self.n);
+        let mut rest = self.values.as_slice();
+        for j in 0..self.n {
+            let (column, tail) = rest.split_at(self.n - j);
+            for (target, value) in out.col_as_slice_mut(j)[j..].iter_mut().zip(column) {
+                *target = T::from_f64_impl(*value);
+            }
+            rest = tail;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    pub fn random_symmetric(n: usize, seed: u64) -> Mat<f64> {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let x = Mat::<f64>::from_fn(n, n, |_, _| random.random_range(-1.0..1.0));
+        &x + x.transpose()
+    }
+
+    #[test]
+    fn inertia_counts_eigenvalues() {
+        for n in [1, 7, 60, 150] {
+            let a = random_symmetric(n, 2);
+            let values = a.self_adjoint_eigenvalues(Side::Lower).unwrap();
+            let mut symmetric = Symmetric::from_lower(a);
+            for threshold in [-3.0, -0.1, 0.0, 0.5, 4.0, 100.0] {
+                let expected = values.iter().filter(|v| **v > threshold).count();
+                assert_eq!(symmetric.count_above(threshold, Par::Seq), expected, "{n} {threshold}");
+            }
+        }
+    }
+
+    #[test]
+    fn cholesky_decides_definiteness() {
+        let a = random_symmetric(90, 3);
+        let values = a.self_adjoint_eigenvalues(Side::Lower).unwrap();
+        let (least, most) = (values[0], values[89]);
+        let mut symmetric = Symmetric::from_lower(a);
+        assert!(symmetric.has_cholesky(-1.0, most * 1.0001, Par::Seq));
+        assert!(!symmetric.has_cholesky(-1.0, most * 0.9999, Par::Seq));
+        assert!(symmetric.has_cholesky(1.0, -least * 1.0001, Par::Seq));
+        assert!(!symmetric.has_cholesky(1.0, -least * 0.9999, Par::Seq));
+    }
+}
