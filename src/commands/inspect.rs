@@ -29,7 +29,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         let svg = plot::heat_map(&inspection.modules, &subject)?;
         write_atomic(path, |file| Ok(file.write_all(svg.as_bytes())?))?;
     }
-    inspection.sort(args.sort.into());
+    inspection.sort(args.sort);
     if args.json {
         return print(&format!("{}\n", serde_json::to_string_pretty(&inspection)?));
     }
