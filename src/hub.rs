@@ -89,6 +89,12 @@ fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved>
     Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
 }
 
+/// Whether a model or dataset of this name is looked for on this machine only: nothing is downloaded for it.
+pub fn is_local(name: &str) -> bool {
+    let id = name.split_once(':').map_or(name, |(id, _)| id);
+    Path::new(name).exists() || dataset::is_data_file(name) || !matches!(RepoId::parse(id), Ok(Some(_)))
+}
+
 /// The local data file named by path or by hub id, downloaded if need be: `org/name[@revision]` for a dataset with one
 /// file for `split`, `org/name[@revision]:path` for any file of it. `quiet` hides progress.
 ///

@@ -249,6 +249,20 @@ fn bad_settings_are_refused() {
     refused(command, &scratch, &["nowhere.toml"]);
 }
 
+/// A path that is no hub id is looked at whatever else is wrong: nothing is downloaded for it.
+#[test]
+fn a_missing_file_is_listed_beside_other_problems() {
+    let scratch = tempfile::tempdir().unwrap();
+    std::fs::write(scratch.path().join("file"), "").unwrap();
+    let dir = scratch.path().join("file").join("run");
+    let sets = ["data.train=tests/tiny/nope/train.jsonl", "model.unaligned=tests/tiny/nope"];
+    refused(train(&dir, &sets), &scratch, &["output.dir", "nope/train.jsonl does not exist", "model.unaligned"]);
+    let evaluation = ["eval", "--model", "tests/tiny/nope", "--data", "tests/tiny/nope.jsonl"];
+    let mut command = asft();
+    command.args(evaluation);
+    refused(command, &scratch, &["nope.jsonl does not exist"]);
+}
+
 #[test]
 fn bad_data_is_refused_with_file_and_line() {
     let scratch = tempfile::tempdir().unwrap();

@@ -6,7 +6,6 @@ use crate::hub::{self, ResolvedFile, Split};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Error, Result};
 use indicatif::ProgressBar;
-use std::path::Path;
 
 /// What a run trains on and what it is measured with.
 pub struct Sets {
@@ -31,7 +30,7 @@ impl SetFiles {
     pub fn resolve(options: &DataOptions, quiet: bool) -> Result<Self, Vec<Error>> {
         let mut errors = vec![];
         let mut find = |file: &str, split: Split, key: &'static str| {
-            let wanted = errors.is_empty() || is_local(file);
+            let wanted = errors.is_empty() || hub::is_local(file);
             let found = wanted.then(|| hub::resolve_dataset(file, split, quiet).context(key))?;
             found.map_err(|error| errors.push(error)).ok()
         };
@@ -46,11 +45,6 @@ impl SetFiles {
             _ => Err(errors),
         }
     }
-}
-
-/// What certainly is not to be downloaded.
-pub fn is_local(source: &str) -> bool {
-    Path::new(source).exists() || source.starts_with(['.', '/'])
 }
 
 /// One error for those of all files.

@@ -50,6 +50,12 @@ pub fn locate(evaluations: Vec<Evaluation>) -> Result<Vec<Located>> {
         evaluation.validate()?;
         let found = hub::resolve_dataset(&evaluation.data, Split::Any, false);
         let path = found.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?.path;
+        ensure_valid!(
+            path.is_file(),
+            "evaluation \"{}\": dataset {} does not exist (or is not a file)",
+            evaluation.title(),
+            path.display()
+        );
         Ok(Located { evaluation, path })
     };
     evaluations.into_iter().map(locate).collect()

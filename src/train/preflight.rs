@@ -12,7 +12,7 @@ use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::data::{self, Dataset, Format, SetFiles, Sets, is_local};
+use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::hub::{self, Resolved, ResolvedFile};
@@ -141,7 +141,7 @@ impl Preflight<'_> {
     /// Nothing is downloaded any more once a problem is known.
     fn sources(&mut self, kept_direction: bool) -> Sources {
         let Settings { data, asft, model, defence, .. } = self.settings;
-        let wanted = self.problems.0.is_empty() || is_local(&data.train);
+        let wanted = self.problems.0.is_empty() || hub::is_local(&data.train);
         let data = wanted.then(|| self.problems.note_all(SetFiles::resolve(data, false))).flatten();
         let alignment = self.problems.note(alignment_file(defence)).flatten();
         let base = self.model_folder(&model.aligned, "model.aligned");
@@ -152,7 +152,7 @@ impl Preflight<'_> {
     }
 
     fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
-        let wanted = self.problems.0.is_empty() || is_local(source);
+        let wanted = self.problems.0.is_empty() || hub::is_local(source);
         wanted.then(|| self.problems.note(hub::resolve(source, false).context(key)))?
     }
 
