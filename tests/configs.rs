@@ -1,6 +1,8 @@
 //! The shipped configs load, and those of the AsFT paper's models hold its settings.
 
+use asft::compare::{self, CompareOptions};
 use asft::config::Settings;
+use asft::eval::Suite;
 use asft::model::Dtype;
 use asft::names::Targets;
 use asft::optim::ScheduleKind;
@@ -27,6 +29,34 @@ fn every_config_loads_and_writes_where_its_name_says() {
     for path in configs {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         assert_eq!(load(&path).output.dir, format!("runs/{stem}"));
+    }
+}
+
+/// A comparison's suite has what it selects by, and each of its runs has settings that load.
+#[test]
+fn every_suite_and_comparison_loads() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let named = |end: &str| -> Vec<PathBuf> {
+        let all = std::fs::read_dir(root.join("configs")).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.to_string_lossy().ends_with(end)).collect()
+    };
+    let (suites, comparisons) = (named("-eval.toml"), named("-compare.toml"));
+    assert_eq!((suites.len(), comparisons.len()), (2, 1));
+    for suite in suites {
+        for evaluation in Suite::load(&suite).unwrap().eval {
+            assert!(root.join(&evaluation.data).is_file(), "{}", evaluation.data);
+        }
+    }
+    for comparison in comparisons {
+        let options = CompareOptions::load(&comparison).unwrap();
+        let suite = Suite::load(&root.join(&options.suite)).unwrap();
+        let titles: Vec<String> = suite.eval.iter().map(|evaluation| evaluation.title()).collect();
+        options.check_names(&titles).unwrap();
+        let runs = compare::runs(&options);
+        assert_eq!(runs.len() % options.seeds.len(), 0);
+        for run in runs {
+            Settings::load(&root.join(&options.config), &run.overrides).unwrap();
+        }
     }
 }
 
