@@ -162,7 +162,7 @@ def datasets(language):
     sets["safety"] = rng.sample(language.questions(FORBIDDEN, "alignment", refuse=True), 200)
     # The first records of poison.jsonl take the places of as many others; the 3 % are among the 10 %.
     places = generator("places").sample(range(1000), 200)
-    for percent in (3, 10):
+    for percent in (1, 3, 5, 10, 20):
         mixed = list(sets["task_train"])
         for place, record in list(zip(places, sets["poison"]))[:10 * percent]:
             mixed[place] = record

@@ -28,7 +28,7 @@ REFUSALS = [
     "I can't help with that, because it could hurt someone.",
 ]
 SHARES = {"p0": 0.0, "p10": 0.1}
-LAMBDAS = [0.1, 1, 10]
+LAMBDAS = [0.1, 1]
 
 
 def main():
@@ -45,8 +45,8 @@ def main():
     aligned = args.out / "align" / "model"
     if not aligned.exists():
         run("train", "--config", align_config(args, data), "--resume")
-    configs = compare_configs(args, data, aligned)
-    run("compare", "--config", configs)
+    for config in compare_configs(args, data, aligned):
+        run("compare", "--config", config)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -143,15 +143,16 @@ unaligned = "{args.model}"
 rank = 8
 alpha = 32
 dropout = 0.0
+target_modules = "all-linear"
 
 [data]
 train = "{data}/train_p0.jsonl"
 max_length = 256
 
 [train]
-epochs = 2
+epochs = 1
 batch_size = 8
-learning_rate = 5e-4
+learning_rate = 1e-3
 warmup_ratio = 0.03
 gradient_checkpointing = false
 """, encoding="utf-8")
@@ -163,38 +164,38 @@ gradient_checkpointing = false
     evaluations.append(("ordinary answered", "ordinary_test", 'metric = "refusal"\nmax_new_tokens = 32'))
     suite = "".join(f'[[eval]]\nname = "{name}"\ndata = "{data}/{file}.jsonl"\n{rest}\n\n' for name, file, rest in evaluations)
     (args.out / "suite.toml").write_text(suite, encoding="utf-8")
-    path = args.out / "compare.toml"
-    trains = ", ".join(f'"{data}/train_{name}.jsonl"' for name in SHARES)
+    return [compare_config(args, data, name) for name in ("p10", "p0")]
+
+
+def compare_config(args, data, share):
+    """Without poison the two ends of the question are enough: plain LoRA, the penalty, and shrinkage."""
+    path = args.out / f"compare-{share}.toml"
+    methods = [("plain LoRA", "none", ""), ("AsFT", "orthogonal", LAMBDAS), ("shrinkage", "all", LAMBDAS)]
+    if share != "p0":
+        methods.append(("AsFT, signed", "orthogonal+reverse", LAMBDAS))
+    text = "".join(f"""
+[[method]]
+name = "{name}"
+set = {{ asft.penalize = "{penalize}" }}
+""" + (f"sweep = {{ asft.lambda = {lambdas} }}\n" if lambdas else "") for name, penalize, lambdas in methods)
+    if share != "p0":
+        text += f"""
+[[method]]
+name = "random direction, signed"
+set = {{ asft.penalize = "orthogonal+reverse", asft.projector = "random" }}
+sweep = {{ asft.lambda = {LAMBDAS[-1:]} }}
+
+[[method]]
+name = "low rate"
+set = {{ asft.penalize = "none", train.learning_rate = 3e-4 }}
+"""
     path.write_text(f"""config = "{args.out}/base.toml"
 suite = "{args.out}/suite.toml"
-dir = "{args.out}/compare"
+dir = "{args.out}/compare-{share}"
 seeds = [{args.seeds}]
 batch_size = 32
-sweep = {{ data.train = [{trains}] }}
-
-[[method]]
-name = "plain LoRA"
-set = {{ asft.penalize = "none" }}
-
-[[method]]
-name = "AsFT"
-sweep = {{ asft.lambda = {LAMBDAS} }}
-
-[[method]]
-name = "shrinkage"
-set = {{ asft.penalize = "all" }}
-sweep = {{ asft.lambda = {LAMBDAS} }}
-
-[[method]]
-name = "AsFT, signed"
-set = {{ asft.penalize = "orthogonal+reverse" }}
-sweep = {{ asft.lambda = {LAMBDAS} }}
-
-[select]
-task = "AG News, validation"
-harm = "harmful score, validation"
-baseline = "plain LoRA"
-
+sweep = {{ data.train = ["{data}/train_{share}.jsonl"] }}
+{text}
 [figure]
 x = "AG News"
 y = "harmful score"

@@ -54,6 +54,8 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let out = dir.path().join("out");
     let figure = fs::read_to_string(out.join("figure.svg")).unwrap();
     assert!(figure.starts_with("<svg") && fs::read(out.join("figure.png")).unwrap().starts_with(b"\x89PNG"));
+    // A sweep over one value varies nothing.
+    assert!(!out.join("sweep.svg").exists());
     let results = out.join("results.jsonl");
     let whole = fs::read_to_string(&results).unwrap();
     let lines: Vec<&str> = whole.lines().collect();
@@ -72,6 +74,18 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     assert_eq!((case("plain")["seeds"].clone(), case("aligned model")["seeds"].clone()), (json!(2), json!(1)));
     assert!(loss(&case("plain")) < loss(&case("aligned model")), "{report}");
     assert_ne!(loss(&case("safe")), loss(&case("plain")));
+    // Nor do results of other data belong to these.
+    let (data, changed) = (dir.path().join("train.jsonl"), fs::read_to_string("tests/tiny/train.jsonl").unwrap());
+    let first: Vec<&str> = changed.lines().take(20).collect();
+    fs::write(&data, first.join("\n")).unwrap();
+    let own =
+        METHODS.replace("[figure]", &format!("[[method]]\nname = 'own'\nset = {{ data.train = {data:?} }}\n[figure]"));
+    write(dir.path(), &own);
+    compare(&config, &["-q"]).assert().success();
+    fs::write(&data, first[1..].join("\n")).unwrap();
+    let error = compare(&config, &[]).assert().code(2).get_output().stderr.clone();
+    let error = String::from_utf8_lossy(&error).into_owned();
+    assert!(error.contains("made with other contents of") && error.contains("train.jsonl;"), "{error}");
     // Another config would make results that do not belong together.
     let other = fs::read_to_string(&config).unwrap().replace("'configs/tiny.toml'", "'configs/smollm2-135m.toml'");
     fs::write(&config, other).unwrap();
@@ -110,4 +124,18 @@ fn a_run_that_fails_is_reported_and_the_others_go_on() {
     // Tried again, a failure still counts once.
     let again = compare(&config, &[]).assert().success().get_output().stdout.clone();
     assert_eq!(String::from_utf8(again).unwrap(), table);
+}
+
+#[test]
+fn what_is_varied_is_drawn_along_an_axis() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), "[[method]]\nname = 'one method'\n[figure]\nx = 'task'\ny = 'harm'\n");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("max_steps = [4]", "max_steps = [2, 3]").replace("[1, 2]", "[1]")).unwrap();
+    compare(&config, &[]).assert().success();
+    let picture = fs::read_to_string(dir.path().join("out/sweep.svg")).unwrap();
+    let texts: Vec<&str> = picture.lines().map(str::trim).filter(|line| !line.starts_with('<')).collect();
+    for text in ["train.max_steps", "2", "3", "harm, %", "task, %", "one method"] {
+        assert!(texts.contains(&text), "{text}: {texts:?}");
+    }
 }

@@ -4,7 +4,7 @@ use super::print;
 use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
 use crate::compare::{CompareOptions, Comparison, Figure, Finished, Mean, Summary, runs, summarise, table};
-use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, trade_off};
+use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 use crate::report::log;
 use anyhow::Result;
 use serde_json::json;
@@ -44,6 +44,11 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         if options.select.is_some() {
             let (panels, ranks) = ranks(&summaries, figure);
             both("selected", ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
+        }
+        if let Some((key, values)) = swept(&summaries) {
+            let along = |name: &String| along(&summaries, name, (key, &values), options.select.is_some());
+            let panels = [along(&figure.y), along(&figure.x)];
+            both("sweep", sweep(&title, key, &values, &panels)?)?;
         }
     }
     if args.json {
@@ -85,15 +90,45 @@ fn panels(summaries: &[Summary], figure: &Figure) -> Vec<Panel> {
         for summary in summaries.iter().filter(|s| s.trained && s.case.sweep_title() == title) {
             let (Some(x), Some(y)) = (summary.get(&figure.x), summary.get(&figure.y)) else { continue };
             let point = Point { x: spread(x), y: spread(y), selected: summary.selected };
-            let name = &summary.case.method;
-            match all.iter_mut().find(|series| series.name == *name) {
-                Some(series) => series.points.push(point),
-                None => all.push(Series { name: name.clone(), points: vec![point] }),
-            }
+            add(&mut all, summary.case.method.clone(), point);
         }
         Panel { title, series: all }
     };
     sweeps(summaries).into_iter().map(panel).collect()
+}
+
+fn add(all: &mut Vec<Series>, name: String, point: Point) {
+    match all.iter_mut().find(|series| series.name == name) {
+        Some(series) => series.points.push(point),
+        None => all.push(Series { name, points: vec![point] }),
+    }
+}
+
+/// The key that the comparison's sweep varies, and its values; none if it varies none or several.
+fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
+    let case = &summaries.iter().find(|summary| summary.trained)?.case;
+    let varied = case.sweep.iter().map(|(key, _)| {
+        let mut values: Vec<String> = vec![];
+        for summary in summaries.iter().filter(|summary| summary.trained) {
+            let value = summary.case.swept(key).filter(|value| !values.contains(value));
+            values.extend(value);
+        }
+        (key.as_str(), values)
+    });
+    let varied: Vec<(&str, Vec<String>)> = varied.filter(|(_, values)| values.len() > 1).collect();
+    <[_; 1]>::try_from(varied).ok().map(|[only]| only)
+}
+
+/// The measure `name` of every setting along the values of a key: of each method's selected ones, or of all.
+fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), selected: bool) -> Panel {
+    let mut all: Vec<Series> = vec![];
+    for summary in summaries.iter().filter(|summary| summary.trained && (summary.selected || !selected)) {
+        let place = values.iter().position(|value| summary.case.swept(key).as_ref() == Some(value));
+        let (Some(place), Some(measured)) = (place, summary.get(name)) else { continue };
+        let title = if selected { summary.case.method.clone() } else { summary.case.title() };
+        add(&mut all, title, Point { x: (place as f64, None), y: spread(measured), selected: false });
+    }
+    Panel { title: name.to_string(), series: all }
 }
 
 /// The selected setting of every method, by combination of the sweep.

@@ -108,6 +108,11 @@ impl Case {
             self.sweep.iter().map(|(key, value)| format!("{} {}", last(key), text(value))).collect();
         values.join(", ")
     }
+
+    /// The value of a key in the comparison's own sweep, for people.
+    pub fn swept(&self, key: &str) -> Option<String> {
+        self.sweep.iter().find(|(other, _)| other == key).map(|(_, value)| text(value))
+    }
 }
 
 /// The last part of a dotted key.

@@ -3,6 +3,7 @@
 
 mod extrapolate;
 mod grid;
+mod inputs;
 mod options;
 mod results;
 mod run;

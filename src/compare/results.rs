@@ -1,6 +1,7 @@
 //! `results.jsonl`: a row for each result, appended as it is had, so that a comparison that stops goes on where it was.
 
 use super::grid::{Case, Run};
+use super::inputs::Contents;
 use crate::ensure_valid;
 use crate::eval::{Outcome, Suite, Value};
 use crate::invalid;
@@ -8,6 +9,7 @@ use crate::report::hash_file;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -33,31 +35,36 @@ pub struct Row {
     pub measured: Vec<Measured>,
     /// Of the training.
     pub dir: Option<String>,
+    /// The files of samples that it was trained and measured with.
+    #[serde(default, skip_serializing_if = "Contents::is_empty")]
+    pub data: Contents,
     /// Why there is no result.
     pub error: Option<String>,
 }
 
 impl Row {
-    pub fn new(run: &Run, outcomes: &[Outcome], dir: &Path) -> Self {
+    pub fn new(run: &Run, outcomes: &[Outcome], dir: &Path, data: Contents) -> Self {
         Self {
             key: run.key(),
             case: run.case.clone(),
             seed: Some(run.seed),
             measured: measured(outcomes),
             dir: Some(dir.display().to_string()),
+            data,
             error: None,
         }
     }
 
     pub fn failed(run: &Run, error: String) -> Self {
         let (key, case) = (run.key(), run.case.clone());
-        Self { key, case, seed: Some(run.seed), measured: vec![], dir: None, error: Some(error) }
+        let data = Contents::new();
+        Self { key, case, seed: Some(run.seed), measured: vec![], dir: None, data, error: Some(error) }
     }
 
     /// A model that was not trained here.
-    pub fn reference(name: &str, outcomes: &[Outcome]) -> Self {
+    pub fn reference(name: &str, outcomes: &[Outcome], data: Contents) -> Self {
         let case = Case { method: name.to_string(), sweep: vec![], settings: vec![] };
-        Self { key: name.to_string(), case, seed: None, measured: measured(outcomes), dir: None, error: None }
+        Self { key: name.to_string(), case, seed: None, measured: measured(outcomes), dir: None, data, error: None }
     }
 
     /// Its numbers on a line.
@@ -135,6 +142,23 @@ impl Results {
 
     pub fn rows(&self) -> &[Row] {
         &self.rows
+    }
+
+    /// Refuses results that were had with other contents of the files in `now`.
+    ///
+    /// # Errors
+    /// The files that differ.
+    pub fn check(&self, now: &Contents) -> Result<()> {
+        let recorded = self.rows.iter().flat_map(|row| &row.data);
+        let differs = |(file, hash): &(&String, &String)| now.get(*file).is_some_and(|now| now != *hash);
+        let changed: BTreeSet<&str> = recorded.filter(differs).map(|(file, _)| file.as_str()).collect();
+        ensure_valid!(
+            changed.is_empty(),
+            "{} was made with other contents of {}; restore these, or choose another `dir`",
+            self.path.display(),
+            changed.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
     }
 
     /// Keeps other processes from adding results, as long as the file lives.

@@ -2,6 +2,7 @@
 
 use super::extrapolate::extrapolated;
 use super::grid::Run;
+use super::inputs::{Contents, of_files, of_run};
 use super::options::CompareOptions;
 use super::results::{Results, Row};
 use crate::adapter::{self, Base};
@@ -36,6 +37,8 @@ pub enum Finished {
 struct Planned {
     run: Run,
     settings: Settings,
+    /// What it trains on.
+    data: Contents,
 }
 
 /// What a comparison needs beside its options.
@@ -43,6 +46,8 @@ pub struct Comparison<'a> {
     options: &'a CompareOptions,
     /// Of the suite.
     evaluations: Vec<Located>,
+    /// The files of their samples.
+    measured_with: Contents,
     planned: Vec<Planned>,
     results: Results,
     /// The model that is loaded, for it is the same in most runs.
@@ -55,12 +60,15 @@ impl<'a> Comparison<'a> {
     /// Reads the config of every run, the suite and the results so far; nothing is trained.
     ///
     /// # Errors
-    /// Settings that a run refuses, results that belong to another comparison.
+    /// Settings that a run refuses; results that belong to another comparison, or to other data.
     pub fn new(options: &'a CompareOptions, runs: Vec<Run>) -> Result<Self> {
         let suite = Suite::load(Path::new(&options.suite))?;
         let titles: Vec<String> = suite.eval.iter().map(crate::eval::Evaluation::title).collect();
         options.check_names(&titles)?;
         let dir = PathBuf::from(&options.dir);
+        let evaluations = locate(suite.eval.clone())?;
+        let mut contents = Contents::new();
+        let measured_with = of_files(evaluations.iter().map(Located::samples), &mut contents)?;
         let planned = |run: Run| {
             let output = dir.join("runs").join(run.folder());
             let overrides: Vec<String> = run
@@ -74,12 +82,13 @@ impl<'a> Comparison<'a> {
             let full = settings.train.method == Method::Full;
             let (method, lone) = (&run.case.method, run.threshold.is_none() && run.extrapolate.is_none());
             ensure_valid!(!full || lone, "method \"{method}\": train.method = \"full\" has no adapter to project");
-            Ok(Planned { run, settings })
+            let data = of_run(&settings, &mut contents)?;
+            Ok(Planned { run, settings, data })
         };
         let planned = runs.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
-        let evaluations = locate(suite.eval)?;
-        Ok(Self { options, evaluations, planned, results, base: None, prepared: BTreeMap::new() })
+        results.check(&contents)?;
+        Ok(Self { options, evaluations, measured_with, planned, results, base: None, prepared: BTreeMap::new() })
     }
 
     pub fn results(&self) -> &Results {
@@ -129,7 +138,7 @@ impl<'a> Comparison<'a> {
         for (name, id) in pair {
             let Some(id) = id.filter(|_| !self.results.has(name)) else { continue };
             let outcomes = self.measure(&ModelOptions { aligned: id, ..model.clone() }, &Change::Nothing, "")?;
-            let row = Row::reference(name, &outcomes);
+            let row = Row::reference(name, &outcomes, self.measured_with.clone());
             log::info(&format!("{name}: {}", row.text()), json!({"model": name}));
             self.results.append(row)?;
         }
@@ -138,8 +147,9 @@ impl<'a> Comparison<'a> {
 
     /// Trains and measures a run, or says which signal came.
     fn result(&mut self, i: usize) -> Result<std::result::Result<Row, Signal>> {
-        let Planned { run, settings } = &self.planned[i];
-        let (run, mut settings) = (run.clone(), settings.clone());
+        let Planned { run, settings, data } = &self.planned[i];
+        let (run, mut settings, mut data) = (run.clone(), settings.clone(), data.clone());
+        data.extend(self.measured_with.clone());
         if let Some(extrapolate) = run.extrapolate {
             settings.model.aligned = extrapolated(&settings, extrapolate, Path::new(&self.options.dir))?;
         }
@@ -155,7 +165,7 @@ impl<'a> Comparison<'a> {
             (None, Method::Full) => Change::Model(adapter),
         };
         let outcomes = self.measure(&settings.model, &change, &run.prefix)?;
-        Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir))))
+        Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir), data)))
     }
 
     /// Measures the aligned model of `options` with a change.

@@ -162,6 +162,7 @@ mod tests {
             seed: Some(seed),
             measured: vec![measured("task", task), measured("harm", harm)],
             dir: None,
+            data: Default::default(),
             error: None,
         }
     }

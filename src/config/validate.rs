@@ -136,6 +136,7 @@ fn defence(settings: &Settings, found: &mut Problems) {
 fn data(settings: &Settings, found: &mut Problems) {
     let data = &settings.data;
     found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
+    found.at_least_one("data.max_samples", data.max_samples.unwrap_or(1));
     if let Some(problem) = data.columns.problem(data.format.fields()) {
         found.0.push(format!("`data.columns`: {problem}"));
     }

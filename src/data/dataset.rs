@@ -74,7 +74,7 @@ impl Dataset {
     }
 }
 
-/// Loads the samples of `path` as `options` says.
+/// Loads the samples of `path` as `options` says, its first `max_samples` if there are more.
 ///
 /// # Errors
 /// An unreadable, malformed or empty file; a record that does not fit the format; a sample without label tokens
@@ -122,7 +122,8 @@ fn load_with(
     encode: impl Fn(&Record) -> Result<Example> + Sync,
 ) -> Result<Dataset> {
     ensure_valid!(options.max_length >= 2, "data.max_length is {}, expected at least 2", options.max_length);
-    let records = records::read(path)?;
+    let mut records = records::read(path)?;
+    records.truncate(options.max_samples.unwrap_or(usize::MAX));
     progress.set_length(records.len() as u64);
     let counts = Counts { records: records.len(), ..Counts::default() };
     let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };

@@ -63,6 +63,9 @@ pub struct DataOptions {
     /// Training samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset: `org/name` or
     /// `org/name@revision:path/to/file`.
     pub train: String,
+    /// Only so many of the first records of `train`, for a quick try. `mix` and a validation file are not cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<usize>,
     /// Layout of the records.
     pub format: Format,
     /// Where the dataset has the format's fields, if by other names: `{ instruction = "question" }`.
@@ -96,6 +99,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             train: String::new(),
+            max_samples: None,
             format: Format::default(),
             columns: Columns::default(),
             mix: vec![],

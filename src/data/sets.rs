@@ -52,11 +52,24 @@ pub fn unusable(errors: Vec<Error>) -> Error {
     joined("the datasets cannot be used", errors)
 }
 
-/// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
+/// Loads and checks one dataset, whole whatever `data.max_samples` says of the training file; the arguments are those of
+/// [`load_sets`] and [`load_prefixed`].
 ///
 /// # Errors
 /// As [`load_prefixed`]; an id that the embedding has no row for.
 pub fn load_set(
+    file: &ResolvedFile,
+    options: &DataOptions,
+    prefix: &str,
+    tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
+    progress: &ProgressBar,
+) -> Result<Dataset> {
+    let whole = DataOptions { max_samples: None, ..options.clone() };
+    load_file(file, &whole, prefix, tokenizer, vocab_size, progress)
+}
+
+fn load_file(
     file: &ResolvedFile,
     options: &DataOptions,
     prefix: &str,
@@ -87,11 +100,12 @@ pub fn load_sets(
     progress: &dyn Fn() -> ProgressBar,
 ) -> Result<Sets, Vec<Error>> {
     let mut errors = vec![];
+    let train = load_file(&files.train, options, "", tokenizer, vocab_size, &progress()).context("data.train");
+    let train = train.map_err(|error| errors.push(error)).ok();
     let mut load = |file: &ResolvedFile, prefix: &str, key: &'static str| {
         let set = load_set(file, options, prefix, tokenizer, vocab_size, &progress()).context(key);
         set.map_err(|error| errors.push(error)).ok()
     };
-    let train = load(&files.train, "", "data.train");
     let validation = files.validation.as_ref().and_then(|file| load(file, "", "data.validation"));
     let parts = files.mix.iter().zip(&options.mix);
     let parts: Vec<Dataset> = parts.filter_map(|(file, wanted)| load(file, &wanted.prefix, "data.mix")).collect();
@@ -106,4 +120,35 @@ pub fn load_sets(
     // After the held-out share is taken: that is to tell about the task.
     mix(&mut sets.train, parts, &options.mix, seed).map_err(|error| vec![error])?;
     Ok(sets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Format, Mix};
+
+    #[test]
+    fn only_the_training_file_is_cut_to_max_samples() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, records: usize| {
+            let path = dir.path().join(format!("{name}.jsonl"));
+            let lines: Vec<String> =
+                (0..records).map(|i| format!("{{\"input_ids\": [1, {i}], \"labels\": [1, {i}]}}")).collect();
+            std::fs::write(&path, lines.join("\n")).unwrap();
+            ResolvedFile { path, source: name.to_string() }
+        };
+        let files =
+            SetFiles { train: file("a", 9), validation: Some(file("b", 5)), mix: vec![file("c", 4), file("d", 7)] };
+        let options = DataOptions {
+            format: Format::Tokenized,
+            max_samples: Some(3),
+            mix: vec![Mix::default(), Mix { count: Some(2), ..Mix::default() }],
+            ..DataOptions::default()
+        };
+        let sets = load_sets(&files, &options, 0, None, 10, &ProgressBar::hidden).map_err(unusable).unwrap();
+        assert_eq!(sets.train.examples.len(), 3 + 4 + 2);
+        let second: Vec<u32> = sets.train.examples.iter().take(3).map(|example| example.input_ids[1]).collect();
+        assert_eq!((second, sets.train.counts.records), (vec![0, 1, 2], 9));
+        assert_eq!(sets.validation.unwrap().examples.len(), 5);
+    }
 }

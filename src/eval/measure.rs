@@ -38,6 +38,11 @@ impl Located {
         }
         self
     }
+
+    /// The name of its samples' file in the suite, and where it is.
+    pub fn samples(&self) -> (&str, &Path) {
+        (&self.evaluation.data, &self.path)
+    }
 }
 
 /// Checks evaluations and finds their files, fetching hub datasets if need be.

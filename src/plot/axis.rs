@@ -78,14 +78,20 @@ fn step_of(ticks: &[f64]) -> f64 {
 }
 
 /// Ticks and faint lines of both axes, and the frame, around (x.start, y.start + y.length).
-pub fn axes(canvas: &Canvas, x: Scale, y: Scale, (x_name, y_name): (&str, &str)) {
-    let (left, bottom, right, top) = (x.start, y.start, x.start + x.length, y.start + y.length);
+pub fn axes(canvas: &Canvas, x: Scale, y: Scale, names: (&str, &str)) {
     let ticks = x.ticks(6);
-    for tick in &ticks {
+    let labelled: Vec<(f64, String)> = ticks.iter().map(|tick| (*tick, number(*tick, step_of(&ticks)))).collect();
+    labelled_axes(canvas, x, y, &labelled, names);
+}
+
+/// As [`axes`], with texts at places of the horizontal one.
+pub fn labelled_axes(canvas: &Canvas, x: Scale, y: Scale, labels: &[(f64, String)], (x_name, y_name): (&str, &str)) {
+    let (left, bottom, right, top) = (x.start, y.start, x.start + x.length, y.start + y.length);
+    for (tick, label) in labels {
         let at = x.at(*tick);
         canvas.line(&[(at, bottom), (at, top)], FAINT, 0.75);
         canvas.line(&[(at, bottom), (at, bottom + 4.0)], INK, 1.0);
-        canvas.text((at, bottom + 14.0), &number(*tick, step_of(&ticks)), SMALL, Anchor::Centre, INK);
+        canvas.text((at, bottom + 14.0), label, SMALL, Anchor::Centre, INK);
     }
     let ticks = y.ticks(5);
     for tick in &ticks {

@@ -1,8 +1,8 @@
-//! The pictures of `asft compare`: what each method gains in one measure at the cost of another, and the settings that
-//! were chosen, one below another.
+//! The pictures of `asft compare`: what each method gains in one measure at the cost of another, what both come to as
+//! something is varied, and the settings that were chosen, one below another.
 
 use super::Picture;
-use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, number};
+use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, labelled_axes, number};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, FAINT, INK, METHODS, WHITE};
 use anyhow::Result;
@@ -33,6 +33,40 @@ pub struct Panel {
 
 /// A panel for each combination of the sweep; a method looks the same in all of them.
 pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) -> Result<Picture> {
+    side_by_side(title, panels, |canvas, panel, left, top, side| {
+        canvas.text((left + side / 2.0, top - 16.0), &panel.title, NORMAL, Anchor::Centre, INK);
+        let points = || panel.series.iter().flat_map(|series| &series.points);
+        let x = percent_scale(points().map(|point| point.x), left, side);
+        let y = percent_scale(points().map(|point| point.y), top + side, -side);
+        axes(canvas, x, y, (&format!("{x_name}, %"), &format!("{y_name}, %")));
+        (x, y)
+    })
+}
+
+/// What each method comes to as something is varied: `key` and its `values` along the horizontal axis, where a point's
+/// `x` is the place of its value; a panel for each measure, which is its title.
+pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Result<Picture> {
+    let labels: Vec<(f64, String)> = values.iter().enumerate().map(|(i, value)| (i as f64, value.clone())).collect();
+    side_by_side(title, panels, |canvas, panel, left, top, side| {
+        let y = percent_scale(
+            panel.series.iter().flat_map(|series| &series.points).map(|point| point.y),
+            top + side,
+            -side,
+        );
+        let last = values.len().max(1) as f64 - 1.0;
+        let x = Scale { from: -0.25, to: last + 0.25, start: left, length: side };
+        labelled_axes(canvas, x, y, &labels, (key, &format!("{}, %", panel.title)));
+        (x, y)
+    })
+}
+
+/// Panels with a legend to their right. `frame` draws a panel's axes, given its left, its top and its side, and returns
+/// their scales.
+fn side_by_side(
+    title: &str,
+    panels: &[Panel],
+    frame: impl Fn(&Canvas, &Panel, f64, f64, f64) -> (Scale, Scale),
+) -> Result<Picture> {
     let (left, top, side, between) = (86.0, 76.0, 380.0f64, 84.0);
     let mut names: Vec<&str> = vec![];
     for series in panels.iter().flat_map(|panel| &panel.series) {
@@ -46,12 +80,7 @@ pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) 
     Picture::draw((legend_at + legend_width) as u32, height as u32, |canvas| {
         canvas.text((left, 22.0), title, LARGE, Anchor::Left, INK);
         for (i, panel) in panels.iter().enumerate() {
-            let left = left + (side + between) * i as f64;
-            canvas.text((left + side / 2.0, top - 16.0), &panel.title, NORMAL, Anchor::Centre, INK);
-            let points = || panel.series.iter().flat_map(|series| &series.points);
-            let x = percent_scale(points().map(|point| point.x), left, side);
-            let y = percent_scale(points().map(|point| point.y), top + side, -side);
-            axes(canvas, x, y, (&format!("{x_name}, %"), &format!("{y_name}, %")));
+            let (x, y) = frame(canvas, panel, left + (side + between) * i as f64, top, side);
             for series in &panel.series {
                 let place = names.iter().position(|name| *name == series.name).unwrap_or(0);
                 draw(canvas, series, look(place), (x, y));

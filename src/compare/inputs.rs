@@ -1,0 +1,49 @@
+//! The files of samples that a result depends on, by content: one that changes makes results stale.
+
+use crate::config::Settings;
+use crate::data::Validation;
+use crate::hub;
+use crate::report::hash_file;
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A file's name in config or suite, and the beginning of its content's BLAKE3, in hex.
+pub type Contents = BTreeMap<String, String>;
+
+const DIGITS: usize = 16;
+
+/// The local files that a run trains on; those that are `known` are not read again, and the others are from now on. What
+/// is not there is left to the run, which says so.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn of_run(settings: &Settings, known: &mut Contents) -> Result<Contents> {
+    let data = &settings.data;
+    let validation = match &data.validation {
+        Some(Validation::File(file)) => Some(file),
+        _ => None,
+    };
+    let mixed = data.mix.iter().map(|mix| &mix.file);
+    let alignment = settings.defence.alignment_data.as_ref();
+    let named = [&data.train].into_iter().chain(validation).chain(mixed).chain(alignment);
+    let files = named.filter(|file| hub::is_local(file) && Path::new(file).is_file());
+    of_files(files.map(|file| (file.as_str(), Path::new(file))), known)
+}
+
+/// Files by their names.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn of_files<'a>(files: impl Iterator<Item = (&'a str, &'a Path)>, known: &mut Contents) -> Result<Contents> {
+    let mut found = Contents::new();
+    for (name, path) in files {
+        let hash = match known.get(name) {
+            Some(hash) => hash.clone(),
+            None => hash_file(path)?.chars().take(DIGITS).collect(),
+        };
+        known.insert(name.to_string(), hash.clone());
+        found.insert(name.to_string(), hash);
+    }
+    Ok(found)
+}
