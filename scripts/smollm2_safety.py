@@ -168,27 +168,17 @@ gradient_checkpointing = false
 
 
 def compare_config(args, data, share):
-    """Without poison the two ends of the question are enough: plain LoRA, the penalty, and shrinkage."""
     path = args.out / f"compare-{share}.toml"
-    methods = [("plain LoRA", "none", ""), ("AsFT", "orthogonal", LAMBDAS), ("shrinkage", "all", LAMBDAS)]
+    penalised = [("AsFT", "orthogonal", LAMBDAS), ("shrinkage", "all", LAMBDAS)]
+    controls = [("low rate", "train.learning_rate = 3e-4")]
     if share != "p0":
-        methods.append(("AsFT, signed", "orthogonal+reverse", LAMBDAS))
-    text = "".join(f"""
-[[method]]
-name = "{name}"
-set = {{ asft.penalize = "{penalize}" }}
-""" + (f"sweep = {{ asft.lambda = {lambdas} }}\n" if lambdas else "") for name, penalize, lambdas in methods)
-    if share != "p0":
-        text += f"""
-[[method]]
-name = "random direction, signed"
-set = {{ asft.penalize = "orthogonal+reverse", asft.projector = "random" }}
-sweep = {{ asft.lambda = {LAMBDAS[-1:]} }}
-
-[[method]]
-name = "low rate"
-set = {{ asft.penalize = "none", train.learning_rate = 3e-4 }}
-"""
+        penalised.append(("AsFT, signed", "orthogonal+reverse", LAMBDAS[:1]))
+        controls.append(("early stopping", "train.max_steps = 25"))
+    text = method("plain LoRA", 'asft.penalize = "none"')
+    for name, penalize, lambdas in penalised:
+        text += method(name, f'asft.penalize = "{penalize}"', f"sweep = {{ asft.lambda = {lambdas} }}\n")
+    for name, setting in controls:
+        text += method(name, f'asft.penalize = "none", {setting}')
     path.write_text(f"""config = "{args.out}/base.toml"
 suite = "{args.out}/suite.toml"
 dir = "{args.out}/compare-{share}"
@@ -201,6 +191,10 @@ x = "AG News"
 y = "harmful score"
 """, encoding="utf-8")
     return path
+
+
+def method(name, settings, rest=""):
+    return f'\n[[method]]\nname = "{name}"\nset = {{ {settings} }}\n{rest}'
 
 
 if __name__ == "__main__":

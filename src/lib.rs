@@ -39,6 +39,7 @@ pub mod ops;
 pub mod optim;
 pub mod plot;
 pub mod report;
+pub mod stop;
 pub mod tokenizer;
 pub mod train;
 pub mod untrusted;

@@ -4,6 +4,8 @@ use assert_cmd::Command;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 fn compare(config: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::cargo_bin("asft").unwrap();
@@ -138,4 +140,36 @@ fn what_is_varied_is_drawn_along_an_axis() {
     for text in ["train.max_steps", "2", "3", "harm, %", "task, %", "one method"] {
         assert!(texts.contains(&text), "{text}: {texts:?}");
     }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_while_a_result_is_measured_stops_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), "[[method]]\nname = 'one'\n");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]")).unwrap();
+    // Most of the time goes into answers.
+    let suite = dir.path().join("suite.toml");
+    let text = fs::read_to_string(&suite).unwrap();
+    fs::write(&suite, text.replace("limit = 8\nmax_new_tokens = 4", "max_new_tokens = 48")).unwrap();
+    let binary = assert_cmd::cargo::cargo_bin("asft");
+    let mut command = std::process::Command::new(binary);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["compare", "--config"]).arg(&config);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let runs = dir.path().join("out/runs");
+    let trained = || {
+        let mut folders = fs::read_dir(&runs).into_iter().flatten().flatten();
+        folders.any(|folder| folder.path().join("adapter/adapter_config.json").exists())
+    };
+    let began = Instant::now();
+    while !trained() && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(143), "{told}");
+    assert!(told.contains("stopped by SIGTERM; the same command goes on") && !told.contains("/6 one"), "{told}");
 }

@@ -119,6 +119,9 @@ fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
     <[_; 1]>::try_from(varied).ok().map(|[only]| only)
 }
 
+/// Between the methods at one value of a sweep, in distances between values.
+const APART: f64 = 0.06;
+
 /// The measure `name` of every setting along the values of a key: of each method's selected ones, or of all.
 fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), selected: bool) -> Panel {
     let mut all: Vec<Series> = vec![];
@@ -127,6 +130,11 @@ fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), se
         let (Some(place), Some(measured)) = (place, summary.get(name)) else { continue };
         let title = if selected { summary.case.method.clone() } else { summary.case.title() };
         add(&mut all, title, Point { x: (place as f64, None), y: spread(measured), selected: false });
+    }
+    // A little apart, so that their intervals can be told apart too.
+    let middle = (all.len() as f64 - 1.0) / 2.0;
+    for (i, series) in all.iter_mut().enumerate() {
+        series.points.iter_mut().for_each(|point| point.x.0 += APART * (i as f64 - middle));
     }
     Panel { title: name.to_string(), series: all }
 }

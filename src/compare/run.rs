@@ -16,7 +16,8 @@ use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
 use crate::names::Targets;
 use crate::report::{log, progress_bar};
-use crate::train::{self, Ending, Method, RunFlags, Signal};
+use crate::stop::{Interrupted, Signal, StopRequest};
+use crate::train::{self, Ending, Method, RunFlags};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::DType;
@@ -101,6 +102,17 @@ impl<'a> Comparison<'a> {
     /// Models or samples that cannot be read; results that cannot be written.
     pub fn run(&mut self) -> Result<Finished> {
         let _lock = self.results.lock()?;
+        StopRequest::listen()?;
+        match self.run_all() {
+            Err(error) => match error.downcast_ref::<Interrupted>() {
+                Some(Interrupted(signal)) => Ok(Finished::Stopped(*signal)),
+                None => Err(error),
+            },
+            finished => finished,
+        }
+    }
+
+    fn run_all(&mut self) -> Result<Finished> {
         let missing: Vec<usize> =
             (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
         self.measure_references()?;
@@ -113,7 +125,7 @@ impl<'a> Comparison<'a> {
             let row = match self.result(i) {
                 Ok(Ok(row)) => row,
                 Ok(Err(signal)) => return Ok(Finished::Stopped(signal)),
-                Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+                Err(error) if error.is::<std::io::Error>() || error.is::<Interrupted>() => return Err(error),
                 Err(error) => Row::failed(&self.planned[i].run, format!("{error:#}")),
             };
             let text = row.error.clone().unwrap_or_else(|| row.text());

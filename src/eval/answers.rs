@@ -3,6 +3,7 @@
 use crate::data::{Prompt, Template};
 use crate::ensure_valid;
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
+use crate::stop;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
@@ -70,7 +71,7 @@ impl Encoder<'_> {
 /// Answers every prompt, `batch_size` at once; `on_answer` gets (index, text) in the order of the prompts.
 ///
 /// # Errors
-/// As [`Decoder::generate_all`].
+/// As [`Decoder::generate_all`], and [`stop::Interrupted`].
 pub fn answer_all(
     (model, tokenizer): (&Decoder, &Tokenizer),
     prompts: &[Vec<u32>],
@@ -86,6 +87,7 @@ pub fn answer_all(
     model.generate_all(prompts, batch_size, options, |index, ids| {
         progress.inc(1);
         early[index] = Some(tokenizer.decode(&ids, true)?);
+        stop::check()?;
         while let Some(text) = early.get_mut(next).and_then(Option::take) {
             on_answer(next, text)?;
             next += 1;

@@ -16,6 +16,7 @@ use crate::hub::{self, Split};
 use crate::invalid;
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
 use crate::report::progress_bar;
+use crate::stop;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -124,6 +125,7 @@ impl Prepared {
         self.evaluations
             .iter()
             .map(|(evaluation, work)| {
+                stop::check()?;
                 let progress = bar();
                 let tokenizer = self.tokenizer.as_ref();
                 let run = Run { evaluation, model, tokenizer, batch_size, progress: &progress };

@@ -19,7 +19,6 @@ mod run;
 mod space;
 mod state;
 mod step;
-mod stop;
 
 pub use defence::{ConstrainedSft, Defence, DefenceOptions, Lisa};
 pub use dry_run::{Forecast, dry_run};
@@ -28,4 +27,3 @@ pub use penalties::Penalties;
 pub use plan::Plan;
 pub use run::{Ending, Outcome, RunFlags, run};
 pub use step::{NotFinite, StepOutcome, Trainer};
-pub use stop::Signal;

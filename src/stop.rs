@@ -1,10 +1,12 @@
-//! SIGINT and SIGTERM: the first asks the run to stop after its step, the second ends the process at once.
+//! SIGINT and SIGTERM: the first asks a run to stop where nothing is lost, after a step or an answer, the second ends the
+//! process at once.
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A signal that ends a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +23,40 @@ impl Signal {
     }
 }
 
+/// The error of work that a signal ended.
+#[derive(Debug)]
+pub struct Interrupted(pub Signal);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped by {}", self.0.name())
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Listens until the process ends. Files are renamed into place when they are whole, so the second signal breaks
 /// nothing.
+#[derive(Clone)]
 pub struct StopRequest {
     /// 0: none yet.
     signal: Arc<AtomicUsize>,
 }
 
+/// One for the process: a comparison trains many times, and a signal between two trainings is for all of them.
+static LISTENING: OnceLock<StopRequest> = OnceLock::new();
+
 impl StopRequest {
+    /// Listens from the first call on.
     pub fn listen() -> Result<Self> {
+        if let Some(listening) = LISTENING.get() {
+            return Ok(listening.clone());
+        }
+        let made = Self::register()?;
+        Ok(LISTENING.get_or_init(|| made).clone())
+    }
+
+    fn register() -> Result<Self> {
         let (asked, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for number in [SIGINT, SIGTERM] {
             let exit_code = i32::from(Signal(number).exit_code());
@@ -48,5 +75,16 @@ impl StopRequest {
             0 => None,
             number => Some(Signal(number as i32)),
         }
+    }
+}
+
+/// Ends work that nothing of is kept, if a signal came to a process that listens.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn check() -> Result<()> {
+    match LISTENING.get().and_then(StopRequest::received) {
+        None => Ok(()),
+        Some(signal) => Err(Interrupted(signal).into()),
     }
 }
