@@ -3,6 +3,7 @@
 //! Code returns `anyhow::Result`. Whatever a user can put right (a config key, a path, a file's content) is raised
 //! with [`invalid!`]; context may be added around it freely, the mark is found anywhere in the chain.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// An error that the user can put right: bad config, missing or malformed file, mismatched checkpoint.
@@ -16,6 +17,21 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
+
+/// An error that every rank of a job has been told of (see [`crate::ranks`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agreed {
+    pub text: String,
+    pub exit_code: u8,
+}
+
+impl fmt::Display for Agreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Agreed {}
 
 /// Makes an [`anyhow::Error`] holding [`Invalid`] from a format string.
 #[macro_export]
@@ -38,6 +54,9 @@ macro_rules! ensure_valid {
 
 /// Exit code for an error chain: 2 when the user can put it right, 1 otherwise.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(agreed) = error.downcast_ref::<Agreed>() {
+        return agreed.exit_code;
+    }
     // A clap-style usage mistake and a bad input share one code, so that scripts need to know only one.
     if error.chain().any(|cause| cause.is::<Invalid>()) { 2 } else { 1 }
 }

@@ -16,7 +16,7 @@
 //! | [`optim`] | AdamW and its schedule |
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`], [`untrusted`] | files, downloads, text, progress, pictures, module names, exit codes, the allocator, work that can be given up |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`] | files, downloads, text, progress, pictures, module names, exit codes, the allocator, processes that work as one, work that can be given up |
 
 // Allowed again, for a reason each, in the kernels of ops/ and for two C calls, in memory.rs and report/metrics.rs.
 #![deny(unsafe_code)]
@@ -38,6 +38,7 @@ pub mod names;
 pub mod ops;
 pub mod optim;
 pub mod plot;
+pub mod ranks;
 pub mod report;
 pub mod stop;
 pub mod tokenizer;

@@ -4,6 +4,9 @@
 
 use asft::cli::{Cli, Command};
 use asft::commands;
+use asft::ensure_valid;
+use asft::error::Agreed;
+use asft::ranks::{self, Ranks};
 use asft::report::log;
 use clap::Parser;
 use serde_json::json;
@@ -16,21 +19,47 @@ fn main() -> ExitCode {
     asft::memory::keep_freed_buffers();
     let Cli { command, output } = Cli::parse();
     log::init(output.verbosity(), output.log_format.into());
+    // Held to the end: MPI is started and shut down on the main thread, before and after all others.
+    let _job = match ranks::join() {
+        Ok(job) => job,
+        Err(error) => return failed(&error),
+    };
+    let threads = Ranks::here().threads();
     // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
     // and take it. Fails only where a pool exists already, which serves as well.
-    let _own_pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build_global();
+    let _own_pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build_global();
+    if Ranks::here().are_many() {
+        let (ranks, threads) = (Ranks::here(), rayon::current_num_threads());
+        let (size, local) = (ranks.size(), ranks.local_size());
+        log::info(
+            &format!("{size} ranks, {local} of them on this machine, threads for each: {threads}"),
+            json!({"ranks": size, "local_ranks": local, "threads": threads}),
+        );
+    }
     match rayon::scope(|_| run(command)) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            let exit_code = asft::error::exit_code(&error);
-            log::error(&format!("{error:#}"), json!({"exit_code": exit_code}));
-            ExitCode::from(exit_code)
-        }
+        Err(error) => failed(&error),
     }
 }
 
+/// Says what went wrong. Of several ranks the first does, where all know of it; else the one that it happened to, which
+/// then ends the others, as they may be waiting for it.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let (exit_code, ranks) = (asft::error::exit_code(error), Ranks::here());
+    let is_agreed = error.is::<Agreed>();
+    let place = if is_agreed || !ranks.are_many() { String::new() } else { format!("{ranks}: ") };
+    if ranks.is_first() || !is_agreed {
+        log::error(&format!("{place}{error:#}"), json!({"exit_code": exit_code}));
+    }
+    if !is_agreed {
+        ranks.abort(exit_code);
+    }
+    ExitCode::from(exit_code)
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    Ranks::here().agree(check_shared(&command))?;
     let done = match command {
         Command::Train(args) => return commands::train::run(args),
         Command::Compare(args) => return commands::compare::run(args),
@@ -49,6 +78,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Man(args) => commands::meta::man(args),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Refuses to do the work of a command as often as there are processes.
+fn check_shared(command: &Command) -> anyhow::Result<()> {
+    ensure_valid!(
+        matches!(command, Command::Train(_) | Command::Direction(_)) || !Ranks::here().are_many(),
+        "only asft train and asft direction share their work out over several processes; start this command without \
+         the MPI launcher"
+    );
+    Ok(())
 }
 
 /// The reader of our output has had enough (`asft ... | head`).

@@ -1,6 +1,7 @@
 //! SIGINT and SIGTERM: the first asks a run to stop where nothing is lost, after a step or an answer, the second ends the
 //! process at once.
 
+use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -72,6 +73,15 @@ impl StopRequest {
     /// The signal that came, if one did.
     pub fn received(&self) -> Option<Signal> {
         match self.signal.load(Ordering::SeqCst) {
+            0 => None,
+            number => Some(Signal(number as i32)),
+        }
+    }
+
+    /// As [`StopRequest::received`], by any rank. All of them ask together, and have one answer.
+    pub fn received_by_any(&self) -> Option<Signal> {
+        let own = self.received().map_or(0, |signal| signal.0);
+        match Ranks::here().max(own as u64) {
             0 => None,
             number => Some(Signal(number as i32)),
         }

@@ -1,13 +1,15 @@
 //! Writing safetensors: to a temporary name in the target folder, synced, then renamed.
 
 use super::{READ_CHUNK_BYTES, STAGED};
+use crate::ranks::Ranks;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The folder that `path` is or will be in.
@@ -57,12 +59,28 @@ pub(super) fn mode() -> std::fs::Permissions {
 /// A safetensors file written tensor by tensor, for outputs larger than memory.
 ///
 /// The format wants every size ahead of the data, so the data go to an unnamed spill file first, on the same disk. No
-/// folder is made before the file is finished.
+/// folder is made before the file is finished. Its bytes do not depend on the order in which tensors were added, or on
+/// which rank did it.
 pub struct StreamWriter {
     path: PathBuf,
     spill: File,
-    entries: serde_json::Map<String, Value>,
-    offset: u64,
+    /// By name.
+    tensors: BTreeMap<String, Spilled>,
+    /// Of the spill file.
+    length: u64,
+}
+
+/// An f32 tensor in the spill file.
+#[derive(Serialize, Deserialize)]
+struct Spilled {
+    shape: Vec<usize>,
+    start: u64,
+}
+
+impl Spilled {
+    fn bytes(&self) -> u64 {
+        4 * self.shape.iter().product::<usize>() as u64
+    }
 }
 
 impl StreamWriter {
@@ -70,7 +88,7 @@ impl StreamWriter {
         check_writable_file(path)?;
         let place = existing(parent(path));
         let spill = tempfile::tempfile_in(place).with_context(|| format!("writing in {}", place.display()))?;
-        Ok(Self { path: path.to_path_buf(), spill, entries: serde_json::Map::new(), offset: 0 })
+        Ok(Self { path: path.to_path_buf(), spill, tensors: BTreeMap::new(), length: 0 })
     }
 
     /// Appends an f32 tensor.
@@ -82,10 +100,35 @@ impl StreamWriter {
             buffer.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
             self.spill.write_all(&buffer).with_context(|| format!("writing {}", self.path.display()))?;
         }
-        let end = self.offset + values.len() as u64 * 4;
-        self.entries
-            .insert(name.to_string(), json!({"dtype": "F32", "shape": shape, "data_offsets": [self.offset, end]}));
-        self.offset = end;
+        self.tensors.insert(name.to_string(), Spilled { shape: shape.to_vec(), start: self.length });
+        self.length += values.len() as u64 * 4;
+        Ok(())
+    }
+
+    /// Brings what the ranks have added together on the first, which is the one to finish the file.
+    pub fn gather(&mut self, ranks: Ranks) -> Result<()> {
+        let gathering = || format!("gathering {}", self.path.display());
+        let lists = ranks.gather(serde_json::to_vec(&self.tensors)?);
+        if !ranks.is_first() {
+            self.spill.seek(SeekFrom::Start(0)).with_context(gathering)?;
+            for sent in (0..self.length).step_by(READ_CHUNK_BYTES) {
+                let mut chunk = vec![0; READ_CHUNK_BYTES.min((self.length - sent) as usize)];
+                self.spill.read_exact(&mut chunk).with_context(gathering)?;
+                ranks.send_to_first(&chunk);
+            }
+            return Ok(());
+        }
+        for (rank, list) in lists.iter().enumerate().skip(1) {
+            let tensors: BTreeMap<String, Spilled> = serde_json::from_slice(list)?;
+            let (before, mut left) = (self.length, tensors.values().map(Spilled::bytes).sum::<u64>());
+            while left > 0 {
+                let chunk = ranks.receive(rank);
+                self.spill.write_all(&chunk).with_context(gathering)?;
+                (self.length, left) = (self.length + chunk.len() as u64, left.saturating_sub(chunk.len() as u64));
+            }
+            let moved = |(name, tensor): (String, Spilled)| (name, Spilled { start: before + tensor.start, ..tensor });
+            self.tensors.extend(tensors.into_iter().map(moved));
+        }
         Ok(())
     }
 
@@ -93,15 +136,22 @@ impl StreamWriter {
     pub fn finish(mut self, metadata: &BTreeMap<String, String>) -> Result<()> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), json!(metadata));
-        header.append(&mut self.entries);
+        let mut end = 0;
+        for (name, tensor) in &self.tensors {
+            let start = end;
+            end += tensor.bytes();
+            header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}));
+        }
         let mut header = serde_json::to_string(&header)?.into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
-        self.spill.seek(SeekFrom::Start(0))?;
         let spill = &mut self.spill;
         write_atomic(&self.path, |file| {
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(&header)?;
-            std::io::copy(spill, file)?;
+            for tensor in self.tensors.values() {
+                spill.seek(SeekFrom::Start(tensor.start))?;
+                std::io::copy(&mut spill.take(tensor.bytes()), file)?;
+            }
             Ok(())
         })
     }

@@ -8,25 +8,33 @@ use crate::hub;
 use crate::method::direction::{DirectionRequest, compute};
 use crate::method::factorize::Keep;
 use crate::names::Targets;
+use crate::ranks::Ranks;
 use crate::report::progress_bar;
 use anyhow::{Context, Result};
 
 pub fn run(args: DirectionArgs) -> Result<()> {
+    let ranks = Ranks::here();
+    let json = args.json;
+    let request = ranks.agree(ranks.one_first_on_each_machine(|| request(args)))?;
+    let summary = ranks.agree(compute(&request, &progress_bar(0, "computing direction")))?;
+    let text = if json { serde_json::to_string_pretty(&summary)? } else { summary.to_string() };
+    print(&format!("{text}\n"))
+}
+
+/// What to compute, with the models fetched if need be.
+fn request(args: DirectionArgs) -> Result<DirectionRequest> {
     let tolerance = args.tolerance;
     ensure_valid!((0.0..1.0).contains(&tolerance), "--tolerance must be at least 0 and below 1, got {tolerance}");
     ensure_valid!(args.rank != Some(0), "--rank must be at least 1");
     check_writable_file(&args.out).context("--out")?;
-    let request = DirectionRequest {
+    Ok(DirectionRequest {
         aligned: hub::resolve(&args.aligned, false).context("--aligned")?,
         unaligned: hub::resolve(&args.unaligned, false).context("--unaligned")?,
         out: args.out,
         targets: parse_targets(&args.target_modules),
         keep: args.rank.map_or(Keep::Tolerance(tolerance), Keep::Rank),
         allow_missing: args.allow_missing,
-    };
-    let summary = compute(&request, &progress_bar(0, "computing direction"))?;
-    let text = if args.json { serde_json::to_string_pretty(&summary)? } else { summary.to_string() };
-    print(&format!("{text}\n"))
+    })
 }
 
 /// Module names and dots only: a list. Anything else: a regular expression.

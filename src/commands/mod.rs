@@ -17,6 +17,7 @@ pub mod train;
 use crate::adapter::Base;
 use crate::cli::{BaseArgs, DeviceArg, DtypeArg, ModelArgs};
 use crate::model::{Decoder, DeviceKind};
+use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use candle_core::DType;
 use std::io::Write;
@@ -43,8 +44,11 @@ impl From<DtypeArg> for DType {
     }
 }
 
-/// Writes to standard output. Unlike `print!` it does not panic where nothing can be written (a full disk, a closed pipe).
+/// Writes to standard output, on the first rank. Unlike `print!` it does not panic where nothing can be written (a full disk, a closed pipe).
 fn print(text: &str) -> Result<()> {
+    if !Ranks::here().is_first() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
 }

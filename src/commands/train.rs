@@ -3,6 +3,7 @@
 use crate::cli::TrainArgs;
 use crate::config::Settings;
 use crate::eval::MeanLoss;
+use crate::ranks::Ranks;
 use crate::report::log;
 use crate::train::{self, Ending, Outcome, RunFlags};
 use anyhow::Result;
@@ -10,7 +11,12 @@ use serde_json::json;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
-    let settings = Settings::load(&args.config, &args.set)?;
+    let ranks = Ranks::here();
+    if (args.check || args.dry_run) && !ranks.is_first() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let settings = Settings::load(&args.config, &args.set);
+    let settings = if args.check || args.dry_run { settings } else { ranks.agree(settings) }?;
     if args.check {
         super::print(&settings.to_toml()?)?;
         return Ok(ExitCode::SUCCESS);

@@ -5,6 +5,7 @@ use crate::model::Sequences;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Samples one after another. Nothing is padded: each sample is a sequence of its own, whose positions start at 0 and
 /// which sees nothing of the others.
@@ -30,6 +31,19 @@ impl Batch {
             (count, labels) = (count + predicted_labels(sample), rest);
         }
         count
+    }
+}
+
+impl Batch {
+    /// Some of the samples, and how many tokens are before them.
+    pub fn part(&self, samples: Range<usize>) -> (usize, Self) {
+        let lengths = self.lengths[samples.clone()].to_vec();
+        let start: usize = self.lengths[..samples.start].iter().sum();
+        let tokens = start..start + lengths.iter().sum::<usize>();
+        (
+            start,
+            Self { input_ids: self.input_ids[tokens.clone()].to_vec(), labels: self.labels[tokens].to_vec(), lengths },
+        )
     }
 }
 
@@ -114,6 +128,8 @@ mod tests {
         assert_eq!(batch.input_ids, [1, 2, 3, 4, 5]);
         assert_eq!(batch.labels, [1, IGNORE, 3, 4, 5]);
         assert_eq!((batch.lengths.as_slice(), batch.tokens(), batch.label_tokens()), (&[3, 2][..], 5, 2));
+        assert_eq!(batch.part(1..2), (3, collate([&b])));
+        assert_eq!((batch.part(0..2), batch.part(2..2)), ((0, batch.clone()), (5, Batch::default())));
         assert_eq!(collate([]).label_tokens(), 0);
     }
 

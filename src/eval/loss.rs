@@ -2,6 +2,7 @@
 
 use crate::data::{Example, collate};
 use crate::model::{Decoder, Sequences};
+use crate::ranks::Ranks;
 use anyhow::Result;
 use indicatif::ProgressBar;
 
@@ -19,8 +20,11 @@ impl MeanLoss {
     }
 }
 
-/// The model's mean loss. The sum over tokens does not depend on the batching.
+/// The model's mean loss. The sum over tokens does not depend on the batching. Several ranks share the samples out.
 pub fn mean_loss(model: &Decoder, examples: &[Example], batch_size: usize, progress: &ProgressBar) -> Result<MeanLoss> {
+    let ranks = Ranks::here();
+    let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
+    let examples = &examples[ranks.share(&lengths)];
     progress.set_length(examples.len() as u64);
     let (mut sum, mut label_tokens) = (0.0, 0);
     for examples in examples.chunks(batch_size) {
@@ -29,5 +33,7 @@ pub fn mean_loss(model: &Decoder, examples: &[Example], batch_size: usize, progr
         label_tokens += batch.label_tokens();
         progress.inc(examples.len() as u64);
     }
-    Ok(MeanLoss { loss: sum / label_tokens.max(1) as f64, label_tokens })
+    // Counts are exact in f64.
+    let [sum, label_tokens] = ranks.sum([sum, label_tokens as f64]);
+    Ok(MeanLoss { loss: sum / label_tokens.max(1.0), label_tokens: label_tokens as usize })
 }

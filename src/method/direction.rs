@@ -10,12 +10,13 @@ use crate::checkpoint::{Checkpoint, StreamWriter};
 use crate::error::listing;
 use crate::hub::Resolved;
 use crate::names::{Targets, block_linears, resolve_targets, sort_naturally};
+use crate::ranks::Ranks;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use faer::Par;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,7 +39,7 @@ pub struct DirectionRequest {
 }
 
 /// What was computed of a module.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModuleReport {
     pub module: String,
     pub d_out: usize,
@@ -71,9 +72,9 @@ struct Task {
     bytes: usize,
 }
 
-/// A module's result with the hashes of its two weights.
-struct Done {
-    direction: ModuleDirection,
+/// What is told of a module, with the hashes of its two weights.
+#[derive(Serialize, Deserialize)]
+struct Told {
     report: ModuleReport,
     hashes: (String, String),
 }
@@ -87,7 +88,8 @@ pub fn check(request: &DirectionRequest) -> Result<()> {
     comparable(request, &aligned, &unaligned).map(|_| ())
 }
 
-/// Computes and writes a direction file.
+/// Computes and writes a direction file. Several ranks share the modules out; the first writes the file, which is the same
+/// as that of one process, and has the whole summary, the others that of their own modules.
 ///
 /// # Errors
 /// A target that matches nothing; a pair whose names or shapes differ (every difference listed, unless
@@ -104,17 +106,22 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
         Task { module, shape, bytes }
     };
     let tasks: Vec<Task> = shapes.into_iter().map(task).collect();
-    progress.set_length(tasks.len() as u64);
-    let mut writer = StreamWriter::create(&request.out)?;
-    let (mut reports, mut hashes) = (Vec::<ModuleReport>::new(), (BTreeMap::new(), BTreeMap::new()));
-    for batch in batches(&tasks, limit) {
-        for done in run_batch(&batch, request.keep, limit, (&aligned, &unaligned), progress)? {
-            let module = done.report.module.clone();
-            done.direction.write(&mut writer, &module)?;
-            hashes.0.insert(module.clone(), done.hashes.0);
-            hashes.1.insert(module, done.hashes.1);
-            reports.push(done.report);
-        }
+    let ranks = Ranks::here();
+    let own = own_tasks(&tasks, ranks);
+    progress.set_length(own.len() as u64);
+    let computed = run_tasks(own, request, limit, (&aligned, &unaligned), progress);
+    let (mut writer, told) = ranks.agree(computed)?;
+    writer.gather(ranks)?;
+    let mut all = vec![];
+    for told in ranks.gather(serde_json::to_vec(&told)?) {
+        all.extend(serde_json::from_slice::<Vec<Told>>(&told)?);
+    }
+    let mut hashes = (BTreeMap::new(), BTreeMap::new());
+    let mut reports: Vec<ModuleReport> = vec![];
+    for Told { report, hashes: (aligned, unaligned) } in if ranks.is_first() { all } else { told } {
+        hashes.0.insert(report.module.clone(), aligned);
+        hashes.1.insert(report.module.clone(), unaligned);
+        reports.push(report);
     }
     reports.sort_by_key(|report| order(&tasks, &report.module));
     let identity = |source: &Resolved, hashes: &BTreeMap<String, String>| Identity {
@@ -132,7 +139,7 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
         },
         module_hashes: hashes.0,
     };
-    writer.finish(&header.to_metadata()?)?;
+    ranks.on_first(|| writer.finish(&header.to_metadata()?))?;
     progress.finish_and_clear();
     Ok(Summary { out: request.out.clone(), modules: reports, skipped, seconds: started.elapsed().as_secs_f64() })
 }
@@ -181,10 +188,43 @@ fn order(tasks: &[Task], module: &str) -> Option<usize> {
     tasks.iter().position(|task| task.module == module)
 }
 
+/// A rank's part of the tasks: the most costly first, each went to whichever rank had least to do.
+fn own_tasks(tasks: &[Task], ranks: Ranks) -> Vec<&Task> {
+    let cost = |task: &Task| task.shape.0 as u128 * task.shape.1 as u128 * task.shape.0.min(task.shape.1) as u128;
+    let mut by_cost: Vec<(usize, &Task)> = tasks.iter().enumerate().collect();
+    by_cost.sort_by_key(|(_, task)| std::cmp::Reverse(cost(task)));
+    let (mut loads, mut owners) = (vec![0; ranks.size()], vec![0; tasks.len()]);
+    for (i, task) in by_cost {
+        let least = (0..loads.len()).min_by_key(|&rank| loads[rank]).unwrap_or(0);
+        loads[least] += cost(task);
+        owners[i] = least;
+    }
+    tasks.iter().zip(owners).filter(|(_, owner)| *owner == ranks.rank()).map(|(task, _)| task).collect()
+}
+
+/// Computes the directions of modules into a file that is still to be finished.
+fn run_tasks(
+    tasks: Vec<&Task>,
+    request: &DirectionRequest,
+    limit: usize,
+    pair: (&Checkpoint, &Checkpoint),
+    progress: &ProgressBar,
+) -> Result<(StreamWriter, Vec<Told>)> {
+    let mut writer = StreamWriter::create(&request.out)?;
+    let mut all = vec![];
+    for batch in batches(tasks, limit) {
+        for (direction, told) in run_batch(&batch, request.keep, limit, pair, progress)? {
+            direction.write(&mut writer, &told.report.module)?;
+            all.push(told);
+        }
+    }
+    Ok((writer, all))
+}
+
 /// Tasks that fit into memory together: one alone where that leaves threads idle otherwise, else a few for each thread.
-fn batches(tasks: &[Task], limit: usize) -> Vec<Vec<&Task>> {
+fn batches(tasks: Vec<&Task>, limit: usize) -> Vec<Vec<&Task>> {
     let threads = rayon::current_num_threads();
-    let (large, small): (Vec<&Task>, Vec<&Task>) = tasks.iter().partition(|task| task.bytes * threads > limit);
+    let (large, small): (Vec<&Task>, Vec<&Task>) = tasks.into_iter().partition(|task| task.bytes * threads > limit);
     let mut out: Vec<Vec<&Task>> = large.into_iter().map(|task| vec![task]).collect();
     let mut room = 0;
     for task in small {
@@ -206,7 +246,7 @@ fn run_batch(
     limit: usize,
     pair: (&Checkpoint, &Checkpoint),
     progress: &ProgressBar,
-) -> Result<Vec<Done>> {
+) -> Result<Vec<(ModuleDirection, Told)>> {
     let run = |task: &Task, setting: &Setting| {
         let done = run_task(task, setting, pair).with_context(|| format!("module {}", task.module));
         progress.inc(1);
@@ -219,7 +259,7 @@ fn run_batch(
     batch.par_iter().map(|task| run(task, &setting(task))).collect()
 }
 
-fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<Done> {
+fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<(ModuleDirection, Told)> {
     let started = Instant::now();
     let name = format!("{}.weight", task.module);
     let hashes: RefCell<Option<(String, String)>> = RefCell::new(None);
@@ -260,7 +300,7 @@ fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) ->
         phases,
     };
     let hashes = hashes.into_inner().ok_or_else(|| invalid!("tensor {name} was never read"))?;
-    Ok(Done { direction, report, hashes })
+    Ok((direction, Told { report, hashes }))
 }
 
 impl fmt::Display for Summary {

@@ -53,7 +53,7 @@ const WIDE: usize = 256;
 const PARTIAL_SHARE: usize = 16;
 
 /// Seconds by kind of work.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Phases {
     pub read: f64,
     pub products: f64,

@@ -7,7 +7,7 @@
 use super::block::{Block, Saved};
 use super::load::{EMBEDDING, HEAD};
 use super::norm::Norm;
-use super::{Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
+use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::ops::attention::Layout;
@@ -112,7 +112,7 @@ impl Decoder {
     }
 
     /// A pass over whole sequences.
-    fn pass(&self, lengths: &[usize], dropout_key: Option<u64>) -> Result<Pass> {
+    fn pass(&self, lengths: &[usize], dropout_key: Option<DropoutKey>) -> Result<Pass> {
         let stretches: Vec<(usize, usize)> = lengths.iter().map(|&length| (0, length)).collect();
         Ok(Pass { layout: Layout::new(lengths), angles: self.angles(&stretches)?, dropout_key })
     }
@@ -246,7 +246,7 @@ impl Decoder {
         sequences: Sequences,
         scale: f64,
         checkpointing: bool,
-        dropout_key: Option<u64>,
+        dropout_key: Option<DropoutKey>,
         gradients: &mut Gradients,
     ) -> Result<f64> {
         self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)
@@ -258,7 +258,7 @@ impl Decoder {
         sequences: Sequences,
         scale: f64,
         checkpointing: bool,
-        dropout_key: Option<u64>,
+        dropout_key: Option<DropoutKey>,
         objective: Option<Objective>,
         gradients: &mut Gradients,
     ) -> Result<f64> {

@@ -4,6 +4,7 @@
 //! s = lora_alpha / r (or / √r for rsLoRA). Backward, with z = drop(x): dx = dy W + s · drop((dy B) A),
 //! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z. A, B and their branch are f32, whatever x and W are, as PEFT has it.
 
+use super::DropoutKey;
 use super::parameters::Gradients;
 use crate::ops::sum::add;
 use crate::ops::{dropout, linear};
@@ -43,7 +44,7 @@ pub struct Saved {
 
 impl Linear {
     /// x: [N, d_in] -> y: [N, d_out]. `dropout_key` is the key of this pass, `None` outside training.
-    pub fn forward(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
+    pub fn forward(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
         let low = self.low(x, dropout_key)?;
         let bias = self.bias.as_ref();
         let y = match (&self.lora, &low) {
@@ -59,7 +60,7 @@ impl Linear {
     pub fn forward_each<const K: usize>(
         linears: [&Self; K],
         x: &Tensor,
-        dropout_key: Option<u64>,
+        dropout_key: Option<DropoutKey>,
     ) -> Result<[(Tensor, Saved); K]> {
         let each: Vec<(Tensor, Saved)> = if x.dim(0)? > linear::FEW_ROWS {
             linears.iter().map(|linear| linear.forward(x, dropout_key)).collect::<Result<_>>()?
@@ -72,7 +73,7 @@ impl Linear {
     }
 
     /// Adds the adapter's part to y = x Wᵀ + bias.
-    fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<u64>) -> Result<(Tensor, Saved)> {
+    fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
         let low = self.low(x, dropout_key)?;
         if let (Some(lora), Some((_, za))) = (&self.lora, &low) {
             y = add(&y, &linear::forward(&(za * lora.scale)?, &lora.b, None)?)?;
@@ -81,7 +82,7 @@ impl Linear {
     }
 
     /// (z, z Aᵀ) of the adapter, if there is one.
-    fn low(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<Option<(Tensor, Tensor)>> {
+    fn low(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<Option<(Tensor, Tensor)>> {
         let Some(lora) = &self.lora else { return Ok(None) };
         let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
         let za = linear::forward(&z, &lora.a, None)?;
@@ -93,7 +94,7 @@ impl Linear {
         &self,
         saved: &Saved,
         dy: &Tensor,
-        dropout_key: Option<u64>,
+        dropout_key: Option<DropoutKey>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         Self::backward_each(&[(self, saved, dy)], dropout_key, gradients)
@@ -102,7 +103,7 @@ impl Linear {
     /// As [`Linear::backward`], for linears that read the same x: the sum of their dx.
     pub fn backward_each(
         linears: &[(&Self, &Saved, &Tensor)],
-        dropout_key: Option<u64>,
+        dropout_key: Option<DropoutKey>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let (mut low, mut dropped) = (vec![], vec![]);
@@ -140,11 +141,11 @@ impl Linear {
         Ok(low)
     }
 
-    fn drop(&self, lora: &Lora, x: &Tensor, key: Option<u64>) -> Result<Tensor> {
-        match key {
-            Some(key) => dropout::apply(x, lora.dropout, dropout::mix(key ^ name_key(&self.module))),
-            None => Ok(x.clone()),
-        }
+    /// x: [N, d_in]. A mask is a function of (key, index), so that a part of a micro-batch has its part of the mask.
+    fn drop(&self, lora: &Lora, x: &Tensor, key: Option<DropoutKey>) -> Result<Tensor> {
+        let Some(DropoutKey { seed, first_row }) = key else { return Ok(x.clone()) };
+        let before = (first_row * x.dim(1)?) as u64;
+        dropout::apply(x, lora.dropout, dropout::mix(seed ^ name_key(&self.module)).wrapping_add(before))
     }
 
     /// Name of the adapter matrix, without PEFT's prefix.
@@ -166,7 +167,8 @@ mod tests {
     /// With dropout on, against finite differences through the same masks: rank 2, scale 1.5, bias, trained weight.
     #[test]
     fn gradients_match_finite_differences_under_dropout() {
-        let (n, d_in, d_out, r, key) = (6, 5, 4, 2, 77);
+        let (n, d_in, d_out, r) = (6, 5, 4, 2);
+        let key = DropoutKey { seed: 77, first_row: 0 };
         let lora = Lora { a: random(&[r, d_in], 1), b: random(&[d_out, r], 2), scale: 1.5, dropout: 0.4 };
         let layer = Linear {
             module: "m".into(),

@@ -34,6 +34,15 @@ pub struct Pass {
     pub layout: Layout,
     /// For each of the spec's ropes.
     pub angles: Vec<Angles>,
-    /// Set while training; masks follow from it and the module's name.
-    pub dropout_key: Option<u64>,
+    /// Set while training.
+    pub dropout_key: Option<DropoutKey>,
+}
+
+/// What dropout masks follow from, beside the module's name and the place of an element in the micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutKey {
+    /// Of the micro-batch.
+    pub seed: u64,
+    /// Its rows before those of this pass, which may be a part of it.
+    pub first_row: usize,
 }

@@ -1,6 +1,7 @@
 //! `[model]` of the config: the two checkpoints and where the arithmetic happens.
 
 use crate::invalid;
+use crate::ranks::Ranks;
 use anyhow::Result;
 use candle_core::{DType, Device};
 use schemars::JsonSchema;
@@ -48,13 +49,15 @@ impl DeviceKind {
     /// A kind of device that this build or this machine does not have.
     pub fn open(self) -> Result<Device> {
         let (cuda, metal) = (candle_core::utils::cuda_is_available(), candle_core::utils::metal_is_available());
+        // One GPU for each rank of a machine.
+        let gpu = Ranks::here().local_rank();
         match self {
             Self::Cpu => Ok(Device::Cpu),
             // A build with CUDA may run on a machine without a driver.
-            Self::Auto if cuda => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Auto if cuda => Ok(Device::new_cuda(gpu).unwrap_or(Device::Cpu)),
             Self::Auto if metal => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
             Self::Auto => Ok(Device::Cpu),
-            Self::Cuda => Device::new_cuda(0).map_err(|e| unavailable("cuda", cuda, &e)),
+            Self::Cuda => Device::new_cuda(gpu).map_err(|e| unavailable("cuda", cuda, &e)),
             Self::Metal => Device::new_metal(0).map_err(|e| unavailable("metal", metal, &e)),
         }
     }

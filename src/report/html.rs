@@ -221,7 +221,8 @@ impl Page {
     fn provenance(&self) -> String {
         let Some(record) = &self.files.record else { return String::new() };
         let mut html = "<h2>Versions and inputs</h2>\n<table>".to_string();
-        let keys = ["asft_version", "candle_version", "features", "platform", "threads", "started", "resumed_at"];
+        let keys =
+            ["asft_version", "candle_version", "features", "platform", "threads", "ranks", "started", "resumed_at"];
         for key in keys {
             let value = record.get(key).map_or(String::new(), text_of);
             if !value.is_empty() {

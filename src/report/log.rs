@@ -7,6 +7,7 @@
 //! A command line tool has a dozen such places and one thread that writes; that is less than a logging framework costs.
 
 use super::run_record::utc_now;
+use crate::ranks::Ranks;
 use indicatif::{MultiProgress, ProgressBar};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write, stderr};
@@ -71,7 +72,7 @@ pub fn is_verbose() -> bool {
 /// Whether bars are drawn: for a person, on a terminal.
 pub fn draws_bars() -> bool {
     let (verbosity, format) = options();
-    verbosity != Verbosity::Quiet && format == LogFormat::Text && stderr().is_terminal()
+    verbosity != Verbosity::Quiet && format == LogFormat::Text && Ranks::here().is_first() && stderr().is_terminal()
 }
 
 /// A bar that makes room for lines; hidden where none are drawn.
@@ -123,6 +124,10 @@ pub fn debug(message: &str, fields: Value) {
 }
 
 fn emit(level: &str, mark: &str, message: &str, fields: Value) {
+    // One rank speaks for all; an error is told by whoever has it.
+    if level != "error" && !Ranks::here().is_first() {
+        return;
+    }
     let line = match options().1 {
         LogFormat::Text => format!("{mark}{message}"),
         LogFormat::Json => json_line(level, message, fields),

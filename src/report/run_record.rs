@@ -2,6 +2,7 @@
 //! the settings file beside it, time and memory.
 
 use super::peak_memory_bytes;
+use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,6 +62,8 @@ struct RunFile<'a> {
     candle_version: &'a str,
     platform: String,
     threads: usize,
+    /// Processes that trained as one.
+    ranks: usize,
     settings: &'a str,
     inputs: &'a BTreeMap<String, Input>,
     started: &'a str,
@@ -100,6 +103,7 @@ impl RunRecord {
             candle_version: CANDLE_VERSION,
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             threads: rayon::current_num_threads(),
+            ranks: Ranks::here().size(),
             settings,
             inputs: &self.inputs,
             started: &self.started,
@@ -119,6 +123,7 @@ fn features() -> Vec<&'static str> {
         ("metal", cfg!(feature = "metal")),
         ("accelerate", cfg!(feature = "accelerate")),
         ("mkl", cfg!(feature = "mkl")),
+        ("mpi", cfg!(feature = "mpi")),
     ]
     .into_iter()
     .filter_map(|(name, on)| on.then_some(name))

@@ -111,6 +111,11 @@ fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result
 }
 
 impl MachineMemory {
+    /// What each of `processes` alike has of it.
+    pub fn shared_by(self, processes: usize) -> Self {
+        Self { available: self.available / processes, limit: self.limit / processes }
+    }
+
     /// Linux only; `None` elsewhere.
     pub fn read() -> Option<Self> {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;

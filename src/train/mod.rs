@@ -8,6 +8,7 @@ mod export;
 mod fit;
 mod options;
 mod output;
+mod parallel;
 mod penalties;
 mod plan;
 mod preflight;

@@ -21,6 +21,7 @@ use crate::method::direction_file::Directions;
 use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
 use crate::names::Targets;
+use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file, log, progress_bar};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
@@ -71,7 +72,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
-    let sources = check.sources(kept_direction.is_some());
+    let sources = Ranks::here().one_first_on_each_machine(|| check.sources(kept_direction.is_some()));
     let model = sources.base.as_ref().and_then(|base| check.model(base));
     let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
     let (samples, alignment) = samples.map_or((None, None), |(sets, alignment)| (Some(sets), alignment));
@@ -262,6 +263,7 @@ impl Preflight<'_> {
             return;
         }
         let Some(machine) = MachineMemory::read() else { return };
+        let machine = machine.shared_by(Ranks::here().local_size());
         let fit = fit(self.settings, &model.spec, &model.targets, samples, machine);
         match self.problems.note(fit) {
             Some(Fit::Tight(text, fields)) => log::warn(&text, fields),

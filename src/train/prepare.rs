@@ -4,6 +4,7 @@
 
 use super::defence::{Alignment, ConstrainedSft, Defence, Lisa};
 use super::output::OutputFolder;
+use super::parallel::check_same_run;
 use super::penalties::Penalties;
 use super::preflight::{Direction, Ready, open_direction, preflight};
 use super::probe::check_gradients;
@@ -17,6 +18,7 @@ use crate::hub::Resolved;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
 use crate::model::Decoder;
+use crate::ranks::Ranks;
 use crate::report::{RunRecord, log, progress_bar};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -46,14 +48,16 @@ pub struct Prepared {
 /// Checks and loads all inputs of a run, and puts it where `start` says. `allowed`: keys of inputs that may have
 /// changed since.
 pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[String]) -> Result<Prepared> {
-    let mut ready = preflight(settings, output, start)?;
-    check_inputs(settings, &ready, start, allowed)?;
+    let ranks = Ranks::here();
+    let ready = preflight(settings, output, start)
+        .and_then(|ready| check_inputs(settings, &ready, start, allowed).map(|()| ready));
+    let mut ready = ranks.agree(ready)?;
+    check_same_run(settings, &input_hashes(settings, &ready.record), &ready.device)?;
     let lengths: Vec<usize> = ready.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
     let alignment = ready.alignment.take();
     let alignment = alignment.map(|set| Alignment::new(set, settings, plan.total_steps)).transpose()?;
-    let model = load_model(settings, &ready)?;
-    check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
+    let model = ranks.agree(load_model(settings, &ready))?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
@@ -117,6 +121,7 @@ fn check_inputs(settings: &Settings, ready: &Ready, start: &Start, allowed: &[St
     start.saved().map_or(Ok(()), |saved| saved.origin.check_inputs(&now, allowed))
 }
 
+/// The model, as it starts to train.
 fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
     let (progress, began) = (progress_bar(0, "loading model"), Instant::now());
     let place = (&ready.device, settings.model.dtype.into());
@@ -128,6 +133,7 @@ fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
+    check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
     Ok(model)
 }
 

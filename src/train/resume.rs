@@ -2,15 +2,17 @@
 
 use super::RunFlags;
 use super::checkpoint::{Checkpoints, Saved};
-use super::output::{Content, OutputFolder};
-use super::state::{Origin, check_allowed};
+use super::output::{Content, OutputFolder, remove};
+use super::state::{Origin, RunState, check_allowed};
+use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::error::listing;
-use crate::report::log;
+use crate::report::{Metrics, log};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Where a run starts.
 pub enum Start {
@@ -26,6 +28,43 @@ impl Start {
             Self::From(saved) => Some(saved),
             Self::Fresh => None,
         }
+    }
+
+    /// Makes the output folder what it was at the checkpoint, or empties it, and opens `metrics.jsonl` and, if modules are
+    /// logged, `modules.jsonl`. `state`: that of the run about to go on.
+    pub fn open(
+        &self,
+        settings: &Settings,
+        output: &OutputFolder,
+        checkpoints: &Checkpoints,
+        state: &RunState,
+    ) -> Result<(Metrics, Option<Metrics>)> {
+        match self {
+            Self::From(_) => {
+                checkpoints.tidy(state.step)?;
+                output.reopen()?;
+            }
+            Self::Fresh => output.clear()?,
+        }
+        // The config comes first: it tells whose the other files are.
+        output.write_config(settings)?;
+        let open = |path: PathBuf, bytes| match self {
+            Self::From(_) => Metrics::resume(&path, bytes),
+            Self::Fresh => Metrics::create(&path),
+        };
+        let mut metrics = open(output.metrics(), state.metrics_bytes)?;
+        match settings.logging.tensorboard {
+            true => metrics.mirror_to(&output.tensorboard())?,
+            false => remove(&output.tensorboard())?,
+        }
+        let is_logged = settings.output.log_modules_every.is_some();
+        let modules = is_logged.then(|| open(output.modules(), state.modules_bytes)).transpose()?;
+        sync_dir(output.dir())?;
+        if metrics.bytes() < state.metrics_bytes {
+            let text = format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step);
+            log::warn(&text, Value::Null);
+        }
+        Ok((metrics, modules))
     }
 }
 

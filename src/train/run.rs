@@ -3,21 +3,22 @@
 
 use super::checkpoint::{Checkpoints, restore_parameters};
 use super::output::{OutputFolder, remove};
+use super::parallel::{check_same_parameters, warn_of_idle_ranks};
 use super::prepare::{Prepared, prepare};
 use super::resume::{Start, start};
 use super::state::{Losses, RunState};
 use super::{Method, NotFinite, StepOutcome, export};
-use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
+use crate::ranks::Ranks;
 use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log, peak_memory_bytes};
 use crate::stop::{Signal, StopRequest};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -63,19 +64,29 @@ pub struct Outcome {
 
 /// Trains as the settings say and exports the result to `output.dir`.
 pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
-    let output = OutputFolder::new(settings);
-    let Some(start) = start(settings, flags, &output)? else {
-        return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
-    };
-    let lock = output.lock_existing()?;
-    let prepared = prepare(settings, &output, &start, &flags.allow_change);
-    let prepared = prepared.inspect_err(|_| output.undo())?;
-    let _lock = lock.map_or_else(|| output.lock(), Ok)?;
-    let already = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
-    if start.saved().is_some_and(|saved| already(&saved.state)) {
-        return Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
+    let (ranks, output) = (Ranks::here(), OutputFolder::new(settings));
+    let start = ranks.agree(start(settings, flags, &output))?;
+    // All have looked before the first changes anything there.
+    let step = start.as_ref().map(|start| start.saved().map(|saved| saved.state.step));
+    ranks.check_same("the contents of output.dir", format!("{step:?}").as_bytes())?;
+    let already_finished = || Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
+    let Some(start) = start else { return already_finished() };
+    let lock = ranks.on_first(|| output.lock_existing())?.flatten();
+    let prepared = ranks.agree(prepare(settings, &output, &start, &flags.allow_change));
+    let prepared = prepared.inspect_err(|_| {
+        if ranks.is_first() {
+            output.undo()
+        }
+    })?;
+    let is_over = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
+    let is_over = start.saved().is_some_and(|saved| is_over(&saved.state));
+    let _lock = ranks.on_first(|| lock.map_or_else(|| output.lock(), Ok))?;
+    if is_over {
+        return already_finished();
     }
-    let mut run = Run::begin(settings, &output, start, prepared)?;
+    check_same_parameters(prepared.trainer.model.parameters())?;
+    warn_of_idle_ranks(settings);
+    let mut run = ranks.agree(Run::begin(settings, &output, start, prepared))?;
     match run.train()? {
         Some(signal) => Ok(Ending::Stopped { signal, step: run.state.step, checkpoint: run.keep()? }),
         None => run.finish(&output).map(Ending::Finished),
@@ -97,8 +108,9 @@ struct Run<'a> {
     checkpoints: Checkpoints,
     /// The step of the newest checkpoint.
     kept: Option<usize>,
-    metrics: Metrics,
-    /// If modules are logged.
+    /// The first rank's.
+    metrics: Option<Metrics>,
+    /// The first rank's, if modules are logged.
     modules: Option<Metrics>,
     progress: TrainProgress,
     /// Training seconds and all seconds of earlier processes.
@@ -107,38 +119,18 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Makes the output folder what it was at the start's checkpoint, or empties it.
     fn begin(settings: &'a Settings, output: &OutputFolder, start: Start, prepared: Prepared) -> Result<Self> {
         let checkpoints = Checkpoints::new(output, settings);
-        let (mut state, mut kept) = (RunState::default(), None);
-        match &start {
-            Start::From(saved) => {
-                (state, kept) = (saved.resumed(settings), Some(saved.state.step));
-                checkpoints.tidy(state.step)?;
-                output.reopen()?;
+        let kept = start.saved().map(|saved| saved.state.step);
+        let state = start.saved().map_or_else(RunState::default, |saved| saved.resumed(settings));
+        let (metrics, modules) = match Ranks::here().is_first() {
+            true => {
+                start.open(settings, output, &checkpoints, &state).map(|(metrics, modules)| (Some(metrics), modules))?
             }
-            Start::Fresh => output.clear()?,
-        }
-        // The config comes first: it tells whose the other files are.
-        output.write_config(settings)?;
-        let open = |path: PathBuf, bytes| match start {
-            Start::From(_) => Metrics::resume(&path, bytes),
-            Start::Fresh => Metrics::create(&path),
+            false => (None, None),
         };
-        let mut metrics = open(output.metrics(), state.metrics_bytes)?;
-        match settings.logging.tensorboard {
-            true => metrics.mirror_to(&output.tensorboard())?,
-            false => remove(&output.tensorboard())?,
-        }
-        let is_logged = settings.output.log_modules_every.is_some();
-        let modules = is_logged.then(|| open(output.modules(), state.modules_bytes)).transpose()?;
-        sync_dir(output.dir())?;
         let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
         let progress = TrainProgress::new(total, state.step);
-        if metrics.bytes() < state.metrics_bytes {
-            let text = format!("{} lacks rows of steps up to {}", output.metrics().display(), state.step);
-            log::warn(&text, Value::Null);
-        }
         Ok(Self {
             settings,
             schedule: settings.train.schedule(total, per_epoch),
@@ -168,7 +160,7 @@ impl<'a> Run<'a> {
             if self.is_checkpoint_due(is_best) {
                 self.keep()?;
             }
-            if let Some(signal) = stop.received().filter(|_| !self.is_done()) {
+            if let Some(signal) = stop.received_by_any().filter(|_| !self.is_done()) {
                 return Ok(Some(signal));
             }
         }
@@ -252,7 +244,7 @@ impl<'a> Run<'a> {
         let losses = Losses { loss: row.loss, penalty: row.penalty };
         state.first.get_or_insert(losses);
         (state.last, state.bad_steps) = (Some(losses), 0);
-        self.metrics.step(&row)?;
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.step(&row))?;
         self.progress.step(&row);
         if let Some(modules) = &mut self.modules {
             self.prepared.trainer.modules.iter().try_for_each(|row| modules.module(row))?;
@@ -272,7 +264,7 @@ impl<'a> Run<'a> {
         let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
         let text = format!("step {} skipped: {}; samples {}", row.step, row.skipped, listing(&row.samples, 8));
         log::warn(&text, serde_json::to_value(&row)?);
-        self.metrics.skipped(&row)
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.skipped(&row))
     }
 
     /// Computes the validation loss; whether it is the lowest so far.
@@ -282,7 +274,7 @@ impl<'a> Run<'a> {
         let batch_size = self.settings.train.batch_size;
         let mean = mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?;
         let row = EvalRow { step: self.state.step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
-        self.metrics.eval(&row)?;
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.eval(&row))?;
         self.progress.eval(&row);
         Ok(self.state.validated(mean.loss, mean.label_tokens))
     }
@@ -291,7 +283,9 @@ impl<'a> Run<'a> {
     fn take_stock(&mut self) {
         self.state.training_seconds = self.earlier.0 + self.began.elapsed().as_secs_f64();
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
-        self.state.metrics_bytes = self.metrics.bytes();
+        if let Some(metrics) = &self.metrics {
+            self.state.metrics_bytes = metrics.bytes();
+        }
         if let Some(modules) = &self.modules {
             self.state.modules_bytes = modules.bytes();
         }
@@ -303,12 +297,15 @@ impl<'a> Run<'a> {
 
     /// Writes a checkpoint of the current state, unless it has one.
     fn keep(&mut self) -> Result<PathBuf> {
+        let dir = self.checkpoints.path(self.state.step);
         if self.kept == Some(self.state.step) {
-            return Ok(self.checkpoints.path(self.state.step));
+            return Ok(dir);
         }
-        self.metrics.sync()?;
-        self.modules.iter().try_for_each(Metrics::sync)?;
-        let dir = self.checkpoints.save(self.settings, &self.prepared, &self.state)?;
+        check_same_parameters(self.prepared.trainer.model.parameters())?;
+        Ranks::here().on_first(|| {
+            self.metrics.iter().chain(&self.modules).try_for_each(Metrics::sync)?;
+            self.checkpoints.save(self.settings, &self.prepared, &self.state)
+        })?;
         self.kept = Some(self.state.step);
         log::debug(&format!("kept {}", dir.display()), json!({"step": self.state.step, "checkpoint": dir}));
         Ok(dir)
@@ -316,45 +313,55 @@ impl<'a> Run<'a> {
 
     /// Ends a run whose steps no longer come to anything, at the state before them.
     fn give_up(&mut self) -> Result<Option<Signal>> {
-        let bad = self.state.bad_steps;
+        let (bad, ranks) = (self.state.bad_steps, Ranks::here());
         if self.good.step == 0 {
-            bail!("none of the first {bad} steps had a finite loss and gradient; a lower train.learning_rate may help");
+            return ranks.agree(Err(anyhow!(
+                "none of the first {bad} steps had a finite loss and gradient; a lower train.learning_rate may help"
+            )));
         }
         self.state = self.good.clone();
         let dir = self.keep()?;
-        bail!(
+        ranks.agree(Err(anyhow!(
             "{bad} steps in a row without a finite loss and gradient; the state before them is {}; look at their samples \
              in metrics.jsonl, or resume with a lower rate (--resume --set train.learning_rate=... --allow-change \
              train.learning_rate)",
             dir.display()
-        )
+        )))
     }
 
-    /// Exports the result and writes `run.json`.
-    fn finish(mut self, output: &OutputFolder) -> Result<Outcome> {
-        let RunState { first, last, eval, best, .. } = self.state;
-        let (Some(first), Some(last)) = (first, last) else { bail!("no step had a finite loss and gradient") };
+    /// Writes the result, of the last state or of the checkpoint after step `best`, and `run.json`.
+    fn export(&mut self, output: &OutputFolder, best: Option<usize>) -> Result<()> {
         let method = self.settings.train.method;
-        let best = best.filter(|best| self.settings.output.save_best && best.step != self.state.step);
         if let Some(best) = best {
             let parameters = self.prepared.trainer.model.parameters();
-            restore_parameters(&self.checkpoints.path(best.step), method == Method::Lora, parameters)
+            restore_parameters(&self.checkpoints.path(best), method == Method::Lora, parameters)
                 .context("loading the best checkpoint")?;
         }
         let result = output.result(method);
         remove(&result)?;
-        let step = best.map_or(self.state.step, |best| best.step);
         match method {
-            Method::Lora => export::adapter(self.settings, &self.prepared, step, &result)?,
+            Method::Lora => export::adapter(self.settings, &self.prepared, best.unwrap_or(self.state.step), &result)?,
             Method::Full => export::model(&self.prepared, &result)?,
         };
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
         let trainer = &self.prepared.trainer;
         let updates = trainer.penalties.update_norms(self.settings.asft.scaled, trainer.model.parameters())?;
-        output.write_record(&self.prepared.record, &self.state.totals, &updates)?;
+        output.write_record(&self.prepared.record, &self.state.totals, &updates)
+    }
+
+    /// Ends the run with its result.
+    fn finish(mut self, output: &OutputFolder) -> Result<Outcome> {
+        let RunState { first, last, eval, best, .. } = self.state;
+        let ranks = Ranks::here();
+        let (Some(first), Some(last)) = (first, last) else {
+            return ranks.agree(Err(anyhow!("no step had a finite loss and gradient")));
+        };
+        check_same_parameters(self.prepared.trainer.model.parameters())?;
+        let best = best.filter(|best| self.settings.output.save_best && best.step != self.state.step);
+        ranks.on_first(|| self.export(output, best.map(|best| best.step)))?;
         self.progress.finish();
         Ok(Outcome {
-            result,
+            result: output.result(self.settings.train.method),
             steps: self.state.totals.steps,
             first_loss: first.loss,
             last_loss: last.loss,

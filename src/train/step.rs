@@ -1,4 +1,4 @@
-//! One optimizer step: micro-batches, penalty, clipping, AdamW.
+//! One optimizer step: micro-batches, the ranks' sum of them, penalty, clipping, AdamW.
 //!
 //! The loss is the mean over the step's label tokens, whatever micro-batch they came in: sums of losses are divided by
 //! the tokens of the whole step, so that batch 4 and batch 2 with accumulation 2 are the same step. The penalty counts
@@ -6,11 +6,13 @@
 
 use super::TrainOptions;
 use super::defence::{ConstrainedSft, Lisa};
+use super::parallel::{Part, parts, sum_gradients};
 use super::penalties::{Bounded, Penalties};
 use crate::data::Batch;
-use crate::model::{Decoder, Gradients, Sequences};
+use crate::model::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::optim::AdamW;
+use crate::ranks::Ranks;
 use crate::report::ModuleRow;
 use anyhow::{Result, ensure};
 use std::fmt;
@@ -97,20 +99,24 @@ impl Trainer {
     pub fn step(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
-        let scale = 1.0 / label_tokens as f64;
+        let (scale, ranks) = (1.0 / label_tokens as f64, Ranks::here());
         if let Some(lisa) = &mut self.lisa {
             lisa.begin(step, self.model.parameters())?;
         }
         let mut gradients = Gradients::default();
         let (mut task_loss, mut not_finite) = (0.0, None);
-        for (micro, batch) in batches.iter().enumerate() {
-            let key = self.dropout.then(|| mix(self.seed ^ mix(((step as u64) << 20) + micro as u64)));
-            let sum = self.micro_batch(batch, scale, key, &mut gradients)?;
+        for Part { micro_batch, first_row, batch } in parts(ranks, batches) {
+            let seed = || mix(self.seed ^ mix(((step as u64) << 20) + micro_batch as u64));
+            let key = self.dropout.then(|| DropoutKey { seed: seed(), first_row });
+            let sum = self.micro_batch(&batch, scale, key, &mut gradients)?;
             task_loss += sum * scale;
             if !sum.is_finite() {
-                not_finite.get_or_insert(micro);
+                not_finite.get_or_insert(micro_batch);
             }
         }
+        [task_loss] = ranks.sum([task_loss]);
+        not_finite = ranks.min(not_finite);
+        sum_gradients(ranks, self.model.parameters(), &mut gradients)?;
         self.modules.clear();
         let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
         let rows = is_logged.then_some((step + 1, &mut self.modules));
@@ -135,7 +141,13 @@ impl Trainer {
     }
 
     /// The summed objective of a micro-batch; adds the gradients of `scale` times that.
-    fn micro_batch(&mut self, batch: &Batch, scale: f64, key: Option<u64>, gradients: &mut Gradients) -> Result<f64> {
+    fn micro_batch(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        key: Option<DropoutKey>,
+        gradients: &mut Gradients,
+    ) -> Result<f64> {
         let (sequences, checkpointing) = (Sequences::from(batch), self.checkpointing);
         let Some(constrained) = &self.constrained else {
             return self.model.loss_and_gradients(sequences, scale, checkpointing, key, gradients);

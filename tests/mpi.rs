@@ -1,0 +1,338 @@
+//! Several processes that work as one: the real binary under mpirun, on one machine. Needs the `mpi` feature and Open MPI's
+//! launcher.
+
+#![cfg(feature = "mpi")]
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::{relative_error, to_vec};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// All that could depend on how samples are shared out: dropout, packing, accumulation, uneven batches, clipping.
+const EVERYTHING: [&str; 13] = [
+    "lora.dropout=0.1",
+    "data.packing=true",
+    "data.max_length=64",
+    "data.validation=0.1",
+    "train.batch_size=5",
+    "train.gradient_accumulation=3",
+    "train.max_steps=24",
+    "train.learning_rate=1e-3",
+    "train.weight_decay=0.1",
+    "train.max_grad_norm=0.5",
+    "output.eval_every_steps=7",
+    "output.save_every_steps=6",
+    "output.log_modules_every=8",
+];
+const TIMING: [&str; 3] = ["tokens_per_second", "elapsed_seconds", "peak_memory_bytes"];
+/// Of a rank, by Open MPI.
+const RANK: &str = "OMPI_COMM_WORLD_RANK=1";
+
+fn asft() -> PathBuf {
+    assert_cmd::cargo::cargo_bin("asft")
+}
+
+/// `ranks` processes of the binary, or without a launcher one.
+fn launched(ranks: usize) -> Command {
+    let mut command = if ranks == 1 { Command::new(asft()) } else { Command::new("mpirun") };
+    if ranks > 1 {
+        command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).arg(asft());
+    }
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("HF_HUB_OFFLINE", "1").env_remove("RAYON_NUM_THREADS");
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command
+}
+
+/// The arguments of a run on the tiny config.
+fn train(command: &mut Command, dir: &Path, sets: &[&str], flags: &[&str]) {
+    command.args(["train", "--config", "configs/tiny.toml", "--set"]).arg(format!("output.dir={}", dir.display()));
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    command.args(flags);
+}
+
+fn run(ranks: usize, dir: &Path, sets: &[&str], flags: &[&str]) -> Command {
+    let mut command = launched(ranks);
+    train(&mut command, dir, sets, flags);
+    command
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn ends(mut command: Command, code: i32, needles: &[&str]) -> String {
+    let output = command.output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    needles.iter().for_each(|needle| assert!(text.contains(needle), "no `{needle}` in: {text}"));
+    text
+}
+
+fn rows(dir: &Path, file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn metrics(dir: &Path) -> Vec<Value> {
+    rows(dir, "metrics.jsonl")
+}
+
+/// Rows without what depends on the clock.
+fn timeless(dir: &Path) -> Vec<Value> {
+    let mut rows = metrics(dir);
+    for row in &mut rows {
+        TIMING.iter().for_each(|key| drop(row.as_object_mut().unwrap().shift_remove(*key)));
+    }
+    rows
+}
+
+fn tensors(dir: &Path, weights: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(dir.join(weights), &Device::Cpu).unwrap()
+}
+
+/// Whether numbers differ by at most `tolerance` of their size (cosines, of 1), and all else not at all.
+#[track_caller]
+fn close(one: &Value, other: &Value, tolerance: f64) {
+    match (one, other) {
+        (Value::Object(one), Value::Object(other)) => {
+            assert!(one.keys().eq(other.keys()), "{one:?} {other:?}");
+            let pairs = one.iter().filter(|(key, _)| !TIMING.contains(&key.as_str()));
+            for (key, value) in pairs {
+                match (key.as_str(), value.as_f64(), other[key].as_f64()) {
+                    ("signed", Some(a), Some(b)) => assert!((a - b).abs() <= tolerance, "{a} {b}"),
+                    _ => close(value, &other[key], tolerance),
+                }
+            }
+        }
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            assert!((a - b).abs() <= tolerance * a.abs(), "{a} {b}");
+        }
+        _ => assert_eq!(one, other),
+    }
+}
+
+/// Whether two runs have the same metrics and weights, to 1e-5.
+#[track_caller]
+fn same_results(one: &Path, other: &Path, weights: &str) {
+    for file in ["metrics.jsonl", "modules.jsonl"] {
+        let (a, b) = (rows(one, file), rows(other, file));
+        assert_eq!(a.len(), b.len(), "{file}");
+        a.iter().zip(&b).for_each(|(a, b)| close(a, b, 1e-5));
+    }
+    let (a, b) = (tensors(one, weights), tensors(other, weights));
+    assert_eq!(a.len(), b.len());
+    for (name, tensor) in &a {
+        let error = relative_error(&to_vec(&b[name]), &to_vec(tensor));
+        assert!(error <= 1e-5, "{name}: {error}");
+    }
+}
+
+/// Whether two runs are the same bit by bit.
+#[track_caller]
+fn same_run(one: &Path, other: &Path, weights: &str) {
+    assert_eq!(timeless(one), timeless(other));
+    assert!(std::fs::read(one.join(weights)).unwrap() == std::fs::read(other.join(weights)).unwrap(), "{weights}");
+}
+
+#[test]
+fn ranks_train_as_one_process() {
+    for (method, weights, counts) in
+        [("lora", "adapter/adapter_model.safetensors", &[2, 3, 4][..]), ("full", "model/model.safetensors", &[2, 4])]
+    {
+        let scratch = tempfile::tempdir().unwrap();
+        let method = format!("train.method={method}");
+        let sets = [&EVERYTHING[..], &[&method]].concat();
+        let one = scratch.path().join("1");
+        ends(run(1, &one, &sets, &[]), 0, &[]);
+        let tokens: Vec<u64> = metrics(&one).iter().filter_map(|row| row["tokens"].as_u64()).collect();
+        assert!(tokens.iter().min() < tokens.iter().max().map(|most| most * 8 / 10).as_ref(), "no uneven last batch");
+        for &ranks in counts {
+            let dir = scratch.path().join(ranks.to_string());
+            let told = ends(
+                run(ranks, &dir, &sets, &[]),
+                0,
+                &[&format!("{ranks} ranks, {ranks} of them on this machine"), "24 steps: loss"],
+            );
+            assert_eq!(told.matches("24 steps: loss").count(), 1, "{told}");
+            same_results(&one, &dir, weights);
+            let record: Value = serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
+            assert_eq!(record["ranks"], ranks);
+            assert!(
+                std::fs::read(one.join("direction.safetensors")).unwrap()
+                    == std::fs::read(dir.join("direction.safetensors")).unwrap()
+            );
+        }
+    }
+}
+
+#[test]
+fn ranks_without_samples_and_the_other_objectives() {
+    let scratch = tempfile::tempdir().unwrap();
+    // Two samples a step, and the defences that look at single tokens or at earlier parameters.
+    let lisa = ["defence.kind=lisa", "defence.alignment_data=tests/tiny/train.jsonl", "defence.alignment_steps=2"];
+    let few = ["train.batch_size=1", "train.gradient_accumulation=2", "train.max_steps=6", "train.learning_rate=1e-3"];
+    let cases: [&[&str]; 3] = [
+        &["defence.kind=constrained_sft", "lora.dropout=0"],
+        &[&lisa[..], &["defence.finetune_steps=2", "defence.proximal_after=0"]].concat(),
+        &["asft.lambda=auto", "asft.max_orthogonal=1e-4"],
+    ];
+    for (i, sets) in cases.into_iter().enumerate() {
+        let sets = [&few[..], sets].concat();
+        let (one, three) = (scratch.path().join(format!("one-{i}")), scratch.path().join(format!("three-{i}")));
+        ends(run(1, &one, &sets, &[]), 0, &[]);
+        ends(run(3, &three, &sets, &[]), 0, &["a step has at most 2 samples"]);
+        same_results(&one, &three, "adapter/adapter_model.safetensors");
+    }
+}
+
+#[test]
+fn early_stops_and_steps_that_are_not_finite_are_decided_together() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = |name: &str| scratch.path().join(name);
+    let patience = ["data.validation=0.2", "output.eval_every_steps=2", "train.patience=2", "output.save_best=true"];
+    let sets = [&patience[..], &["train.max_steps=400", "train.learning_rate=3e-2"]].concat();
+    ends(run(3, &dir("early-3"), &sets, &[]), 0, &["the best state, of step"]);
+    assert!(metrics(&dir("early-3")).len() < 400);
+
+    let sets = ["train.learning_rate=1e30", "train.schedule=constant", "output.save_every_steps=2"];
+    for (ranks, name) in [(1, "bad-1"), (2, "bad-2")] {
+        let told = ends(run(ranks, &dir(name), &sets, &[]), 1, &["step 2 skipped", "3 steps in a row", "step-1"]);
+        assert_eq!(told.matches("step 2 skipped").count(), 1, "{told}");
+    }
+    let samples = |name: &str| metrics(&dir(name)).iter().map(|row| row["samples"].clone()).collect::<Vec<_>>();
+    assert_eq!(samples("bad-1"), samples("bad-2"));
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (whole, parts) = (scratch.path().join("whole"), scratch.path().join("parts"));
+    ends(run(1, &whole, &EVERYTHING, &[]), 0, &[]);
+    ends(run(4, &parts, &EVERYTHING, &[]), 0, &[]);
+    // As if it had been killed after the checkpoint of step 18.
+    for name in ["run.json", "adapter", "checkpoints/step-24"] {
+        let path = parts.join(name);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    ends(run(2, &parts, &EVERYTHING, &["--resume"]), 0, &["resuming after step 18"]);
+    same_results(&whole, &parts, "adapter/adapter_model.safetensors");
+    // All ranks find that there is nothing left to do.
+    ends(run(2, &parts, &EVERYTHING, &["--resume"]), 0, &["the run is finished"]);
+    ends(run(2, &parts, &EVERYTHING, &[]), 2, &["holds an earlier run"]);
+}
+
+/// Signals rank 1 of a run once it has written so many rows.
+fn signal_rank(child: &Child, dir: &Path, steps: usize, signal: i32) {
+    let began = Instant::now();
+    while metrics(dir).len() < steps {
+        assert!(began.elapsed() < Duration::from_secs(60), "no {steps} rows");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let parent = format!("PPid:\t{}\n", child.id());
+    let is_rank = |pid: &i32| {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let (status, environment) = (read("status"), read("environ"));
+        String::from_utf8_lossy(&status).contains(&parent)
+            && environment.split(|&byte| byte == 0).any(|variable| variable == RANK.as_bytes())
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let rank: i32 = pids.into_iter().find(is_rank).expect("no process of rank 1");
+    // SAFETY: kill takes plain integers, and the process is a child of one that has not been waited for.
+    assert_eq!(unsafe { libc::kill(rank, signal) }, 0);
+}
+
+#[test]
+fn a_job_that_lost_a_rank_ends_and_goes_on_as_if_it_had_not() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (whole, parts) = (scratch.path().join("whole"), scratch.path().join("parts"));
+    let sets = [&EVERYTHING[..], &["train.max_steps=150", "output.save_every_steps=10"]].concat();
+    ends(run(2, &whole, &sets, &[]), 0, &[]);
+
+    let mut command = run(2, &parts, &sets, &[]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    signal_rank(&child, &parts, 25, libc::SIGKILL);
+    let output = child.wait_with_output().unwrap();
+    let told = text(&output);
+    assert!(!output.status.success() && told.contains("rank 1") && told.contains("signal 9"), "{told}");
+    assert!(!parts.join("run.json").exists());
+
+    // A signal to one rank stops all of them, after the same step.
+    let mut command = run(2, &parts, &sets, &["--resume"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    signal_rank(&child, &parts, 70, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(143), "{told}");
+    assert!(told.contains("stopped by SIGTERM after step") && told.contains("resuming after step"), "{told}");
+
+    ends(run(2, &parts, &sets, &["--resume"]), 0, &["resuming after step"]);
+    same_run(&whole, &parts, "adapter/adapter_model.safetensors");
+}
+
+#[test]
+fn what_is_wrong_on_one_rank_is_told_once_and_ends_all() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    // A job whose last rank has other arguments than the first two.
+    let unlike = |sets: &[&str]| {
+        let mut command = run(2, &dir, &[], &[]);
+        command.args([":", "-n", "1"]).arg(asft());
+        train(&mut command, &dir, sets, &[]);
+        command
+    };
+    for (set, needle) in [
+        ("train.learning_rate=1e-5", "rank 2: not the same as on rank 0: train.learning_rate;"),
+        ("data.train=nowhere.jsonl", "rank 2: data.train: dataset nowhere.jsonl does not exist"),
+        ("train.sead=1", "rank 2: "),
+    ] {
+        let told = ends(unlike(&[set]), 2, &[needle]);
+        assert_eq!(told.matches("error: ").count(), 1, "{told}");
+        assert!(!dir.exists(), "{set}");
+    }
+    let mut command = launched(2);
+    command.args(["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"]);
+    let told = ends(command, 2, &["only asft train and asft direction"]);
+    assert_eq!(told.matches("error: ").count(), 1, "{told}");
+    // What only the first can see, all learn.
+    std::fs::write(&dir, "a file").unwrap();
+    ends(run(2, &dir, &[], &[]), 2, &["is not a folder"]);
+}
+
+#[test]
+fn a_direction_is_the_same_file_for_any_number_of_ranks() {
+    let scratch = tempfile::tempdir().unwrap();
+    let compute = |ranks: usize| {
+        let (mut command, out) = (launched(ranks), scratch.path().join(format!("{ranks}.safetensors")));
+        command.args(["direction", "--aligned", "sandbox/aligned", "--unaligned", "sandbox/unaligned", "--json"]);
+        command.args(["--target-modules", "all-linear", "--out"]).arg(&out);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let mut summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let modules = summary["modules"].as_array_mut().unwrap();
+        for module in modules.iter_mut() {
+            module.as_object_mut().unwrap().retain(|key, _| key != "seconds" && key != "phases");
+        }
+        (std::fs::read(out).unwrap(), std::mem::take(modules))
+    };
+    let one = compute(1);
+    assert!(one.1.len() > 20);
+    for ranks in [2, 4] {
+        let many = compute(ranks);
+        assert!(one.0 == many.0 && one.1 == many.1, "{ranks} ranks");
+    }
+    // Nothing is written where a rank fails.
+    let mut command = launched(2);
+    command.args(["direction", "--aligned", "sandbox/aligned", "--unaligned", "tests/tiny/unaligned", "--out"]);
+    command.arg(scratch.path().join("none.safetensors"));
+    ends(command, 2, &["the two models differ"]);
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 3);
+}
