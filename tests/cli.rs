@@ -29,6 +29,19 @@ fn train(dir: &Path, overrides: &[&str]) -> Command {
     command
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn several_processes_need_a_build_that_knows_of_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"] {
+        let mut command = train(&scratch.path().join("run"), &[]);
+        command.env(variable, "4");
+        refused(command, &scratch, &["has started 4 processes", "--features mpi"]);
+        let mut alone = asft();
+        alone.args(["train", "--config", "configs/tiny.toml", "--check"]).env(variable, "1").assert().success();
+    }
+}
+
 /// Asserts exit code 2, a single `error:` line with all of `needles`, and nothing written under `scratch`.
 #[track_caller]
 fn refused(mut command: Command, scratch: &TempDir, needles: &[&str]) {

@@ -4,7 +4,8 @@
 
 mod common;
 
-use asft::model::{GenerateOptions, Gradients, KvCache};
+use asft::data::{Batch, collate};
+use asft::model::{Decoder, DropoutKey, GenerateOptions, Gradients, KvCache};
 use common::*;
 
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -69,21 +70,50 @@ fn full_loss_and_gradients_equal_transformers() {
     }
 }
 
-#[test]
-fn checkpointing_changes_no_bit_even_with_dropout() {
-    let batch = GoldenBatch::load("llama_gqa");
+/// The Llama with its golden adapter and dropout on it.
+fn with_dropout() -> Decoder {
     let mut model = base("llama_gqa", false);
     let mut adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), &candle_core::Device::Cpu).unwrap();
     adapter.dropout = 0.3;
     let (loras, parameters) = adapter.trainable().unwrap();
     model.attach(loras, parameters).unwrap();
-    let run = |checkpointing, key| {
+    model
+}
+
+#[test]
+fn checkpointing_changes_no_bit_even_with_dropout() {
+    let (batch, model) = (GoldenBatch::load("llama_gqa"), with_dropout());
+    let run = |checkpointing, seed| {
         let mut gradients = Gradients::default();
-        let loss = model.loss_and_gradients(batch.sequences(), 1.0, checkpointing, Some(key), &mut gradients).unwrap();
+        let key = Some(DropoutKey { seed, first_row: 0 });
+        let loss = model.loss_and_gradients(batch.sequences(), 1.0, checkpointing, key, &mut gradients).unwrap();
         (loss, gradients.iter().map(|(name, g)| (name.to_string(), to_vec(g))).collect::<Vec<_>>())
     };
     assert_eq!(run(true, 5), run(false, 5));
     assert_ne!(run(true, 5).0, run(true, 6).0);
+}
+
+/// What ranks rely on: the samples of a batch one by one, with their part of its dropout masks, add up to the batch.
+#[test]
+fn the_parts_of_a_batch_are_the_batch_even_with_dropout() {
+    let (batch, model) = (collate(&GoldenBatch::load("llama_gqa").examples()), with_dropout());
+    let run = |batch: &Batch, first_row: usize, gradients: &mut Gradients| {
+        let key = Some(DropoutKey { seed: 5, first_row });
+        model.loss_and_gradients(batch.into(), 0.01, true, key, gradients).unwrap()
+    };
+    let (mut whole, mut sum) = (Gradients::default(), Gradients::default());
+    let expected = run(&batch, 0, &mut whole);
+    let parts = (0..batch.lengths.len()).map(|sample| batch.part(sample..sample + 1));
+    let loss: f64 = parts.map(|(first_row, part)| run(&part, first_row, &mut sum)).sum();
+    assert!((loss / expected - 1.0).abs() < 1e-6, "{loss} {expected}");
+    for (name, gradient) in whole.iter() {
+        let error = relative_error(&to_vec(sum.get(name).unwrap()), &to_vec(gradient));
+        assert!(error < 1e-5, "{name}: {error}");
+    }
+    // Masks that began anew with each sample would be others.
+    let (_, second) = batch.part(1..2);
+    let (start, anew) = (batch.lengths[0], &mut Gradients::default());
+    assert_ne!(run(&second, start, anew), run(&second, 0, anew));
 }
 
 #[test]

@@ -110,20 +110,18 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
     let own = own_tasks(&tasks, ranks);
     progress.set_length(own.len() as u64);
     let computed = run_tasks(own, request, limit, (&aligned, &unaligned), progress);
-    let (mut writer, told) = ranks.agree(computed)?;
+    let (mut writer, mut told) = ranks.agree(computed)?;
     writer.gather(ranks)?;
-    let mut all = vec![];
-    for told in ranks.gather(serde_json::to_vec(&told)?) {
-        all.extend(serde_json::from_slice::<Vec<Told>>(&told)?);
+    for of_other in ranks.gather(serde_json::to_vec(&told)?).into_iter().skip(1) {
+        told.extend(serde_json::from_slice::<Vec<Told>>(&of_other)?);
     }
-    let mut hashes = (BTreeMap::new(), BTreeMap::new());
-    let mut reports: Vec<ModuleReport> = vec![];
-    for Told { report, hashes: (aligned, unaligned) } in if ranks.is_first() { all } else { told } {
+    let (mut reports, mut hashes) = (vec![], (BTreeMap::new(), BTreeMap::new()));
+    for Told { report, hashes: (aligned, unaligned) } in told {
         hashes.0.insert(report.module.clone(), aligned);
         hashes.1.insert(report.module.clone(), unaligned);
         reports.push(report);
     }
-    reports.sort_by_key(|report| order(&tasks, &report.module));
+    reports.sort_by_key(|report: &ModuleReport| order(&tasks, &report.module));
     let identity = |source: &Resolved, hashes: &BTreeMap<String, String>| Identity {
         id: source.id.clone().unwrap_or_else(|| source.dir.display().to_string()),
         revision: source.revision.clone(),

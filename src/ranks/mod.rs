@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(shares(&[5], 3), [0..0, 0..1, 1..1]);
         assert_eq!(shares(&[], 2), [0..0, 0..0]);
         assert_eq!(shares(&[0, 0], 2), [0..2, 2..2]);
-        assert_eq!(shares(&[3, 4], 1), [0..2]);
+        assert_eq!(Ranks::fake(0, 1).share(&[3, 4]), 0..2);
         for size in 1..9 {
             let costs: Vec<usize> = (0..50).map(|i| i * 37 % 91).collect();
             let shares = shares(&costs, size);
