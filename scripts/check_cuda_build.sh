@@ -2,7 +2,8 @@
 # Builds and links asft with CUDA on a machine that has neither GPU, driver nor toolkit, and checks what such a build does
 # there: scripts/check_cuda_build.sh [--keep-toolkit]
 #
-# The toolkit comes from PyPI into target/cuda/, the build goes there too: about 5 GB. The kernels are not optimised. To be run when
+# The toolkit comes from PyPI into target/cuda/, the build goes there too: about 5 GB. Kernels and what calls them are not
+# optimised, to save time. To be run when
 # dependencies or code for devices change; CI does not. CUDA_COMPUTE_CAP (default 80) is what the kernels are compiled for,
 # CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses what an earlier call has installed.
 set -euo pipefail
@@ -47,9 +48,13 @@ fi
 step "build"
 export CUDA_HOME=$home CUDA_PATH=$home PATH=$home/bin:$PATH
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$root/build
-# Nothing of it will run: without optimisation nvcc takes a tenth of the time.
+# Nothing of it is in a hurry, and no kernel will run: without optimisation nvcc takes a tenth of the time.
 export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--Xcicc -O0 -Xptxas -O0}
-cargo build --release --locked --features cuda
+unoptimised=()
+for package in asft candle-core candle-nn candle-transformers; do
+    unoptimised+=(--config "profile.release.package.$package.opt-level=0")
+done
+cargo build --release --locked --features cuda "${unoptimised[@]}"
 asft=$CARGO_TARGET_DIR/release/asft
 
 step "checks"

@@ -54,8 +54,9 @@ impl Accelerator {
             Ok(values) if values == [2.0, 2.0] => Ok(device),
             Ok(values) => bail!("1 + 1 came out as {values:?} there"),
             Err(error) => Err(anyhow!(
-                "its kernels do not run on this GPU: {error}; they are compiled for the GPU of the machine that built \
-                 asft, or for CUDA_COMPUTE_CAP"
+                "its kernels do not run on this GPU: {}; they are compiled for the GPU of the machine that built \
+                 asft, or for CUDA_COMPUTE_CAP",
+                first_line(&error)
             )),
         }
     }
@@ -102,13 +103,19 @@ pub fn best(index: usize) -> Device {
 fn open_cuda(index: usize) -> Result<Device> {
     #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     driver::load()?;
-    Ok(Device::new_cuda(index)?)
+    Device::new_cuda(index).map_err(|error| anyhow!(first_line(&error)))
 }
 
 fn open_metal(index: usize) -> Result<Device> {
     // candle takes the first of the machine's devices without asking whether there is one.
     let opened = std::panic::catch_unwind(|| Device::new_metal(index));
-    Ok(opened.map_err(|_| anyhow!("the machine has no Metal device"))??)
+    let opened = opened.map_err(|_| anyhow!("the machine has no Metal device"))?;
+    opened.map_err(|error| anyhow!(first_line(&error)))
+}
+
+/// What candle says, without the backtrace that it appends where `RUST_BACKTRACE` is set.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 #[cfg(test)]
