@@ -3,9 +3,9 @@
 # there: scripts/check_cuda_build.sh [--keep-toolkit]
 #
 # The toolkit comes from PyPI into target/cuda/, the build goes there too: about 5 GB. Kernels and what calls them are not
-# optimised, to save time. To be run when
-# dependencies or code for devices change; CI does not. CUDA_COMPUTE_CAP (default 80) is what the kernels are compiled for,
-# CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses what an earlier call has installed.
+# optimised, to save time. To be run when dependencies or code for devices change; CI does not. CUDA_COMPUTE_CAP (default
+# 80) is what the kernels are compiled for, CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses what an
+# earlier call has installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
