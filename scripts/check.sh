@@ -58,6 +58,9 @@ for config in configs/*.toml; do
 done
 echo "$configs configs load"
 
+step "memory table of docs/gpu.md"
+python3 scripts/gpu_memory_table.py --asft "${CARGO_TARGET_DIR:-target}/release/asft" --check docs/gpu.md > /dev/null
+
 if [ "$skip_tests" = false ]; then
     step "tests"
     cargo test --release --locked

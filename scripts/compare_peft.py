@@ -7,7 +7,8 @@ both, so that it is seen to be the same work.
 Both sides get the same random model, the same token ids, the same LoRA (r 8, alpha 32, no dropout; A as PEFT draws it,
 B = 0), AdamW, and for the cases with a penalty the same pair of models: asft's penalty in closed form against the
 reference's, which forms B A and multiplies it by I - C in every step. Each side runs in a process of its own; its first
-step warms up and is not counted. Needs torch, transformers, peft, psutil.
+step warms up and is not counted. Needs torch, transformers, peft, psutil. `gpu_step.py` does one step on a GPU with the
+same parts.
 """
 import argparse
 import json
@@ -29,6 +30,10 @@ SHAPES = {
     "qwen2-slice": dict(model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=4,
                         num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=True,
                         max_position_embeddings=32768),
+    "qwen2-7b": dict(model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+                     num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False, max_position_embeddings=32768),
+    "tiny": dict(model_type="qwen2", vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, max_position_embeddings=512),
 }
 QV, ALL = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES = [  # name, shape, batch, length, targets, gradient checkpointing, penalty
@@ -46,6 +51,11 @@ CASES = [  # name, shape, batch, length, targets, gradient checkpointing, penalt
 STEPS = 5
 
 
+def torch_type(dtype):
+    import torch
+    return dict(f32=torch.float32, bf16=torch.bfloat16)[dtype]
+
+
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -61,7 +71,8 @@ def torch_side(job):
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count())
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    device = torch.device(job["device"])
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_type(job["dtype"])).to(device)
     model.config.use_cache = False
     if job["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
@@ -73,7 +84,7 @@ def torch_side(job):
         for name in aligned:
             if name.split(".")[-2] in job["targets"]:
                 v = aligned[name].float() - other[name].float()
-                c[name.removesuffix(".weight")] = v @ v.T / v.norm()
+                c[name.removesuffix(".weight")] = (v @ v.T / v.norm()).to(device)
         del aligned, other
     lora = {n.removeprefix("base_model.model.").removesuffix(".default.weight"): p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(lora.values(), lr=job["lr"], weight_decay=0.0)
@@ -81,16 +92,18 @@ def torch_side(job):
     times, losses = [], []
     for step in range(STEPS + 1):
         part = rows[step * job["batch"]:(step + 1) * job["batch"]]
-        ids = torch.tensor([row["input_ids"] for row in part])
+        ids = torch.tensor([row["input_ids"] for row in part], device=device)
         began = time.perf_counter()
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids).loss
         for module, matrix in c.items():
             delta = lora[module + ".lora_B"] @ lora[module + ".lora_A"]
-            loss = loss + ((torch.eye(len(matrix)) - matrix) @ delta).pow(2).sum()
+            loss = loss + ((torch.eye(len(matrix), device=device) - matrix) @ delta).pow(2).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
         losses.append(loss.item())
     print(json.dumps(dict(times=times, losses=losses, peak=peak_bytes())))
@@ -106,6 +119,8 @@ def asft_side(job, asft, folder):
     (folder / "run.toml").write_text(f'''
 [model]
 aligned = "{job["model"]}"
+device = "{job["device"]}"
+dtype = "{job["dtype"]}"
 [lora]
 init_adapter = "{job["adapter"]}"
 dropout = 0.0
@@ -134,30 +149,31 @@ dir = "{run}"
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
 
-def make_model(shape, folder, scale=None):
+def make_model(shape, folder, scale=None, dtype="f32", device="cpu"):
     """A random model; with `scale` its twin with every block linear moved by noise of that size."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     if (folder / "config.json").exists():
         return
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]))
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]), dtype=torch_type(dtype))
     if scale:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if name.endswith("_proj.weight"):
                     p.add_(scale * torch.randn(len(p), 8) @ torch.randn(8, p.shape[1]))
-    model.save_pretrained(folder, max_shard_size="100GB")
+    model.save_pretrained(folder, max_shard_size="5GB" if shape == "qwen2-7b" else "100GB")
 
 
-def make_adapter(model, targets, folder):
+def make_adapter(model, targets, folder, dtype="f32"):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     if (folder / "adapter_config.json").exists():
         return
     torch.manual_seed(2)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch_type(dtype))
     peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM"))
     peft.save_pretrained(folder, save_embedding_layers=False)
 
@@ -169,8 +185,17 @@ def in_a_process(function, *arguments):
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-def prepare(case, work, asft):
+def write_data(path, vocab_size, batch, length):
+    """Token ids for every step, all of them labels."""
     import random
+    draw = random.Random(3)
+    with open(path, "w") as file:
+        for _ in range(batch * (STEPS + 1)):
+            ids = [draw.randrange(vocab_size) for _ in range(length)]
+            file.write(json.dumps(dict(input_ids=ids, labels=ids)) + "\n")
+
+
+def prepare(case, work, asft):
     name, shape, batch, length, targets, checkpointing, penalty = case
     model, kind = work / shape, "all" if targets is ALL else "qv"
     in_a_process("make_model", shape, model)
@@ -183,19 +208,21 @@ def prepare(case, work, asft):
             subprocess.run([asft, "direction", "--aligned", model, "--unaligned", unaligned, "--out", direction,
                             "--target-modules", ",".join(targets)], check=True, stdout=subprocess.DEVNULL)
     data = work / f"{shape}-{batch}x{length}.jsonl"
-    draw = random.Random(3)
-    with open(data, "w") as file:
-        for _ in range(batch * (STEPS + 1)):
-            ids = [draw.randrange(SHAPES[shape]["vocab_size"]) for _ in range(length)]
-            file.write(json.dumps(dict(input_ids=ids, labels=ids)) + "\n")
+    write_data(data, SHAPES[shape]["vocab_size"], batch, length)
     return dict(model=str(model), adapter=str(adapter), unaligned=unaligned and str(unaligned), direction=direction and str(direction),
-                data=str(data), batch=batch, length=length, targets=targets, checkpointing=checkpointing, lr=1e-4)
+                data=str(data), batch=batch, length=length, targets=targets, checkpointing=checkpointing, lr=1e-4,
+                device="cpu", dtype="f32")
+
+
+def largest_difference(one, other):
+    """Between the losses of two sides, relative."""
+    return max(abs(a / b - 1) for a, b in zip(one["losses"], other["losses"]))
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--asft", default="target/release/asft")
-    ap.add_argument("--shapes", default=",".join(SHAPES))
+    ap.add_argument("--shapes", default="smollm2,qwen2-slice")
     ap.add_argument("--only", help="cases whose name contains this")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--work", type=Path, help="folder for the models, kept between runs")
@@ -220,7 +247,7 @@ def main():
             sides["asft"].append(asft_side(job, args.asft, work))
         seconds = {k: statistics.median(t for run in v for t in run["times"][1:]) for k, v in sides.items()}
         peak = {k: max(run["peak"] for run in v) / 1e9 for k, v in sides.items()}
-        apart = max(abs(a / b - 1) for a, b in zip(sides["asft"][0]["losses"], sides["torch"][0]["losses"]))
+        apart = largest_difference(sides["asft"][0], sides["torch"][0])
         lines.append(f"| {shape} | {name} | {batch} x {length} | {seconds['torch']:.2f} | {seconds['asft']:.2f} | {seconds['asft'] / seconds['torch']:.2f} "
                      f"| {peak['torch']:.2f} | {peak['asft']:.2f} | {peak['asft'] / peak['torch']:.2f} | {apart:.1e} |")
         print(lines[-1], flush=True)

@@ -4,6 +4,7 @@
 //! what the caller asked for, and a file that shrinks under us is an error, not a SIGBUS. Writing goes to a
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
+mod float;
 mod folder;
 mod header;
 mod write;
@@ -16,6 +17,7 @@ pub use write::{
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
+use float::Float;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
@@ -188,27 +190,19 @@ impl Checkpoint {
     /// # Errors
     /// An unknown name, a stored type other than f32, f16 or bf16, or a failed read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name)
+    }
+
+    /// A tensor's values as `T`, row-major. No value is held in another type than the stored one and `T`, and of the
+    /// former only a chunk.
+    fn read<T: Float>(&self, name: &str) -> Result<Vec<T>> {
         let info = self.required(name)?;
-        let mut values = Vec::with_capacity(info.elements());
-        let widen: fn(&[u8], &mut Vec<f32>) = match info.dtype {
-            Dtype::F32 => {
-                |bytes, out| out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            }
-            Dtype::F16 => {
-                |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()))
-            }
-            Dtype::BF16 => {
-                |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()))
-            }
-            other => {
-                let path = &self.shards[info.shard].path;
-                return Err(invalid!(
-                    "tensor {name} in {} has type {other:?}; expected F32, F16 or BF16",
-                    path.display()
-                ));
-            }
+        let Some(decode) = T::decoder(info.dtype) else {
+            let (path, found) = (&self.shards[info.shard].path, info.dtype);
+            return Err(invalid!("tensor {name} in {} has type {found:?}; expected F32, F16 or BF16", path.display()));
         };
-        self.for_each_chunk(name, |bytes| widen(bytes, &mut values))?;
+        let mut values = Vec::with_capacity(info.elements());
+        self.for_each_chunk(name, |bytes| decode(bytes, &mut values))?;
         Ok(values)
     }
 
@@ -219,11 +213,35 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// A tensor on `device` in `dtype`.
+    /// A tensor on `device` in `dtype`: f32, bf16 or f16 are read as such, without a copy in another type; others are
+    /// converted from f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`].
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let info = self.required(name)?;
-        let values = self.read_f32(name)?;
-        Ok(Tensor::from_vec(values, info.shape.clone(), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        let shape = self.required(name)?.shape.clone();
+        Ok(match dtype {
+            DType::BF16 => Tensor::from_vec(self.read::<bf16>(name)?, shape, device)?,
+            DType::F16 => Tensor::from_vec(self.read::<f16>(name)?, shape, device)?,
+            DType::F32 => Tensor::from_vec(self.read::<f32>(name)?, shape, device)?,
+            other => {
+                Tensor::from_vec(self.read::<f32>(name)?, shape, &Device::Cpu)?.to_dtype(other)?.to_device(device)?
+            }
+        })
+    }
+
+    /// Whether two tensors hold the same bytes in the same type and shape.
+    pub fn same(&self, one: &str, other: &str) -> Result<bool> {
+        let (a, b) = (self.required(one)?, self.required(other)?);
+        Ok((a.dtype, &a.shape) == (b.dtype, &b.shape) && self.hash(one)? == self.hash(other)?)
+    }
+
+    fn hash(&self, name: &str) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        self.for_each_chunk(name, |chunk| {
+            hasher.update(chunk);
+        })?;
+        Ok(hasher.finalize())
     }
 
     fn for_each_chunk(&self, name: &str, mut take: impl FnMut(&[u8])) -> Result<()> {

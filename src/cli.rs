@@ -9,12 +9,13 @@ pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, UnitArg};
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
 use crate::report::log::{LogFormat, Verbosity};
+use crate::version::VERSION;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
 #[derive(Parser)]
-#[command(name = "asft", version, arg_required_else_help = true)]
+#[command(name = "asft", version = VERSION.as_str(), arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -16,7 +16,8 @@
 //! | [`optim`] | AdamW and its schedule |
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`] | files, downloads, text, progress, pictures, module names, exit codes, the allocator, processes that work as one, work that can be given up |
+//! | [`device`] | what this build can compute on |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, progress, pictures, module names, exit codes, the allocator, processes that work as one, work that can be given up, what this build is |
 
 // Allowed again, for a reason each, in the kernels of ops/ and for two C calls, in memory.rs and report/metrics.rs.
 #![deny(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod commands;
 pub mod compare;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod eval;
 pub mod hub;
@@ -44,3 +46,4 @@ pub mod stop;
 pub mod tokenizer;
 pub mod train;
 pub mod untrusted;
+pub mod version;

@@ -513,3 +513,29 @@ fn peft_folders_can_be_used_directly() {
     command.arg("--adapter").arg(case.join("adapter"));
     refused(command, &scratch, &["does not fit"]);
 }
+
+#[test]
+fn the_version_names_what_is_built_in() {
+    let output = asft().arg("--version").assert().success().get_output().stdout.clone();
+    let version = String::from_utf8(output).unwrap();
+    assert!(version.starts_with(concat!("asft ", env!("CARGO_PKG_VERSION"))), "{version}");
+    for (feature, built) in [("avx512", cfg!(feature = "avx512")), ("cuda", cfg!(feature = "cuda"))] {
+        assert_eq!(version.contains(feature), built, "{version}");
+    }
+}
+
+#[test]
+fn a_run_on_a_gpu_is_planned_without_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let forecast = |sets: &[&str]| -> serde_json::Value {
+        let mut command = train(&scratch.path().join("run"), sets);
+        let output = command.args(["--dry-run", "--json"]).assert().success().get_output().stdout.clone();
+        serde_json::from_slice(&output).unwrap()
+    };
+    let (cpu, gpu) = (forecast(&["model.device=cpu"]), forecast(&["model.device=cuda"]));
+    assert!(gpu["time"].is_null() && gpu["available_memory_bytes"].is_null(), "{gpu}");
+    let part = |forecast: &serde_json::Value, part: &str| forecast["memory_bytes"][part].as_u64().unwrap();
+    assert!(["weights", "trained", "direction"].iter().all(|name| part(&cpu, name) == part(&gpu, name)));
+    // Attention's scores, which the CPU's kernel never holds.
+    assert!(part(&gpu, "activations") > part(&cpu, "activations"));
+}

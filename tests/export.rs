@@ -6,12 +6,12 @@ mod common;
 use asft::adapter::{self, Adapter};
 use asft::checkpoint::Checkpoint;
 use asft::model::{Decoder, ModelSpec};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use common::*;
 use indicatif::ProgressBar;
 
 fn golden_adapter(case: &str) -> Adapter {
-    adapter::load(&fixture(case).join("adapter"), &Device::Cpu).unwrap()
+    adapter::load(&fixture(case).join("adapter"), device()).unwrap()
 }
 
 fn base_checkpoint(case: &str) -> Checkpoint {
@@ -28,8 +28,7 @@ fn merged_logits_equal_base_and_adapter() {
         let checkpoint = Checkpoint::open(&out).unwrap();
         assert!(checkpoint.names().eq(base_checkpoint(case).names()), "{case}");
         let spec = ModelSpec::load(&out).unwrap();
-        let merged =
-            Decoder::load(&spec, &checkpoint, (&Device::Cpu, DType::F32), false, &ProgressBar::hidden()).unwrap();
+        let merged = Decoder::load(&spec, &checkpoint, (device(), DType::F32), false, &ProgressBar::hidden()).unwrap();
         let batch = GoldenBatch::load(case);
         let got = to_vec(&merged.logits(&batch.input_ids, &batch.lengths).unwrap());
         let expected = to_vec(&adapted(case).logits(&batch.input_ids, &batch.lengths).unwrap());
@@ -76,7 +75,7 @@ fn an_exported_adapter_keeps_the_peft_contract() {
     assert_eq!(config["modules_to_save"], serde_json::Value::Null);
     let weights = dir.join("adapter_model.safetensors");
     assert_eq!(header_metadata(&weights), [("format".to_string(), "pt".to_string())].into());
-    let read = adapter::load(&dir, &Device::Cpu).unwrap();
+    let read = adapter::load(&dir, device()).unwrap();
     assert_eq!(read.modules[odd].rank(), 2);
     assert_eq!(read.scale(&read.modules[odd]), 3.0);
 

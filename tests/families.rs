@@ -6,7 +6,7 @@ mod common;
 
 use asft::checkpoint::Checkpoint;
 use asft::model::{Decoder, Gradients, ModelSpec, Sequences};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use common::*;
 use indicatif::ProgressBar;
 
@@ -23,9 +23,9 @@ fn rope_scalings_equal_transformers() {
         let golden = Golden::load(&dir.join("expected.safetensors"));
         let spec = ModelSpec::load(&dir).unwrap();
         let checkpoint = Checkpoint::open(&fixture("llama_gqa").join("model")).unwrap();
-        let place = (&Device::Cpu, DType::F32);
+        let place = (device(), DType::F32);
         let mut model = Decoder::load(&spec, &checkpoint, place, false, &ProgressBar::hidden()).unwrap();
-        let adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), &Device::Cpu).unwrap();
+        let adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), device()).unwrap();
         let (loras, parameters) = adapter.trainable().unwrap();
         model.attach(loras, parameters).unwrap();
 

@@ -10,7 +10,6 @@ use asft::config::Settings;
 use asft::data::collate;
 use asft::method::{AsftOptions, Penalize};
 use asft::train::{Penalties, TrainOptions, Trainer};
-use candle_core::Device;
 use common::*;
 use serde_json::Value;
 use std::path::Path;
@@ -20,7 +19,7 @@ fn json(path: &Path) -> Value {
 }
 
 fn golden_adapter() -> Adapter {
-    adapter::load(&fixture("lora_options").join("adapter"), &Device::Cpu).unwrap()
+    adapter::load(&fixture("lora_options").join("adapter"), device()).unwrap()
 }
 
 /// The golden case's settings, by way of the command line's overrides.
@@ -63,7 +62,7 @@ fn what_is_exported_reads_back_with_the_same_ranks_alphas_and_layers() {
     let (dir, spec, options) = (scratch.path().join("adapter"), spec("llama_gqa"), options());
     let base = Checkpoint::open(&fixture("llama_gqa").join("model")).unwrap();
     let sizes = options.sizes(&options.targets(&spec).unwrap()).unwrap();
-    let modules = fresh_modules(&spec, &sizes, 1, &Device::Cpu).unwrap();
+    let modules = fresh_modules(&spec, &sizes, 1, device()).unwrap();
     let adapter = Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None };
     adapter::save(&adapter, &spec, &base, "", &dir).unwrap();
     let (written, golden) =
@@ -73,7 +72,7 @@ fn what_is_exported_reads_back_with_the_same_ranks_alphas_and_layers() {
     }
     assert_eq!(written["rank_pattern"]["v_proj"], golden["rank_pattern"]["v_proj"]);
     assert_eq!(written["alpha_pattern"]["q_proj"], golden["alpha_pattern"]["q_proj"]);
-    let read = adapter::load(&dir, &Device::Cpu).unwrap();
+    let read = adapter::load(&dir, device()).unwrap();
     for (name, module) in &golden_adapter().modules {
         assert_eq!((read.modules[name].rank(), read.modules[name].alpha), (module.rank(), module.alpha), "{name}");
     }

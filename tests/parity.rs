@@ -73,7 +73,7 @@ fn full_loss_and_gradients_equal_transformers() {
 /// The Llama with its golden adapter and dropout on it.
 fn with_dropout() -> Decoder {
     let mut model = base("llama_gqa", false);
-    let mut adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), &candle_core::Device::Cpu).unwrap();
+    let mut adapter = asft::adapter::load(&fixture("llama_gqa").join("adapter"), device()).unwrap();
     adapter.dropout = 0.3;
     let (loras, parameters) = adapter.trainable().unwrap();
     model.attach(loras, parameters).unwrap();

@@ -13,7 +13,6 @@ use asft::method::factorize::Keep;
 use asft::method::{AsftOptions, Penalize};
 use asft::names::Targets;
 use asft::train::{NotFinite, Penalties, StepOutcome, TrainOptions, Trainer};
-use candle_core::Device;
 use common::*;
 use indicatif::ProgressBar;
 
@@ -44,7 +43,7 @@ fn options(learning_rate: f64, weight_decay: f64, checkpointing: bool) -> TrainO
 fn lora_trainer(case: &str, checkpointing: bool) -> (Trainer, Adapter) {
     let scratch = tempfile::tempdir().unwrap();
     let mut model = base(case, false);
-    let adapter = adapter::load(&fixture(case).join("adapter"), &Device::Cpu).unwrap();
+    let adapter = adapter::load(&fixture(case).join("adapter"), device()).unwrap();
     let (loras, parameters) = adapter.trainable().unwrap();
     model.attach(loras, parameters).unwrap();
     let with_penalty = case == "llama_gqa";

@@ -43,6 +43,57 @@ fn half_types_widen_exactly() {
     assert_eq!(file.read_f32("bf16").unwrap(), [1.5, -0.25, 1024.0]);
 }
 
+/// Values that no two of the types hold alike: rounding both ways, ties, subnormals, overflow in f16, zeros, infinities.
+fn awkward() -> Vec<f32> {
+    let special = [0.0, -0.0, 1e-8, -3e-40, 65504.0, 65520.0, 1e30, f32::MAX, f32::INFINITY, f32::NEG_INFINITY];
+    let ties = [1.0, 3.0].into_iter().flat_map(|x| [1.0 + x / 256.0, 1.0 + x / 2048.0]);
+    let many = (0..3000).map(|i| (i as f32 * 0.37).sin() * 1.5f32.powi(i % 40 - 20));
+    special.into_iter().chain(ties).chain(many).collect()
+}
+
+#[test]
+fn every_type_is_read_as_every_other_as_candle_converts_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let exact = Tensor::new(awkward(), &Device::Cpu).unwrap();
+    let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+    let stored = |dtype| exact.to_dtype(dtype).unwrap();
+    save_tensors(&path, &types.map(|(name, dtype)| (name.to_string(), stored(dtype))).into()).unwrap();
+    let file = Checkpoint::open_file(&path).unwrap();
+    let bits = |tensor: Tensor| {
+        let values: Vec<f64> = tensor.to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+        values.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+    };
+    for (name, from) in types {
+        for to in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+            let read = file.tensor(name, to, &Device::Cpu).unwrap();
+            assert_eq!(read.dtype(), to);
+            let expected = stored(from).to_dtype(DType::F32).unwrap().to_dtype(to).unwrap();
+            assert!(bits(read) == bits(expected), "{from:?} as {to:?}");
+        }
+    }
+}
+
+#[test]
+fn same_looks_at_type_shape_and_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let values = Tensor::new(&[1.5f32, 2.0], &Device::Cpu).unwrap();
+    let others = [
+        ("a", values.clone()),
+        ("equal", values.clone()),
+        ("other", (&values + 1.0).unwrap()),
+        ("shape", values.reshape((1, 2)).unwrap()),
+        ("type", values.to_dtype(DType::F16).unwrap()),
+    ];
+    save_tensors(&path, &others.map(|(name, tensor)| (name.to_string(), tensor)).into()).unwrap();
+    let file = Checkpoint::open_file(&path).unwrap();
+    assert_eq!(
+        ["equal", "other", "shape", "type"].map(|name| file.same("a", name).unwrap()),
+        [true, false, false, false]
+    );
+}
+
 #[test]
 fn stream_writer_makes_the_same_file_format() {
     let dir = tempfile::tempdir().unwrap();

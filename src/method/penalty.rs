@@ -21,6 +21,7 @@
 use super::direction_file::DirectionFactors;
 use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
 use super::sign::Sign;
+use crate::ops::scalar::{Scalar, wide};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -121,14 +122,14 @@ fn subspace_dimension(options: &AsftOptions, direction: &DirectionFactors, c: &[
 
 /// A LoRA module's penalty: λ included in the value and in both gradients (f32).
 pub struct Term {
-    pub value: f64,
+    pub value: Scalar,
     pub grad_a: Tensor,
     pub grad_b: Tensor,
 }
 
 /// A full-tuning module's penalty: λ included in the value and in the gradient by ΔW (f32).
 pub struct FullTerm {
-    pub value: f64,
+    pub value: Scalar,
     pub grad: Tensor,
 }
 
@@ -169,23 +170,23 @@ impl Penalty {
         self.lambda * if self.scaled { scale * scale } else { 1.0 }
     }
 
-    /// ‖M ΔW‖² of the effective update ΔW = (alpha / r) B A, from a LoRA term's value; 0 where λ is.
-    pub fn square(&self, value: f64, scale: f64) -> f64 {
-        if self.is_active() { value / self.weight(scale) * scale * scale } else { 0.0 }
+    /// ‖M ΔW‖² of the effective update ΔW = (alpha / r) B A over a LoRA term's value; 0 where λ is.
+    pub fn square_of_value(&self, scale: f64) -> f64 {
+        if self.is_active() { scale * scale / self.weight(scale) } else { 0.0 }
     }
 
     /// The penalty of ΔW = B A. `scale` is alpha / r, which counts only where `asft.scaled` is set.
     pub fn lora(&self, factors: Option<&Factors>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Term> {
         if !self.is_active() {
-            return Ok(Term { value: 0.0, grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
+            return Ok(Term { value: Scalar::Known(0.0), grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
         }
         let weight = self.weight(scale);
-        let wide = accumulator(a.device());
+        let wide = wide(a.device());
         let (g, mg) = self.apply_twice(factors, b)?;
         let (g, mg, a64) = (g.to_dtype(wide)?, mg.to_dtype(wide)?, a.to_dtype(wide)?);
         let s = a64.matmul(&a64.t()?)?;
         let t = g.t()?.matmul(&g)?;
-        let value = weight * inner_product(&t, &s)?;
+        let value = inner_product(&t, &s)?.times(weight);
         let grad_a = (t.matmul(&a64)? * (2.0 * weight))?.to_dtype(DType::F32)?;
         let grad_b = (mg.matmul(&s)? * (2.0 * weight))?.to_dtype(DType::F32)?;
         let term = Term { value, grad_a, grad_b };
@@ -198,10 +199,10 @@ impl Penalty {
     /// The penalty of ΔW = W − W_aligned [d_out, d_in] itself.
     pub fn full(&self, factors: Option<&Factors>, delta_w: &Tensor) -> Result<FullTerm> {
         if !self.is_active() {
-            return Ok(FullTerm { value: 0.0, grad: delta_w.zeros_like()? });
+            return Ok(FullTerm { value: Scalar::Known(0.0), grad: delta_w.zeros_like()? });
         }
         let g = self.apply(factors, delta_w)?;
-        let value = self.lambda * squared_norm(&g)?;
+        let value = squared_norm(&g)?.times(self.lambda);
         let grad = (self.apply(factors, &g)? * (2.0 * self.lambda))?;
         let term = FullTerm { value, grad };
         match self.sign(factors)? {
@@ -273,17 +274,18 @@ impl Factors {
     pub fn full_shares(&self, delta_w: &Tensor) -> Result<UpdateShares> {
         let aligned = self.apply(delta_w)?;
         let orthogonal = aligned.as_ref().map_or(Ok(delta_w.clone()), |aligned| delta_w - aligned)?;
-        let aligned = aligned.map_or(Ok(0.0), |aligned| squared_norm(&aligned))?;
+        let square = |x: &Tensor| squared_norm(x)?.read();
+        let aligned = aligned.map_or(Ok(0.0), |aligned| square(&aligned))?;
         let along = self.sign.as_ref().map(|sign| sign.full_along(delta_w)).transpose()?;
-        Ok(UpdateShares::new([squared_norm(delta_w)?, aligned, squared_norm(&orthogonal)?], along))
+        Ok(UpdateShares::new([square(delta_w)?, aligned, square(&orthogonal)?], along))
     }
 }
 
 /// ‖B A‖_F²
 pub fn lora_square(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let wide = accumulator(a.device());
+    let wide = wide(a.device());
     let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
-    inner_product(&b.t()?.matmul(&b)?, &a.matmul(&a.t()?)?)
+    inner_product(&b.t()?.matmul(&b)?, &a.matmul(&a.t()?)?)?.read()
 }
 
 impl Penalty {
@@ -310,24 +312,18 @@ impl Penalty {
     }
 }
 
-pub(super) fn accumulator(device: &Device) -> DType {
-    if device.is_metal() { DType::F32 } else { DType::F64 }
-}
-
 /// ⟨x, y⟩ of two small matrices.
-pub(super) fn inner_product(x: &Tensor, y: &Tensor) -> Result<f64> {
-    Ok((x * y)?.sum_all()?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_scalar()?)
+pub(super) fn inner_product(x: &Tensor, y: &Tensor) -> Result<Scalar> {
+    Scalar::of((x * y)?.sum_all()?)
 }
 
 /// ‖x‖_F² of a matrix, a block of rows at a time, so that the f64 copy stays small.
-pub(super) fn squared_norm(x: &Tensor) -> Result<f64> {
+pub(super) fn squared_norm(x: &Tensor) -> Result<Scalar> {
     let (rows, columns) = x.dims2()?;
     let block = (SUM_CHUNK / columns.max(1)).max(1);
-    let wide = accumulator(x.device());
-    let mut sum = 0.0;
-    for start in (0..rows).step_by(block) {
+    let wide = wide(x.device());
+    (0..rows).step_by(block).try_fold(Scalar::Known(0.0), |sum, start| {
         let part = x.narrow(0, start, block.min(rows - start))?.to_dtype(wide)?;
-        sum += inner_product(&part, &part)?;
-    }
-    Ok(sum)
+        sum.plus(inner_product(&part, &part)?)
+    })
 }

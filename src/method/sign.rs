@@ -20,7 +20,8 @@
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
 
 use super::direction_file::DirectionFactors;
-use super::penalty::{FullTerm, Term, accumulator, inner_product};
+use super::penalty::{FullTerm, Term};
+use crate::ops::scalar::{Scalar, wide};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
@@ -55,45 +56,57 @@ impl Sign {
 
     /// ⟨B A, V⟩ / ‖V‖_F
     pub fn along(&self, a: &Tensor, b: &Tensor) -> Result<f64> {
-        self.product(&self.weighted(b)?, &a.matmul(&self.right)?.t()?)
+        Scalar::of(product(&self.weighted(b)?, &a.matmul(&self.right)?.t()?)?)?.read()
     }
 
     /// ⟨ΔW, V⟩ / ‖V‖_F
     pub fn full_along(&self, delta_w: &Tensor) -> Result<f64> {
-        self.product(&self.weighted(delta_w)?, &self.right.t()?)
-    }
-
-    /// Σ_ij x_ij y_ij: terms of both signs, so summed in f64.
-    fn product(&self, x: &Tensor, y: &Tensor) -> Result<f64> {
-        let wide = accumulator(x.device());
-        inner_product(&x.to_dtype(wide)?, &y.to_dtype(wide)?)
+        Scalar::of(product(&self.weighted(delta_w)?, &self.right.t()?)?)?.read()
     }
 
     /// Adds the part of ΔW = B A; `weight` is λ s².
     pub fn add_lora(&self, term: Term, a: &Tensor, b: &Tensor, weight: f64) -> Result<Term> {
         let (left, right) = (self.weighted(b)?, a.matmul(&self.right)?);
-        let along = self.product(&left, &right.t()?)?;
-        if along >= 0.0 {
+        let Some(Against { square, slope }) = Against::of(product(&left, &right.t()?)?, weight)? else {
             return Ok(term);
-        }
-        let slope = 2.0 * weight * along;
-        let grad_a = (left.t()?.matmul(&self.right.t()?)? * slope)?;
-        let grad_b = (self.left.matmul(&right.t()?.broadcast_mul(&self.weights)?)? * slope)?;
-        Ok(Term {
-            value: term.value + weight * along * along,
-            grad_a: (term.grad_a + grad_a)?,
-            grad_b: (term.grad_b + grad_b)?,
-        })
+        };
+        let grad_a = left.t()?.matmul(&self.right.t()?)?.broadcast_mul(&slope)?;
+        let grad_b = self.left.matmul(&right.t()?.broadcast_mul(&self.weights)?)?.broadcast_mul(&slope)?;
+        Ok(Term { value: term.value.plus(square)?, grad_a: (term.grad_a + grad_a)?, grad_b: (term.grad_b + grad_b)? })
     }
 
     /// Adds the part of ΔW [d_out, d_in] itself.
     pub fn add_full(&self, term: FullTerm, delta_w: &Tensor, lambda: f64) -> Result<FullTerm> {
-        let along = self.full_along(delta_w)?;
-        if along >= 0.0 {
-            return Ok(term);
-        }
+        let along = product(&self.weighted(delta_w)?, &self.right.t()?)?;
+        let Some(Against { square, slope }) = Against::of(along, lambda)? else { return Ok(term) };
         let unit = self.left.matmul(&self.right.t()?.broadcast_mul(&self.weights)?)?;
-        let grad = (term.grad + (unit * (2.0 * lambda * along))?)?;
-        Ok(FullTerm { value: term.value + lambda * along * along, grad })
+        let grad = (term.grad + unit.broadcast_mul(&slope)?)?;
+        Ok(FullTerm { value: term.value.plus(square)?, grad })
     }
+}
+
+/// What moving against V costs: λ s² min(0, p)², and its slope 2 λ s² min(0, p) as a tensor of one f32.
+struct Against {
+    square: Scalar,
+    slope: Tensor,
+}
+
+impl Against {
+    /// `along`: ⟨ΔW, V⟩ / ‖V‖_F. `None` where it is known not to be against V.
+    fn of(along: Tensor, weight: f64) -> Result<Option<Self>> {
+        if let Scalar::Known(along) = Scalar::of(along.clone())?
+            && along >= 0.0
+        {
+            return Ok(None);
+        }
+        let against = along.minimum(0.0)?;
+        let slope = (&against * (2.0 * weight))?.to_dtype(DType::F32)?;
+        Ok(Some(Self { square: Scalar::of(against.sqr()?)?.times(weight), slope }))
+    }
+}
+
+/// Σ_ij x_ij y_ij: terms of both signs, so summed in f64.
+fn product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let wide = wide(x.device());
+    Ok((x.to_dtype(wide)? * y.to_dtype(wide)?)?.sum_all()?)
 }

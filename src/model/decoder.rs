@@ -12,6 +12,7 @@ use crate::ensure_valid;
 use crate::error::listing;
 use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
+use crate::ops::scalar::Scalar;
 use crate::ops::{cross_entropy, linear, softcap};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -249,10 +250,11 @@ impl Decoder {
         dropout_key: Option<DropoutKey>,
         gradients: &mut Gradients,
     ) -> Result<f64> {
-        self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)
+        self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)?.read()
     }
 
-    /// As [`Decoder::loss_and_gradients`], with a function of each label token's cross-entropy in its place.
+    /// As [`Decoder::loss_and_gradients`], with a function of each label token's cross-entropy in its place, if one is
+    /// given. Without one nothing waits for the device.
     pub fn objective_and_gradients(
         &self,
         sequences: Sequences,
@@ -261,11 +263,11 @@ impl Decoder {
         dropout_key: Option<DropoutKey>,
         objective: Option<Objective>,
         gradients: &mut Gradients,
-    ) -> Result<f64> {
+    ) -> Result<Scalar> {
         let pass = self.pass(sequences.lengths, dropout_key)?;
         let (rows, targets) = sequences.targets();
         if targets.is_empty() {
-            return Ok(0.0);
+            return Ok(Scalar::Known(0.0));
         }
         // The gradients of a mean over thousands of tokens are too small for f16: there the sum's go through the
         // layers, and the mean's factor joins them in f32.
@@ -305,22 +307,22 @@ impl Decoder {
         scale: f64,
         objective: Option<Objective>,
         gradients: &mut Gradients,
-    ) -> Result<(f64, Tensor)> {
+    ) -> Result<(Scalar, Tensor)> {
         let rows = Tensor::new(rows, self.device())?;
         let (h, saved) = self.norm.forward(&x.index_select(&rows, 0)?)?;
         let cap = self.spec.logit_softcap;
         let (losses, mut dh) = cross_entropy::losses_backward(&h, self.head(), targets, scale, self.trains, cap)?;
         let loss = match objective {
-            None => losses.iter().sum(),
+            None => losses.sum()?,
             Some(objective) => {
                 anyhow::ensure!(!self.trains, "an objective of single tokens, and a head that trains");
                 let (values, slopes): (Vec<f64>, Vec<f64>) =
-                    losses.iter().enumerate().map(|(i, &loss)| objective(i, loss)).unzip();
-                let slopes = slopes.into_iter().map(|slope| slope as f32).collect();
-                let slopes = Tensor::from_vec(slopes, (losses.len(), 1), self.device())?;
+                    losses.read()?.into_iter().enumerate().map(|(i, loss)| objective(i, loss)).unzip();
+                let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+                let slopes = Tensor::from_vec(slopes, (targets.len(), 1), self.device())?;
                 let weighted = dh.hidden.to_dtype(DType::F32)?.broadcast_mul(&slopes)?;
                 dh.hidden = weighted.to_dtype(dh.hidden.dtype())?;
-                values.iter().sum()
+                Scalar::Known(values.iter().sum())
             }
         };
         if let Some(d_head) = dh.head {

@@ -195,7 +195,7 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
 fn check_tied_head(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     if spec.tie_word_embeddings && checkpoint.info(HEAD).is_some() {
         ensure_valid!(
-            checkpoint.read_bytes(HEAD)? == checkpoint.read_bytes(EMBEDDING)?,
+            checkpoint.same(HEAD, EMBEDDING)?,
             "config.json says tie_word_embeddings = true, but the checkpoint's {HEAD} differs from {EMBEDDING}; set it to \
              false to use the head that is stored"
         );

@@ -1,6 +1,6 @@
 //! `[model]` of the config: the two checkpoints and where the arithmetic happens.
 
-use crate::invalid;
+use crate::device::{self, Accelerator};
 use crate::ranks::Ranks;
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -48,28 +48,24 @@ impl DeviceKind {
     /// # Errors
     /// A kind of device that this build or this machine does not have.
     pub fn open(self) -> Result<Device> {
-        let (cuda, metal) = (candle_core::utils::cuda_is_available(), candle_core::utils::metal_is_available());
         // One GPU for each rank of a machine.
         let gpu = Ranks::here().local_rank();
         match self {
+            Self::Auto => Ok(device::best(gpu)),
             Self::Cpu => Ok(Device::Cpu),
-            // A build with CUDA may run on a machine without a driver.
-            Self::Auto if cuda => Ok(Device::new_cuda(gpu).unwrap_or(Device::Cpu)),
-            Self::Auto if metal => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
-            Self::Auto => Ok(Device::Cpu),
-            Self::Cuda => Device::new_cuda(gpu).map_err(|e| unavailable("cuda", cuda, &e)),
-            Self::Metal => Device::new_metal(0).map_err(|e| unavailable("metal", metal, &e)),
+            Self::Cuda => Accelerator::Cuda.open(gpu),
+            Self::Metal => Accelerator::Metal.open(0),
         }
     }
-}
 
-fn unavailable(kind: &str, built: bool, error: &candle_core::Error) -> anyhow::Error {
-    if built {
-        return invalid!("model.device = \"{kind}\" cannot be opened: {error}");
+    /// Whether that is the CPU, without opening a GPU that is asked for by name.
+    pub fn is_cpu(self) -> bool {
+        match self {
+            Self::Auto => device::best(Ranks::here().local_rank()).is_cpu(),
+            Self::Cpu => true,
+            Self::Cuda | Self::Metal => false,
+        }
     }
-    invalid!(
-        "model.device = \"{kind}\", but this asft was built without it; rebuild with --features {kind} or use \"auto\""
-    )
 }
 
 /// `[model]`

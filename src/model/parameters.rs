@@ -1,5 +1,6 @@
 //! Trained tensors and their gradients, keyed by Hugging Face tensor name.
 
+use crate::ops::scalar::Scalar;
 use crate::ops::sum::{add, square_sum};
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
@@ -55,12 +56,14 @@ impl Gradients {
         self.sums.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
+    /// The squares of the gradients' L2 norms, in the order of the names: the global norm is the root of their sum.
+    pub fn squares(&self) -> Result<Vec<Scalar>> {
+        self.sums.values().map(square_sum).collect()
+    }
+
     /// Global L2 norm, summed in f64.
     pub fn norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.sums.values() {
-            sum += square_sum(gradient)?;
-        }
-        Ok(sum.sqrt())
+        let squares = self.squares()?;
+        Ok(Scalar::read_all(&squares.iter().collect::<Vec<_>>())?.iter().sum::<f64>().sqrt())
     }
 }

@@ -12,11 +12,15 @@
 mod generic;
 mod kernel;
 
+pub use generic::MAX_SCORES;
+
 use super::fused;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use generic::{Group, Kept};
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Heads and scores of one layer's attention.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +50,15 @@ pub struct Span {
     pub k_len: usize,
 }
 
+type MaskKey = ((usize, usize), Option<usize>);
+
 /// The sequences of a batch, in the order of their rows.
 pub struct Layout {
     pub spans: Vec<Span>,
-    /// Masks of the generic body by (Tq, Tk, window): layers and sequences share them.
-    masks: Mutex<HashMap<(usize, usize, usize), Tensor>>,
+    /// Of the generic body; layers share them.
+    groups: OnceLock<Vec<Group>>,
+    /// Masks of the generic body by (Tq, Tk) and window: layers and groups share them.
+    masks: Mutex<HashMap<MaskKey, Tensor>>,
 }
 
 impl Layout {
@@ -62,29 +70,30 @@ impl Layout {
             start += length;
             span
         });
-        Self { spans: spans.collect(), masks: Mutex::default() }
+        Self::cached(spans.collect())
     }
 
     /// Sequences some of whose keys may have been computed before.
     pub fn cached(spans: Vec<Span>) -> Self {
-        Self { spans, masks: Mutex::default() }
+        Self { spans, groups: OnceLock::new(), masks: Mutex::default() }
     }
 
     /// [Tq, Tk] of 0 where a query sees a key and −∞ where it does not, f32.
-    fn mask(&self, span: Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
-        let (tq, tk, window) = (span.q_len, span.k_len, window.unwrap_or(usize::MAX));
+    fn mask(&self, lengths: (usize, usize), window: Option<usize>, device: &Device) -> Result<Tensor> {
         let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mask) = masks.get(&(tq, tk, window)) {
-            return Ok(mask.clone());
+        Ok(match masks.entry((lengths, window)) {
+            Entry::Occupied(mask) => mask.get().clone(),
+            Entry::Vacant(place) => place.insert(generic::mask(lengths, window, device)?).clone(),
+        })
+    }
+
+    /// The spans as the generic body computes them; the first call decides the number of heads and the device.
+    fn groups(&self, heads: usize, device: &Device) -> Result<&[Group]> {
+        if let Some(groups) = self.groups.get() {
+            return Ok(groups);
         }
-        let value = |i: usize, j: usize| {
-            let position = i + tk - tq;
-            if j <= position && position - j < window { 0.0 } else { f32::NEG_INFINITY }
-        };
-        let values: Vec<f32> = (0..tq).flat_map(|i| (0..tk).map(move |j| value(i, j))).collect();
-        let mask = Tensor::from_vec(values, (tq, tk), device)?;
-        masks.insert((tq, tk, window), mask.clone());
-        Ok(mask)
+        let groups = Group::all(&self.spans, heads, generic::MAX_SCORES, device)?;
+        Ok(self.groups.get_or_init(|| groups))
     }
 }
 
@@ -101,8 +110,8 @@ pub struct Saved {
 enum Softmax {
     /// Log-sum-exp of every row, span by span, then head by head, f32.
     LogSumExp(Vec<f32>),
-    /// Each span's probabilities, [Hkv, G · Tq, Tk], and its capped scores where there is a cap.
-    Spans(Vec<(Tensor, Option<Tensor>)>),
+    /// What the generic body keeps of each group.
+    Groups(Vec<Kept>),
 }
 
 /// q: [Nq, Hq · D], k, v: [Nk, Hkv · D] -> o: [Nq, Hq · D]
@@ -111,8 +120,8 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
         let (output, lse) = kernel::forward(q, k, v, shape, layout)?;
         (output, Softmax::LogSumExp(lse))
     } else {
-        let (output, spans) = generic::forward(q, k, v, shape, layout)?;
-        (output, Softmax::Spans(spans))
+        let (output, groups) = generic::forward(q, k, v, shape, layout)?;
+        (output, Softmax::Groups(groups))
     };
     Ok((output.clone(), Saved { q: q.clone(), k: k.clone(), v: v.clone(), output, softmax }))
 }
@@ -121,7 +130,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
 pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Tensor, Tensor)> {
     match &saved.softmax {
         Softmax::LogSumExp(lse) => kernel::backward(saved, lse, &dy.contiguous()?, shape, layout),
-        Softmax::Spans(spans) => generic::backward(saved, spans, dy, shape, layout),
+        Softmax::Groups(groups) => generic::backward(saved, groups, dy, shape, layout),
     }
 }
 

@@ -9,6 +9,7 @@
 
 use super::fast_math::{exp, vectorised};
 use super::gemm::{Matrix, Weight, product, product_with};
+use super::scalar::{Scalar, wide};
 use super::{fused, output, softcap, values, with_f32};
 use anyhow::{Context, Result};
 use candle_core::{D, DType, Tensor};
@@ -23,6 +24,40 @@ pub struct Gradients {
     pub hidden: Tensor,
     /// [V, d], where it was asked for
     pub head: Option<Tensor>,
+}
+
+/// The cross-entropy of each row, perhaps still on the device.
+pub enum Losses {
+    Known(Vec<f64>),
+    /// [M], f32
+    Pending(Tensor),
+}
+
+impl Losses {
+    fn of(tensor: Tensor) -> Result<Self> {
+        if Scalar::waits(tensor.device()) { Ok(Self::Pending(tensor)) } else { Ok(Self::Known(host(&tensor)?)) }
+    }
+
+    /// Their sum, in f64 where the device has it.
+    pub fn sum(&self) -> Result<Scalar> {
+        match self {
+            Self::Known(losses) => Ok(Scalar::Known(losses.iter().sum())),
+            Self::Pending(losses) => Scalar::of(losses.to_dtype(wide(losses.device()))?.sum_all()?),
+        }
+    }
+
+    /// All of them; waits for the device.
+    pub fn read(self) -> Result<Vec<f64>> {
+        match self {
+            Self::Known(losses) => Ok(losses),
+            Self::Pending(losses) => host(&losses),
+        }
+    }
+}
+
+/// The values of a vector of f32 on any device.
+fn host(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 /// Rows of logits that exist at a time, of `rows` in all.
@@ -41,12 +76,11 @@ pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>)
         return Ok(kernel(hidden, head, targets, None, cap)?.0);
     }
     let rows = chunk_rows(head.dim(0)?, targets.len());
-    let mut losses = Vec::with_capacity(targets.len());
-    for (i, targets) in targets.chunks(rows).enumerate() {
+    let chunks = targets.chunks(rows).enumerate().map(|(i, targets)| {
         let logits = generic_logits(&hidden.narrow(0, i * rows, targets.len())?, head, cap)?;
-        losses.extend(generic_losses(&logits, targets)?.0);
-    }
-    Ok(losses)
+        Ok(Softmax::new(&logits, &ids(targets, hidden)?)?.losses)
+    });
+    host(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// Sum of the losses, and the gradients of `scale` times that sum; that of the head only if `want_head`.
@@ -59,10 +93,10 @@ pub fn forward_backward(
     cap: Option<f64>,
 ) -> Result<(f64, Gradients)> {
     let (losses, gradients) = losses_backward(hidden, head, targets, scale, want_head, cap)?;
-    Ok((losses.iter().sum(), gradients))
+    Ok((losses.sum()?.read()?, gradients))
 }
 
-/// As [`forward_backward`], with the losses one by one.
+/// As [`forward_backward`], with the losses one by one. Does not wait for the device.
 pub fn losses_backward(
     hidden: &Tensor,
     head: &Tensor,
@@ -70,12 +104,12 @@ pub fn losses_backward(
     scale: f64,
     want_head: bool,
     cap: Option<f64>,
-) -> Result<(Vec<f64>, Gradients)> {
+) -> Result<(Losses, Gradients)> {
     if !fused(&[hidden, head]) {
         return generic(hidden, head, targets, scale, want_head, cap);
     }
     let (losses, gradients) = kernel(hidden, head, targets, Some((scale as f32, want_head)), cap)?;
-    Ok((losses, gradients.context("no gradients were computed")?))
+    Ok((Losses::Known(losses), gradients.context("no gradients were computed")?))
 }
 
 /// [m, V] in f32, capped.
@@ -84,12 +118,37 @@ fn generic_logits(hidden: &Tensor, head: &Tensor, cap: Option<f64>) -> Result<Te
     cap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))
 }
 
-/// (losses, log-probabilities [m, V] in f32)
-fn generic_losses(logits: &Tensor, targets: &[u32]) -> Result<(Vec<f64>, Tensor)> {
-    let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?;
-    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    let picked = log_p.gather(&targets, 1)?.to_dtype(DType::F64)?;
-    Ok((picked.neg()?.flatten_all()?.to_vec1()?, log_p))
+/// [m, 1] on the device of `like`
+fn ids(targets: &[u32], like: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::new(targets, like.device())?.unsqueeze(1)?)
+}
+
+/// Rows of logits [m, V] as exponentials, with few passes over them: e = exp(x − max), p = e / Σ e.
+struct Softmax {
+    /// [m]
+    losses: Tensor,
+    /// e, [m, V]
+    exponentials: Tensor,
+    /// Σ e, [m, 1]
+    sums: Tensor,
+}
+
+impl Softmax {
+    /// `ids`: the targets, [m, 1].
+    fn new(logits: &Tensor, ids: &Tensor) -> Result<Self> {
+        let below = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        let exponentials = below.exp()?;
+        let sums = exponentials.sum_keepdim(D::Minus1)?;
+        let losses = (sums.log()? - below.gather(ids, 1)?)?.flatten_all()?;
+        Ok(Self { losses, exponentials, sums })
+    }
+
+    /// scale · (p − onehot), [m, V]
+    fn gradient(&self, ids: &Tensor, scale: f64) -> Result<Tensor> {
+        let shares = (self.sums.recip()? * scale)?;
+        let minus = Tensor::full(-scale as f32, ids.shape(), ids.device())?;
+        Ok(self.exponentials.broadcast_mul(&shares)?.scatter_add(ids, &minus, 1)?)
+    }
 }
 
 fn generic(
@@ -99,17 +158,15 @@ fn generic(
     scale: f64,
     want_head: bool,
     cap: Option<f64>,
-) -> Result<(Vec<f64>, Gradients)> {
+) -> Result<(Losses, Gradients)> {
     let rows = chunk_rows(head.dim(0)?, targets.len());
     let (mut losses, mut d_hidden, mut d_head) = (vec![], vec![], None);
     for (i, targets) in targets.chunks(rows).enumerate() {
-        let h = hidden.narrow(0, i * rows, targets.len())?;
+        let (h, ids) = (hidden.narrow(0, i * rows, targets.len())?, ids(targets, hidden)?);
         let logits = generic_logits(&h, head, cap)?;
-        let (part, log_p) = generic_losses(&logits, targets)?;
-        losses.extend(part);
-        let minus_one = Tensor::full(-1f32, (targets.len(), 1), hidden.device())?;
-        let ids = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
-        let d_logits = (log_p.exp()?.scatter_add(&ids, &minus_one, 1)? * scale)?;
+        let softmax = Softmax::new(&logits, &ids)?;
+        let d_logits = softmax.gradient(&ids, scale)?;
+        losses.push(softmax.losses);
         let d_logits = match cap {
             Some(cap) => softcap::backward(&logits, &d_logits, cap)?,
             None => d_logits,
@@ -124,7 +181,7 @@ fn generic(
             });
         }
     }
-    Ok((losses, Gradients { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head }))
+    Ok((Losses::of(Tensor::cat(&losses, 0)?)?, Gradients { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head }))
 }
 
 /// The losses, and with `backward` = (scale, whether the head's is wanted) the gradients.
@@ -282,6 +339,7 @@ mod tests {
         let (h, w) = (random(&[5, 2], 3), random(&[vocab, 2], 4));
         for cap in [None, Some(1.5)] {
             let (slow, slow_grads) = generic(&h, &w, &TARGETS, 2.0, true, cap).unwrap();
+            let slow = slow.read().unwrap();
             let (fast, fast_grads) = kernel(&h, &w, &TARGETS, Some((2.0, true)), cap).unwrap();
             let fast_grads = fast_grads.unwrap();
             assert_eq!((slow.len(), fast.len()), (5, 5));

@@ -5,7 +5,7 @@
 
 use super::{fused, output, with_f32};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 const CHUNK: usize = 1 << 14;
@@ -15,9 +15,8 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     if probability == 0.0 {
         return Ok(x.clone());
     }
-    let n = x.elem_count();
-    let mut y = vec![0f32; n];
     if fused(&[x]) {
+        let mut y = vec![0f32; x.elem_count()];
         with_f32([x], |[x]| {
             y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
                 fill(y, chunk * CHUNK, probability, key);
@@ -26,8 +25,27 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
         })?;
         return output(y, x.shape(), x);
     }
-    y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| fill(y, chunk * CHUNK, probability, key));
-    Ok((x * Tensor::from_vec(y, x.shape(), x.device())?.to_dtype(x.dtype())?)?)
+    generic(x, probability, key)
+}
+
+/// The mask goes to the device as one bit an element, and becomes values there by a table of what a byte stands for.
+fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
+    let n = x.elem_count();
+    let mut bytes = vec![0u8; n.div_ceil(8)];
+    bytes.par_chunks_mut(CHUNK / 8).enumerate().for_each(|(chunk, bytes)| {
+        let mut mask = [0f32; 8];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            fill(&mut mask, chunk * CHUNK + i * 8, probability, key);
+            *byte = mask.iter().enumerate().map(|(bit, &value)| u8::from(value > 0.0) << bit).sum();
+        }
+    });
+    let keep = (1.0 / (1.0 - probability)) as f32;
+    let table = (0..256 * 8).map(|i| if (i / 8) >> (i % 8) & 1 == 1 { keep } else { 0.0 }).collect::<Vec<f32>>();
+    let table = Tensor::from_vec(table, (256, 8), x.device())?.to_dtype(x.dtype())?;
+    // As u32: candle's GPU kernels take the largest number of an index type for "no row", and 255 stands for one here.
+    let bytes = Tensor::from_vec(bytes, n.div_ceil(8), x.device())?.to_dtype(DType::U32)?;
+    let mask = table.index_select(&bytes, 0)?.flatten_all()?.narrow(0, 0, n)?.reshape(x.shape())?;
+    Ok((x * mask)?)
 }
 
 /// Fills `mask` with 0 or 1 / (1 − p) for the elements from `start` on.
@@ -51,7 +69,8 @@ pub fn mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use crate::ops::testing::random;
+    use candle_core::Device;
 
     #[test]
     fn keeps_the_mean_and_repeats_by_key() {
@@ -64,5 +83,15 @@ mod tests {
         assert!((mean - 1.0).abs() < 0.01, "{mean}");
         let dropped = a.iter().filter(|v| **v == 0.0).count() as f64 / a.len() as f64;
         assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
+    }
+
+    #[test]
+    fn the_mask_is_the_same_on_every_device() {
+        for (shape, probability) in [([3, 7], 0.5), ([40, 41], 0.05), ([1, 20_001], 0.9)] {
+            let x = random(&shape, 5);
+            let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (fast, slow) = (apply(&x, probability, 9).unwrap(), generic(&x, probability, 9).unwrap());
+            assert_eq!(values(fast), values(slow));
+        }
     }
 }

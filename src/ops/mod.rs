@@ -18,6 +18,7 @@ pub mod linear;
 pub mod machine;
 pub mod rms_norm;
 pub mod rope;
+pub mod scalar;
 pub mod softcap;
 pub mod sum;
 
@@ -33,10 +34,15 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 use widen::Values;
 
+/// Whether `ASFT_OPS=generic` turns the CPU kernels off.
+fn is_generic() -> bool {
+    static GENERIC: OnceLock<bool> = OnceLock::new();
+    *GENERIC.get_or_init(|| std::env::var("ASFT_OPS").is_ok_and(|value| value == "generic"))
+}
+
 /// Whether the fused CPU kernels may serve these tensors.
 fn fused(tensors: &[&Tensor]) -> bool {
-    static GENERIC: OnceLock<bool> = OnceLock::new();
-    !*GENERIC.get_or_init(|| std::env::var("ASFT_OPS").is_ok_and(|value| value == "generic"))
+    !is_generic()
         && tensors.iter().all(|t| {
             t.device().is_cpu() && matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && t.is_contiguous()
         })

@@ -7,43 +7,61 @@ use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-/// What the backward pass needs: the input and s.
+/// What the backward pass needs.
 pub struct Saved {
     x: Tensor,
-    scale: Tensor,
+    eps: f64,
+    /// s, if the forward pass gave it.
+    scale: Option<Tensor>,
+}
+
+impl Saved {
+    /// s: [N, 1] in f32, of x in f32.
+    fn scale(&self, wide: &Tensor) -> Result<Tensor> {
+        match &self.scale {
+            Some(scale) => Ok(scale.clone()),
+            None => {
+                let d = wide.dim(D::Minus1)? as f64;
+                Ok(wide.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0 / d, self.eps)?.sqrt()?.recip()?)
+            }
+        }
+    }
 }
 
 /// x: [N, d], weight: [d] -> y: [N, d]
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
-    let (y, scale) = if fused(&[x, weight]) { kernel::forward(x, weight, eps)? } else { generic(x, weight, eps)? };
-    Ok((y, Saved { x: x.clone(), scale }))
+    let (y, scale) = if fused(&[x, weight]) {
+        let (y, scale) = kernel::forward(x, weight, eps)?;
+        (y, Some(scale))
+    } else {
+        (generic(x, weight, eps)?, None)
+    };
+    Ok((y, Saved { x: x.clone(), eps, scale }))
 }
 
 /// dy: [N, d] -> dx: [N, d]
 pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    if fused(&[&saved.x, weight, dy]) {
-        return kernel::backward_input(saved, weight, dy);
+    if let Some(scale) = saved.scale.as_ref().filter(|_| fused(&[&saved.x, weight, dy])) {
+        return kernel::backward_input(&saved.x, scale, weight, dy);
     }
     let (x, dy) = (saved.x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?);
-    let d = x.dim(D::Minus1)? as f64;
+    let (d, scale) = (x.dim(D::Minus1)? as f64, saved.scale(&x)?);
     let z = dy.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    let inner = ((&z * &x)?.sum_keepdim(D::Minus1)? / d)?;
-    let pull = x.broadcast_mul(&(inner * saved.scale.powf(3.0)?)?)?;
-    Ok((z.broadcast_mul(&saved.scale)? - pull)?.to_dtype(saved.x.dtype())?)
+    let pull = ((&z * &x)?.sum_keepdim(D::Minus1)? * (scale.sqr()? / d)?)?;
+    Ok((z - x.broadcast_mul(&pull)?)?.broadcast_mul(&scale)?.to_dtype(saved.x.dtype())?)
 }
 
 /// dy: [N, d] -> dw: [d], f32
 pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
-    let normed = saved.x.to_dtype(DType::F32)?.broadcast_mul(&saved.scale)?;
+    let x = saved.x.to_dtype(DType::F32)?;
+    let normed = x.broadcast_mul(&saved.scale(&x)?)?;
     Ok((dy.to_dtype(DType::F32)? * normed)?.sum(0)?)
 }
 
-/// The body for any device: statistics in f32 whatever the compute type. Returns (y, s: [N, 1]).
-fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
-    let wide = x.to_dtype(DType::F32)?;
-    let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-    let y = wide.broadcast_mul(&scale)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    Ok((y.to_dtype(x.dtype())?, scale))
+/// The body for any device: candle's fused kernel, in f32 whatever the compute type. That keeps no s.
+fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let (wide, weight) = (x.to_dtype(DType::F32)?.contiguous()?, weight.to_dtype(DType::F32)?);
+    Ok(candle_nn::ops::rms_norm(&wide, &weight, eps as f32)?.to_dtype(x.dtype())?)
 }
 
 mod kernel {
@@ -64,10 +82,10 @@ mod kernel {
         Ok((output(y, (n, d), x)?, Tensor::from_vec(scale, (n, 1), x.device())?))
     }
 
-    pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub fn backward_input(x: &Tensor, scale: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (n, d) = dy.dims2()?;
         let mut dx = vec![0f32; n * d];
-        with_f32([&saved.x, &saved.scale, weight, dy], |[x, scale, w, dy]| {
+        with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
             let rows = dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale);
             rows.for_each(|(((dx, x), dy), &s)| {
                 for ((z, dy), w) in dx.iter_mut().zip(dy).zip(w) {
@@ -128,14 +146,14 @@ mod tests {
     #[test]
     fn kernel_equals_generic() {
         let (x, w, dy) = (random(&[9, 33], 4), random(&[33], 5), random(&[9, 33], 6));
-        let (slow, scale) = generic(&x, &w, EPS).unwrap();
-        let (fast, fast_scale) = kernel::forward(&x, &w, EPS).unwrap();
+        let slow = generic(&x, &w, EPS).unwrap();
+        let (fast, scale) = kernel::forward(&x, &w, EPS).unwrap();
         close(&fast, &slow, 1e-6);
-        close(&fast_scale, &scale, 1e-6);
-        let saved = Saved { x: x.clone(), scale };
+        let saved = Saved { x: x.clone(), eps: EPS, scale: None };
+        close(&scale, &saved.scale(&x).unwrap(), 1e-6);
         // A transposed view is not contiguous, which sends it down the generic path.
         let strided = dy.t().unwrap().contiguous().unwrap().t().unwrap();
         let slow = backward_input(&saved, &w, &strided).unwrap();
-        close(&kernel::backward_input(&saved, &w, &dy).unwrap(), &slow, 1e-6);
+        close(&kernel::backward_input(&x, &scale, &w, &dy).unwrap(), &slow, 1e-6);
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{fused, output, with_f32};
 use anyhow::Result;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// cos and sin of every row's angles, [N, D / 2] each.
@@ -64,15 +64,12 @@ fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
 
 fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
-    let half = angles.cos.dim(1)?;
-    let x = x.reshape((n, width / (2 * half), 2 * half))?;
-    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let (a, b) = (a.to_dtype(DType::F32)?, b.to_dtype(DType::F32)?);
-    let cos = angles.cos.unsqueeze(1)?;
-    let sin = (angles.sin.unsqueeze(1)? * f64::from(sign))?;
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Ok(Tensor::cat(&[first, second], D::Minus1)?.to_dtype(x.dtype())?.reshape((n, width))?)
+    let head_dim = 2 * angles.cos.dim(1)?;
+    let heads = x.to_dtype(DType::F32)?.reshape((1, n, width / head_dim, head_dim))?.contiguous()?;
+    let sin = if sign < 0.0 { angles.sin.neg()? } else { angles.sin.clone() };
+    // candle's fused rotation of halves, on each of its devices; it has no backward, which is this with the other sign.
+    let rotated = candle_nn::rotary_emb::rope_thd(&heads, &angles.cos, &sin)?;
+    Ok(rotated.reshape((n, width))?.to_dtype(x.dtype())?)
 }
 
 fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {

@@ -1,8 +1,9 @@
 //! x + y of equal shapes, for residual connections and for gradients that meet.
 
+use super::scalar::{Scalar, wide};
 use super::{fused, output, with_f32};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 const CHUNK: usize = 1 << 14;
@@ -24,17 +25,17 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     output(out, x.shape(), x)
 }
 
-/// Σ x², in f64, summed in a fixed order.
-pub fn square_sum(x: &Tensor) -> Result<f64> {
+/// Σ x², in f64 where the device has it, summed in a fixed order.
+pub fn square_sum(x: &Tensor) -> Result<Scalar> {
     if !fused(&[x]) {
-        let rows = x.sqr()?.sum(candle_core::D::Minus1)?.to_dtype(candle_core::DType::F64)?;
-        return Ok(rows.sum_all()?.to_scalar::<f64>()?);
+        let rows = x.to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?;
+        return Scalar::of(rows.to_dtype(wide(x.device()))?.sum_all()?);
     }
     let parts: Vec<f64> = with_f32([x], |[x]| {
         let part = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         x.par_chunks(CHUNK).map(part).collect()
     })?;
-    Ok(parts.iter().sum())
+    Ok(Scalar::Known(parts.iter().sum()))
 }
 
 #[cfg(test)]
@@ -47,6 +48,6 @@ mod tests {
         let (x, y) = (random(&[200, 170], 1), random(&[200, 170], 2));
         close(&add(&x, &y).unwrap(), &(&x + &y).unwrap(), 1e-7);
         let expected = f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
-        assert!((square_sum(&x).unwrap() / expected - 1.0).abs() < 1e-5);
+        assert!((square_sum(&x).unwrap().read().unwrap() / expected - 1.0).abs() < 1e-5);
     }
 }

@@ -131,9 +131,13 @@ struct Average {
 
 impl Average {
     fn generic(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let g = (gradient * self.scale)?;
-        let g = if self.square { g.sqr()? } else { g };
-        Ok(((x * self.beta)? + (g * (1.0 - self.beta))?)?)
+        let rest = 1.0 - self.beta;
+        let g = if self.square {
+            (gradient.sqr()? * (rest * self.scale.powi(2)))?
+        } else {
+            (gradient * (rest * self.scale))?
+        };
+        Ok(((x * self.beta)? + g)?)
     }
 }
 
@@ -166,7 +170,7 @@ struct Update {
 
 impl Update {
     fn generic(&self, parameter: &Var, m: &Tensor, v: &Tensor) -> Result<()> {
-        let denominator = ((v.sqrt()? / self.root)? + self.epsilon)?;
+        let denominator = v.sqrt()?.affine(1.0 / self.root, self.epsilon)?;
         let moved = ((parameter.as_tensor() * self.keep)? - ((m / denominator)? * self.rate)?)?;
         Ok(parameter.set(&moved.detach())?)
     }

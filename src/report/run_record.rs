@@ -99,7 +99,7 @@ impl RunRecord {
     pub fn to_json(&self, settings: &str, totals: &Totals, update_norms: &[UpdateNorm]) -> Result<Value> {
         Ok(serde_json::to_value(RunFile {
             asft_version: env!("CARGO_PKG_VERSION"),
-            features: features(),
+            features: crate::version::features(),
             candle_version: CANDLE_VERSION,
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             threads: rayon::current_num_threads(),
@@ -113,21 +113,6 @@ impl RunRecord {
             update_norms,
         })?)
     }
-}
-
-/// The cargo features of this build that change how it computes.
-fn features() -> Vec<&'static str> {
-    [
-        ("avx512", cfg!(feature = "avx512")),
-        ("cuda", cfg!(feature = "cuda")),
-        ("metal", cfg!(feature = "metal")),
-        ("accelerate", cfg!(feature = "accelerate")),
-        ("mkl", cfg!(feature = "mkl")),
-        ("mpi", cfg!(feature = "mpi")),
-    ]
-    .into_iter()
-    .filter_map(|(name, on)| on.then_some(name))
-    .collect()
 }
 
 /// BLAKE3 of a file's content, in hex.

@@ -55,7 +55,7 @@ pub struct Time {
     pub copy_bytes_per_second: f64,
 }
 
-/// Forecasts a run without loading weights.
+/// Forecasts a run without loading weights, and without the GPU where one is asked for by name.
 ///
 /// # Errors
 /// Whatever [`super::run`] would refuse in settings, config.json, tokenizer and data.
@@ -64,7 +64,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
     let spec = ModelSpec::load(&base.dir)?;
     let targets = settings.lora.targets(&spec).context("lora")?;
-    let is_cpu = settings.model.device.open()?.is_cpu();
+    let is_cpu = settings.model.device.is_cpu();
     let tokenizer = match settings.data.format {
         Format::Tokenized => None,
         _ => Some(Tokenizer::load(&base.dir)?),
@@ -87,6 +87,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     }
     let largest = largest(&steps);
     let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
+    let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
     let memory = estimate.memory(largest, data_tokens);
     let work = mean_work(&estimate, &steps);
     Ok(Forecast {
@@ -146,7 +147,7 @@ impl fmt::Display for Forecast {
             (&format!("{}, gradients, AdamW", self.trains), memory.trained),
             ("direction", memory.direction),
             (during, memory.activations.max(memory.logits)),
-            ("samples and program", memory.process),
+            (if self.time.is_some() { "samples and program" } else { "context (assumed)" }, memory.process),
         ] {
             if bytes > 0 {
                 writeln!(f, "           {part:<36} {:>12}", size(bytes))?;

@@ -1,14 +1,15 @@
 //! What a run will need, before its weights are loaded: memory by part, and the arithmetic of a step.
 //!
-//! Counted from the shapes: every tensor that `model/` keeps or makes, in its own type. Left out are what the allocator
-//! loses between blocks and, on a GPU, the workspaces of its libraries. `docs/performance.md` compares the figures with
-//! measured ones.
+//! Counted from the shapes: every tensor that `model/` keeps or makes, in its own type, by the CPU's kernels or by the
+//! operations of `ops/` for any device. Left out is what the allocator loses between blocks. `docs/performance.md`
+//! compares the figures for a CPU with measured ones; those for a GPU were never measured (`docs/gpu.md`).
 
 use super::{Defence, Method, Plan};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::data::{Example, predicted_labels};
 use crate::model::{BLOCK_LINEARS, ModelSpec};
+use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
 use anyhow::Result;
 use candle_core::DType;
@@ -19,6 +20,11 @@ const F32: usize = 4;
 /// The process before anything is loaded: code, thread stacks, tokenizer.
 const PROCESS_BYTES: usize = 60 << 20;
 
+/// A GPU's context, the code of its kernels and cuBLAS's workspace. Assumed, not measured.
+const CONTEXT_BYTES: usize = 700 << 20;
+/// f32 copies of a chunk of logits, beside the logits themselves, and one in the compute type.
+const LOGIT_COPIES: usize = 4;
+
 /// One micro-batch in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Micro {
@@ -26,6 +32,8 @@ pub struct Micro {
     pub label_tokens: usize,
     /// Σ T² over its sequences.
     pub squares: usize,
+    /// T of its longest sequence.
+    pub longest: usize,
 }
 
 impl Micro {
@@ -34,6 +42,7 @@ impl Micro {
             tokens: sum.tokens + example.input_ids.len(),
             label_tokens: sum.label_tokens + predicted_labels(&example.labels),
             squares: sum.squares + example.input_ids.len().pow(2),
+            longest: sum.longest.max(example.input_ids.len()),
         })
     }
 }
@@ -48,11 +57,11 @@ pub struct Memory {
     pub trained: usize,
     /// The penalty's U and c, and V's right singular vectors where they are used.
     pub direction: usize,
-    /// What the forward pass keeps for the backward pass, and what one block makes on the way.
+    /// What the forward pass keeps for the backward pass, and what one block makes on the way; on a GPU, scores too.
     pub activations: usize,
     /// A chunk of logits, and the gradient of the hidden states at the labels.
     pub logits: usize,
-    /// The samples, the program itself.
+    /// The samples, the program itself; a GPU's context instead.
     pub process: usize,
 }
 
@@ -79,13 +88,21 @@ pub struct Estimate<'a> {
     settings: &'a Settings,
     /// The targeted linears by module path.
     targets: BTreeMap<String, ModuleSize>,
+    on_cpu: bool,
 }
 
 impl<'a> Estimate<'a> {
+    /// On the CPU.
+    ///
     /// # Errors
     /// `lora.rank_pattern` or `lora.alpha_pattern` that does not fit the targets.
     pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &[String]) -> Result<Self> {
-        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)? })
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, on_cpu: true })
+    }
+
+    /// The same on a GPU, of whose memory it then tells.
+    pub fn on_gpu(self) -> Self {
+        Self { on_cpu: false, ..self }
     }
 
     /// Memory at the largest micro-batch. `data_tokens`: of all samples.
@@ -101,8 +118,9 @@ impl<'a> Estimate<'a> {
             self.spec.num_hidden_layers * self.block_bytes()
         };
         let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens);
+        let copies = if self.on_cpu { F32 } else { LOGIT_COPIES * F32 + self.width() };
         // Hidden states at the labels: selected, normed, and their gradients.
-        let logits = rows * self.spec.vocab_size * F32 + 4 * largest.label_tokens * self.spec.hidden_size * F32;
+        let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
         let kept_at_head = if self.settings.train.gradient_checkpointing {
             self.spec.num_hidden_layers * self.spec.hidden_size * self.width()
         } else {
@@ -112,10 +130,10 @@ impl<'a> Estimate<'a> {
             weights,
             trained,
             direction: self.direction_bytes(),
-            activations: largest.tokens * (kept_blocks + self.transient_bytes()),
+            activations: largest.tokens * (kept_blocks + self.transient_bytes()) + self.score_bytes(largest),
             logits: largest.tokens * kept_at_head + logits,
             // An id and a label for each token.
-            process: PROCESS_BYTES + data_tokens * 12,
+            process: if self.on_cpu { PROCESS_BYTES + data_tokens * 12 } else { CONTEXT_BYTES },
         }
     }
 
@@ -125,6 +143,7 @@ impl<'a> Estimate<'a> {
             tokens: sum.tokens + micro.tokens,
             label_tokens: sum.label_tokens + micro.label_tokens,
             squares: sum.squares + micro.squares,
+            longest: sum.longest.max(micro.longest),
         });
         let full = self.settings.train.method == Method::Full;
         // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
@@ -226,9 +245,23 @@ impl<'a> Estimate<'a> {
         bytes / self.spec.num_hidden_layers
     }
 
-    /// What a block's backward pass holds beside what is kept, for each token: the gradients of the MLP.
+    /// What a block's backward pass holds beside what is kept, for each token: the gradients of the MLP, on a GPU with the
+    /// f32 tensors between its operations.
     fn transient_bytes(&self) -> usize {
-        (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width()
+        let between = if self.on_cpu { 0 } else { 10 * self.spec.intermediate_size * F32 };
+        (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width() + between
+    }
+
+    /// Attention's probabilities, which only the CPU's kernel does without, and a group's scores on the way.
+    fn score_bytes(&self, largest: Micro) -> usize {
+        if self.on_cpu {
+            return 0;
+        }
+        let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
+        let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
+        let blocks = if self.settings.train.gradient_checkpointing { 1 } else { self.spec.num_hidden_layers };
+        let group = largest.squares.min((MAX_SCORES / heads).max(largest.longest.pow(2)));
+        blocks * kept + heads * group * F32 * if capped { 6 } else { 4 }
     }
 
     /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, for each token.
@@ -260,5 +293,6 @@ pub fn largest(steps: &[Vec<Micro>]) -> Micro {
         tokens: largest.tokens.max(micro.tokens),
         label_tokens: largest.label_tokens.max(micro.label_tokens),
         squares: largest.squares.max(micro.squares),
+        longest: largest.longest.max(micro.longest),
     })
 }

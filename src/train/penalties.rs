@@ -8,6 +8,7 @@ use crate::method::{
 };
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::sort_naturally;
+use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use crate::report::{ModuleRow, UpdateNorm};
 use anyhow::{Context, Result};
@@ -30,8 +31,8 @@ struct Module {
 
 /// A module's penalty with its gradients, by parameter.
 struct Term {
-    value: f64,
-    /// As [`Added::square`].
+    value: Scalar,
+    /// ‖M ΔW‖² of the effective update over `value`.
     square: f64,
     gradients: Vec<(String, Tensor)>,
 }
@@ -72,9 +73,26 @@ impl Sources<'_> {
     }
 }
 
-/// What the penalty of a step came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What was added to a step's gradients, module by module, perhaps still on the device.
+#[derive(Default)]
 pub struct Added {
+    /// The terms' values, λ included.
+    pub values: Vec<Scalar>,
+    /// ‖M ΔW‖² of the effective updates over those.
+    squares: Vec<f64>,
+}
+
+impl Added {
+    /// What it comes to, from the values as read.
+    pub fn sum(&self, values: &[f64]) -> Sum {
+        let square = values.iter().zip(&self.squares).map(|(value, square)| value * square).sum();
+        Sum { value: values.iter().sum(), square }
+    }
+}
+
+/// What the penalty of a step came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sum {
     /// λ included.
     pub value: f64,
     /// Σ ‖M ΔW‖² of the effective updates.
@@ -137,7 +155,7 @@ impl Penalties {
                 None => Update::Full { start: model.weight(name)?.copy()? },
             };
             if options.lambda == Lambda::AUTO {
-                weights += square_sum(model.weight(name)?)?;
+                weights += square_sum(model.weight(name)?)?.read()?;
             }
             modules.insert(name.clone(), Module { factors, update });
         }
@@ -160,8 +178,8 @@ impl Penalties {
             return Ok(added);
         }
         let mut add = |term: Term, gradients: &mut Gradients| -> Result<()> {
-            added.value += term.value;
-            added.square += term.square;
+            added.values.push(term.value);
+            added.squares.push(term.square);
             term.gradients.into_iter().try_for_each(|(name, gradient)| gradients.add(&name, gradient))
         };
         // Modules are small beside the threads on a CPU: side by side, and added in order. Full updates are not small, and
@@ -189,7 +207,7 @@ impl Penalties {
     }
 
     /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
-    pub fn ascend(&mut self, added: Added) -> Option<Bounded> {
+    pub fn ascend(&mut self, added: Sum) -> Option<Bounded> {
         let constraint = self.constraint.as_mut()?;
         let share = (added.square / constraint.weights).sqrt();
         let step = Bounded { lambda: constraint.dual.lambda, share };
@@ -257,13 +275,13 @@ impl Module {
             (Values::Lora { a, b }, Update::Lora { scale }) => {
                 let term = penalty.lora(factors, a, b, *scale)?;
                 let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
-                Term { value: term.value, square: penalty.square(term.value, *scale), gradients }
+                Term { value: term.value, square: penalty.square_of_value(*scale), gradients }
             }
             (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
             (Values::Full { delta }, _) => {
                 let term = penalty.full(factors, delta)?;
                 let gradients = vec![(format!("{name}.weight"), term.grad)];
-                Term { value: term.value, square: penalty.square(term.value, 1.0), gradients }
+                Term { value: term.value, square: penalty.square_of_value(1.0), gradients }
             }
         })
     }
@@ -282,7 +300,7 @@ impl Module {
                 UpdateShares { norm: lora_square(a, b)?.max(0.0).sqrt(), ..UpdateShares::default() }
             }
             (Values::Full { delta }, None) => {
-                UpdateShares { norm: square_sum(delta)?.sqrt(), ..UpdateShares::default() }
+                UpdateShares { norm: square_sum(delta)?.read()?.sqrt(), ..UpdateShares::default() }
             }
         })
     }
@@ -292,8 +310,8 @@ impl Module {
 fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
     let (mut of_penalty, mut of_task) = (0.0, 0.0);
     for (parameter, gradient) in &term.gradients {
-        of_penalty += square_sum(gradient)?;
-        of_task += square_sum(task.get(parameter)?)?;
+        of_penalty += square_sum(gradient)?.read()?;
+        of_task += square_sum(task.get(parameter)?)?.read()?;
     }
     Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
 }

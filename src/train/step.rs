@@ -11,6 +11,7 @@ use super::penalties::{Bounded, Penalties};
 use crate::data::Batch;
 use crate::model::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::ops::dropout::mix;
+use crate::ops::scalar::Scalar;
 use crate::optim::AdamW;
 use crate::ranks::Ranks;
 use crate::report::ModuleRow;
@@ -104,29 +105,29 @@ impl Trainer {
             lisa.begin(step, self.model.parameters())?;
         }
         let mut gradients = Gradients::default();
-        let (mut task_loss, mut not_finite) = (0.0, None);
+        let (mut losses, mut micro_batches) = (vec![], vec![]);
         for Part { micro_batch, first_row, batch } in parts(ranks, batches) {
             let seed = || mix(self.seed ^ mix(((step as u64) << 20) + micro_batch as u64));
             let key = self.dropout.then(|| DropoutKey { seed: seed(), first_row });
-            let sum = self.micro_batch(&batch, scale, key, &mut gradients)?;
-            task_loss += sum * scale;
-            if !sum.is_finite() {
-                not_finite.get_or_insert(micro_batch);
-            }
+            losses.push(self.micro_batch(&batch, scale, key, &mut gradients)?);
+            micro_batches.push(micro_batch);
         }
-        [task_loss] = ranks.sum([task_loss]);
-        not_finite = ranks.min(not_finite);
         sum_gradients(ranks, self.model.parameters(), &mut gradients)?;
         self.modules.clear();
         let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
         let rows = is_logged.then_some((step + 1, &mut self.modules));
         let added = self.penalties.add_to(self.model.parameters(), &mut gradients, rows)?;
-        let penalty = added.value;
         let proximal = match &self.lisa {
             Some(lisa) => lisa.add_to(step, self.model.parameters(), &mut gradients)?,
-            None => 0.0,
+            None => vec![],
         };
-        let grad_norm = gradients.norm()?;
+        let [losses, values, proximal, squares] = read_all([&losses, &added.values, &proximal, &gradients.squares()?])?;
+        let not_finite = losses.iter().position(|loss| !loss.is_finite()).map(|part| micro_batches[part]);
+        let not_finite = ranks.min(not_finite);
+        let [task_loss] = ranks.sum([losses.iter().map(|loss| loss * scale).sum()]);
+        let added = added.sum(&values);
+        let (penalty, proximal) = (added.value, proximal.iter().sum::<f64>());
+        let grad_norm = squares.iter().sum::<f64>().sqrt();
         let clipping = self.clipping(grad_norm);
         if !(task_loss + penalty + proximal).is_finite()
             || !grad_norm.is_finite()
@@ -147,10 +148,10 @@ impl Trainer {
         scale: f64,
         key: Option<DropoutKey>,
         gradients: &mut Gradients,
-    ) -> Result<f64> {
+    ) -> Result<Scalar> {
         let (sequences, checkpointing) = (Sequences::from(batch), self.checkpointing);
         let Some(constrained) = &self.constrained else {
-            return self.model.loss_and_gradients(sequences, scale, checkpointing, key, gradients);
+            return self.model.objective_and_gradients(sequences, scale, checkpointing, key, None, gradients);
         };
         let (reference, betas) = (self.model.reference_losses(sequences)?, constrained.betas(batch));
         ensure!(betas.len() == reference.len(), "{} label tokens, {} of them predicted", betas.len(), reference.len());
@@ -162,4 +163,11 @@ impl Trainer {
     fn clipping(&self, grad_norm: f64) -> f64 {
         if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 }
     }
+}
+
+/// The numbers of several lists, read together: the only time in a step that the host waits for the device.
+fn read_all<const K: usize>(lists: [&[Scalar]; K]) -> Result<[Vec<f64>; K]> {
+    let all: Vec<&Scalar> = lists.iter().copied().flatten().collect();
+    let mut values = Scalar::read_all(&all)?.into_iter();
+    Ok(lists.map(|list| values.by_ref().take(list.len()).collect()))
 }

@@ -5,16 +5,27 @@
 use asft::adapter;
 use asft::checkpoint::Checkpoint;
 use asft::data::{Example, collate};
-use asft::model::{Decoder, ModelSpec, Sequences};
+use asft::model::{Decoder, DeviceKind, ModelSpec, Sequences};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The golden models; see `scripts/make_goldens.py`.
 pub const CASES: [&str; 8] =
     ["llama_gqa", "llama3_rope", "llama_linear_bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"];
+
+/// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.
+pub fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let name = std::env::var("ASFT_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string());
+        let kind: DeviceKind = serde_json::from_value(name.into()).expect("ASFT_TEST_DEVICE is a kind of device");
+        kind.open().unwrap()
+    })
+}
 
 pub fn fixture(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(case)
@@ -31,7 +42,7 @@ pub fn base(case: &str, trains: bool) -> Decoder {
 /// The base in a compute type.
 pub fn base_in(case: &str, trains: bool, dtype: DType) -> Decoder {
     let checkpoint = Checkpoint::open(&fixture(case).join("model")).unwrap();
-    Decoder::load(&spec(case), &checkpoint, (&Device::Cpu, dtype), trains, &ProgressBar::hidden()).unwrap()
+    Decoder::load(&spec(case), &checkpoint, (device(), dtype), trains, &ProgressBar::hidden()).unwrap()
 }
 
 /// The base with its golden adapter, ready to train.
@@ -42,7 +53,7 @@ pub fn adapted(case: &str) -> Decoder {
 /// As [`adapted`], in a compute type.
 pub fn adapted_in(case: &str, dtype: DType) -> Decoder {
     let mut model = base_in(case, false, dtype);
-    let adapter = adapter::load(&fixture(case).join("adapter"), &Device::Cpu).unwrap();
+    let adapter = adapter::load(&fixture(case).join("adapter"), device()).unwrap();
     adapter.check_fits(model.spec()).unwrap();
     let (loras, parameters) = adapter.trainable().unwrap();
     model.attach(loras, parameters).unwrap();
@@ -134,7 +145,7 @@ impl GoldenBatch {
 }
 
 pub fn to_vec(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Largest |a − b|

@@ -1,28 +1,174 @@
-//! The body for any device: each span's full matrices of scores, in candle's operations.
+//! The body for any device: full matrices of scores, in candle's operations.
+//!
+//! Each operation is a kernel's launch on a GPU, so sequences are computed together as far as their scores fit: a
+//! [`Group`] of B sequences, padded to the longest, is one batch of B · Hkv products. Padding is rows of another token: it
+//! stands after a sequence's own rows, where no causal query sees it, and its dO is zero.
 
 use super::{Layout, Saved, Shape, Span};
 use crate::ops::softcap;
 use anyhow::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
-/// Probabilities and capped scores of a span.
-type Kept = (Tensor, Option<Tensor>);
+/// Scores held at a time, unless one sequence has more (256 MiB in f32).
+pub const MAX_SCORES: usize = 1 << 26;
+
+/// Probabilities of a group, [B · Hkv, G · Tq, Tk], and its capped scores where there is a cap.
+pub type Kept = (Tensor, Option<Tensor>);
+
+/// Sequences that are computed together. Their rows follow one another; more than one have no cached keys.
+pub struct Group {
+    spans: Vec<Span>,
+    /// Tq and Tk of the longest.
+    lengths: (usize, usize),
+    /// Where they differ in length.
+    padding: Option<Padding>,
+}
+
+/// Between the R rows of a group's sequences and the B · T places.
+struct Padding {
+    /// The row of each place, row 0 where there is none.
+    pad: Tensor,
+    /// 1 where there is one, 0 where there is none: [B · T, 1], f32.
+    own: Tensor,
+    /// [R]: the place of each row.
+    unpad: Tensor,
+}
+
+impl Group {
+    fn new(spans: Vec<Span>, device: &Device) -> Result<Self> {
+        let longest = |length: fn(&Span) -> usize| spans.iter().map(length).max().unwrap_or(0);
+        let lengths = (longest(|span| span.q_len), longest(|span| span.k_len));
+        let padding = spans.iter().any(|span| span.q_len != lengths.0);
+        let padding = padding.then(|| Padding::new(&spans, lengths.0, device)).transpose()?;
+        Ok(Self { spans, lengths, padding })
+    }
+
+    /// Consecutive spans as groups whose padded scores, of `heads` heads, are at most `limit`.
+    pub fn all(spans: &[Span], heads: usize, limit: usize, device: &Device) -> Result<Vec<Self>> {
+        let whole = |span: &Span| span.q_len == span.k_len && span.q_start == span.k_start;
+        let mut groups: Vec<Vec<Span>> = vec![];
+        for &span in spans {
+            let joined = groups.last_mut().filter(|group| {
+                let longest = group.iter().map(|other| other.q_len).max().unwrap_or(0).max(span.q_len);
+                let follows = group.last().is_some_and(|last| last.q_start + last.q_len == span.q_start);
+                follows
+                    && whole(&span)
+                    && group.iter().all(whole)
+                    && (group.len() + 1) * heads * longest.pow(2) <= limit
+            });
+            match joined {
+                Some(group) => group.push(span),
+                None => groups.push(vec![span]),
+            }
+        }
+        groups.into_iter().map(|spans| Self::new(spans, device)).collect()
+    }
+
+    #[cfg(test)]
+    pub fn sequences(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Rows [N, H · D] of the group's queries -> [B · Hkv, (H / Hkv) · T, D]: the query heads that share a key head
+    /// stacked below one another.
+    fn queries(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
+        let (start, rows) = self.rows(|span| (span.q_start, span.q_len));
+        self.split_heads(&x.narrow(0, start, rows)?, shape)
+    }
+
+    /// The same of its keys or values.
+    fn keys(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
+        let (start, rows) = self.rows(|span| (span.k_start, span.k_len));
+        self.split_heads(&x.narrow(0, start, rows)?, shape)
+    }
+
+    fn rows(&self, part: fn(&Span) -> (usize, usize)) -> (usize, usize) {
+        (self.spans.first().map_or(0, |span| part(span).0), self.spans.iter().map(|span| part(span).1).sum())
+    }
+
+    /// dO as [`Group::queries`] has q, with zeros for padding.
+    fn gradients(&self, dy: &Tensor, shape: Shape) -> Result<Tensor> {
+        let (start, rows) = self.rows(|span| (span.q_start, span.q_len));
+        let dy = dy.narrow(0, start, rows)?;
+        match &self.padding {
+            Some(Padding { pad, own, .. }) => {
+                let padded = dy.index_select(pad, 0)?.broadcast_mul(&own.to_dtype(dy.dtype())?)?;
+                self.heads(&padded, shape)
+            }
+            None => self.heads(&dy, shape),
+        }
+    }
+
+    fn split_heads(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
+        match &self.padding {
+            Some(padding) => self.heads(&x.index_select(&padding.pad, 0)?, shape),
+            None => self.heads(x, shape),
+        }
+    }
+
+    fn heads(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
+        let x = x.reshape((self.spans.len(), (), x.dim(1)? / shape.head_dim, shape.head_dim))?;
+        Ok(x.transpose(1, 2)?.contiguous()?.reshape((self.spans.len() * shape.kv_heads, (), shape.head_dim))?)
+    }
+
+    /// The inverse of [`Group::queries`] and [`Group::keys`], for sequences of `t` places.
+    fn merge_heads(&self, x: &Tensor, t: usize) -> Result<Tensor> {
+        let x = x.reshape((self.spans.len(), (), t, x.dim(D::Minus1)?))?.transpose(1, 2)?.contiguous()?;
+        let x = x.reshape((self.spans.len() * t, ()))?;
+        Ok(match &self.padding {
+            Some(padding) => x.index_select(&padding.unpad, 0)?,
+            None => x,
+        })
+    }
+}
+
+impl Padding {
+    fn new(spans: &[Span], longest: usize, device: &Device) -> Result<Self> {
+        let rows = spans.iter().map(|span| span.q_len).sum();
+        let places = spans.len() * longest;
+        let (mut pad, mut own, mut unpad) = (vec![0u32; places], vec![0f32; places], Vec::with_capacity(rows));
+        for (i, span) in spans.iter().enumerate() {
+            for place in i * longest..i * longest + span.q_len {
+                (pad[place], own[place]) = (unpad.len() as u32, 1.0);
+                unpad.push(place as u32);
+            }
+        }
+        let own = Tensor::from_vec(own, (places, 1), device)?;
+        Ok(Self { pad: Tensor::new(pad, device)?, own, unpad: Tensor::new(unpad, device)? })
+    }
+}
+
+/// [Tq, Tk] of 0 where a query sees a key and −∞ where it does not, f32; made on the device.
+pub fn mask((tq, tk): (usize, usize), window: Option<usize>, device: &Device) -> Result<Tensor> {
+    // Positions are exact in f32, which every device compares.
+    let positions = |start: usize, count| Tensor::arange(start as f32, (start + count) as f32, device);
+    let (queries, keys) = (positions(tk - tq, tq)?.unsqueeze(1)?, positions(0, tk)?.unsqueeze(0)?);
+    let hidden = Tensor::full(f32::NEG_INFINITY, (tq, tk), device)?;
+    let mask = keys.broadcast_le(&queries)?.where_cond(&hidden.zeros_like()?, &hidden)?;
+    Ok(match window.filter(|&window| window < tk) {
+        Some(window) => {
+            let ends = positions(window, tk)?.unsqueeze(0)?;
+            ends.broadcast_gt(&queries)?.where_cond(&mask, &hidden)?
+        }
+        None => mask,
+    })
+}
 
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Vec<Kept>)> {
     let (mut outputs, mut kept) = (vec![], vec![]);
-    for &span in &layout.spans {
-        let (q, k, v) = (queries(q, span, shape)?, keys(k, span, shape)?, keys(v, span, shape)?);
+    for group in layout.groups(shape.heads, q.device())? {
+        let (tq, tk) = group.lengths;
+        let (q, k, v) = (group.queries(q, shape)?, group.keys(k, shape)?, group.keys(v, shape)?);
         let scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * shape.scale)?;
         let capped = shape.cap.map(|cap| softcap::forward(&scores, cap)).transpose()?;
-        let scores = capped.as_ref().unwrap_or(&scores);
-        let masked = scores.reshape(((), span.q_len, span.k_len))?;
-        let masked = masked.broadcast_add(&layout.mask(span, shape.window, q.device())?)?;
+        let scores = capped.as_ref().unwrap_or(&scores).reshape(((), tq, tk))?;
+        let masked = scores.broadcast_add(&layout.mask(group.lengths, shape.window, q.device())?)?;
         let probabilities = candle_nn::ops::softmax_last_dim(&masked)?.to_dtype(v.dtype())?;
-        let probabilities = probabilities.reshape((shape.kv_heads, (), span.k_len))?;
-        outputs.push(from_heads(&probabilities.matmul(&v)?, span.q_len)?);
+        let probabilities = probabilities.reshape((q.dim(0)?, (), tk))?;
+        outputs.push(group.merge_heads(&probabilities.matmul(&v)?, tq)?);
         kept.push((probabilities, capped));
     }
-    Ok((Tensor::cat(&outputs, 0)?, kept))
+    Ok((join(outputs)?, kept))
 }
 
 pub fn backward(
@@ -33,11 +179,11 @@ pub fn backward(
     layout: &Layout,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (mut dqs, mut dks, mut dvs) = (vec![], vec![], vec![]);
-    for (&span, (p, capped)) in layout.spans.iter().zip(kept) {
-        let [q, dy, output] = [&saved.q, dy, &saved.output].map(|x| queries(x, span, shape));
-        let (q, dy, output) = (q?, dy?, output?);
-        let (k, v) = (keys(&saved.k, span, shape)?, keys(&saved.v, span, shape)?);
-        dvs.push(from_heads(&p.t()?.matmul(&dy)?, span.k_len)?);
+    for (group, (p, capped)) in layout.groups(shape.heads, dy.device())?.iter().zip(kept) {
+        let (q, output) = (group.queries(&saved.q, shape)?, group.queries(&saved.output, shape)?);
+        let dy = group.gradients(dy, shape)?;
+        let (k, v) = (group.keys(&saved.k, shape)?, group.keys(&saved.v, shape)?);
+        dvs.push(group.merge_heads(&p.t()?.matmul(&dy)?, group.lengths.1)?);
         let dp = dy.matmul(&v.t()?)?.to_dtype(DType::F32)?;
         let inner = (dy.to_dtype(DType::F32)? * output.to_dtype(DType::F32)?)?.sum_keepdim(D::Minus1)?;
         let ds = (p.to_dtype(DType::F32)? * dp.broadcast_sub(&inner)?)?;
@@ -46,28 +192,13 @@ pub fn backward(
             _ => ds,
         };
         let ds = (ds * shape.scale)?.to_dtype(q.dtype())?;
-        dqs.push(from_heads(&ds.matmul(&k)?, span.q_len)?);
-        dks.push(from_heads(&ds.t()?.matmul(&q)?, span.k_len)?);
+        dqs.push(group.merge_heads(&ds.matmul(&k)?, group.lengths.0)?);
+        dks.push(group.merge_heads(&ds.t()?.matmul(&q)?, group.lengths.1)?);
     }
-    Ok((Tensor::cat(&dqs, 0)?, Tensor::cat(&dks, 0)?, Tensor::cat(&dvs, 0)?))
+    Ok((join(dqs)?, join(dks)?, join(dvs)?))
 }
 
-fn queries(x: &Tensor, span: Span, shape: Shape) -> Result<Tensor> {
-    to_heads(&x.narrow(0, span.q_start, span.q_len)?, shape)
-}
-
-fn keys(x: &Tensor, span: Span, shape: Shape) -> Result<Tensor> {
-    to_heads(&x.narrow(0, span.k_start, span.k_len)?, shape)
-}
-
-/// [T, H · D] -> [Hkv, (H / Hkv) · T, D]: the query heads that share a key head stacked below one another.
-fn to_heads(x: &Tensor, shape: Shape) -> Result<Tensor> {
-    let x = x.reshape((x.dim(0)?, (), shape.head_dim))?.transpose(0, 1)?.contiguous()?;
-    Ok(x.reshape((shape.kv_heads, (), shape.head_dim))?)
-}
-
-/// The inverse of [`to_heads`].
-fn from_heads(x: &Tensor, t: usize) -> Result<Tensor> {
-    let x = x.reshape(((), t, x.dim(D::Minus1)?))?.transpose(0, 1)?.contiguous()?;
-    Ok(x.reshape((t, ()))?)
+/// Rows of all groups, one after another.
+fn join(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::ops::testing::{Case, close, random};
-use candle_core::{DType, Var};
+use candle_core::{DType, Device, Var};
 
 const SHAPE: Shape = Shape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, window: None, cap: None };
 
@@ -81,7 +81,7 @@ fn matches_autograd_and_finite_differences() {
 
 #[test]
 fn kernel_equals_generic_over_several_tiles() {
-    let layouts = [vec![150], vec![64, 64], vec![3, 70, 129]].map(|lengths| Layout::new(&lengths));
+    let layouts = [vec![150], vec![64, 64], vec![3, 70, 129], vec![1, 1, 5]].map(|lengths| Layout::new(&lengths));
     let cached = |new, cached| Layout::cached(vec![Span { q_start: 0, q_len: new, k_start: 0, k_len: cached + new }]);
     for layout in layouts.into_iter().chain([cached(1, 76), cached(3, 67)]) {
         for shape in shapes(50) {
@@ -98,6 +98,21 @@ fn kernel_equals_generic_over_several_tiles() {
             close(&fast.2, &slow.2, 5e-6);
         }
     }
+}
+
+#[test]
+fn groups_are_as_large_as_their_scores_allow() {
+    let groups = |lengths: &[usize], limit| {
+        let layout = Layout::new(lengths);
+        let groups = Group::all(&layout.spans, 2, limit, &Device::Cpu).unwrap();
+        groups.iter().map(Group::sequences).collect::<Vec<_>>()
+    };
+    assert_eq!(groups(&[4, 4, 4], 2 * 2 * 16), [2, 1]);
+    assert_eq!(groups(&[1, 5, 2, 9], 2 * 3 * 25), [3, 1]);
+    assert_eq!(groups(&[9, 9], 1), [1, 1]);
+    let (first, second) =
+        (Span { q_start: 0, q_len: 1, k_start: 0, k_len: 5 }, Span { q_start: 1, q_len: 1, k_start: 5, k_len: 3 });
+    assert_eq!(Group::all(&[first, second], 2, 1000, &Device::Cpu).unwrap().len(), 2);
 }
 
 /// Half-precision inputs are the same as their widened values, rounded once.

@@ -15,6 +15,7 @@ use crate::data::Dataset;
 use crate::ensure_valid;
 use crate::hub::{self, ResolvedFile, Split};
 use crate::model::{Gradients, Parameters};
+use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
@@ -102,19 +103,19 @@ impl Lisa {
         Ok(())
     }
 
-    /// The proximal term's value; adds its gradients.
-    pub fn add_to(&self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<f64> {
+    /// The proximal term's value, parameter by parameter; adds its gradients.
+    pub fn add_to(&self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<Vec<Scalar>> {
         if step as f64 <= self.free || self.rho == 0.0 {
-            return Ok(0.0);
+            return Ok(vec![]);
         }
-        let mut sum = 0.0;
+        let mut values = Vec::with_capacity(parameters.len());
         for (name, parameter) in parameters {
             let anchor = self.anchor.get(name).with_context(|| format!("no anchor of {name}"))?;
             let moved = (parameter.as_detached_tensor() - anchor)?;
-            sum += square_sum(&moved)?;
+            values.push(square_sum(&moved)?.times(0.5 * self.rho));
             gradients.add(name, (moved * self.rho)?)?;
         }
-        Ok(0.5 * self.rho * sum)
+        Ok(values)
     }
 
     /// θ' by `<parameter>.anchor`.
@@ -161,7 +162,8 @@ mod tests {
         let parameters = Parameters::from([("w".to_string(), var.clone())]);
         let term = |lisa: &Lisa, step| {
             let mut gradients = Gradients::default();
-            let value = lisa.add_to(step, &parameters, &mut gradients).unwrap();
+            let values = lisa.add_to(step, &parameters, &mut gradients).unwrap();
+            let value: f64 = values.iter().map(|value| value.read().unwrap()).sum();
             (value, gradients.get("w").ok().map(|g| g.flatten_all().unwrap().to_vec1::<f32>().unwrap()))
         };
         lisa.begin(0, &parameters).unwrap();

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Builds and links asft with CUDA on a machine that has neither GPU, driver nor toolkit, and checks what such a build does
+# there: scripts/check_cuda_build.sh [--keep-toolkit]
+#
+# The toolkit comes from PyPI into target/cuda/, the build goes there too: about 5 GB. Kernels and what calls them are not
+# optimised, to save time. To be run when dependencies or code for devices change; CI does not. CUDA_COMPUTE_CAP (default
+# 80) is what the kernels are compiled for, CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses what an
+# earlier call has installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+keep_toolkit=false
+case "${1:-}" in
+    "") ;;
+    --keep-toolkit) keep_toolkit=true ;;
+    *) echo "usage: $0 [--keep-toolkit]" >&2; exit 2 ;;
+esac
+
+step() { printf '== %s\n' "$*"; }
+fail() { printf 'failed: %s\n' "$*" >&2; exit 1; }
+
+# One release of the toolkit: 13.0 update 2, the oldest whose wheels hold nvcc, for the widest range of drivers.
+wheels=(
+    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
+    nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 nvidia-cublas==13.0.2.14 nvidia-curand==10.4.0.35
+)
+root=$PWD/target/cuda
+home=$root/home
+
+if [ "$keep_toolkit" = false ] || [ ! -x "$home/bin/nvcc" ]; then
+    step "toolkit"
+    rm -rf "$root/venv" "$home"
+    mkdir -p "$home/lib64/stubs"
+    python3 -m venv "$root/venv"
+    "$root/venv/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check --no-deps "${wheels[@]}"
+    installed=$(echo "$root"/venv/lib/python3*/site-packages/nvidia/cu13)
+    for part in bin include nvvm; do ln -s "$installed/$part" "$home/$part"; done
+    # The linker looks for names without a version, which the wheels do not have.
+    for library in "$installed"/lib/lib*; do
+        name=$(basename "$library")
+        ln -s "$library" "$home/lib64/$name"
+        [[ "$name" != *.so.* ]] || ln -s "$library" "$home/lib64/${name%%.so.*}.so"
+    done
+    # The driver's library is part of no wheel. Nothing of it may be linked (src/device/driver.rs), so an empty one does.
+    cc -shared -o "$home/lib64/stubs/libcuda.so" -Wl,-soname,libcuda.so.1 -x c /dev/null
+fi
+
+step "build"
+export CUDA_HOME=$home CUDA_PATH=$home PATH=$home/bin:$PATH
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$root/build
+# Nothing of it is in a hurry, and no kernel will run: without optimisation nvcc takes a tenth of the time.
+export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--Xcicc -O0 -Xptxas -O0}
+unoptimised=()
+for package in asft candle-core candle-nn candle-transformers; do
+    unoptimised+=(--config "profile.release.package.$package.opt-level=0")
+done
+cargo build --release --locked --features cuda "${unoptimised[@]}"
+asft=$CARGO_TARGET_DIR/release/asft
+
+step "checks"
+needed=$(readelf -d "$asft" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+grep -q '^libcublas\.so' <<< "$needed" || fail "cuBLAS is not linked: $needed"
+! grep -q '^libcuda\.so' <<< "$needed" || fail "the driver is linked; src/device/driver.rs lacks a function"
+export LD_LIBRARY_PATH=$home/lib64
+version=$("$asft" --version)
+[[ "$version" == *cuda* ]] || fail "--version does not name cuda: $version"
+echo "$version"
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+train() { "$asft" train --config configs/tiny.toml --set output.dir="$scratch/run" --overwrite "$@" 2> "$scratch/log"; }
+
+if ldconfig -p | grep -q 'libcuda\.so\.1'; then
+    echo "this machine has a driver: what happens without one is not checked"
+    exit 0
+fi
+train --set train.max_steps=2 || fail "device = \"auto\" does not train without a GPU: $(cat "$scratch/log")"
+grep 'computing on the CPU, as cuda cannot be opened' "$scratch/log" || fail "no word on the CPU: $(cat "$scratch/log")"
+code=0
+train --set model.device=cuda || code=$?
+grep '^error' "$scratch/log" || fail "device = \"cuda\" gave no error"
+[ "$code" = 2 ] || fail "device = \"cuda\" exits with $code, expected 2"
+grep -q 'libcuda.so.1 was not found' "$scratch/log" || fail "the error does not say what is missing"
+! grep -q 'panicked' "$scratch/log" || fail "a panic"
+echo "all checks passed"

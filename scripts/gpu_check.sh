@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Everything to be known about asft on a GPU, in one go and one JSON file:
+#   scripts/gpu_check.sh [--device cuda|metal|cpu] [--shape qwen2-7b|tiny] [--model DIR] [--out FILE] [--skip-build]
+#
+# Builds with the device's feature, runs every golden on the device, then the same training step in asft and in PyTorch +
+# PEFT on the same GPU: tokens a second, peak memory, share of the GPU's bf16 peak. Needs a Rust toolchain, for cuda nvcc,
+# and a Python with torch, transformers, peft, safetensors (PYTHON, default python3). --model is a folder with real
+# weights; without it Qwen2-7B's shape gets random ones, which takes 30 GB of disk under TMPDIR. `--device cpu --shape tiny`
+# rehearses all of it without a GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+device=cuda shape="" model="" out=gpu-check.json build=true
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --device) device=$2; shift 2 ;;
+        --shape) shape=$2; shift 2 ;;
+        --model) model=$2; shift 2 ;;
+        --out) out=$2; shift 2 ;;
+        --skip-build) build=false; shift ;;
+        *) sed -n '2,3p' "$0" >&2; exit 2 ;;
+    esac
+done
+case "$device" in
+    cuda | metal) features=(--features "$device") ;;
+    cpu) features=() ;;
+    *) echo "--device is cuda, metal or cpu, not $device" >&2; exit 2 ;;
+esac
+[ -n "$shape" ] || { [ "$device" = cpu ] && shape=tiny || shape=qwen2-7b; }
+python=${PYTHON:-python3}
+"$python" -c 'import torch, transformers, peft, safetensors' || { echo "$python lacks a package; set PYTHON" >&2; exit 2; }
+
+step() { printf '== %s\n' "$*" >&2; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+if [ "$build" = true ]; then
+    step "build"
+    cargo build --release --locked "${features[@]}"
+fi
+asft=${CARGO_TARGET_DIR:-target}/release/asft
+"$asft" --version >&2
+
+# What loads, computes, trains and exports, against the goldens of PyTorch, on the device; the binary's own tests take
+# the device that "auto" finds. On the CPU the operations that a GPU would run take the kernels' place.
+step "goldens on $device"
+[ "$device" != cpu ] || export ASFT_OPS=generic
+tests=(parity families training export defences lora_options penalty method eval tools)
+arguments=()
+for name in "${tests[@]}"; do arguments+=(--test "$name"); done
+# A failed test is a result: all of them run, and the JSON tells.
+ASFT_TEST_DEVICE=$device cargo test --release --locked --no-fail-fast "${features[@]}" "${arguments[@]}" 2>&1 |
+    tee "$scratch/tests.log" >&2 || true
+grep -q '^test result' "$scratch/tests.log" || { echo "the tests did not run" >&2; exit 1; }
+unset ASFT_OPS
+
+step "a step, beside PyTorch + PEFT"
+"$python" scripts/gpu_step.py --asft "$asft" --device "$device" --shape "$shape" ${model:+--model "$model"} \
+    --tests "$scratch/tests.log" --out "$out"

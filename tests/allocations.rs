@@ -1,0 +1,153 @@
+//! Seen by the allocator: what loading a model holds at its peak, and how many tensors a step makes in the operations for
+//! any device, each of which is a kernel's launch on a GPU.
+
+use asft::adapter::{Adapter, ModuleSize, fresh_modules};
+use asft::checkpoint::{Checkpoint, save_tensors};
+use asft::data::{Batch, Example, collate};
+use asft::method::{AsftOptions, Penalize};
+use asft::model::{Decoder, ModelSpec};
+use asft::train::{Penalties, TrainOptions, Trainer};
+use candle_core::{DType, Device, Tensor};
+use indicatif::ProgressBar;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+/// The system's allocator, with the bytes that are held, the most that were, and the number of large blocks asked for.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+static LARGE: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of the smallest block that is a tensor's values, in the step below, and of none that is bookkeeping.
+const LARGE_BYTES: usize = 512;
+
+/// Only one test at a time: others would allocate too.
+static ALONE: Mutex<()> = Mutex::new(());
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
+        PEAK.fetch_max(held, SeqCst);
+        LARGE.fetch_add(usize::from(layout.size() >= LARGE_BYTES), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes held at once while `body` runs, beyond what was held before.
+fn peak<R>(body: impl FnOnce() -> R) -> (R, usize) {
+    let before = HELD.load(SeqCst);
+    PEAK.store(before, SeqCst);
+    let result = body();
+    (result, PEAK.load(SeqCst) - before)
+}
+
+const HIDDEN: usize = 256;
+const VOCABULARY: usize = 16_384;
+
+/// A Llama stored in bf16, of 16.8 M parameters with eight layers, half of them in the embedding and the head.
+fn write_model(dir: &Path, layers: usize) -> usize {
+    let config = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": HIDDEN,
+        "intermediate_size": 4 * HIDDEN, "max_position_embeddings": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "num_hidden_layers": layers, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": false, "vocab_size": VOCABULARY,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let spec = ModelSpec::load(dir).unwrap();
+    let zeros = |shape: Vec<usize>| Tensor::zeros(shape, DType::BF16, &Device::Cpu).unwrap();
+    let tensors: BTreeMap<_, _> = spec.tensors().into_iter().map(|(name, shape)| (name, zeros(shape))).collect();
+    save_tensors(&dir.join("model.safetensors"), &tensors).unwrap();
+    2 * tensors.values().map(Tensor::elem_count).sum::<usize>()
+}
+
+#[test]
+fn a_model_is_never_held_in_another_type() {
+    let _alone = ALONE.lock().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let model_bytes = write_model(dir.path(), 8);
+    let (spec, checkpoint) = (ModelSpec::load(dir.path()).unwrap(), Checkpoint::open(dir.path()).unwrap());
+    // The buffer of the reads, the norms in f32, names.
+    let slack = 3 << 20;
+
+    let (embedding, held) = peak(|| checkpoint.tensor("model.embed_tokens.weight", DType::BF16, &Device::Cpu).unwrap());
+    assert_eq!(embedding.dtype(), DType::BF16);
+    let bytes = 2 * HIDDEN * VOCABULARY;
+    assert!(held < bytes + slack, "a tensor of {bytes} bytes took {held}");
+
+    for (dtype, size) in [(DType::BF16, 1), (DType::F16, 1), (DType::F32, 2)] {
+        let load = || Decoder::load(&spec, &checkpoint, (&Device::Cpu, dtype), false, &ProgressBar::hidden()).unwrap();
+        let (_model, held) = peak(load);
+        assert!(held < size * model_bytes + slack, "{dtype:?}: a model of {model_bytes} stored bytes took {held}");
+    }
+}
+
+/// A step of LoRA on q and v, with checkpointing and a penalty, on two sequences of different lengths.
+fn trainer(layers: usize, dtype: DType, dropout: f64) -> Trainer {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), layers);
+    let (spec, checkpoint) = (ModelSpec::load(dir.path()).unwrap(), Checkpoint::open(dir.path()).unwrap());
+    let place = (&Device::Cpu, dtype);
+    let mut model = Decoder::load(&spec, &checkpoint, place, false, &ProgressBar::hidden()).unwrap();
+    let targets = spec.linear_modules().into_iter().filter(|m| m.ends_with("q_proj") || m.ends_with("v_proj"));
+    let targets: Vec<String> = targets.collect();
+    let sizes = targets.iter().map(|module| (module.clone(), ModuleSize { rank: 8, alpha: 16 })).collect();
+    let modules = fresh_modules(&spec, &sizes, 1, &Device::Cpu).unwrap();
+    let adapter = Adapter { modules, use_rslora: false, dropout, base: None, revision: None };
+    let (loras, parameters) = adapter.trainable().unwrap();
+    model.attach(loras, parameters).unwrap();
+    let asft = AsftOptions { penalize: Penalize::All, ..AsftOptions::default() };
+    let penalties = Penalties::new(&asft, &targets, None, Some(&adapter), &model).unwrap();
+    Trainer::new(model, penalties, &TrainOptions::default(), dropout > 0.0)
+}
+
+fn batch() -> Batch {
+    let example = |length: u32| Example {
+        input_ids: (0..length).map(|i| i % 97).collect(),
+        labels: (0..length).map(|i| i64::from(i % 89)).collect(),
+    };
+    collate(&[example(90), example(60)])
+}
+
+/// Tensors that one more layer adds to a step.
+fn tensors_per_layer(dtype: DType, dropout: f64) -> usize {
+    let [two, three] = [2, 3].map(|layers| {
+        let (mut trainer, batch) = (trainer(layers, dtype, dropout), [batch()]);
+        // The first step makes the optimizer's state.
+        let mut step = |step| trainer.step(step, &batch, 1e-4).unwrap();
+        step(0);
+        let before = LARGE.load(SeqCst);
+        step(1);
+        LARGE.load(SeqCst) - before
+    });
+    three - two
+}
+
+#[test]
+fn a_layer_takes_few_launches() {
+    let _alone = ALONE.lock().unwrap();
+    // SAFETY: no other thread of this test reads the environment now.
+    unsafe { std::env::set_var("ASFT_OPS", "generic") };
+    for (dtype, dropout, most) in [(DType::F32, 0.0, 411), (DType::BF16, 0.0, 554), (DType::BF16, 0.05, 584)] {
+        let count = tensors_per_layer(dtype, dropout);
+        println!("{dtype:?}, dropout {dropout}: {count} tensors a layer and step");
+        assert!(
+            count <= most,
+            "{dtype:?}, dropout {dropout}: a layer makes {count} tensors in a step, at most {most} are expected"
+        );
+    }
+}
