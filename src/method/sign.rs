@@ -20,7 +20,8 @@
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
 
 use super::direction_file::DirectionFactors;
-use super::penalty::{FullTerm, Term, accumulator, inner_product};
+use super::penalty::{FullTerm, Term, inner_product};
+use crate::ops::low_rank::accumulator;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 

@@ -15,16 +15,20 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod gated_mlp;
 pub mod linear;
+pub mod low_rank;
 pub mod machine;
 pub mod rms_norm;
 pub mod rope;
 pub mod softcap;
 pub mod sum;
+pub mod threads;
 
 mod fast_math;
+mod fresh;
 mod gemm;
 #[cfg(test)]
 pub(crate) mod testing;
+mod thin;
 mod widen;
 
 use anyhow::{Context, Result};
