@@ -2,7 +2,6 @@
 
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
-use crate::ops::threads::awake;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
@@ -114,7 +113,7 @@ impl Decoder {
             if active.is_empty() {
                 return Ok(());
             }
-            let logits = awake(|| self.next_logits(&active, &mut cache))?;
+            let logits = self.next_logits(&active, &mut cache)?;
             let best = self.likeliest(&logits)?;
             for (row, running) in slots.iter_mut().filter(|running| running.is_some()).enumerate() {
                 let Some(sequence) = running else { continue };

@@ -21,7 +21,6 @@ pub mod rms_norm;
 pub mod rope;
 pub mod softcap;
 pub mod sum;
-pub mod threads;
 
 mod fast_math;
 mod fresh;

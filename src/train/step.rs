@@ -11,7 +11,6 @@ use super::penalties::{Bounded, Penalties};
 use crate::data::Batch;
 use crate::model::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::ops::dropout::mix;
-use crate::ops::threads::awake;
 use crate::optim::AdamW;
 use crate::ranks::Ranks;
 use crate::report::ModuleRow;
@@ -98,10 +97,6 @@ impl Trainer {
     /// # Errors
     /// [`NotFinite`], for a loss or gradient that is not; parameters and optimizer are then as before the step.
     pub fn step(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
-        awake(|| self.take(step, batches, learning_rate))
-    }
-
-    fn take(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
         let (scale, ranks) = (1.0 / label_tokens as f64, Ranks::here());
