@@ -4,7 +4,7 @@
 
 use super::fast_math::vectorised;
 use super::thin;
-use super::widen::{Values, widen_bf16};
+use super::widen::Values;
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -273,7 +273,8 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Weight, Matrix)]) {
             match w.values {
                 Values::F32(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x),
                 Values::Bf16(values) => {
-                    rows_of(m, a, (&values[elements], w.cols), out, widen_bf16);
+                    // bf16 is the upper half of an f32.
+                    rows_of(m, a, (&values[elements], w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16));
                 }
                 Values::F16(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x.to_f32()),
             }

@@ -45,8 +45,9 @@ impl<'a> Values<'a> {
                 wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| out.copy_from_slice(part));
             }
             Self::Bf16(values) => wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| {
+                // bf16 is the upper half of an f32: a shift, which the compiler vectorises.
                 for (out, x) in out.iter_mut().zip(part) {
-                    *out = widen_bf16(*x);
+                    *out = f32::from_bits(u32::from(x.to_bits()) << 16);
                 }
             }),
             Self::F16(values) => {
@@ -61,12 +62,6 @@ impl<'a> Values<'a> {
         self.widen_into(0, &mut out);
         out
     }
-}
-
-/// bf16 is the upper half of an f32: a shift, which the compiler vectorises.
-#[inline(always)]
-pub fn widen_bf16(x: bf16) -> f32 {
-    f32::from_bits(u32::from(x.to_bits()) << 16)
 }
 
 /// A CPU tensor of f32, bf16 or f16 from f32 values, rounded to nearest even.

@@ -8,8 +8,7 @@
 use super::{Layout, Saved, Shape, Span};
 use crate::ops::fast_math::{exp, vectorised};
 use crate::ops::gemm::{Matrix, dot, product};
-use crate::ops::widen::{Values, widen_bf16};
-use crate::ops::{output, softcap, values, with_f32};
+use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;
 use gemm::Parallelism;
@@ -88,14 +87,6 @@ impl Tile {
 /// (o, log-sum-exp of every row)
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Vec<f32>)> {
     let s = Sizes::new(shape);
-    if layout.spans.iter().all(|span| span.q_len == 1) {
-        let (k_guard, v_guard) = (k.storage_and_layout(), v.storage_and_layout());
-        match (values(&k_guard)?, values(&v_guard)?) {
-            (Values::F32(keys), Values::F32(values)) => return queries(s, q, (keys, values), layout, |x| x),
-            (Values::Bf16(keys), Values::Bf16(values)) => return queries(s, q, (keys, values), layout, widen_bf16),
-            _ => {}
-        }
-    }
     let (out, fresh) = Matrix::fresh(q.dim(0)?, s.queries);
     let tasks: Vec<(Span, usize)> =
         layout.spans.iter().flat_map(|&span| (0..shape.heads).map(move |head| (span, head))).collect();
@@ -110,21 +101,12 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
             };
             forward_head(s, span, &head)
         };
-        side_by_side(s, layout, &tasks, task)
+        // A few queries against a few keys take less time than it takes to wake a thread.
+        let work: usize = layout.spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
+        if work <= SMALL_WORK { tasks.iter().map(task).collect() } else { tasks.par_iter().map(task).collect() }
     })?;
     // SAFETY: every head of every span wrote its part, and the spans are all rows of q.
     Ok((output(unsafe { fresh.filled() }, q.shape(), q)?, lse.concat()))
-}
-
-/// A few queries against a few keys take less time than it takes to wake a thread.
-fn side_by_side<R: Send>(
-    s: Sizes,
-    layout: &Layout,
-    tasks: &[(Span, usize)],
-    task: impl Fn(&(Span, usize)) -> R + Send + Sync,
-) -> Vec<R> {
-    let work: usize = layout.spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
-    if work <= SMALL_WORK { tasks.iter().map(task).collect() } else { tasks.par_iter().map(task).collect() }
 }
 
 /// One query head of one span.
@@ -138,15 +120,7 @@ struct Forward {
 /// Fills the head's output; returns the log-sum-exp of its rows.
 fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
     if span.q_len == 1 {
-        let seen = s.seen(span, 0);
-        // SAFETY: this head's part of keys and values that the query sees, and of the only row of q and of the output,
-        // which this task alone writes.
-        let row = |x: Matrix, i: usize| unsafe { x.row(i, s.d) };
-        let (keys, values) = (seen.clone().map(|j| row(head.k, j)), seen.map(|j| row(head.v, j)));
-        let (out, lse) = query(s, row(head.q, 0), keys, values, |x| x);
-        // SAFETY: as above.
-        unsafe { head.out.row_mut(0, s.d) }.copy_from_slice(&out);
-        return vec![lse];
+        return vec![forward_query(s, span, head)];
     }
     let mut lse = Vec::with_capacity(span.q_len);
     let mut values = vec![0f32; s.tile_len(span)];
@@ -166,55 +140,28 @@ fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
     lse
 }
 
-/// As [`forward`] for single queries, as in generation: dot products rather than GEMMs of one row, and keys and values as
-/// they are stored: to widen a whole cache for every token would take longer than to read it.
-fn queries<T: Copy + Sync>(
-    s: Sizes,
-    q: &Tensor,
-    (k, v): (&[T], &[T]),
-    layout: &Layout,
-    wide: impl Fn(T) -> f32 + Copy + Send + Sync,
-) -> Result<(Tensor, Vec<f32>)> {
-    let tasks: Vec<(Span, usize)> =
-        layout.spans.iter().flat_map(|&span| (0..s.shape.heads).map(move |head| (span, head))).collect();
-    let heads = with_f32([q], |[q]| {
-        side_by_side(s, layout, &tasks, |&(span, h): &(Span, usize)| {
-            let seen = s.seen(span, 0);
-            let first = (span.k_start + seen.start) * s.keys + h / s.group * s.d;
-            let q = &q[span.q_start * s.queries + h * s.d..][..s.d];
-            let (keys, values) = (k[first..].chunks(s.keys), v[first..].chunks(s.keys));
-            query(s, q, keys.take(seen.len()), values.take(seen.len()), wide)
-        })
-    })?;
-    let mut out = Vec::with_capacity(heads.len() * s.d);
-    let mut lse = Vec::with_capacity(heads.len());
-    for (head, sum) in heads {
-        out.extend(head);
-        lse.push(sum);
+/// As [`forward_head`] for a single query, as in generation: dot products rather than GEMMs of one row.
+fn forward_query(s: Sizes, span: Span, head: &Forward) -> f32 {
+    let seen = s.seen(span, 0);
+    let (k, v) = (head.k.at(seen.start, 0), head.v.at(seen.start, 0));
+    // SAFETY: this head's part of the only row of q, and of the output, which this task alone writes.
+    let (q, out) = unsafe { (head.q.row(0, s.d), head.out.row_mut(0, s.d)) };
+    let mut scores = vec![0f32; seen.len()];
+    for (j, score) in scores.iter_mut().enumerate() {
+        // SAFETY: this head's part of a key that the query sees.
+        *score = s.scale * dot(unsafe { k.row(j, s.d) }, q, |x| x);
     }
-    Ok((output(out, q.shape(), q)?, lse))
-}
-
-/// (o, log-sum-exp) of one query head; each row of the keys and values begins with this head's part.
-fn query<'a, T: Copy + 'a>(
-    s: Sizes,
-    q: &[f32],
-    keys: impl Iterator<Item = &'a [T]>,
-    values: impl Iterator<Item = &'a [T]>,
-    wide: impl Fn(T) -> f32 + Copy,
-) -> (Vec<f32>, f32) {
-    let mut scores: Vec<f32> = keys.map(|key| s.scale * dot(&key[..s.d], q, wide)).collect();
-    let count = scores.len();
-    let lse = softmax(&mut scores, 0..count, s.cap);
-    let mut out = vec![0f32; s.d];
+    let lse = softmax(&mut scores, 0..seen.len(), s.cap);
+    out.fill(0.0);
     vectorised(|| {
-        for (p, value) in scores.iter().zip(values) {
-            for (out, v) in out.iter_mut().zip(value) {
-                *out += p * wide(*v);
+        for (j, p) in scores.iter().enumerate() {
+            // SAFETY: as for the keys.
+            for (out, v) in out.iter_mut().zip(unsafe { v.row(j, s.d) }) {
+                *out += p * v;
             }
         }
     });
-    (out, lse)
+    lse
 }
 
 /// Turns a row of scores into probabilities over the keys `seen` and zeros elsewhere; returns the log-sum-exp.

@@ -121,26 +121,3 @@ fn nothing_is_seen_across_sequences() {
     let (alone, _) = forward(&part(&q), &part(&k), &part(&v), SHAPE, &first).unwrap();
     close(&part(&y), &alone, 1e-7);
 }
-
-/// Single queries read keys and values in the type that they are stored in: as widened before, in every type; and the same
-/// to the bit beside a longer sequence.
-#[test]
-fn single_queries_read_a_cache_as_it_is_stored() {
-    let span = |q_start, q_len, k_start, k_len| Span { q_start, q_len, k_start, k_len };
-    let single = Layout::cached(vec![span(0, 1, 0, 61), span(1, 1, 100, 2)]);
-    let mixed = Layout::cached(vec![span(0, 1, 0, 61), span(1, 1, 100, 2), span(2, 5, 120, 9)]);
-    for shape in shapes(50) {
-        let [q, k, v, _] = inputs(&Layout::cached(vec![span(0, 7, 0, 129)]));
-        let first = |x: &Tensor| x.narrow(0, 0, 2).unwrap();
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let half = [&q, &k, &v].map(|x| x.to_dtype(dtype).unwrap());
-            let wide = half.clone().map(|x| x.to_dtype(DType::F32).unwrap());
-            let (slow, _) = generic::forward(&first(&wide[0]), &wide[1], &wide[2], shape, &single).unwrap();
-            let (fast, lse) = kernel::forward(&first(&half[0]), &half[1], &half[2], shape, &single).unwrap();
-            assert_eq!((fast.dtype(), lse.len()), (dtype, 2 * shape.heads));
-            close(&fast, &slow.to_dtype(dtype).unwrap(), if dtype == DType::F32 { 2e-6 } else { 1e-3 });
-            let (beside, _) = kernel::forward(&half[0], &half[1], &half[2], shape, &mixed).unwrap();
-            close(&first(&beside), &fast, 0.0);
-        }
-    }
-}
