@@ -13,13 +13,16 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 use rayon::prelude::*;
-use support::{Limits, tensor};
+use support::{Limits, in_pool, tensor};
 
 const SHAPES: [(usize, usize); 3] = [(576, 576), (1536, 576), (576, 1536)];
 const LONG: [(usize, usize); 4] = [(2048, 2048), (256, 2048), (5632, 2048), (2048, 5632)];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    in_pool(run)
+}
+
+fn run() -> anyhow::Result<()> {
     Limits::measure();
     println!(
         "{:<28} {:>5} {:>9} {:>12} {:>6} {:>9} {:>7} {:>8}",

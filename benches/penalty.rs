@@ -11,14 +11,17 @@ use asft::ops::machine::best;
 use asft::train::Penalties;
 use candle_core::{DType, Device, Tensor};
 use support::model::{adapted, adapter, batch, directions, list, random_model, trainer};
-use support::{Limits, tensor};
+use support::{Limits, in_pool, tensor};
 
 const RANK: usize = 8;
 /// What SmolLM2-135M keeps of 576 directions at the default tolerance: 359.
 const DEFAULT_SHARE: f64 = 359.0 / 576.0;
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    in_pool(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     for (d_out, d_in, k) in [(576, 576, 359), (1536, 576, 576), (3584, 3584, 3584), (3584, 3584, 256)] {
         // An orthonormal basis is not needed to take the time of one.

@@ -8,7 +8,7 @@ use asft::ops::rope::{self, Angles, Stretch};
 use asft::ops::sum::add;
 use asft::ops::{cross_entropy, dropout, gated_mlp, linear, rms_norm};
 use candle_core::Device;
-use support::{Limits, tensor};
+use support::{Limits, in_pool, tensor};
 
 struct Width {
     name: &'static str,
@@ -26,7 +26,10 @@ const WIDTHS: [Width; 2] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    in_pool(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     for width in &WIDTHS {
         println!("{}: {} rows, hidden_size {}", width.name, width.rows, width.hidden);

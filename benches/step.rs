@@ -16,7 +16,7 @@ use asft::report::peak_memory_bytes;
 use candle_core::Tensor;
 use std::path::Path;
 use support::model::{batch, list, random_model, trainer};
-use support::{Limits, tensor};
+use support::{Limits, in_pool, tensor};
 
 const BATCH: usize = 4;
 const LENGTH: usize = 256;
@@ -24,7 +24,10 @@ const LENGTH: usize = 256;
 const LENGTHS: [usize; 5] = [128, 256, 512, 1024, 2048];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    in_pool(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     let dir = tempfile::tempdir()?;
     let spec = random_model(dir.path())?;

@@ -7,6 +7,12 @@ pub mod model;
 use asft::ops::machine::{best, copy_rate, gemm_rate};
 use candle_core::{Device, Tensor};
 
+/// Runs a benchmark inside the thread pool, as commands are.
+pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
+    asft::memory::keep_freed_buffers();
+    rayon::scope(|_| run())
+}
+
 /// Measured once, before anything else runs.
 pub struct Limits {
     /// f32 GEMM, operations a second.

@@ -21,10 +21,12 @@
 use super::direction_file::DirectionFactors;
 use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
 use super::sign::Sign;
+use crate::ops::linear;
+use crate::ops::low_rank;
 use crate::ops::scalar::{Scalar, wide};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 /// Elements widened to f64 at a time when a large matrix is squared and summed.
 const SUM_CHUNK: usize = 1 << 20;
@@ -79,8 +81,8 @@ impl Factors {
     fn apply(&self, x: &Tensor) -> Result<Option<Tensor>> {
         anyhow::ensure!(x.dim(0)? == self.d_out, "direction has {} rows, the update {:?}", self.d_out, x.shape());
         let Some((basis, c)) = &self.parts else { return Ok(None) };
-        let inner = basis.t()?.matmul(x)?; // [k, n]
-        Ok(Some(basis.matmul(&inner.broadcast_mul(c)?)?))
+        let inner = transposed_product(basis, x)?; // [k, n]
+        Ok(Some(linear::backward_input(basis, &inner.broadcast_mul(c)?)?))
     }
 }
 
@@ -181,14 +183,9 @@ impl Penalty {
             return Ok(Term { value: Scalar::Known(0.0), grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
         }
         let weight = self.weight(scale);
-        let wide = wide(a.device());
         let (g, mg) = self.apply_twice(factors, b)?;
-        let (g, mg, a64) = (g.to_dtype(wide)?, mg.to_dtype(wide)?, a.to_dtype(wide)?);
-        let s = a64.matmul(&a64.t()?)?;
-        let t = g.t()?.matmul(&g)?;
-        let value = inner_product(&t, &s)?.times(weight);
-        let grad_a = (t.matmul(&a64)? * (2.0 * weight))?.to_dtype(DType::F32)?;
-        let grad_b = (mg.matmul(&s)? * (2.0 * weight))?.to_dtype(DType::F32)?;
+        let (square, grad_a, grad_b) = low_rank::products(a, &g, &mg, 2.0 * weight)?;
+        let value = square.times(weight);
         let term = Term { value, grad_a, grad_b };
         match self.sign(factors)? {
             Some(sign) => sign.add_lora(term, a, b, weight),
@@ -301,15 +298,18 @@ impl Penalty {
             let zero_or_x = self.apply(Some(factors), x)?;
             return Ok((zero_or_x.clone(), zero_or_x));
         };
-        let n = x.dim(1)?;
-        let y = basis.t()?.matmul(x)?; // [k, n]
+        let y = transposed_product(basis, x)?; // [k, n]
         let square = c.sqr()?;
         let second = if aligned { square } else { ((c * 2.0)? - square)? };
-        let both = Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(&second)?], 1)?;
-        let both = basis.matmul(&both)?; // [d_out, 2 n]
-        let (first, second) = (both.narrow(1, 0, n)?, both.narrow(1, n, n)?);
-        Ok(if aligned { (first.contiguous()?, second.contiguous()?) } else { ((x - first)?, (x - second)?) })
+        let both = low_rank::weighted_twice(&y, c, &second)?; // [k, 2 n]
+        let both = linear::backward_input(basis, &both)?; // [d_out, 2 n]
+        low_rank::halves(&both, (!aligned).then_some(x))
     }
+}
+
+/// Uᵀ x
+fn transposed_product(basis: &Tensor, x: &Tensor) -> Result<Tensor> {
+    linear::backward_weight(basis, &x.contiguous()?)
 }
 
 /// ⟨x, y⟩ of two small matrices.

@@ -8,7 +8,7 @@
 #![allow(unsafe_code, reason = "matrix products into parts of a buffer")]
 
 use super::fast_math::{exp, vectorised};
-use super::gemm::{Matrix, Weight, product, product_with};
+use super::gemm::{Matrix, Weight, product_in_parts, product_with};
 use super::scalar::{Scalar, wide};
 use super::{fused, output, softcap, values, with_f32};
 use anyhow::{Context, Result};
@@ -17,6 +17,10 @@ use rayon::prelude::*;
 
 /// Logits held at a time (64 MiB in f32).
 const CHUNK_ELEMENTS: usize = 1 << 24;
+/// Sums side by side.
+const LANES: usize = 16;
+/// Exponentials are summed in f32 within a block, in f64 across blocks.
+const SUM_BLOCK: usize = 1024;
 
 /// Gradients of `scale · loss`.
 pub struct Gradients {
@@ -219,9 +223,8 @@ fn kernel(
             // SAFETY: as above; the slice starts at this chunk's first row.
             unsafe { product_with(count, out, w, part, false) };
             if want_head {
-                let all = gemm::Parallelism::Rayon(rayon::current_num_threads());
                 // SAFETY: as above; d_head has W's size.
-                unsafe { product((vocab, d, count), out.t(), h, Matrix::write(&mut d_head, d), 1.0, true, all) };
+                unsafe { product_in_parts((vocab, d, count), out.t(), h, Matrix::write(&mut d_head, d), true) };
             }
         }
     })?;
@@ -241,11 +244,10 @@ fn row_losses(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f
             if let Some(cap) = cap {
                 vectorised(|| row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
             }
-            let part = row_loss(row, target);
-            if let Some(scale) = scale {
-                row_gradient(row, target, part, scale, cap);
+            match scale {
+                Some(scale) => row_gradient(row, target, scale, cap),
+                None => row_loss(row, target),
             }
-            part
         })
         .collect()
 }
@@ -253,43 +255,64 @@ fn row_losses(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f
 /// −log softmax(row)[target]
 fn row_loss(row: &[f32], target: u32) -> f64 {
     let (max, sum) = vectorised(|| {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        for chunk in row.chunks(16) {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane = if x > *lane { x } else { *lane };
-            }
-        }
-        let max = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // f32 within a block of 1024, f64 across blocks.
+        let max = largest(row);
         let block = |values: &[f32]| {
-            let mut sums = [0f32; 16];
-            for chunk in values.chunks(16) {
+            let mut sums = [0f32; LANES];
+            for chunk in values.chunks(LANES) {
                 for (sum, &x) in sums.iter_mut().zip(chunk) {
                     *sum += exp(x - max);
                 }
             }
             sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
         };
-        (max, row.chunks(1024).map(block).sum::<f64>())
+        (max, row.chunks(SUM_BLOCK).map(block).sum::<f64>())
     });
     sum.ln() + f64::from(max) - f64::from(row[target as usize])
 }
 
-/// Replaces a row of (capped) logits by scale · (softmax − onehot), times the cap's slope; `loss` is the row's
-/// −log softmax[target].
-fn row_gradient(row: &mut [f32], target: u32, loss: f64, scale: f32, cap: Option<f32>) {
+/// As [`row_loss`]; replaces the row of (capped) logits by scale · (softmax − onehot), times the cap's slope.
+fn row_gradient(row: &mut [f32], target: u32, scale: f32, cap: Option<f32>) -> f64 {
     let target_logit = row[target as usize];
+    let Some(cap) = cap else {
+        let (max, sum) = vectorised(|| replace_by_exponentials(row));
+        let factor = (f64::from(scale) / sum) as f32;
+        vectorised(|| row.iter_mut().for_each(|x| *x *= factor));
+        row[target as usize] -= scale;
+        return sum.ln() + f64::from(max) - f64::from(target_logit);
+    };
+    let loss = row_loss(row, target);
     let log_sum = (loss + f64::from(target_logit)) as f32;
-    match cap {
-        None => {
-            vectorised(|| row.iter_mut().for_each(|x| *x = exp(*x - log_sum) * scale));
-            row[target as usize] -= scale;
+    vectorised(|| row.iter_mut().for_each(|x| *x = exp(*x - log_sum) * scale * softcap::slope(*x, cap)));
+    row[target as usize] -= scale * softcap::slope(target_logit, cap);
+    loss
+}
+
+/// e^(x − max) in the place of every x; the maximum, and their sum as [`row_loss`] makes it.
+#[inline(always)]
+fn replace_by_exponentials(row: &mut [f32]) -> (f32, f64) {
+    let max = largest(row);
+    let block = |values: &mut [f32]| {
+        let mut sums = [0f32; LANES];
+        for chunk in values.chunks_mut(LANES) {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *x = exp(*x - max);
+                *sum += *x;
+            }
         }
-        Some(cap) => {
-            vectorised(|| row.iter_mut().for_each(|x| *x = exp(*x - log_sum) * scale * softcap::slope(*x, cap)));
-            row[target as usize] -= scale * softcap::slope(target_logit, cap);
+        sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
+    };
+    (max, row.chunks_mut(SUM_BLOCK).map(block).sum())
+}
+
+#[inline(always)]
+fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in row.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
         }
     }
+    lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[cfg(test)]

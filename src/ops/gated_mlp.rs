@@ -2,12 +2,16 @@
 //!
 //! Backward: du = dy act(g); dg = dy u act'(g).
 
+#![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
+
 use super::activation::Activation;
 use super::fast_math::vectorised;
+use super::fresh::filled;
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Elements per task: large enough to pay for a task, small enough to stay in the L2 cache.
 const CHUNK: usize = 1 << 14;
@@ -35,50 +39,62 @@ pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation)
 mod kernel {
     use super::*;
 
+    type Fresh = [MaybeUninit<f32>];
+
     pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-        let mut y = vec![0f32; gate.elem_count()];
-        with_f32([gate, up], |[g, u]| {
-            y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
-                match activation {
-                    // Two loops, so that neither asks which activation it has.
-                    Activation::Silu => fill(y, g, u, Activation::Silu),
-                    Activation::GeluTanh => fill(y, g, u, Activation::GeluTanh),
-                }
-            });
+        anyhow::ensure!(gate.dims() == up.dims(), "gate {:?} does not fit {:?}", gate.dims(), up.dims());
+        let y = with_f32([gate, up], |[g, u]| {
+            let fill = |y: &mut Fresh| {
+                y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
+                    match activation {
+                        // Two loops, so that neither asks which activation it has.
+                        Activation::Silu => fill(y, g, u, Activation::Silu),
+                        Activation::GeluTanh => fill(y, g, u, Activation::GeluTanh),
+                    }
+                });
+            };
+            // SAFETY: g and u have as many values as y.
+            unsafe { filled(g.len(), fill) }
         })?;
         output(y, gate.shape(), gate)
     }
 
     #[inline(always)]
-    fn fill(y: &mut [f32], g: &[f32], u: &[f32], activation: Activation) {
+    fn fill(y: &mut Fresh, g: &[f32], u: &[f32], activation: Activation) {
         vectorised(|| {
             for ((y, &g), &u) in y.iter_mut().zip(g).zip(u) {
-                *y = activation.at(g).0 * u;
+                y.write(activation.at(g).0 * u);
             }
         });
     }
 
     pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
-        let mut dg = vec![0f32; gate.elem_count()];
-        let mut du = vec![0f32; gate.elem_count()];
-        with_f32([gate, up, dy], |[g, u, dy]| {
-            let out = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
-            let input = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
-            out.zip(input).for_each(|(out, ((g, u), dy))| match activation {
-                Activation::Silu => fill_backward(out, (g, u, dy), Activation::Silu),
-                Activation::GeluTanh => fill_backward(out, (g, u, dy), Activation::GeluTanh),
-            });
+        let fits = gate.dims() == up.dims() && gate.dims() == dy.dims();
+        anyhow::ensure!(fits, "gate {:?}, up {:?} and gradient {:?} differ", gate.dims(), up.dims(), dy.dims());
+        let (dg, du) = with_f32([gate, up, dy], |[g, u, dy]| {
+            let fill = |dg: &mut Fresh, du: &mut Fresh| {
+                let out = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
+                let input = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+                out.zip(input).for_each(|(out, ((g, u), dy))| match activation {
+                    Activation::Silu => fill_backward(out, (g, u, dy), Activation::Silu),
+                    Activation::GeluTanh => fill_backward(out, (g, u, dy), Activation::GeluTanh),
+                });
+            };
+            let mut du = vec![];
+            // SAFETY: g, u and dy have as many values as dg and du.
+            let dg = unsafe { filled(g.len(), |dg| du = filled(u.len(), |du| fill(dg, du))) };
+            (dg, du)
         })?;
         Ok((output(dg, gate.shape(), gate)?, output(du, gate.shape(), gate)?))
     }
 
     #[inline(always)]
-    fn fill_backward((dg, du): (&mut [f32], &mut [f32]), (g, u, dy): (&[f32], &[f32], &[f32]), activation: Activation) {
+    fn fill_backward((dg, du): (&mut Fresh, &mut Fresh), (g, u, dy): (&[f32], &[f32], &[f32]), activation: Activation) {
         vectorised(|| {
-            for i in 0..g.len().min(dy.len()) {
-                let (value, slope) = activation.at(g[i]);
-                du[i] = dy[i] * value;
-                dg[i] = dy[i] * u[i] * slope;
+            for ((dg, du), ((&g, &u), &dy)) in dg.iter_mut().zip(du).zip(g.iter().zip(u).zip(dy)) {
+                let (value, slope) = activation.at(g);
+                du.write(dy * value);
+                dg.write(dy * u * slope);
             }
         });
     }

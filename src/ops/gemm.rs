@@ -3,9 +3,11 @@
 #![allow(unsafe_code, reason = "matrix products on strided parts of slices, which tasks write side by side")]
 
 use super::fast_math::vectorised;
+use super::thin;
 use super::widen::Values;
 use gemm::Parallelism;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Half-precision weights widened at a time: a few MiB, whatever the matrix's size.
 const BLOCK_ELEMENTS: usize = 1 << 21;
@@ -64,6 +66,39 @@ impl Matrix {
     pub unsafe fn row_mut<'a>(self, i: usize, length: usize) -> &'a mut [f32] {
         // SAFETY: promised by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at(i, 0).data, length) }
+    }
+
+    /// Whether each row's elements are contiguous.
+    pub fn has_rows(self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Whether rows of `width` elements follow one another without a gap.
+    pub fn has_rows_of(self, width: usize) -> bool {
+        self.has_rows() && usize::try_from(self.row_stride).is_ok_and(|stride| stride == width)
+    }
+
+    /// Element (i, j).
+    ///
+    /// # Safety
+    /// It lies inside a live allocation that nobody writes meanwhile.
+    pub unsafe fn value(self, i: usize, j: usize) -> f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.at(i, j).data.read() }
+    }
+
+    /// Where the first element lies.
+    pub fn address(self) -> *const i8 {
+        self.data.cast_const().cast()
+    }
+
+    /// Writes element (i, j).
+    ///
+    /// # Safety
+    /// It lies inside a live allocation that may be written and that nobody else touches meanwhile.
+    pub unsafe fn set(self, i: usize, j: usize, value: f32) {
+        // SAFETY: promised by the caller.
+        unsafe { self.at(i, j).data.write(value) }
     }
 
     /// The transpose: the same memory with its strides exchanged.
@@ -127,6 +162,43 @@ pub unsafe fn product(
     }
 }
 
+/// Multiplications that one thread does on its own.
+const SMALL_PRODUCT: usize = 1 << 19;
+/// The narrowest part of a product that a thread takes, and the one from which on there are two for each thread. Wide
+/// enough for the sums of every part to be made as they are in the whole.
+const NARROW: usize = 96;
+const WIDE: usize = 320;
+
+/// As [`product`], on every thread: parts of the columns, or of the rows too where columns are few, side by side. gemm's
+/// own threads wait for one that packs b, and for each other after every few hundred of k.
+///
+/// # Safety
+/// As [`product`].
+pub unsafe fn product_in_parts((m, n, k): (usize, usize, usize), a: Matrix, b: Matrix, out: Matrix, accumulate: bool) {
+    let threads = rayon::current_num_threads();
+    let part = |rows: &Range<usize>, columns: &Range<usize>| {
+        let (i, j) = (rows.start, columns.start);
+        let (sizes, out) = ((rows.len(), columns.len(), k), out.at(i, j));
+        // SAFETY: promised by the caller; parts of the output do not overlap.
+        unsafe { product(sizes, a.at(i, 0), b.at(0, j), out, 1.0, accumulate, Parallelism::None) };
+    };
+    // For a few rows or columns gemm has other ways, whose sums depend on how many these are.
+    if threads == 1 || m * n * k <= SMALL_PRODUCT || m.min(n) < FEW_ROWS {
+        return part(&(0..m), &(0..n));
+    }
+    let columns = parts(n, if n >= 2 * threads * WIDE { 2 * threads } else { threads });
+    let rows = parts(m, threads.div_ceil(columns.len()));
+    let all: Vec<_> = columns.iter().flat_map(|columns| rows.iter().map(move |rows| (rows, columns))).collect();
+    all.into_par_iter().with_max_len(1).for_each(|(rows, columns)| part(rows, columns));
+}
+
+/// 0..length in at most `count` parts of at least [`NARROW`].
+fn parts(length: usize, count: usize) -> Vec<Range<usize>> {
+    let count = count.min(length / NARROW).max(1);
+    let step = if count == 1 { length } else { length / count / 32 * 32 };
+    (0..count).map(|i| i * step..if i + 1 == count { length } else { (i + 1) * step }).collect()
+}
+
 /// Up to so many rows of activations, a product with a weight is a matter of reading the weight once.
 pub const FEW_ROWS: usize = 4;
 /// Weight rows in a task of such a product.
@@ -152,17 +224,20 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumula
         // SAFETY: promised by the caller.
         return unsafe { few_rows(m, a, &[(w, out)]) };
     }
-    let threads = Parallelism::Rayon(rayon::current_num_threads());
+    let product = |sizes: (usize, usize, usize), a: Matrix, b: Matrix, out: Matrix, accumulate: bool| {
+        // SAFETY: promised by the caller.
+        unsafe {
+            if !thin::product(sizes, a, b, out, accumulate) {
+                product_in_parts(sizes, a, b, out, accumulate);
+            }
+        }
+    };
     let block = |first: usize, count: usize, rows: &[f32], accumulate: bool| {
         let rows = Matrix::read(rows, 0, w.cols);
-        // SAFETY: promised by the caller for the whole of a and out; `rows` holds `count` whole rows.
-        unsafe {
-            if w.transposed {
-                product((m, count, w.cols), a, rows.t(), out.at(0, first), 1.0, accumulate, threads);
-            } else {
-                let accumulate = accumulate || first > 0;
-                product((m, w.cols, count), a.at(0, first), rows, out, 1.0, accumulate, threads);
-            }
+        if w.transposed {
+            product((m, count, w.cols), a, rows.t(), out.at(0, first), accumulate);
+        } else {
+            product((m, w.cols, count), a.at(0, first), rows, out, accumulate || first > 0);
         }
     };
     if let Values::F32(values) = w.values {
@@ -295,6 +370,42 @@ mod tests {
             };
             // Small whole numbers: every sum is exact.
             assert_eq!(run(Values::Bf16(&half)), run(Values::F32(&wide)));
+        }
+    }
+
+    /// On one thread and on several, whose parts are others: the same bits, whatever the strides.
+    #[test]
+    fn parallelism_does_not_change_a_bit() {
+        for (m, n, k) in [
+            (300, 700, 520),
+            (1, 900, 1100),
+            (900, 3, 1100),
+            (410, 40, 300),
+            (97, 97, 97),
+            (5, 2000, 1030),
+            (4, 500, 300),
+        ] {
+            let values = |count: usize, step: usize| -> Vec<f32> {
+                (0..count).map(|i| ((i * step) % 1009) as f32 / 504.5 - 1.0).collect()
+            };
+            let (a, b) = (values(m * k, 37), values(k * n, 91));
+            for (a_turned, b_turned) in [(false, true), (false, false), (true, false), (true, true)] {
+                let run = |threads: usize| {
+                    let mut out = vec![0.5f32; m * n];
+                    let read = |x: &[f32], turned, rows: usize, columns: usize| {
+                        if turned { Matrix::read(x, 0, rows).t() } else { Matrix::read(x, 0, columns) }
+                    };
+                    let (a, b) = (read(&a, a_turned, m, k), read(&b, b_turned, k, n));
+                    let to = Matrix::write(&mut out, n);
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    // SAFETY: whole matrices of these sizes.
+                    pool.install(|| unsafe { product_in_parts((m, n, k), a, b, to, true) });
+                    out
+                };
+                let whole = run(1);
+                let same = [2, 3, 16].into_iter().all(|threads| run(threads) == whole);
+                assert!(same, "{m} {n} {k}, turned {a_turned} {b_turned}");
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "times a matrix product")]
 
-use super::gemm::{Matrix, product};
+use super::gemm::{Matrix, product_in_parts};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -13,13 +13,12 @@ const CHUNK: usize = 1 << 16;
 /// Floating-point operations a second of an m × k by k × n product in f32 on every thread; the best of some runs.
 pub fn gemm_rate(m: usize, k: usize, n: usize) -> f64 {
     let (a, b, mut out) = (vec![0.5f32; m * k], vec![0.25f32; k * n], vec![0f32; m * n]);
-    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
     let flops = 2.0 * (m * k * n) as f64;
     flops
         / best(|| {
             let (a, b, out) = (Matrix::read(&a, 0, k), Matrix::read(&b, 0, n), Matrix::write(&mut out, n));
             // SAFETY: whole matrices of these sizes, not shared.
-            unsafe { product((m, n, k), a, b, out, 1.0, false, threads) };
+            unsafe { product_in_parts((m, n, k), a, b, out, false) };
         })
 }
 

@@ -15,6 +15,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod gated_mlp;
 pub mod linear;
+pub mod low_rank;
 pub mod machine;
 pub mod rms_norm;
 pub mod rope;
@@ -23,9 +24,11 @@ pub mod softcap;
 pub mod sum;
 
 mod fast_math;
+mod fresh;
 mod gemm;
 #[cfg(test)]
 pub(crate) mod testing;
+mod thin;
 mod widen;
 
 use anyhow::{Context, Result};

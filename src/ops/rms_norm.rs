@@ -2,10 +2,15 @@
 //!
 //! Backward, with z = w ∘ dy: dx = s z − x s³ ⟨z, x⟩ / d; dw = Σ_n dy ∘ x s.
 
+#![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
+
+use super::fast_math::vectorised;
+use super::fresh::filled;
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// What the backward pass needs.
 pub struct Saved {
@@ -69,49 +74,64 @@ mod kernel {
 
     pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
         let (n, d) = x.dims2()?;
-        let mut y = vec![0f32; n * d];
+        anyhow::ensure!(d > 0 && weight.elem_count() == d, "weight {:?} does not fit {:?}", weight.dims(), x.dims());
         let mut scale = vec![0f32; n];
-        with_f32([x, weight], |[x, w]| {
-            y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(&mut scale).for_each(|((y, x), s)| {
-                *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    *y = x * *s * w;
-                }
-            });
+        let y = with_f32([x, weight], |[x, w]| {
+            let row = |((y, x), s): ((&mut [MaybeUninit<f32>], &[f32]), &mut f32)| {
+                vectorised(|| {
+                    *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        y.write(x * *s * w);
+                    }
+                });
+            };
+            // SAFETY: x is of y's size, and w as long as a row.
+            unsafe { filled(n * d, |y| y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(&mut scale).for_each(row)) }
         })?;
         Ok((output(y, (n, d), x)?, Tensor::from_vec(scale, (n, 1), x.device())?))
     }
 
     pub fn backward_input(x: &Tensor, scale: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (n, d) = dy.dims2()?;
-        let mut dx = vec![0f32; n * d];
-        with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
-            let rows = dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale);
-            rows.for_each(|(((dx, x), dy), &s)| {
-                for ((z, dy), w) in dx.iter_mut().zip(dy).zip(w) {
-                    *z = dy * w;
-                }
-                let pull = (dot(dx, x) / d as f64) as f32 * s * s * s;
-                for (dx, x) in dx.iter_mut().zip(x) {
-                    *dx = *dx * s - x * pull;
-                }
-            });
+        let fits = d > 0 && weight.elem_count() == d && x.dims2()? == (n, d) && scale.elem_count() == n;
+        anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
+        let dx = with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
+            let row = |(((dx, x), dy), &s): (((&mut [MaybeUninit<f32>], &[f32]), &[f32]), &f32)| {
+                vectorised(|| {
+                    let z: Vec<f32> = dy.iter().zip(w).map(|(dy, w)| dy * w).collect();
+                    let pull = (dot(&z, x) / d as f64) as f32 * s * s * s;
+                    for ((dx, x), z) in dx.iter_mut().zip(x).zip(&z) {
+                        dx.write(z * s - x * pull);
+                    }
+                });
+            };
+            // SAFETY: x and dy are of dx's size, and w as long as a row.
+            unsafe {
+                filled(n * d, |dx| {
+                    dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale).for_each(row);
+                })
+            }
         })?;
         output(dx, (n, d), dy)
     }
 
     /// ⟨a, b⟩ in eight f32 lanes per block of 64, blocks summed in f64.
+    #[inline(always)]
     fn dot(a: &[f32], b: &[f32]) -> f64 {
-        let block = |(a, b): (&[f32], &[f32])| {
-            let mut lanes = [0f32; 8];
-            for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-                for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                    *lane += a * b;
-                }
+        let (a, b) = (a.chunks_exact(64), b.chunks_exact(64));
+        let rest = block(a.remainder().chunks(8).zip(b.remainder().chunks(8)));
+        a.zip(b).map(|(a, b)| block(a.chunks_exact(8).zip(b.chunks_exact(8)))).sum::<f64>() + rest
+    }
+
+    #[inline(always)]
+    fn block<'a>(eights: impl Iterator<Item = (&'a [f32], &'a [f32])>) -> f64 {
+        let mut lanes = [0f32; 8];
+        for (a, b) in eights {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
             }
-            lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>()
-        };
-        a.chunks(64).zip(b.chunks(64)).map(block).sum()
+        }
+        lanes.iter().map(|&lane| f64::from(lane)).sum()
     }
 }
 

@@ -4,10 +4,15 @@
 //! The map is a rotation, perhaps times a magnitude, so its backward is the same by −θ. x: [N, H · D]; cos, sin:
 //! [N, D / 2] in f32.
 
+#![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
+
+use super::fast_math::vectorised;
+use super::fresh::filled;
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// cos and sin of every row's angles, [N, D / 2] each.
 #[derive(Clone)]
@@ -74,20 +79,26 @@ fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
 
 fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
-    let half = angles.cos.dim(1)?;
-    let mut y = vec![0f32; n * width];
-    with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
-        let rows = y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(cos.par_chunks(half).zip(sin.par_chunks(half)));
-        rows.for_each(|((y, x), (cos, sin))| {
-            for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                let ((first, second), (a, b)) = (y.split_at_mut(half), x.split_at(half));
-                for i in 0..half {
-                    let sin = sin[i] * sign;
-                    first[i] = a[i] * cos[i] - b[i] * sin;
-                    second[i] = b[i] * cos[i] + a[i] * sin;
+    let (rows, half) = angles.cos.dims2()?;
+    let fits = rows == n && half > 0 && width.is_multiple_of(2 * half) && angles.sin.dims2()? == (rows, half);
+    anyhow::ensure!(fits, "angles of {rows} rows and {half} pairs do not fit {:?}", x.dims());
+    let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
+        let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
+        let row = |((y, x), (cos, sin)): ((&mut [MaybeUninit<f32>], &[f32]), (&[f32], &[f32]))| {
+            vectorised(|| {
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    let ((first, second), (a, b)) = (y.split_at_mut(half), x.split_at(half));
+                    let pairs = first.iter_mut().zip(second).zip(a.iter().zip(b));
+                    for (((first, second), (a, b)), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                        let sin = sin * sign;
+                        first.write(a * cos - b * sin);
+                        second.write(b * cos + a * sin);
+                    }
                 }
-            }
-        });
+            });
+        };
+        // SAFETY: x has as many rows as y, and a row is made of whole heads, of 2 · half values each.
+        unsafe { filled(n * width, |y| y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(angles).for_each(row)) }
     })?;
     output(y, (n, width), x)
 }

@@ -1,10 +1,15 @@
 //! x + y of equal shapes, for residual connections and for gradients that meet.
 
+#![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
+
+use super::fast_math::vectorised;
+use super::fresh::filled;
 use super::scalar::{Scalar, wide};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 const CHUNK: usize = 1 << 14;
 
@@ -13,14 +18,17 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if !fused(&[x, y]) || x.dims() != y.dims() {
         return Ok((x + y.to_dtype(x.dtype())?)?);
     }
-    let mut out = vec![0f32; x.elem_count()];
-    with_f32([x, y], |[x, y]| {
+    let out = with_f32([x, y], |[x, y]| {
         let input = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
-        out.par_chunks_mut(CHUNK).zip(input).for_each(|(out, (x, y))| {
-            for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                *out = x + y;
-            }
-        });
+        let fill = |(out, (x, y)): (&mut [MaybeUninit<f32>], (&[f32], &[f32]))| {
+            vectorised(|| {
+                for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                    out.write(x + y);
+                }
+            });
+        };
+        // SAFETY: x and y have as many values as the result.
+        unsafe { filled(x.len(), |out| out.par_chunks_mut(CHUNK).zip(input).for_each(fill)) }
     })?;
     output(out, x.shape(), x)
 }

@@ -1,0 +1,198 @@
+//! What a penalty on a low-rank update B A asks for beside its products with U: r × r matrices in f64, and columns weighted
+//! twice. A: [r, d_in]; B and its images G, H: [d_out, r].
+//!
+//! r is small and so are these matrices: as tensor operations they would take longer to call than to compute.
+
+use super::fast_math::vectorised;
+use super::scalar::{Scalar, wide};
+use super::{fused, output, with_f32};
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+
+/// Sums side by side in a product of two rows.
+const LANES: usize = 16;
+
+/// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩, and times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 where the
+/// device has it (all but Metal).
+pub fn products(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
+    let ((r, d_in), (d_out, columns), image) = (a.dims2()?, g.dims2()?, h.dims2()?);
+    anyhow::ensure!(
+        columns == r && image == (d_out, r),
+        "A {:?} does not fit {:?} and {:?}",
+        a.dims(),
+        g.dims(),
+        h.dims()
+    );
+    let f32_only = [a, g, h].iter().all(|x| x.dtype() == DType::F32);
+    if r * d_in * d_out == 0 || !f32_only || !fused(&[a, g, h]) {
+        return generic(a, g, h, scale);
+    }
+    let (inner, grad_a, grad_b) = with_f32([a, g, h], |[a, g, h]| {
+        let (s, t) = (row_products(a, d_in), column_products(g, r));
+        let inner = s.iter().zip(&t).map(|(s, t)| s * t).sum::<f64>();
+        (inner, combine_rows(&t, a, d_in, scale), combine_columns(h, &s, r, scale))
+    })?;
+    Ok((Scalar::Known(inner), output(grad_a, (r, d_in), a)?, output(grad_b, (d_out, r), a)?))
+}
+
+fn generic(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
+    let wide = wide(a.device());
+    let (a, g, h) = (a.to_dtype(wide)?, g.to_dtype(wide)?, h.to_dtype(wide)?);
+    let (s, t) = (a.matmul(&a.t()?)?, g.t()?.matmul(&g)?);
+    let inner = Scalar::of((&t * &s)?.sum_all()?)?;
+    let narrow = |x: Tensor| Ok::<_, anyhow::Error>((x * scale)?.to_dtype(DType::F32)?);
+    Ok((inner, narrow(t.matmul(&a)?)?, narrow(h.matmul(&s)?)?))
+}
+
+/// A Aᵀ [r, r] for rows of `width`.
+fn row_products(a: &[f32], width: usize) -> Vec<f64> {
+    vectorised(|| {
+        let r = a.len() / width;
+        let mut out = vec![0f64; r * r];
+        for (i, x) in a.chunks_exact(width).enumerate() {
+            for (j, y) in a.chunks_exact(width).take(i + 1).enumerate() {
+                let mut lanes = [0f64; LANES];
+                for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+                    for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+                        *lane += f64::from(*x) * f64::from(*y);
+                    }
+                }
+                let sum = lanes.iter().sum();
+                (out[i * r + j], out[j * r + i]) = (sum, sum);
+            }
+        }
+        out
+    })
+}
+
+/// GᵀG [r, r] for rows of r.
+fn column_products(g: &[f32], r: usize) -> Vec<f64> {
+    vectorised(|| {
+        let mut out = vec![0f64; r * r];
+        let mut wide = vec![0f64; r];
+        for row in g.chunks_exact(r) {
+            wide.iter_mut().zip(row).for_each(|(wide, x)| *wide = f64::from(*x));
+            for (sums, x) in out.chunks_exact_mut(r).zip(&wide) {
+                sums.iter_mut().zip(&wide).for_each(|(sum, y)| *sum += x * y);
+            }
+        }
+        out
+    })
+}
+
+/// `scale` · T A for A's rows of `width`.
+fn combine_rows(t: &[f64], a: &[f32], width: usize, scale: f64) -> Vec<f32> {
+    vectorised(|| {
+        let r = a.len() / width;
+        let mut out = Vec::with_capacity(a.len());
+        let mut sums = vec![0f64; width];
+        for weights in t.chunks_exact(r) {
+            sums.fill(0.0);
+            for (weight, row) in weights.iter().zip(a.chunks_exact(width)) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * f64::from(*x));
+            }
+            out.extend(sums.iter().map(|sum| (sum * scale) as f32));
+        }
+        out
+    })
+}
+
+/// `scale` · H S for rows of r; S is symmetric.
+fn combine_columns(h: &[f32], s: &[f64], r: usize, scale: f64) -> Vec<f32> {
+    vectorised(|| {
+        let mut out = Vec::with_capacity(h.len());
+        let mut sums = vec![0f64; r];
+        for row in h.chunks_exact(r) {
+            sums.fill(0.0);
+            for (x, weights) in row.iter().zip(s.chunks_exact(r)) {
+                let x = f64::from(*x);
+                sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * weight);
+            }
+            out.extend(sums.iter().map(|sum| (sum * scale) as f32));
+        }
+        out
+    })
+}
+
+/// y [k, n] with its rows weighted by c and by d [k, 1], side by side: [k, 2 n].
+pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
+    let (k, n) = y.dims2()?;
+    if n == 0 || !fused(&[y, c, d]) {
+        return Ok(Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(d)?], 1)?);
+    }
+    let both = with_f32([y, c, d], |[y, c, d]| {
+        let mut both = Vec::with_capacity(2 * k * n);
+        for ((row, c), d) in y.chunks_exact(n).zip(c).zip(d) {
+            both.extend(row.iter().map(|y| y * c));
+            both.extend(row.iter().map(|y| y * d));
+        }
+        both
+    })?;
+    output(both, (k, 2 * n), y)
+}
+
+/// The halves of z's columns, [m, n] each of [m, 2 n]; where there is an x [m, n], x minus each.
+pub fn halves(z: &Tensor, x: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    let (m, n) = (z.dim(0)?, z.dim(1)? / 2);
+    let x = x.map(Tensor::contiguous).transpose()?;
+    if n == 0 || !fused(&[z]) || x.as_ref().is_some_and(|x| !fused(&[x])) {
+        let (first, second) = (z.narrow(1, 0, n)?, z.narrow(1, n, n)?);
+        return Ok(match x {
+            Some(x) => ((&x - first)?, (x - second)?),
+            None => (first.contiguous()?, second.contiguous()?),
+        });
+    }
+    let mut parts = [Vec::with_capacity(m * n), Vec::with_capacity(m * n)];
+    match &x {
+        Some(x) => with_f32([z, x], |[z, x]| {
+            for (z, x) in z.chunks_exact(2 * n).zip(x.chunks_exact(n)) {
+                for (part, z) in parts.iter_mut().zip(z.chunks_exact(n)) {
+                    part.extend(x.iter().zip(z).map(|(x, z)| x - z));
+                }
+            }
+        })?,
+        None => with_f32([z], |[z]| {
+            for z in z.chunks_exact(2 * n) {
+                parts.iter_mut().zip(z.chunks_exact(n)).for_each(|(part, z)| part.extend_from_slice(z));
+            }
+        })?,
+    }
+    let [first, second] = parts;
+    Ok((output(first, (m, n), z)?, output(second, (m, n), z)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, random};
+
+    #[test]
+    fn kernels_equal_generic() {
+        for (r, d_in, d_out) in [(8, 70, 50), (1, 1, 1), (3, 33, 17), (20, 5, 9)] {
+            let (a, g, h) = (random(&[r, d_in], 1), random(&[d_out, r], 2), random(&[d_out, r], 3));
+            let (fast, slow) = (products(&a, &g, &h, 0.7).unwrap(), generic(&a, &g, &h, 0.7).unwrap());
+            assert!((fast.0.read().unwrap() / slow.0.read().unwrap() - 1.0).abs() < 1e-12);
+            close(&fast.1, &slow.1, 1e-7);
+            close(&fast.2, &slow.2, 1e-7);
+            assert!(products(&a, &g, &random(&[d_out + 1, r], 3), 0.7).is_err());
+        }
+    }
+
+    #[test]
+    fn weights_and_halves_undo_one_another() {
+        let (y, c, d) = (random(&[13, 5], 1), random(&[13, 1], 2), random(&[13, 1], 3));
+        let both = weighted_twice(&y, &c, &d).unwrap();
+        let expected = [&c, &d].map(|c| y.broadcast_mul(c).unwrap());
+        for x in [None, Some(random(&[13, 5], 4))] {
+            // A strided view goes down the generic path.
+            let strided = both.t().unwrap().contiguous().unwrap().t().unwrap();
+            for both in [&both, &strided] {
+                let (first, second) = halves(both, x.as_ref()).unwrap();
+                for (part, expected) in [first, second].iter().zip(&expected) {
+                    let expected = x.as_ref().map_or(expected.clone(), |x| (x - expected).unwrap());
+                    close(part, &expected, 1e-7);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! f32 products with one side of at most [`THIN`]: LoRA's x Aᵀ, dy B and dyᵀ (x Aᵀ), its update of y and dx, and U's
+//! products in the penalty. A GEMM packs its operands first, which here takes longer than the product.
+//!
+//! With X and Out [m, n] large, and thin Z [m, r] and B [r, n], r in blocks of [`BLOCK`] padded by zeros:
+//!
+//! ```text
+//! columns   Xᵀ Z     [n, r]    sums over rows: a panel of columns in registers, row by row
+//! dots      X Bᵀ     [m, r]    sums over columns: a few rows at once
+//! update    Z B      [m, n]    written or added
+//! ```
+//!
+//! Each reads X, or reads and writes Out, once. Tasks are columns or rows, whose sums do not depend on how many threads
+//! there are.
+
+#![allow(unsafe_code, reason = "matrices inside others' memory, parts of which tasks write side by side")]
+
+use super::gemm::Matrix;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// The largest thin side that goes better without a GEMM.
+const THIN: usize = 16;
+/// Columns of the thin side at once.
+const BLOCK: usize = 8;
+/// Columns of a row that lie together in [`Grouped`]: the longest vector's, or several shorter ones.
+const GROUP: usize = 16;
+/// Vectors of a row at once where there are registers for them: with [`BLOCK`] columns, 24 sums.
+const PANEL: usize = 3;
+/// Rows that a panel goes down before the next one does, so that they are read in the order that they lie in. Those of
+/// the next turn are asked for meanwhile.
+const COLUMN_ROWS: usize = 64;
+/// As [`COLUMN_ROWS`], of an output, which is written too.
+const UPDATE_ROWS: usize = 32;
+/// Multiplications in a task.
+const TASK: usize = 1 << 20;
+
+/// out = a · b, or out += a · b when `accumulate`, if that is a product for the kernels here; a: m × k, b: k × n.
+///
+/// # Safety
+/// As [`super::gemm::product`].
+pub unsafe fn product((m, n, k): (usize, usize, usize), a: Matrix, b: Matrix, out: Matrix, accumulate: bool) -> bool {
+    let thin = |side: usize| (1..=THIN).contains(&side);
+    if m <= THIN || !out.has_rows() {
+        return false;
+    }
+    // SAFETY: whole matrices, by the caller's promise; the output is this call's alone.
+    unsafe {
+        if thin(k) && n > THIN {
+            update(&Padded::new(a, m, k), &Padded::transposed(b, k, n), (m, n), out, accumulate);
+        } else if thin(n) && k > THIN && !accumulate && a.has_rows() {
+            dots((m, k), a, &Grouped::new(b, k, n), n, out);
+        } else if thin(n) && k > THIN && !accumulate && a.t().has_rows() {
+            columns((k, m), a.t(), &Padded::new(b, k, n), n, out);
+        } else {
+            return false;
+        }
+    }
+    true
+}
+
+/// Thin rows: a whole number of blocks each, padded by zeros.
+struct Padded<'a> {
+    values: Cow<'a, [f32]>,
+    width: usize,
+}
+
+impl<'a> Padded<'a> {
+    /// A thin matrix as it is, where it can be read in place.
+    ///
+    /// # Safety
+    /// It lies inside a live allocation that nobody writes meanwhile.
+    unsafe fn new(matrix: Matrix, rows: usize, columns: usize) -> Self {
+        let width = columns.next_multiple_of(BLOCK);
+        if matrix.has_rows_of(width) && width == columns {
+            // SAFETY: promised by the caller: rows of this width without a gap.
+            return Self { values: Cow::Borrowed(unsafe { matrix.row(0, rows * width) }), width };
+        }
+        let mut values = vec![0f32; rows * width];
+        for (i, row) in values.chunks_exact_mut(width).enumerate() {
+            for (j, value) in row[..columns].iter_mut().enumerate() {
+                // SAFETY: promised by the caller.
+                *value = unsafe { matrix.value(i, j) };
+            }
+        }
+        Self { values: Cow::Owned(values), width }
+    }
+
+    /// A matrix of `rows` long rows, with rows of zeros after them up to a whole block.
+    ///
+    /// # Safety
+    /// As [`Padded::new`].
+    unsafe fn transposed(matrix: Matrix, rows: usize, width: usize) -> Self {
+        let mut values = vec![0f32; rows.next_multiple_of(BLOCK) * width];
+        for (i, row) in values.chunks_exact_mut(width).take(rows).enumerate() {
+            for (j, value) in row.iter_mut().enumerate() {
+                // SAFETY: promised by the caller.
+                *value = unsafe { matrix.value(i, j) };
+            }
+        }
+        Self { values: Cow::Owned(values), width }
+    }
+
+    /// Blocks of a row.
+    fn blocks(&self) -> usize {
+        self.width / BLOCK
+    }
+
+    /// A part of row `i`.
+    #[inline(always)]
+    fn part(&self, i: usize, columns: Range<usize>) -> &[f32] {
+        &self.values[i * self.width..][columns]
+    }
+
+    /// Row `i` of a block.
+    #[inline(always)]
+    fn row(&self, i: usize, block: usize) -> &[f32] {
+        self.part(i, block * BLOCK..(block + 1) * BLOCK)
+    }
+}
+
+/// The transpose of a thin matrix for [`dots`]: of each block of its columns, [`GROUP`] values of the first, as many of the
+/// next, and so on; padded by zeros.
+struct Grouped {
+    values: Vec<f32>,
+    /// Values in a column.
+    length: usize,
+}
+
+impl Grouped {
+    /// # Safety
+    /// As [`Padded::new`].
+    unsafe fn new(matrix: Matrix, length: usize, columns: usize) -> Self {
+        let chunk = BLOCK * length.next_multiple_of(GROUP);
+        let mut values = vec![0f32; columns.div_ceil(BLOCK) * chunk];
+        for c in 0..columns {
+            let column = &mut values[c / BLOCK * chunk + c % BLOCK * GROUP..];
+            for (group, values) in column.chunks_mut(BLOCK * GROUP).enumerate() {
+                for (i, value) in (group * GROUP..length).zip(&mut values[..GROUP]) {
+                    // SAFETY: promised by the caller.
+                    *value = unsafe { matrix.value(i, c) };
+                }
+            }
+        }
+        Self { values, length }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(BLOCK * self.length.next_multiple_of(GROUP))
+    }
+}
+
+/// Vectors of a row that a panel takes.
+const fn panel<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { PANEL } else { 1 }
+}
+
+/// Consecutive ranges of `step`.
+fn ranges(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(step).map(move |start| start..(start + step).min(end))
+}
+
+/// Runs `task` on ranges of 0..length of about [`TASK`] multiplications, `each` for one, in whole `unit`s.
+fn in_tasks(length: usize, each: usize, unit: usize, task: impl Fn(Range<usize>) + Send + Sync) {
+    let all: Vec<Range<usize>> = ranges(0..length, (TASK / each.max(1)).next_multiple_of(unit).max(unit)).collect();
+    if let [one] = all.as_slice() {
+        return task(one.clone());
+    }
+    all.into_par_iter().for_each(task);
+}
+
+/// Asks for the values at a distance that will be read soon. Nothing is read here: any address will do.
+#[inline(always)]
+fn prefetch(values: Matrix, i: usize, j: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, and SSE is always there.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(values.at(i, j).address());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, i, j);
+}
+
+/// V vectors, or the part of one that there is.
+#[inline(always)]
+fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
+    let (whole, rest) = S::as_simd_f32s(values);
+    let mut vectors = [simd.splat_f32s(0.0); V];
+    if whole.len() == V {
+        vectors.copy_from_slice(whole);
+    } else {
+        vectors[0] = simd.partial_load_f32s(rest);
+    }
+    vectors
+}
+
+#[inline(always)]
+fn store<S: Simd, const V: usize>(simd: S, lanes: &[S::f32s; V], values: &mut [f32]) {
+    let (whole, rest) = S::as_mut_simd_f32s(values);
+    if whole.len() == V {
+        whole.copy_from_slice(lanes);
+    } else {
+        simd.partial_store_f32s(rest, lanes[0]);
+    }
+}
+
+// ---- columns: xᵀ z -----------------------------------------------------------------------------------------------
+
+/// out[j, c] = Σ_i x[i, j] z[i, c] for c < r; x: rows × width.
+///
+/// # Safety
+/// As [`product`].
+unsafe fn columns((rows, width): (usize, usize), x: Matrix, z: &Padded, r: usize, out: Matrix) {
+    // Whole panels, whatever the vector's length.
+    in_tasks(width, rows * z.width, 16 * PANEL, |range| {
+        let mut sums = vec![0f32; z.width * range.len()];
+        Arch::new().dispatch(Columns { rows, x: x.at(0, range.start), z, width: range.len(), sums: &mut sums });
+        for (c, sums) in sums.chunks_exact(range.len()).take(r).enumerate() {
+            for (j, sum) in range.clone().zip(sums) {
+                // SAFETY: this task alone writes these rows.
+                unsafe { out.set(j, c, *sum) };
+            }
+        }
+    });
+}
+
+struct Columns<'a> {
+    rows: usize,
+    x: Matrix,
+    z: &'a Padded<'a>,
+    width: usize,
+    /// [thin side, width], from zeros
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        for rows in ranges(0..self.rows, COLUMN_ROWS) {
+            for block in 0..self.z.blocks() {
+                let mut j = 0;
+                if panel::<S>() == PANEL {
+                    while j + PANEL * S::F32_LANES <= self.width {
+                        self.panel::<S, PANEL>(simd, rows.clone(), block, j);
+                        j += PANEL * S::F32_LANES;
+                    }
+                }
+                while j < self.width {
+                    self.panel::<S, 1>(simd, rows.clone(), block, j);
+                    j += S::F32_LANES;
+                }
+            }
+        }
+    }
+}
+
+impl Columns<'_> {
+    /// Adds the rows' products to V vectors of columns from `j` on, or to the part of one that there is.
+    #[inline(always)]
+    fn panel<S: Simd, const V: usize>(&mut self, simd: S, rows: Range<usize>, block: usize, j: usize) {
+        let (width, end) = (self.width, (j + V * S::F32_LANES).min(self.width));
+        let sums = &mut self.sums[block * BLOCK * width..][..BLOCK * width];
+        let mut lanes = [[simd.splat_f32s(0.0); V]; BLOCK];
+        for (c, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = load::<S, V>(simd, &sums[c * width + j..c * width + end]);
+        }
+        for i in rows {
+            for v in 0..V {
+                prefetch(self.x, i + COLUMN_ROWS, j + v * S::F32_LANES);
+            }
+            // SAFETY: a part of row i of x, by the caller's promise to `product`.
+            let values = load::<S, V>(simd, unsafe { self.x.at(0, j).row(i, end - j) });
+            let z = self.z.row(i, block);
+            for c in 0..BLOCK {
+                let z = simd.splat_f32s(z[c]);
+                for v in 0..V {
+                    lanes[c][v] = simd.mul_add_e_f32s(z, values[v], lanes[c][v]);
+                }
+            }
+        }
+        for (c, lanes) in lanes.iter().enumerate() {
+            store::<S, V>(simd, lanes, &mut sums[c * width + j..c * width + end]);
+        }
+    }
+}
+
+// ---- dots: x b ---------------------------------------------------------------------------------------------------
+
+/// out[i, c] = Σ_j x[i, j] b[j, c] for c < r; x: rows × width.
+///
+/// # Safety
+/// As [`product`].
+unsafe fn dots((rows, width): (usize, usize), x: Matrix, b: &Grouped, r: usize, out: Matrix) {
+    in_tasks(rows, width * r.next_multiple_of(BLOCK), 4 * PANEL, |rows| {
+        Arch::new().dispatch(Dots { rows, x, b, r, out });
+    });
+}
+
+struct Dots<'a> {
+    rows: Range<usize>,
+    x: Matrix,
+    b: &'a Grouped,
+    r: usize,
+    out: Matrix,
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut i = self.rows.start;
+        if panel::<S>() == PANEL {
+            while i + PANEL <= self.rows.end {
+                self.rows::<S, PANEL>(simd, i);
+                i += PANEL;
+            }
+        }
+        while i < self.rows.end {
+            self.rows::<S, 1>(simd, i);
+            i += 1;
+        }
+    }
+}
+
+impl Dots<'_> {
+    /// R rows from `i` on.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, simd: S, i: usize) {
+        for (block, b) in self.b.blocks().enumerate() {
+            let mut lanes = [[simd.splat_f32s(0.0); BLOCK]; R];
+            let mut j = 0;
+            for b in b.chunks_exact(BLOCK * GROUP) {
+                for first in (0..GROUP).step_by(S::F32_LANES) {
+                    let mut x = [simd.splat_f32s(0.0); R];
+                    let count = S::F32_LANES.min(self.b.length.saturating_sub(j));
+                    for (row, x) in x.iter_mut().enumerate() {
+                        prefetch(self.x, i + row + R * 2, j);
+                        // SAFETY: a part of a row of x, by the caller's promise to `product`.
+                        [*x] = load::<S, 1>(simd, unsafe { self.x.at(0, j).row(i + row, count) });
+                    }
+                    for c in 0..BLOCK {
+                        let [b] = load::<S, 1>(simd, &b[c * GROUP + first..][..S::F32_LANES]);
+                        for row in 0..R {
+                            lanes[row][c] = simd.mul_add_e_f32s(x[row], b, lanes[row][c]);
+                        }
+                    }
+                    j += S::F32_LANES;
+                }
+            }
+            for (row, lanes) in lanes.iter().enumerate() {
+                for c in 0..BLOCK.min(self.r - block * BLOCK) {
+                    let sum = simd.reduce_sum_f32s(lanes[c]);
+                    // SAFETY: the task of these rows alone writes them.
+                    unsafe { self.out.set(i + row, block * BLOCK + c, sum) };
+                }
+            }
+        }
+    }
+}
+
+// ---- update: z b -------------------------------------------------------------------------------------------------
+
+/// out[i, j] = Σ_c z[i, c] b[c, j], or added to it; out: m × n.
+///
+/// # Safety
+/// As [`product`].
+unsafe fn update(z: &Padded, b: &Padded, (m, n): (usize, usize), out: Matrix, accumulate: bool) {
+    in_tasks(m, n * z.width, UPDATE_ROWS, |rows| {
+        Arch::new().dispatch(Update { rows, z, b, n, out, accumulate });
+    });
+}
+
+struct Update<'a> {
+    rows: Range<usize>,
+    z: &'a Padded<'a>,
+    b: &'a Padded<'a>,
+    n: usize,
+    out: Matrix,
+    accumulate: bool,
+}
+
+impl WithSimd for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for rows in ranges(self.rows.clone(), UPDATE_ROWS) {
+            for block in 0..self.z.blocks() {
+                let add = self.accumulate || block > 0;
+                let mut j = 0;
+                if panel::<S>() == PANEL {
+                    while j + PANEL * S::F32_LANES <= self.n {
+                        self.panel::<S, PANEL>(simd, rows.clone(), block, j, add);
+                        j += PANEL * S::F32_LANES;
+                    }
+                }
+                while j < self.n {
+                    self.panel::<S, 1>(simd, rows.clone(), block, j, add);
+                    j += S::F32_LANES;
+                }
+            }
+        }
+    }
+}
+
+impl Update<'_> {
+    #[inline(always)]
+    fn panel<S: Simd, const V: usize>(&self, simd: S, rows: Range<usize>, block: usize, j: usize, add: bool) {
+        let end = (j + V * S::F32_LANES).min(self.n);
+        let mut b = [[simd.splat_f32s(0.0); V]; BLOCK];
+        for (c, b) in b.iter_mut().enumerate() {
+            *b = load::<S, V>(simd, self.b.part(block * BLOCK + c, j..end));
+        }
+        for i in rows {
+            for v in 0..V {
+                prefetch(self.out, i + UPDATE_ROWS, j + v * S::F32_LANES);
+            }
+            // SAFETY: a part of row i of the output, which this task alone touches.
+            let out = unsafe { self.out.at(0, j).row_mut(i, end - j) };
+            let mut lanes = if add { load::<S, V>(simd, out) } else { [simd.splat_f32s(0.0); V] };
+            let z = self.z.row(i, block);
+            for c in 0..BLOCK {
+                let z = simd.splat_f32s(z[c]);
+                for v in 0..V {
+                    lanes[v] = simd.mul_add_e_f32s(z, b[c][v], lanes[v]);
+                }
+            }
+            store::<S, V>(simd, &lanes, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, whose sums are exact in any order, inside rows that are longer by `gap`.
+    fn whole_numbers(rows: usize, columns: usize, gap: usize, seed: usize) -> Vec<f32> {
+        (0..rows * (columns + gap)).map(|i| ((i * 7 + i / 5 + seed) % 9) as f32 - 4.0).collect()
+    }
+
+    /// A matrix that is read by rows, or by columns where it is `turned`.
+    fn matrix(values: &[f32], rows: usize, columns: usize, gap: usize, turned: bool) -> Matrix {
+        if turned { Matrix::read(values, 0, rows + gap).t() } else { Matrix::read(values, 0, columns + gap) }
+    }
+
+    /// Tails of every vector length, one row more than a task or a turn, padded and whole blocks; with gaps between rows.
+    #[test]
+    fn products_are_those_of_the_definition() {
+        let sides = [17, 48, 65, 130, 401];
+        let mut served = 0;
+        for thin in [1, 3, 8, 11, 16] {
+            for (m, k) in sides.into_iter().flat_map(|m| sides.map(|k| (m, k))) {
+                for (m, n, k) in [(m, thin, k), (m, k, thin)] {
+                    for (turned, gap, add) in [(0, 0, false), (1, 0, true), (2, 3, false), (3, 1, false), (0, 2, true)]
+                    {
+                        let (a_turned, b_turned) = (turned & 1 == 1, turned & 2 == 2);
+                        let sizes = |turned, rows, columns| if turned { (columns, rows) } else { (rows, columns) };
+                        let ((ar, ac), (br, bc)) = (sizes(a_turned, m, k), sizes(b_turned, k, n));
+                        let (a, b) = (whole_numbers(ar, ac, gap, 1), whole_numbers(br, bc, gap, 2));
+                        let (a, b) = (matrix(&a, m, k, gap, a_turned), matrix(&b, k, n, gap, b_turned));
+                        let mut out = vec![1f32; m * (n + gap)];
+                        // SAFETY: matrices of these sizes.
+                        let done = unsafe { product((m, n, k), a, b, Matrix::write(&mut out, n + gap), add) };
+                        served += usize::from(done);
+                        for (i, row) in out.chunks(n + gap).enumerate().filter(|_| done) {
+                            assert!(row[n..].iter().all(|x| *x == 1.0), "a gap was written");
+                            for (j, value) in row[..n].iter().enumerate() {
+                                // SAFETY: elements of these matrices.
+                                let term = |l| unsafe { a.value(i, l) * b.value(l, j) };
+                                let expected = f32::from(u8::from(add)) + (0..k).map(term).sum::<f32>();
+                                assert_eq!(*value, expected, "{m} {n} {k}, {turned} {gap} {add}, at {i} {j}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(served, 5 * 25 * (3 + 5));
+    }
+
+    #[test]
+    fn other_products_are_left_to_a_gemm() {
+        let (a, mut out) = (vec![1f32; 100 * 100], vec![7f32; 100 * 100]);
+        for (m, n, k) in [(16, 100, 8), (100, 17, 17), (100, 16, 16), (100, 8, 0), (100, 0, 100), (0, 8, 100)] {
+            let (a, out) = (Matrix::read(&a, 0, 100), Matrix::write(&mut out, 100));
+            // SAFETY: parts of matrices of 100 × 100.
+            assert!(unsafe { !product((m, n, k), a, a, out, false) }, "{m} {n} {k}");
+        }
+        assert!(out.iter().all(|x| *x == 7.0));
+    }
+
+    #[test]
+    fn parallelism_does_not_change_a_bit() {
+        let values: Vec<f32> = (0..1100 * 600).map(|i| (i as f32 * 0.37).sin()).collect();
+        for (m, n, k, turned) in [(1100, 8, 600, false), (600, 11, 1100, true), (1100, 600, 8, false)] {
+            let run = |threads: usize| {
+                let mut out = vec![0f32; m * n];
+                let a = matrix(&values, m, k, 0, turned);
+                let (b, to) = (Matrix::read(&values, 5, n), Matrix::write(&mut out, n));
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                // SAFETY: matrices of these sizes.
+                assert!(pool.install(|| unsafe { product((m, n, k), a, b, to, false) }));
+                out
+            };
+            let one = run(1);
+            assert!([2, 5].into_iter().all(|threads| run(threads) == one), "{m} {n} {k}");
+        }
+    }
+}
