@@ -185,6 +185,7 @@ train = "train.jsonl"
             "output.eval_every_steps=3",
             "output.save_every_steps=5",
             "output.log_modules_every=10",
+            "data.max_samples=7",
             "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
             "train.patience=4",
         ];
