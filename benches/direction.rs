@@ -19,7 +19,7 @@ const SHAPES: [(usize, usize); 3] = [(576, 576), (1536, 576), (576, 1536)];
 const LONG: [(usize, usize); 4] = [(2048, 2048), (256, 2048), (5632, 2048), (2048, 5632)];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     Limits::measure();
     println!(
         "{:<28} {:>5} {:>9} {:>12} {:>6} {:>9} {:>7} {:>8}",

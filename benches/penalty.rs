@@ -18,7 +18,7 @@ const RANK: usize = 8;
 const DEFAULT_SHARE: f64 = 359.0 / 576.0;
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     let limits = Limits::measure();
     for (d_out, d_in, k) in [(576, 576, 359), (1536, 576, 576), (3584, 3584, 3584), (3584, 3584, 256)] {
         // An orthonormal basis is not needed to take the time of one.

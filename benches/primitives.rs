@@ -26,7 +26,7 @@ const WIDTHS: [Width; 2] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     let limits = Limits::measure();
     for width in &WIDTHS {
         println!("{}: {} rows, hidden_size {}", width.name, width.rows, width.hidden);

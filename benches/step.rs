@@ -12,7 +12,6 @@ use asft::names::Targets;
 use asft::ops::attention::{self, Layout, Shape};
 use asft::ops::linear;
 use asft::ops::machine::best;
-use asft::report::peak_memory_bytes;
 use candle_core::Tensor;
 use std::path::Path;
 use support::model::{batch, list, random_model, trainer};
@@ -24,7 +23,7 @@ const LENGTH: usize = 256;
 const LENGTHS: [usize; 5] = [128, 256, 512, 1024, 2048];
 
 fn main() -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     let limits = Limits::measure();
     let dir = tempfile::tempdir()?;
     let spec = random_model(dir.path())?;
@@ -103,7 +102,7 @@ fn scaling(dir: &Path, spec: &ModelSpec) -> anyhow::Result<()> {
         let seconds = best(|| {
             trainer.step(0, &batch, 1e-4).expect("a step of finite numbers");
         });
-        (length, seconds, peak_memory_bytes() as f64)
+        (length, seconds, asft::memory::peak_bytes() as f64)
     });
     drop(trainer);
     println!(

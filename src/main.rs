@@ -13,7 +13,7 @@ use std::process::ExitCode;
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     let Cli { command, output } = Cli::parse();
     log::init(output.verbosity(), output.log_format.into());
     // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
