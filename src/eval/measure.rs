@@ -119,7 +119,7 @@ impl Prepared {
         self.evaluations
             .iter()
             .map(|(evaluation, work)| {
-                let progress = bar();
+                let progress = bar().with_message(evaluation.title());
                 let tokenizer = self.tokenizer.as_ref();
                 let run = Run { evaluation, model, tokenizer, batch_size, progress: &progress };
                 let mut outcome = match work {
