@@ -12,7 +12,6 @@ use asft::names::Targets;
 use asft::ops::attention::{self, Layout, Shape};
 use asft::ops::linear;
 use asft::ops::machine::best;
-use asft::report::peak_memory_bytes;
 use candle_core::Tensor;
 use std::path::Path;
 use support::model::{batch, list, random_model, trainer};
@@ -106,7 +105,7 @@ fn scaling(dir: &Path, spec: &ModelSpec) -> anyhow::Result<()> {
         let seconds = best(|| {
             trainer.step(0, &batch, 1e-4).expect("a step of finite numbers");
         });
-        (length, seconds, peak_memory_bytes() as f64)
+        (length, seconds, asft::memory::peak_bytes() as f64)
     });
     drop(trainer);
     println!(

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     let Cli { command, output } = Cli::parse();
     log::init(output.verbosity(), output.log_format.into());
     // Held to the end: MPI is started and shut down on the main thread, before and after all others.

@@ -1,29 +1,41 @@
-//! How the process keeps its memory.
-//!
-//! A training step allocates and frees the same buffers again and again. glibc gives large ones back to the kernel at
-//! once, which then has to clear every page of the next: with gradient checkpointing that took 6 % of a step. Kept on the
-//! heap, a freed buffer serves the next layer.
+//! The resident memory of this process, as the system counts it.
 
-#![allow(unsafe_code, reason = "the allocator is only told its parameters through C")]
+use nix::sys::resource::{UsageWho, getrusage};
 
-/// Lets freed buffers stay with the process. To be called once, before threads start; does nothing where the C library
-/// is not glibc.
-pub fn keep_freed_buffers() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets parameters of the allocator, and no other thread runs yet.
-    unsafe {
-        // No block gets a mapping of its own, and the heap's end is never given back.
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
-    }
+/// What is resident now, in bytes; 0 where the system does not say.
+pub fn resident_bytes() -> u64 {
+    from_proc("VmRSS:").unwrap_or(0)
 }
 
-/// The resident memory of this process, in bytes; 0 where the system does not say.
-pub fn resident_bytes() -> u64 {
-    let read = || {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    read().unwrap_or(0) * 1024
+/// The most that has been resident, in bytes; 0 where the system does not say.
+pub fn peak_bytes() -> u64 {
+    from_proc("VmHWM:").unwrap_or_else(peak_from_usage)
+}
+
+/// A line of /proc/self/status; `None` where there is no /proc (macOS), or a container's does not tell.
+fn from_proc(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn peak_from_usage() -> u64 {
+    // macOS counts bytes, the others kilobytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| u64::try_from(usage.max_rss()).unwrap_or(0) * unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_believable_and_both_sources_agree() {
+        let ballast = vec![1u8; 64 << 20];
+        assert!(ballast.iter().map(|byte| u64::from(*byte)).sum::<u64>() > 0);
+        let (peak, other) = (peak_bytes(), peak_from_usage());
+        assert!(peak > 64 << 20 && peak < 1 << 40, "{peak}");
+        assert!(peak.abs_diff(other) < 64 << 20, "{peak} and {other}");
+    }
 }

@@ -68,7 +68,7 @@ fn every_kept_input_is_read_or_refused() {
         assert!(!inputs.is_empty(), "{target}");
         inputs.iter().for_each(|input| check(target, run, input));
     }
-    let peak = asft::report::peak_memory_bytes();
+    let peak = asft::memory::peak_bytes();
     assert!(peak < MEMORY, "{peak} bytes");
 }
 
@@ -88,7 +88,7 @@ fn changed_inputs_are_read_or_refused() {
         println!("{target}: {runs} executions");
     }
     // No more than a word: a thread that was given up goes on here, while the program would end.
-    println!("{} MiB at most", asft::report::peak_memory_bytes() >> 20);
+    println!("{} MiB at most", asft::memory::peak_bytes() >> 20);
 }
 
 /// An input of the corpus after one change or a few.

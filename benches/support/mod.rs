@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 
 /// Runs a benchmark inside the thread pool, as commands are.
 pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
-    asft::memory::keep_freed_buffers();
+    asft::ops::allocator::keep_freed_buffers();
     rayon::scope(|_| run())
 }
 

@@ -30,10 +30,10 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(signal.exit_code()));
     }
     let summaries = summarise(&options, comparison.results().rows());
-    let text = table(&summaries);
+    let table = table(&summaries);
     let dir = Path::new(&options.dir);
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
-    write("table.txt", text.as_bytes())?;
+    write("table.txt", table.to_string().as_bytes())?;
     if let Some(figure) = &options.figure {
         let both = |name: &str, picture: Picture| {
             write(&format!("{name}.svg"), picture.svg.as_bytes())?;
@@ -54,7 +54,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&json!({"cases": summaries}))?))?;
     } else {
-        print(&text)?;
+        print(&table.on_screen())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -127,7 +127,7 @@ fn table(rows: &[Row]) -> String {
         let values = readings(outcomes).into_iter().map(|(_, value)| value.text());
         table.push([model.clone()].into_iter().chain(values));
     }
-    table.to_string()
+    table.on_screen()
 }
 
 /// One evaluation of one model is an object of its values; anything else a list of models with their evaluations.

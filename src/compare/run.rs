@@ -117,11 +117,11 @@ impl<'a> Comparison<'a> {
             (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
         self.measure_references()?;
         let progress = progress_bar(missing.len(), "comparing");
-        progress.enable_steady_tick(std::time::Duration::from_millis(500));
         for (done, i) in missing.iter().copied().enumerate() {
             let began = Instant::now();
             let case = &self.planned[i].run.case;
             let title = [case.title(), case.sweep_title()].join(", ").trim_end_matches(", ").to_string();
+            progress.set_message(title.clone());
             let row = match self.result(i) {
                 Ok(Ok(row)) => row,
                 Ok(Err(signal)) => return Ok(Finished::Stopped(signal)),

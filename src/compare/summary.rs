@@ -111,7 +111,7 @@ fn choose(all: &mut [Summary], select: &Select) {
 }
 
 /// The table: a line for each case, a `*` before those that `select` chooses.
-pub fn table(all: &[Summary]) -> String {
+pub fn table(all: &[Summary]) -> Table {
     // What is 0 everywhere (empty answers, as a rule) is left to the JSON.
     let shown = |name: &&str| !name.contains(": ") || all.iter().any(|s| s.get(name).is_some_and(|m| m.mean != 0.0));
     let names: Vec<&str> = all
@@ -136,7 +136,7 @@ pub fn table(all: &[Summary]) -> String {
         cells.extend(names.iter().map(|name| summary.get(name).map_or_else(|| "-".to_string(), cell)));
         table.push(cells);
     }
-    table.to_string()
+    table
 }
 
 fn cell(mean: &Mean) -> String {
@@ -197,7 +197,7 @@ mod tests {
         let all = summarise(&options(), &rows);
         let selected: Vec<bool> = all.iter().map(|s| s.selected).collect();
         assert_eq!(selected, [true, false, true, false]);
-        let text = table(&all);
+        let text = table(&all).to_string();
         assert!(text.contains("* asft, lambda 2.0       1  94.0 %  30.0 %"), "{text}");
     }
 }

@@ -4,12 +4,12 @@
 //! dropping those overflows any stack. It cannot be replaced where `{% set ns.x = ... %}` is carried out, so that
 //! statement becomes a call of this one's method, [`sets_as_calls`].
 
-use anyhow::Result;
+use super::template::pattern;
 use minijinja::value::{Object, ObjectRepr, Value as Jinja, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State};
 use regex::Regex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 const SET: &str = "_set";
 /// How deep a value may be nested, and of how many values it may consist, counting shared ones each time.
@@ -91,10 +91,12 @@ pub fn namespace(state: &State, defaults: Option<ValueOrKwargs>) -> Result<Jinja
 }
 
 /// The template with `{% set NAME.ATTRIBUTE = VALUE %}` as calls.
-pub fn sets_as_calls(source: &str) -> Result<String> {
-    let set = Regex::new(
-        r#"(?s)\{%([-+]?\s*)set(\s+)(\w+)\s*\.\s*(\w+)\s*=((?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^"'])*?)([-+]?)%\}"#,
-    )?;
+pub fn sets_as_calls(source: &str) -> String {
+    static SET_ATTRIBUTE: LazyLock<Regex> = LazyLock::new(|| {
+        pattern(
+            r#"(?s)\{%([-+]?\s*)set(\s+)(\w+)\s*\.\s*(\w+)\s*=((?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^"'])*?)([-+]?)%\}"#,
+        )
+    });
     let call = format!("{{%${{1}}do${{2}}${{3}}.{SET}('${{4}}', (${{5}}))${{6}}%}}");
-    Ok(set.replace_all(source, call.as_str()).into_owned())
+    SET_ATTRIBUTE.replace_all(source, call.as_str()).into_owned()
 }

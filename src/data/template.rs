@@ -18,13 +18,13 @@ use regex::Regex;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Bytes a template may have; the largest in use have 30 kB. The parser goes as deep as an expression is long.
 const SOURCE_LIMIT: usize = 128 << 10;
 /// Steps a rendering may take; one pays for 64 bytes too, so that this limits memory to 128 MiB. An ordinary turn takes
-/// some dozens.
-const FUEL: u64 = 2_000_000;
+/// some dozens. Fuzzing gets by with less: loops that use all of it up would take most of its time.
+const FUEL: u64 = if cfg!(fuzzing) { 20_000 } else { 2_000_000 };
 /// Bytes a rendering may produce.
 const OUTPUT_LIMIT: usize = 64 << 20;
 const NAME: &str = "chat template";
@@ -94,7 +94,7 @@ impl Template {
             "the chat template has {} bytes, expected at most {SOURCE_LIMIT}",
             source.len()
         );
-        let source = namespace::sets_as_calls(&generation_as_filter(source)?)?;
+        let source = namespace::sets_as_calls(&generation_as_filter(source));
         let environment = untrusted::run(move || compile(source)).map_err(given_up)??;
         Ok(Self { environment: Arc::new(environment), special_tokens: special_tokens.to_vec() })
     }
@@ -162,11 +162,16 @@ fn message(message: &Value) -> Jinja {
     python::to_jinja(&Value::Object(fields))
 }
 
-fn generation_as_filter(source: &str) -> Result<String> {
-    let begin = Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
-    let end = Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
-    let source = begin.replace_all(source, "{%$1 filter generation $2%}");
-    Ok(end.replace_all(&source, "{%$1 endfilter $2%}").into_owned())
+fn generation_as_filter(source: &str) -> String {
+    static BEGIN: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*generation\s*([-+]?)%\}"));
+    static END: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}"));
+    let source = BEGIN.replace_all(source, "{%$1 filter generation $2%}");
+    END.replace_all(&source, "{%$1 endfilter $2%}").into_owned()
+}
+
+/// Compiled once: it takes longer than to read a template.
+pub(super) fn pattern(constant: &str) -> Regex {
+    Regex::new(constant).expect("the pattern is a constant")
 }
 
 /// A template's failure as the user's error: its own message if it raised one.

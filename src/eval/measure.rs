@@ -126,7 +126,7 @@ impl Prepared {
             .iter()
             .map(|(evaluation, work)| {
                 stop::check()?;
-                let progress = bar();
+                let progress = bar().with_message(evaluation.title());
                 let tokenizer = self.tokenizer.as_ref();
                 let run = Run { evaluation, model, tokenizer, batch_size, progress: &progress };
                 let mut outcome = match work {

@@ -306,15 +306,15 @@ impl fmt::Display for Summary {
         let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
         writeln!(
             f,
-            "{:width$}  {:>13}  {:>5}  {:>9}  {:>9}  {:>9}  {:>7}",
-            "module", "shape", "rank", "|V|", "c_1", "residual", "seconds"
+            "{:width$}  {:>13}  {:>5}  {:>9}  {:>9}  {:>9}",
+            "module", "shape", "rank", "|V|", "c_1", "residual"
         )?;
         for m in &self.modules {
             let shape = format!("{} x {}", m.d_out, m.d_in);
             writeln!(
                 f,
-                "{:width$}  {shape:>13}  {:>5}  {:>9.3e}  {:>9.3e}  {:>9.3e}  {:>7.2}",
-                m.module, m.rank, m.v_norm, m.largest, m.residual, m.seconds
+                "{:width$}  {shape:>13}  {:>5}  {:>9.3e}  {:>9.3e}  {:>9.3e}",
+                m.module, m.rank, m.v_norm, m.largest, m.residual
             )?;
         }
         let equal: Vec<&str> = self.modules.iter().filter(|m| m.rank == 0).map(|m| m.module.as_str()).collect();

@@ -15,7 +15,7 @@ mod kernel;
 pub use generic::MAX_SCORES;
 
 use super::fused;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use generic::{Group, Kept};
 use std::collections::HashMap;
@@ -78,6 +78,34 @@ impl Layout {
         Self { spans, groups: OnceLock::new(), masks: Mutex::default() }
     }
 
+    /// Checks that q, k and v are what `shape` and the spans say: the kernel reads and writes where they point.
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<()> {
+        let Shape { heads, kv_heads, head_dim, .. } = shape;
+        let (queries, keys) = (q.dims2()?.0, k.dims2()?.0);
+        let fit = kv_heads > 0 && head_dim > 0 && heads.is_multiple_of(kv_heads);
+        let fit = fit && q.dims() == [queries, heads * head_dim];
+        let fit = fit && [k, v].iter().all(|x| x.dims() == [keys, kv_heads * head_dim]);
+        let (dims, shapes) = ([q.dims(), k.dims(), v.dims()], (heads, kv_heads, head_dim));
+        ensure!(fit, "q, k and v of {dims:?} are not of {shapes:?}: heads, key heads and values of a head");
+        let mut row = 0;
+        for span in &self.spans {
+            let end = span.k_start.checked_add(span.k_len);
+            let fits = span.q_start == row && span.q_len <= span.k_len && end.is_some_and(|end| end <= keys);
+            ensure!(fits, "{span:?} is not a part of {queries} queries, the next of which is {row}, and {keys} keys");
+            row += span.q_len;
+        }
+        ensure!(row == queries, "the spans are of {row} queries, there are {queries}");
+        Ok(())
+    }
+
+    /// Checks that no two spans share keys, whose gradients the kernel adds up by span.
+    fn check_apart(&self) -> Result<()> {
+        let ends = self.spans.iter().map(|span| span.k_start + span.k_len);
+        let apart = self.spans.iter().skip(1).zip(ends).all(|(next, end)| next.k_start >= end);
+        ensure!(apart, "spans that share keys have no backward pass");
+        Ok(())
+    }
+
     /// [Tq, Tk] of 0 where a query sees a key and −∞ where it does not, f32.
     fn mask(&self, lengths: (usize, usize), window: Option<usize>, device: &Device) -> Result<Tensor> {
         let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,6 +144,7 @@ enum Softmax {
 
 /// q: [Nq, Hq · D], k, v: [Nk, Hkv · D] -> o: [Nq, Hq · D]
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Saved)> {
+    layout.check(q, k, v, shape)?;
     let (output, softmax) = if fused(&[q, k, v]) {
         let (output, lse) = kernel::forward(q, k, v, shape, layout)?;
         (output, Softmax::LogSumExp(lse))
@@ -128,6 +157,10 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
 
 /// dy: [Nq, Hq · D] -> (dq, dk, dv) in the shapes of q, k, v
 pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Tensor, Tensor)> {
+    let Saved { q, k, v, .. } = saved;
+    layout.check(q, k, v, shape)?;
+    layout.check_apart()?;
+    ensure!(dy.dims() == q.dims(), "dy of {:?} for an output of {:?}", dy.dims(), q.dims());
     match &saved.softmax {
         Softmax::LogSumExp(lse) => kernel::backward(saved, lse, &dy.contiguous()?, shape, layout),
         Softmax::Groups(groups) => generic::backward(saved, groups, dy, shape, layout),

@@ -11,7 +11,7 @@ use super::fast_math::{exp, vectorised};
 use super::gemm::{Matrix, Weight, product_in_parts, product_with};
 use super::scalar::{Scalar, wide};
 use super::{fused, output, softcap, values, with_f32};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
@@ -76,6 +76,7 @@ pub fn forward(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>
 
 /// The M losses alone.
 pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<Vec<f64>> {
+    check(hidden, head, targets)?;
     if fused(&[hidden, head]) {
         return Ok(kernel(hidden, head, targets, None, cap)?.0);
     }
@@ -109,11 +110,26 @@ pub fn losses_backward(
     want_head: bool,
     cap: Option<f64>,
 ) -> Result<(Losses, Gradients)> {
+    check(hidden, head, targets)?;
     if !fused(&[hidden, head]) {
         return generic(hidden, head, targets, scale, want_head, cap);
     }
     let (losses, gradients) = kernel(hidden, head, targets, Some((scale as f32, want_head)), cap)?;
     Ok((Losses::Known(losses), gradients.context("no gradients were computed")?))
+}
+
+/// The kernel reads rows of both, and writes as many as there are targets.
+fn check(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<()> {
+    let ((rows, width), (vocab, head_width)) = (hidden.dims2()?, head.dims2()?);
+    let fit = rows == targets.len() && width == head_width && vocab > 0;
+    ensure!(
+        fit,
+        "hidden {:?}, head {:?} and {} targets do not fit together",
+        hidden.dims(),
+        head.dims(),
+        targets.len()
+    );
+    Ok(())
 }
 
 /// [m, V] in f32, capped.
@@ -211,20 +227,19 @@ fn kernel(
     with_f32([hidden], |[h]| {
         for (i, targets) in targets.chunks(rows).enumerate() {
             let (count, h) = (targets.len(), Matrix::read(h, i * rows * d, d));
-            let out = Matrix::write(&mut logits, vocab);
             // SAFETY: `count` rows of h from i · rows on, all of W, and a buffer of our own.
-            unsafe { product_with(count, h, w_transposed, out, false) };
+            unsafe { product_with(count, h, w_transposed, Matrix::write(&mut logits, vocab), false) };
             let scale = backward.map(|(scale, _)| scale);
             losses.extend(row_losses(&mut logits, vocab, targets, scale, cap));
             if backward.is_none() {
                 continue;
             }
-            let part = Matrix::write(&mut d_hidden[i * rows * d..], d);
+            let (d_logits, part) = (Matrix::read(&logits, 0, vocab), Matrix::write(&mut d_hidden[i * rows * d..], d));
             // SAFETY: as above; the slice starts at this chunk's first row.
-            unsafe { product_with(count, out, w, part, false) };
+            unsafe { product_with(count, d_logits, w, part, false) };
             if want_head {
                 // SAFETY: as above; d_head has W's size.
-                unsafe { product_in_parts((vocab, d, count), out.t(), h, Matrix::write(&mut d_head, d), true) };
+                unsafe { product_in_parts((vocab, d, count), d_logits.t(), h, Matrix::write(&mut d_head, d), true) };
             }
         }
     })?;
@@ -352,6 +367,18 @@ mod tests {
                 log_p.gather(&targets.unsqueeze(1)?, 1)?.sum_all()?.neg()
             });
             case.check(&[&grads.hidden, grads.head.as_ref().unwrap()], 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let (h, w) = inputs();
+        let many = [0; 900];
+        for (w, targets) in
+            [(&w, &TARGETS[..4]), (&w, &many), (&w.narrow(1, 0, 5).unwrap().contiguous().unwrap(), &TARGETS)]
+        {
+            assert!(losses(&h, w, targets, None).is_err());
+            assert!(losses_backward(&h, w, targets, 1.0, true, None).is_err());
         }
     }
 

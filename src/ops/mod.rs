@@ -10,6 +10,7 @@
 //! which is what a GPU's matrix units do; results have the type of the activations that came in.
 
 pub mod activation;
+pub mod allocator;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;

@@ -184,30 +184,6 @@ pub fn read_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
     Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
 }
 
-/// The most resident memory that this process has had, in bytes; 0 where the system does not say.
-pub fn peak_memory_bytes() -> u64 {
-    let from_proc = || {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kilobytes * 1024)
-    };
-    from_proc().unwrap_or_else(peak_memory_from_rusage)
-}
-
-/// The same where there is no /proc (macOS), or a container's does not tell.
-#[allow(unsafe_code, reason = "a plain C call that only fills in integers")]
-fn peak_memory_from_rusage() -> u64 {
-    // SAFETY: all-zero bytes are a valid rusage (plain integers), which getrusage only fills in.
-    let (code, usage) = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        (libc::getrusage(libc::RUSAGE_SELF, &mut usage), usage)
-    };
-    // macOS counts bytes, the others kilobytes.
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    if code == 0 { u64::try_from(usage.ru_maxrss).unwrap_or(0) * unit } else { 0 }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -280,14 +256,5 @@ pub(super) mod tests {
         assert_eq!((std::fs::read(&path).unwrap(), resumed.bytes()), (whole.clone(), whole.len() as u64));
         std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         assert_eq!(Metrics::resume(&path, whole.len() as u64).unwrap().bytes(), bytes);
-    }
-
-    #[test]
-    fn peak_memory_is_believable_and_both_sources_agree() {
-        let ballast = vec![1u8; 64 << 20];
-        assert!(ballast.iter().map(|byte| *byte as u64).sum::<u64>() > 0);
-        let (peak, other) = (peak_memory_bytes(), peak_memory_from_rusage());
-        assert!(peak > 64 << 20 && peak < 1 << 40, "{peak}");
-        assert!(peak.abs_diff(other) < 64 << 20, "{peak} and {other}");
     }
 }

@@ -12,7 +12,7 @@ mod run_record;
 mod table;
 
 pub use html::{Page, REPORT, RunFiles};
-pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow, peak_memory_bytes};
+pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;
 pub use progress::{TrainProgress, download_bar, progress_bar};
 pub use run_record::{RunRecord, Totals, UpdateNorm, hash_file};

@@ -1,7 +1,7 @@
 //! `run.json`: what made this run's output, so that it can be made again: versions, hashes of the inputs, the name of
 //! the settings file beside it, time and memory.
 
-use super::peak_memory_bytes;
+use crate::memory;
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ impl RunRecord {
             started: &self.started,
             totals,
             tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: memory::peak_bytes(),
             update_norms,
         })?)
     }

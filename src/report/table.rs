@@ -1,5 +1,7 @@
-//! Text in columns: the first to the left, the others to the right.
+//! Text in columns: the first to the left, the others to the right. On a terminal that is too narrow for them, a block of
+//! lines for each row.
 
+use console::Term;
 use std::fmt;
 
 pub struct Table {
@@ -14,6 +16,28 @@ impl Table {
 
     pub fn push<S: Into<String>>(&mut self, row: impl IntoIterator<Item = S>) {
         self.rows.push(row.into_iter().map(Into::into).collect());
+    }
+
+    /// As it goes to standard output: in columns, unless that is a terminal too narrow for them.
+    pub fn on_screen(&self) -> String {
+        self.within(Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)))
+    }
+
+    fn within(&self, columns: Option<usize>) -> String {
+        let text = self.to_string();
+        let width = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        if columns.is_none_or(|columns| width <= columns) { text } else { self.blocks() }
+    }
+
+    /// The first cell of each row, and below it the others with their column's name.
+    fn blocks(&self) -> String {
+        let Some((head, rows)) = self.rows.split_first() else { return String::new() };
+        let width = head.iter().skip(1).map(|name| name.chars().count()).max().unwrap_or(0);
+        let block = |row: &Vec<String>| {
+            let cells = head.iter().zip(row).skip(1).map(|(name, cell)| format!("    {name:width$}  {cell}\n"));
+            row.first().cloned().unwrap_or_default() + "\n" + &cells.collect::<String>()
+        };
+        rows.iter().map(block).collect()
     }
 }
 
@@ -43,5 +67,14 @@ mod tests {
         table.push(["a", "10.0 %"]);
         table.push(["né", "1 %"]);
         assert_eq!(table.to_string(), "model    rate\na      10.0 %\nné        1 %\n");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_blocks() {
+        let mut table = Table::new(["model", "harmful score", "loss"]);
+        table.push(["a", "10.0 %", "1.5"]);
+        let columns = table.to_string();
+        assert_eq!((table.within(None), table.within(Some(27))), (columns.clone(), columns));
+        assert_eq!(table.within(Some(20)), "a\n    harmful score  10.0 %\n    loss           1.5\n");
     }
 }

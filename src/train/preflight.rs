@@ -90,6 +90,10 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     else {
         return Err(problems.into_error());
     };
+    // Read anew at every start, `--resume` included. Size, times and inode of the files would not do: they stay as they
+    // were when a copy keeps times, a clock is set back or a network disk answers from its cache, and run.json and the
+    // check of a resumed run are worth what this hash is. What it costs is one reading that loading the model then
+    // finds in the page cache.
     record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
     record.input("model_files", &source(&base), files_hash(&base)?);
     if let Some(dir) = settings.lora.init_adapter.as_ref().filter(|_| start.saved().is_none()) {

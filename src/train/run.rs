@@ -12,9 +12,10 @@ use crate::config::Settings;
 use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
+use crate::memory;
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
-use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log, peak_memory_bytes};
+use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log};
 use crate::stop::{Signal, StopRequest};
 use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
@@ -236,7 +237,7 @@ impl<'a> Run<'a> {
             label_tokens: outcome.label_tokens,
             tokens_per_second: outcome.tokens as f64 / began.elapsed().as_secs_f64(),
             elapsed_seconds: self.earlier.0 + self.began.elapsed().as_secs_f64(),
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: memory::peak_bytes(),
         };
         state.totals.steps += 1;
         state.totals.tokens += outcome.tokens;

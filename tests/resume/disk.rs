@@ -21,7 +21,7 @@ fn a_full_disk_leaves_what_was_there() {
     ends(limited(train(&dir, &[&sets[..], &["asft.penalize=none"]].concat(), &[]), 8), 1, &["error", "too large"]);
     is_tidy(&dir);
     std::fs::remove_dir_all(&dir).unwrap();
-    let stopped = signalled_after(train(&dir, &sets, &[]), &dir, 12, &[libc::SIGTERM]);
+    let stopped = signalled_after(train(&dir, &sets, &[]), &dir, 12, &[Signal::SIGTERM]);
     assert_eq!(stopped.status.code(), Some(143));
     let before = checkpoints(&dir);
     ends(limited(train(&dir, &sets, &["--resume"]), 8), 1, &["error", "too large"]);

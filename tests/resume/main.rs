@@ -9,6 +9,8 @@ mod kill;
 mod same;
 mod stop;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -97,14 +99,12 @@ fn checkpoints(dir: &Path) -> Vec<String> {
     names
 }
 
-fn signal(child: &Child, signal: i32) {
-    // SAFETY: kill takes plain integers, and the child has not been waited for.
-    let code = unsafe { libc::kill(child.id() as i32, signal) };
-    assert_eq!(code, 0);
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
 }
 
 /// Starts a run and signals it once it has written `steps` rows.
-fn signalled_after(mut command: Command, dir: &Path, steps: usize, signals: &[i32]) -> Output {
+fn signalled_after(mut command: Command, dir: &Path, steps: usize, signals: &[Signal]) -> Output {
     let child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while rows(dir).len() < steps {

@@ -15,7 +15,8 @@ fn a_stopped_run_goes_on_exactly() {
         .concat();
         ends(train(&whole, &sets, &[]), 0, &[]);
 
-        for (steps, number, code, name) in [(20, libc::SIGTERM, 143, "SIGTERM"), (60, libc::SIGINT, 130, "SIGINT")] {
+        for (steps, number, code, name) in [(20, Signal::SIGTERM, 143, "SIGTERM"), (60, Signal::SIGINT, 130, "SIGINT")]
+        {
             let flags: &[&str] = if steps == 20 { &[] } else { &["--resume"] };
             let output = signalled_after(train(&parts, &sets, flags), &parts, steps, &[number]);
             let text = stderr(&output);
@@ -30,7 +31,8 @@ fn a_stopped_run_goes_on_exactly() {
             assert_eq!(words.last().map(String::as_str), Some("--resume"));
         }
         // Two at once: whether there is still a checkpoint or not, nothing is broken.
-        let output = signalled_after(train(&parts, &sets, &["--resume"]), &parts, 90, &[libc::SIGTERM, libc::SIGTERM]);
+        let output =
+            signalled_after(train(&parts, &sets, &["--resume"]), &parts, 90, &[Signal::SIGTERM, Signal::SIGTERM]);
         assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
         ends(train(&parts, &sets, &["--resume"]), 0, &["resuming after step"]);
         same_run(&whole, &parts, weights);
@@ -54,11 +56,11 @@ fn a_second_signal_does_not_wait_for_the_step() {
         std::thread::sleep(Duration::from_millis(1));
     }
     std::thread::sleep(Duration::from_millis(100));
-    signal(&child, libc::SIGINT);
+    signal(&child, Signal::SIGINT);
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(child.try_wait().unwrap(), None, "the first signal did not wait");
     let began = Instant::now();
-    signal(&child, libc::SIGTERM);
+    signal(&child, Signal::SIGTERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(began.elapsed() < Duration::from_secs(1) && rows(&dir).is_empty());
 }

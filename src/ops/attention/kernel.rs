@@ -133,7 +133,8 @@ fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
         for (i, row) in values.chunks_mut(width).take(tile.rows).enumerate() {
             lse.push(softmax(row, tile.seen(s, span, i), s.cap));
         }
-        let out = head.out.at(tile.first, 0);
+        // Taken anew: using `values` ended the pointer from before.
+        let (scores, out) = (Matrix::write(&mut values, width), head.out.at(tile.first, 0));
         // SAFETY: as above; no other task writes this head's rows of the output.
         unsafe { product((tile.rows, s.d, width), scores, v, out, 1.0, false, Parallelism::None) };
     }
@@ -271,6 +272,8 @@ fn backward_head(s: Sizes, span: Span, head: &Head, keys: &Keys, [tile_p, tile_d
             let inner: f32 = output.iter().zip(dy).map(|(o, dy)| o * dy).sum();
             softmax_backward(p, ds, tile.seen(s, span, i), head.lse[tile.first + i], inner, s.cap);
         }
+        // Taken anew: using the tiles ended the pointers from before.
+        let (p, ds) = (Matrix::read(tile_p, 0, width), Matrix::read(tile_ds, 0, width));
         // SAFETY: as above; this task alone writes these rows of dq and this key head of dk and dv.
         unsafe {
             product((rows, s.d, width), ds, k, head.dq.at(tile.first, 0), s.scale, false, none);

@@ -127,6 +127,37 @@ fn half_precision_is_f32_rounded() {
     close(&y, &exact.to_dtype(DType::BF16).unwrap(), 1e-4);
 }
 
+/// The kernel reads and writes rows where the layout says: one that is not theirs is refused, not followed.
+#[test]
+fn a_layout_of_other_tensors_is_refused() {
+    let (fits, longer) = (Layout::new(&[4, 3]), Layout::new(&[4, 300]));
+    let [q, k, v, dy] = inputs(&fits);
+    let heads = |heads, kv_heads| Shape { heads, kv_heads, ..SHAPE };
+    let span = |q_start, q_len, k_start, k_len| Span { q_start, q_len, k_start, k_len };
+    for (shape, layout) in [
+        (SHAPE, Layout::new(&[4, 2])),
+        (SHAPE, Layout::cached(vec![span(0, 7, 0, 8)])),
+        (SHAPE, Layout::cached(vec![span(0, 7, 1, 7)])),
+        (SHAPE, Layout::cached(vec![span(0, 7, 0, 6)])),
+        (SHAPE, Layout::cached(vec![span(0, 7, 0, 7), span(0, 7, 0, 7)])),
+        (SHAPE, Layout::cached(vec![span(0, 7, 2, usize::MAX)])),
+        (heads(4, 3), Layout::new(&[7])),
+        (heads(4, 0), Layout::new(&[7])),
+        (heads(4, 4), Layout::new(&[7])),
+        (heads(8, 2), Layout::new(&[7])),
+        (SHAPE, longer),
+    ] {
+        assert!(forward(&q, &k, &v, shape, &layout).is_err(), "{shape:?} {:?}", layout.spans);
+    }
+    let (_, saved) = forward(&q, &k, &v, SHAPE, &fits).unwrap();
+    let backward = |dy: &Tensor, layout: &Layout| backward(&saved, dy, SHAPE, layout);
+    assert!(backward(&dy, &fits).is_ok());
+    assert!(backward(&dy.narrow(0, 0, 6).unwrap(), &fits).is_err());
+    assert!(backward(&dy, &Layout::new(&[7, 1])).is_err());
+    // Two spans may read the same keys, but both would add to their gradient.
+    assert!(backward(&dy, &Layout::cached(vec![span(0, 4, 0, 4), span(4, 3, 3, 4)])).is_err());
+}
+
 #[test]
 fn nothing_is_seen_across_sequences() {
     let (whole, first) = (Layout::new(&[20, 30]), Layout::new(&[20]));
