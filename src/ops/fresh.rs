@@ -4,11 +4,14 @@
 
 use std::mem::MaybeUninit;
 
+/// Values to be written.
+pub type Fresh = [MaybeUninit<f32>];
+
 /// A vector of `length` values that `fill` writes.
 ///
 /// # Safety
 /// `fill` writes every value.
-pub unsafe fn filled(length: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub unsafe fn filled(length: usize, fill: impl FnOnce(&mut Fresh)) -> Vec<f32> {
     let mut values = Vec::with_capacity(length);
     fill(&mut values.spare_capacity_mut()[..length]);
     // SAFETY: promised by the caller.

@@ -6,12 +6,11 @@
 
 use super::activation::Activation;
 use super::fast_math::vectorised;
-use super::fresh::filled;
+use super::fresh::{Fresh, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
-use std::mem::MaybeUninit;
 
 /// Elements per task: large enough to pay for a task, small enough to stay in the L2 cache.
 const CHUNK: usize = 1 << 14;
@@ -38,8 +37,6 @@ pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation)
 
 mod kernel {
     use super::*;
-
-    type Fresh = [MaybeUninit<f32>];
 
     pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
         anyhow::ensure!(gate.dims() == up.dims(), "gate {:?} does not fit {:?}", gate.dims(), up.dims());

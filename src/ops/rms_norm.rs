@@ -5,12 +5,11 @@
 #![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
 
 use super::fast_math::vectorised;
-use super::fresh::filled;
+use super::fresh::{Fresh, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
-use std::mem::MaybeUninit;
 
 /// What the backward pass needs.
 pub struct Saved {
@@ -77,7 +76,7 @@ mod kernel {
         anyhow::ensure!(d > 0 && weight.elem_count() == d, "weight {:?} does not fit {:?}", weight.dims(), x.dims());
         let mut scale = vec![0f32; n];
         let y = with_f32([x, weight], |[x, w]| {
-            let row = |((y, x), s): ((&mut [MaybeUninit<f32>], &[f32]), &mut f32)| {
+            let row = |((y, x), s): ((&mut Fresh, &[f32]), &mut f32)| {
                 vectorised(|| {
                     *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
                     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
@@ -96,7 +95,7 @@ mod kernel {
         let fits = d > 0 && weight.elem_count() == d && x.dims2()? == (n, d) && scale.elem_count() == n;
         anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
         let dx = with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
-            let row = |(((dx, x), dy), &s): (((&mut [MaybeUninit<f32>], &[f32]), &[f32]), &f32)| {
+            let row = |dx: &mut Fresh, x: &[f32], dy: &[f32], s: f32| {
                 vectorised(|| {
                     let z: Vec<f32> = dy.iter().zip(w).map(|(dy, w)| dy * w).collect();
                     let pull = (dot(&z, x) / d as f64) as f32 * s * s * s;
@@ -108,7 +107,8 @@ mod kernel {
             // SAFETY: x and dy are of dx's size, and w as long as a row.
             unsafe {
                 filled(n * d, |dx| {
-                    dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale).for_each(row);
+                    let rows = dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).zip(scale);
+                    rows.for_each(|(((dx, x), dy), s)| row(dx, x, dy, *s));
                 })
             }
         })?;

@@ -7,12 +7,11 @@
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
 use super::fast_math::vectorised;
-use super::fresh::filled;
+use super::fresh::{Fresh, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use std::mem::MaybeUninit;
 
 /// cos and sin of every row's angles, [N, D / 2] each.
 #[derive(Clone)]
@@ -84,7 +83,7 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     anyhow::ensure!(fits, "angles of {rows} rows and {half} pairs do not fit {:?}", x.dims());
     let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
         let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
-        let row = |((y, x), (cos, sin)): ((&mut [MaybeUninit<f32>], &[f32]), (&[f32], &[f32]))| {
+        let row = |y: &mut Fresh, x: &[f32], cos: &[f32], sin: &[f32]| {
             vectorised(|| {
                 for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
                     let ((first, second), (a, b)) = (y.split_at_mut(half), x.split_at(half));
@@ -98,7 +97,12 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
             });
         };
         // SAFETY: x has as many rows as y, and a row is made of whole heads, of 2 · half values each.
-        unsafe { filled(n * width, |y| y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(angles).for_each(row)) }
+        unsafe {
+            filled(n * width, |y| {
+                let rows = y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(angles);
+                rows.for_each(|((y, x), (cos, sin))| row(y, x, cos, sin));
+            })
+        }
     })?;
     output(y, (n, width), x)
 }

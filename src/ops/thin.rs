@@ -354,8 +354,8 @@ impl Dots<'_> {
                 }
             }
             for (row, lanes) in lanes.iter().enumerate() {
-                for c in 0..BLOCK.min(self.r - block * BLOCK) {
-                    let sum = simd.reduce_sum_f32s(lanes[c]);
+                for (c, lanes) in lanes.iter().enumerate().take(self.r - block * BLOCK) {
+                    let sum = simd.reduce_sum_f32s(*lanes);
                     // SAFETY: the task of these rows alone writes them.
                     unsafe { self.out.set(i + row, block * BLOCK + c, sum) };
                 }
