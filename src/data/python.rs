@@ -295,6 +295,7 @@ pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -
             ("title", None) if args.is_empty() => return Ok(Jinja::from(title(text))),
             ("removeprefix", Some(affix)) => return Ok(Jinja::from(text.strip_prefix(affix).unwrap_or(text))),
             ("removesuffix", Some(affix)) => return Ok(Jinja::from(text.strip_suffix(affix).unwrap_or(text))),
+            ("format", _) => charge(state, asked_for(text))?,
             _ => {}
         }
     } else {
@@ -302,6 +303,23 @@ pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -
         state.consume_fuel(value.len().unwrap_or(0) as u64)?;
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Bytes that the widths and precisions of a format string ask for: the numbers in its fields, field numbers and all.
+fn asked_for(format: &str) -> usize {
+    let (mut fields, mut sum, mut number) = (0usize, 0usize, 0usize);
+    for c in format.chars() {
+        match c.to_digit(10) {
+            Some(digit) if fields > 0 => number = number.saturating_mul(10).saturating_add(digit as usize),
+            _ => (sum, number) = (sum.saturating_add(number), 0),
+        }
+        match c {
+            '{' => fields += 1,
+            '}' => fields = fields.saturating_sub(1),
+            _ => {}
+        }
+    }
+    sum.saturating_add(number)
 }
 
 /// `value | trim(chars=None)`: str.strip.

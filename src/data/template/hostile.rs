@@ -35,6 +35,10 @@ fn values_larger_than_they_are_made_take_fuel() {
         "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ '{:>1000000000}'.format(1) }}",
+        // More than an allocator gives: a process that asks for it is gone.
+        "{{ '{:>100000000000000}'.format(1) }}",
+        "{{ '{:.99999999999999f}'.format(1.5) }}",
+        "{{ '{0:>99999999999999999999999}{0:>9}'.format(1) }}",
         "{{ 'a\nb' | indent(1000000000) }}",
         "{% set a = 'a' * 1000000 %}{{ a.replace('', a) }}",
         &shared("x"),
