@@ -41,7 +41,7 @@ fn every_suite_and_comparison_loads() {
         all.filter(|path| path.to_string_lossy().ends_with(end)).collect()
     };
     let (suites, comparisons) = (named("-eval.toml"), named("-compare.toml"));
-    assert_eq!((suites.len(), comparisons.len()), (2, 1));
+    assert_eq!((suites.len(), comparisons.len()), (2, 4));
     for suite in suites {
         for evaluation in Suite::load(&suite).unwrap().eval {
             assert!(root.join(&evaluation.data).is_file(), "{}", evaluation.data);
