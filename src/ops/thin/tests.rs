@@ -1,3 +1,5 @@
+#![allow(unsafe_code, reason = "calls the kernels as their callers do")]
+
 use super::*;
 
 /// Small whole numbers, whose sums are exact in any order, inside rows that are longer by `gap`.
