@@ -95,6 +95,13 @@ pub struct DataOptions {
     pub drop_last: bool,
 }
 
+impl DataOptions {
+    /// For files other than `train`, which `max_samples` does not cut.
+    pub fn whole(&self) -> Self {
+        Self { max_samples: None, ..self.clone() }
+    }
+}
+
 impl Default for DataOptions {
     fn default() -> Self {
         Self {

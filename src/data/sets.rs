@@ -52,24 +52,11 @@ pub fn unusable(errors: Vec<Error>) -> Error {
     joined("the datasets cannot be used", errors)
 }
 
-/// Loads and checks one dataset, whole whatever `data.max_samples` says of the training file; the arguments are those of
-/// [`load_sets`] and [`load_prefixed`].
+/// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
 ///
 /// # Errors
 /// As [`load_prefixed`]; an id that the embedding has no row for.
 pub fn load_set(
-    file: &ResolvedFile,
-    options: &DataOptions,
-    prefix: &str,
-    tokenizer: Option<&Tokenizer>,
-    vocab_size: usize,
-    progress: &ProgressBar,
-) -> Result<Dataset> {
-    let whole = DataOptions { max_samples: None, ..options.clone() };
-    load_file(file, &whole, prefix, tokenizer, vocab_size, progress)
-}
-
-fn load_file(
     file: &ResolvedFile,
     options: &DataOptions,
     prefix: &str,
@@ -99,16 +86,16 @@ pub fn load_sets(
     vocab_size: usize,
     progress: &dyn Fn() -> ProgressBar,
 ) -> Result<Sets, Vec<Error>> {
-    let mut errors = vec![];
-    let train = load_file(&files.train, options, "", tokenizer, vocab_size, &progress()).context("data.train");
-    let train = train.map_err(|error| errors.push(error)).ok();
-    let mut load = |file: &ResolvedFile, prefix: &str, key: &'static str| {
+    let (mut errors, whole) = (vec![], options.whole());
+    let mut load = |file: &ResolvedFile, options: &DataOptions, prefix: &str, key: &'static str| {
         let set = load_set(file, options, prefix, tokenizer, vocab_size, &progress()).context(key);
         set.map_err(|error| errors.push(error)).ok()
     };
-    let validation = files.validation.as_ref().and_then(|file| load(file, "", "data.validation"));
+    let train = load(&files.train, options, "", "data.train");
+    let validation = files.validation.as_ref().and_then(|file| load(file, &whole, "", "data.validation"));
     let parts = files.mix.iter().zip(&options.mix);
-    let parts: Vec<Dataset> = parts.filter_map(|(file, wanted)| load(file, &wanted.prefix, "data.mix")).collect();
+    let parts = parts.filter_map(|(file, wanted)| load(file, &whole, &wanted.prefix, "data.mix"));
+    let parts: Vec<Dataset> = parts.collect();
     let Some(train) = train.filter(|_| errors.is_empty()) else { return Err(errors) };
     let mut sets = match (validation, &options.validation) {
         (None, Some(Validation::Share(share))) => {

@@ -78,7 +78,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let mut steps = epoch(&mut plan, &train.examples);
     let mut data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
     if let Some(file) = alignment_file(&settings.defence)? {
-        let set = data::load_set(&file, &settings.data, "", tokenizer.as_ref(), spec.vocab_size, &progress());
+        let set = data::load_set(&file, &settings.data.whole(), "", tokenizer.as_ref(), spec.vocab_size, &progress());
         let set = set.context("defence.alignment_data")?;
         data_tokens += set.counts.tokens;
         let Alignment { set, mut plan } = Alignment::new(set, settings, plan.total_steps)?;

@@ -226,7 +226,7 @@ impl Preflight<'_> {
         let sets = self.problems.note_all(sets)?;
         let alignment = match &sources.alignment {
             Some(file) => {
-                let set = data::load_set(file, options, "", tokenizer.as_ref(), vocab_size, &progress());
+                let set = data::load_set(file, &options.whole(), "", tokenizer.as_ref(), vocab_size, &progress());
                 let set = self.problems.note(set.context("defence.alignment_data"))?;
                 self.record.input("alignment", &file.source, self.problems.note(hash_file(&file.path))?);
                 say_counts("alignment", &file.source, &set);
