@@ -257,7 +257,7 @@ fn row_losses(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f
         .zip(targets)
         .map(|(row, &target)| {
             if let Some(cap) = cap {
-                vectorised(|| row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
+                vectorised!(row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
             }
             match scale {
                 Some(scale) => row_gradient(row, target, scale, cap),
@@ -269,18 +269,18 @@ fn row_losses(logits: &mut [f32], vocab: usize, targets: &[u32], scale: Option<f
 
 /// −log softmax(row)[target]
 fn row_loss(row: &[f32], target: u32) -> f64 {
-    let (max, sum) = vectorised(|| {
-        let max = largest(row);
-        let block = |values: &[f32]| {
+    let (max, sum) = vectorised!({
+        let (max, mut sum) = (largest(row), 0f64);
+        for values in row.chunks(SUM_BLOCK) {
             let mut sums = [0f32; LANES];
             for chunk in values.chunks(LANES) {
                 for (sum, &x) in sums.iter_mut().zip(chunk) {
                     *sum += exp(x - max);
                 }
             }
-            sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
-        };
-        (max, row.chunks(SUM_BLOCK).map(block).sum::<f64>())
+            sum += wide_sum(&sums);
+        }
+        (max, sum)
     });
     sum.ln() + f64::from(max) - f64::from(row[target as usize])
 }
@@ -289,15 +289,15 @@ fn row_loss(row: &[f32], target: u32) -> f64 {
 fn row_gradient(row: &mut [f32], target: u32, scale: f32, cap: Option<f32>) -> f64 {
     let target_logit = row[target as usize];
     let Some(cap) = cap else {
-        let (max, sum) = vectorised(|| replace_by_exponentials(row));
+        let (max, sum) = vectorised!(replace_by_exponentials(row));
         let factor = (f64::from(scale) / sum) as f32;
-        vectorised(|| row.iter_mut().for_each(|x| *x *= factor));
+        vectorised!(row.iter_mut().for_each(|x| *x *= factor));
         row[target as usize] -= scale;
         return sum.ln() + f64::from(max) - f64::from(target_logit);
     };
     let loss = row_loss(row, target);
     let log_sum = (loss + f64::from(target_logit)) as f32;
-    vectorised(|| row.iter_mut().for_each(|x| *x = exp(*x - log_sum) * scale * softcap::slope(*x, cap)));
+    vectorised!(row.iter_mut().for_each(|x| *x = exp(*x - log_sum) * scale * softcap::slope(*x, cap)));
     row[target as usize] -= scale * softcap::slope(target_logit, cap);
     loss
 }
@@ -305,8 +305,8 @@ fn row_gradient(row: &mut [f32], target: u32, scale: f32, cap: Option<f32>) -> f
 /// e^(x − max) in the place of every x; the maximum, and their sum as [`row_loss`] makes it.
 #[inline(always)]
 fn replace_by_exponentials(row: &mut [f32]) -> (f32, f64) {
-    let max = largest(row);
-    let block = |values: &mut [f32]| {
+    let (max, mut sum) = (largest(row), 0f64);
+    for values in row.chunks_mut(SUM_BLOCK) {
         let mut sums = [0f32; LANES];
         for chunk in values.chunks_mut(LANES) {
             for (sum, x) in sums.iter_mut().zip(chunk) {
@@ -314,9 +314,14 @@ fn replace_by_exponentials(row: &mut [f32]) -> (f32, f64) {
                 *sum += *x;
             }
         }
-        sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
-    };
-    (max, row.chunks_mut(SUM_BLOCK).map(block).sum())
+        sum += wide_sum(&sums);
+    }
+    (max, sum)
+}
+
+#[inline(always)]
+fn wide_sum(sums: &[f32; LANES]) -> f64 {
+    sums.iter().map(|&sum| f64::from(sum)).sum()
 }
 
 #[inline(always)]

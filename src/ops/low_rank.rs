@@ -46,7 +46,7 @@ fn generic(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Te
 
 /// A Aᵀ [r, r] for rows of `width`.
 fn row_products(a: &[f32], width: usize) -> Vec<f64> {
-    vectorised(|| {
+    vectorised!({
         let r = a.len() / width;
         let mut out = vec![0f64; r * r];
         for (i, x) in a.chunks_exact(width).enumerate() {
@@ -67,7 +67,7 @@ fn row_products(a: &[f32], width: usize) -> Vec<f64> {
 
 /// GᵀG [r, r] for rows of r.
 fn column_products(g: &[f32], r: usize) -> Vec<f64> {
-    vectorised(|| {
+    vectorised!({
         let mut out = vec![0f64; r * r];
         let mut wide = vec![0f64; r];
         for row in g.chunks_exact(r) {
@@ -82,7 +82,7 @@ fn column_products(g: &[f32], r: usize) -> Vec<f64> {
 
 /// `scale` · T A for A's rows of `width`.
 fn combine_rows(t: &[f64], a: &[f32], width: usize, scale: f64) -> Vec<f32> {
-    vectorised(|| {
+    vectorised!({
         let r = a.len() / width;
         let mut out = Vec::with_capacity(a.len());
         let mut sums = vec![0f64; width];
@@ -99,7 +99,7 @@ fn combine_rows(t: &[f64], a: &[f32], width: usize, scale: f64) -> Vec<f32> {
 
 /// `scale` · H S for rows of r; S is symmetric.
 fn combine_columns(h: &[f32], s: &[f64], r: usize, scale: f64) -> Vec<f32> {
-    vectorised(|| {
+    vectorised!({
         let mut out = Vec::with_capacity(h.len());
         let mut sums = vec![0f64; r];
         for row in h.chunks_exact(r) {

@@ -77,7 +77,7 @@ mod kernel {
         let mut scale = vec![0f32; n];
         let y = with_f32([x, weight], |[x, w]| {
             let row = |((y, x), s): ((&mut Fresh, &[f32]), &mut f32)| {
-                vectorised(|| {
+                vectorised!({
                     *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
                     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
                         y.write(x * *s * w);
@@ -96,7 +96,7 @@ mod kernel {
         anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
         let dx = with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
             let row = |dx: &mut Fresh, x: &[f32], dy: &[f32], s: f32| {
-                vectorised(|| {
+                vectorised!({
                     let z: Vec<f32> = dy.iter().zip(w).map(|(dy, w)| dy * w).collect();
                     let pull = (dot(&z, x) / d as f64) as f32 * s * s * s;
                     for ((dx, x), z) in dx.iter_mut().zip(x).zip(&z) {

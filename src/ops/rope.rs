@@ -84,7 +84,7 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
         let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
         let row = |y: &mut Fresh, x: &[f32], cos: &[f32], sin: &[f32]| {
-            vectorised(|| {
+            vectorised!({
                 for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
                     let ((first, second), (a, b)) = (y.split_at_mut(half), x.split_at(half));
                     let pairs = first.iter_mut().zip(second).zip(a.iter().zip(b));

@@ -20,7 +20,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let out = with_f32([x, y], |[x, y]| {
         let input = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
         let fill = |(out, (x, y)): (&mut Fresh, (&[f32], &[f32]))| {
-            vectorised(|| {
+            vectorised!({
                 for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
                     out.write(x + y);
                 }

@@ -154,7 +154,7 @@ fn forward_query(s: Sizes, span: Span, head: &Forward) -> f32 {
     }
     let lse = softmax(&mut scores, 0..seen.len(), s.cap);
     out.fill(0.0);
-    vectorised(|| {
+    vectorised!({
         for (j, p) in scores.iter().enumerate() {
             // SAFETY: as for the keys.
             for (out, v) in out.iter_mut().zip(unsafe { v.row(j, s.d) }) {
@@ -171,9 +171,9 @@ fn softmax(row: &mut [f32], seen: Range<usize>, cap: Option<f32>) -> f32 {
     row[seen.end..].fill(0.0);
     let row = &mut row[seen];
     if let Some(cap) = cap {
-        vectorised(|| row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
+        vectorised!(row.iter_mut().for_each(|x| *x = softcap::cap(*x, cap)));
     }
-    vectorised(|| {
+    vectorised!({
         let mut lanes = [f32::NEG_INFINITY; 16];
         for chunk in row.chunks(16) {
             for (lane, &x) in lanes.iter_mut().zip(chunk) {
@@ -291,13 +291,13 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32,
     }
     let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
     match cap {
-        None => vectorised(|| {
+        None => vectorised!({
             for (p, ds) in p.iter_mut().zip(ds) {
                 *p = exp(*p - lse);
                 *ds = *p * (*ds - inner);
             }
         }),
-        Some(cap) => vectorised(|| {
+        Some(cap) => vectorised!({
             for (p, ds) in p.iter_mut().zip(ds) {
                 let score = softcap::cap(*p, cap);
                 *p = exp(score - lse);
