@@ -1,5 +1,6 @@
 //! A full training step of a model of SmolLM2-135M's shape with random weights, against the GEMM rate, and against the
-//! time of its own matrix products alone: the same shapes, every layer's own weights, nothing else.
+//! time of its own matrix products alone: the same shapes, every layer's own weights, nothing else. Of each step the share
+//! of the frozen weights' products is printed, and then that of all products, LoRA's and attention's too.
 //!
 //! `step -- scaling` takes one sequence of growing length instead, and says what of the time is matrix products, what
 //! attention and what the rest, each measured by itself, and what memory the step needed.
@@ -51,10 +52,15 @@ fn run() -> anyhow::Result<()> {
                 let flops = 2.0 * (tokens * (linears * passes + head * 2)) as f64;
                 let title =
                     format!("{name}{}, penalty {penalize:?}", if checkpointing { ", checkpointing" } else { "" });
-                limits.flops(&title, flops, || {
+                let seconds = limits.flops(&title, flops, || {
                     trainer.step(step, &batch, 1e-4).expect("a step of finite numbers");
                     step += 1;
                 });
+                let trained: usize = trainer.model.parameters().values().map(|x| x.elem_count()).sum();
+                // Forward, and the gradients of the input and of the parameter.
+                let lora = 2.0 * (tokens * trained * (passes + 1)) as f64;
+                let all = flops + lora + attention_flops(&spec, passes);
+                println!("{:57} {}", "", limits.share(all, seconds));
             }
         }
     }
@@ -80,6 +86,14 @@ fn products(spec: &ModelSpec, tokens: usize) -> anyhow::Result<f64> {
             drop(linear::backward_input(dy, weight));
         }
     }))
+}
+
+/// Operations of every layer's attention over the batch: scores and sums over keys in each forward pass, five products in
+/// the backward one, all of them over half of the pairs.
+fn attention_flops(spec: &ModelSpec, passes: usize) -> f64 {
+    let products = 2 * (passes - 1) + 5;
+    let pairs = BATCH * LENGTH * (LENGTH + 1) / 2;
+    2.0 * (products * pairs * spec.num_attention_heads * spec.head_dim * spec.num_hidden_layers) as f64
 }
 
 /// Seconds of every layer's attention over one sequence, forward and backward.

@@ -33,16 +33,17 @@ impl Limits {
         limits
     }
 
-    /// Prints the time of `run` for work that the GEMM rate bounds.
-    pub fn flops(&self, name: &str, flops: f64, run: impl FnMut()) {
+    /// Prints the time of `run` for work that the GEMM rate bounds, and returns its seconds.
+    pub fn flops(&self, name: &str, flops: f64, run: impl FnMut()) -> f64 {
         let seconds = best(run);
+        println!("{name:<44} {:>9.3} ms {}", seconds * 1e3, self.share(flops, seconds));
+        seconds
+    }
+
+    /// The rate of so many operations, and its share of the GEMM rate.
+    pub fn share(&self, flops: f64, seconds: f64) -> String {
         let rate = flops / seconds;
-        println!(
-            "{name:<44} {:>9.3} ms {:>8.1} GFLOP/s {:>5.0} %",
-            seconds * 1e3,
-            rate / 1e9,
-            100.0 * rate / self.gemm
-        );
+        format!("{:>8.1} GFLOP/s {:>5.0} %", rate / 1e9, 100.0 * rate / self.gemm)
     }
 
     /// Prints the time of `run` for work that the copy rate bounds; `values`: f32 values read and written.
