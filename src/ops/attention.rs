@@ -83,10 +83,12 @@ impl Layout {
         let Shape { heads, kv_heads, head_dim, .. } = shape;
         let (queries, keys) = (q.dims2()?.0, k.dims2()?.0);
         let fit = kv_heads > 0 && head_dim > 0 && heads.is_multiple_of(kv_heads);
-        let fit = fit && q.dims() == [queries, heads * head_dim];
-        let fit = fit && [k, v].iter().all(|x| x.dims() == [keys, kv_heads * head_dim]);
+        let is_of =
+            |x: &Tensor, rows, heads: usize| heads.checked_mul(head_dim).is_some_and(|width| x.dims() == [rows, width]);
+        let fit = fit && is_of(q, queries, heads) && [k, v].iter().all(|x| is_of(x, keys, kv_heads));
         let (dims, shapes) = ([q.dims(), k.dims(), v.dims()], (heads, kv_heads, head_dim));
         ensure!(fit, "q, k and v of {dims:?} are not of {shapes:?}: heads, key heads and values of a head");
+        ensure!(shape.window != Some(0), "a window of no keys");
         let mut row = 0;
         for span in &self.spans {
             let end = span.k_start.checked_add(span.k_len);

@@ -39,9 +39,10 @@ impl Matrix {
     /// A row-major matrix of `rows` rows to write, in memory of its own that holds nothing yet; [`Fresh::filled`] takes
     /// it out once every element has been written.
     pub fn fresh(rows: usize, row_stride: usize) -> (Self, Fresh) {
-        let mut values = Vec::with_capacity(rows * row_stride);
+        let length = rows.checked_mul(row_stride).expect("a matrix larger than memory");
+        let mut values = Vec::with_capacity(length);
         let data = values.as_mut_ptr();
-        (Self { data, row_stride: row_stride as isize, col_stride: 1 }, Fresh(values, rows * row_stride))
+        (Self { data, row_stride: row_stride as isize, col_stride: 1 }, Fresh(values, length))
     }
 
     /// The part that starts at row `i`, column `j`. Stays inside the same allocation by the promise of [`product`].

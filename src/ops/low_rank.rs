@@ -117,6 +117,8 @@ fn combine_columns(h: &[f32], s: &[f64], r: usize, scale: f64) -> Vec<f32> {
 /// y [k, n] with its rows weighted by c and by d [k, 1], side by side: [k, 2 n].
 pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
     let (k, n) = y.dims2()?;
+    let fit = c.dims() == [k, 1] && d.dims() == [k, 1];
+    anyhow::ensure!(fit, "weights {:?} and {:?} are not of the rows of {:?}", c.dims(), d.dims(), y.dims());
     if n == 0 || !fused(&[y, c, d]) {
         return Ok(Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(d)?], 1)?);
     }
@@ -133,7 +135,9 @@ pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
 
 /// The halves of z's columns, [m, n] each of [m, 2 n]; where there is an x [m, n], x minus each.
 pub fn halves(z: &Tensor, x: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-    let (m, n) = (z.dim(0)?, z.dim(1)? / 2);
+    let ((m, both), n) = (z.dims2()?, z.dim(1)? / 2);
+    let fit = both == 2 * n && x.is_none_or(|x| x.dims() == [m, n]);
+    anyhow::ensure!(fit, "{:?} has no halves of {:?}", z.dims(), x.map(Tensor::dims));
     let x = x.map(Tensor::contiguous).transpose()?;
     if n == 0 || !fused(&[z]) || x.as_ref().is_some_and(|x| !fused(&[x])) {
         let (first, second) = (z.narrow(1, 0, n)?, z.narrow(1, n, n)?);
@@ -193,6 +197,21 @@ mod tests {
                     close(part, &expected, 1e-7);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let (z, odd) = (random(&[4, 6], 1), random(&[4, 5], 1));
+        assert!(halves(&z, Some(&random(&[4, 3], 2))).is_ok());
+        for x in [random(&[4, 2], 2), random(&[5, 3], 2), random(&[3, 4], 2), random(&[12], 2)] {
+            assert!(halves(&z, Some(&x)).is_err(), "{:?}", x.dims());
+        }
+        assert!(halves(&odd, None).is_err());
+        let (four, five) = (random(&[4, 1], 3), random(&[5, 1], 3));
+        assert!(weighted_twice(&z, &four, &four).is_ok());
+        for (c, d) in [(&four, &five), (&five, &four), (&z, &z)] {
+            assert!(weighted_twice(&z, c, d).is_err(), "{:?} {:?}", c.dims(), d.dims());
         }
     }
 }

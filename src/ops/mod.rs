@@ -85,3 +85,6 @@ fn values<'a>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) ->
 fn output(values: Vec<f32>, shape: impl Into<candle_core::Shape>, like: &Tensor) -> Result<Tensor> {
     widen::tensor(values, shape.into(), like.dtype())
 }
+
+#[cfg(test)]
+mod tests;

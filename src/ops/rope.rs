@@ -79,7 +79,8 @@ fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
 fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
     let (rows, half) = angles.cos.dims2()?;
-    let fits = rows == n && half > 0 && width.is_multiple_of(2 * half) && angles.sin.dims2()? == (rows, half);
+    let fits =
+        rows == n && half > 0 && width > 0 && width.is_multiple_of(2 * half) && angles.sin.dims2()? == (rows, half);
     anyhow::ensure!(fits, "angles of {rows} rows and {half} pairs do not fit {:?}", x.dims());
     let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
         let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
@@ -144,5 +145,13 @@ mod tests {
     fn kernel_equals_generic() {
         let (x, angles) = (random(&[7, 24], 3), angles(7, 6));
         close(&kernel(&x, &angles, -1.0).unwrap(), &generic(&x, &angles, -1.0).unwrap(), 1e-7);
+    }
+
+    #[test]
+    fn angles_of_other_rows_are_refused() {
+        let angles = angles(7, 6);
+        for shape in [[6, 24], [8, 24], [7, 18], [7, 0]] {
+            assert!(forward(&random(&shape, 3), &angles).is_err(), "{shape:?}");
+        }
     }
 }

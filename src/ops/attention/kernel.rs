@@ -207,8 +207,9 @@ pub fn backward(
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
     let (dq_out, dk_out, dv_out) =
         (Matrix::write(&mut dq, s.queries), Matrix::write(&mut dk, s.keys), Matrix::write(&mut dv, s.keys));
-    let tasks: Vec<(Span, usize)> =
-        layout.spans.iter().flat_map(|&span| (0..shape.kv_heads).map(move |kv| (span, kv))).collect();
+    // Without a query there are no rows to start from.
+    let spans = layout.spans.iter().filter(|span| span.q_len > 0);
+    let tasks: Vec<(Span, usize)> = spans.flat_map(|&span| (0..shape.kv_heads).map(move |kv| (span, kv))).collect();
     with_f32([q, k, v, &saved.output, dy], |[q, k, v, output, dy]| {
         tasks.par_iter().for_each(|&(span, kv)| {
             let place = (span.k_start, kv * s.d);

@@ -145,6 +145,9 @@ fn a_layout_of_other_tensors_is_refused() {
         (heads(4, 0), Layout::new(&[7])),
         (heads(4, 4), Layout::new(&[7])),
         (heads(8, 2), Layout::new(&[7])),
+        // Twice this is twice the heads' own size, less 2⁶⁴.
+        (Shape { head_dim: SHAPE.head_dim + (1 << 63), ..SHAPE }, Layout::new(&[7])),
+        (Shape { window: Some(0), ..SHAPE }, Layout::new(&[7])),
         (SHAPE, longer),
     ] {
         assert!(forward(&q, &k, &v, shape, &layout).is_err(), "{shape:?} {:?}", layout.spans);

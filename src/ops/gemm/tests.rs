@@ -87,3 +87,10 @@ fn strides_transposes_and_accumulation() {
     unsafe { product((2, 2, 2), lhs, lhs.t(), Matrix::write(&mut out, 2), 2.0, true, Parallelism::None) };
     assert_eq!(out, [11.0, 23.0, 23.0, 51.0]);
 }
+
+#[test]
+#[should_panic(expected = "larger than memory")]
+fn a_matrix_that_no_memory_holds_is_not_begun() {
+    // 2⁶⁴ values, which as a product of two lengths are none.
+    Matrix::fresh(1 << 33, 1 << 31);
+}
