@@ -7,6 +7,7 @@ use super::thin;
 use super::widen::Values;
 use gemm::Parallelism;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Half-precision weights widened at a time: a few MiB, whatever the matrix's size.
@@ -56,8 +57,12 @@ impl Matrix {
     /// # Safety
     /// They lie inside a live allocation that nobody writes meanwhile.
     pub unsafe fn row<'a>(self, i: usize, length: usize) -> &'a [f32] {
+        let data = self.at(i, 0).data;
         // SAFETY: promised by the caller.
-        unsafe { std::slice::from_raw_parts(self.at(i, 0).data.cast_const(), length) }
+        unsafe {
+            look_at_ends(data, length);
+            std::slice::from_raw_parts(data.cast_const(), length)
+        }
     }
 
     /// As [`Matrix::row`], to write.
@@ -65,8 +70,12 @@ impl Matrix {
     /// # Safety
     /// They lie inside a live allocation that may be written and that nobody else touches meanwhile.
     pub unsafe fn row_mut<'a>(self, i: usize, length: usize) -> &'a mut [f32] {
+        let data = self.at(i, 0).data;
         // SAFETY: promised by the caller.
-        unsafe { std::slice::from_raw_parts_mut(self.at(i, 0).data, length) }
+        unsafe {
+            look_at_ends(data, length);
+            std::slice::from_raw_parts_mut(data, length)
+        }
     }
 
     /// Whether each row's elements are contiguous.
@@ -105,6 +114,20 @@ impl Matrix {
     /// The transpose: the same memory with its strides exchanged.
     pub fn t(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// Where debug assertions are on: reads both ends of a row, as a sanitizer sees it. pulp reads and writes what is less than
+/// a vector with instructions that no sanitizer knows of.
+///
+/// # Safety
+/// The row lies inside a live allocation that nobody else writes meanwhile.
+#[inline(always)]
+unsafe fn look_at_ends(data: *const f32, length: usize) {
+    if cfg!(debug_assertions) && length > 0 {
+        let data = data.cast::<MaybeUninit<f32>>();
+        // SAFETY: promised by the caller; what is written for the first time may hold nothing yet.
+        let _ends = unsafe { (data.read_volatile(), data.add(length - 1).read_volatile()) };
     }
 }
 
