@@ -151,7 +151,7 @@ mod tests {
     fn angles_of_other_rows_are_refused() {
         let angles = angles(7, 6);
         for shape in [[6, 24], [8, 24], [7, 18], [7, 0]] {
-            assert!(forward(&random(&shape, 3), &angles).is_err(), "{shape:?}");
+            assert!(kernel(&random(&shape, 3), &angles, 1.0).is_err(), "{shape:?}");
         }
     }
 }
