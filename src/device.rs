@@ -103,7 +103,23 @@ pub fn best(index: usize) -> Device {
 fn open_cuda(index: usize) -> Result<Device> {
     #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     driver::load()?;
+    #[cfg(feature = "cuda")]
+    if let Ok(count) = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count() {
+        check_index(index, count as usize)?;
+    }
     Device::new_cuda(index).map_err(|error| anyhow!(first_line(&error)))
+}
+
+/// Of several processes on a machine, each takes the GPU of its number there.
+#[cfg(any(feature = "cuda", test))]
+fn check_index(index: usize, count: usize) -> Result<()> {
+    if index >= count {
+        bail!(
+            "this process sees {count} GPUs, and would take the one of number {index}, from 0; every rank needs a GPU of \
+             its own and must see those of all ranks on its machine (CUDA_VISIBLE_DEVICES)"
+        );
+    }
+    Ok(())
 }
 
 fn open_metal(index: usize) -> Result<Device> {
@@ -133,6 +149,13 @@ mod tests {
                 assert!(text.contains(part), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_told_by_its_number() {
+        assert!(check_index(0, 1).is_ok() && check_index(3, 4).is_ok());
+        let text = check_index(4, 4).unwrap_err().to_string();
+        assert!(text.contains("sees 4 GPUs") && text.contains("number 4, from 0"), "{text}");
     }
 
     #[test]

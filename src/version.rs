@@ -11,6 +11,7 @@ pub fn features() -> Vec<&'static str> {
         ("accelerate", cfg!(feature = "accelerate")),
         ("mkl", cfg!(feature = "mkl")),
         ("mpi", cfg!(feature = "mpi")),
+        ("nccl", cfg!(feature = "nccl")),
     ]
     .into_iter()
     .filter_map(|(name, on)| on.then_some(name))

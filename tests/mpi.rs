@@ -174,6 +174,23 @@ fn ranks_train_as_one_process() {
     }
 }
 
+/// On a machine with two GPUs, where `ASFT_TEST_DEVICE` is `cuda`.
+#[cfg(feature = "nccl")]
+#[test]
+fn gpus_train_as_one_by_nccl() {
+    if std::env::var("ASFT_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        let scratch = tempfile::tempdir().unwrap();
+        for (method, weights) in [("lora", "adapter/adapter_model.safetensors"), ("full", "model/model.safetensors")] {
+            let method = format!("train.method={method}");
+            let sets = [&EVERYTHING[..], &["model.device=cuda", &method]].concat();
+            let (one, two) = (scratch.path().join(format!("{method}-1")), scratch.path().join(format!("{method}-2")));
+            ends(run(1, &one, &sets, &[]), 0, &[]);
+            ends(run(2, &two, &sets, &[]), 0, &["gradients are summed by NCCL", "24 steps: loss"]);
+            same_results(&one, &two, weights);
+        }
+    }
+}
+
 #[test]
 fn ranks_without_samples_and_the_other_objectives() {
     let scratch = tempfile::tempdir().unwrap();

@@ -53,7 +53,7 @@ pub fn load() -> Result<()> {
 
 macro_rules! functions {
     ($($name:ident)*) => {
-        #[allow(non_camel_case_types, clippy::enum_variant_names)]
+        #[allow(non_camel_case_types, clippy::enum_variant_names, reason = "the driver's names")]
         enum Index { $($name),* }
 
         const NAMES: &[&CStr] = &[$(

@@ -97,7 +97,8 @@ impl Matrix {
         unsafe { self.at(i, j).data.read() }
     }
 
-    /// Where the first element lies.
+    /// Where the first element lies, to prefetch it.
+    #[cfg(target_arch = "x86_64")]
     pub fn address(self) -> *const i8 {
         self.data.cast_const().cast()
     }

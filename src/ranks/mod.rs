@@ -5,11 +5,15 @@
 //! [agree](Ranks::agree) before the next thing that they do together; and a rank that ends with an error that the others
 //! do not know of takes the whole job down (`MPI_Abort`).
 
+mod all_reduce;
 #[cfg(not(feature = "mpi"))]
 mod alone;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 
+pub use self::all_reduce::AllReduce;
 #[cfg(not(feature = "mpi"))]
 use self::alone as engine;
 #[cfg(feature = "mpi")]

@@ -11,10 +11,10 @@ use crate::data::Batch;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::model::{Gradients, Parameters};
-use crate::ranks::Ranks;
+use crate::ranks::{AllReduce, Ranks};
 use crate::report::log;
 use anyhow::Result;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,32 +52,54 @@ pub fn parts(ranks: Ranks, batches: &[Batch]) -> Vec<Part<'_>> {
     parts
 }
 
-/// Adds up the gradients of `parameters` over the ranks; every parameter has one afterwards. They pass through the memory
-/// of the host, 4 bytes an element.
-pub fn sum_gradients(ranks: Ranks, parameters: &Parameters, gradients: &mut Gradients) -> Result<()> {
-    if !ranks.are_many() {
+/// Adds up the gradients of `parameters` over the ranks; every parameter has one afterwards.
+pub fn sum_gradients(all_reduce: &AllReduce, parameters: &Parameters, gradients: &mut Gradients) -> Result<()> {
+    if !all_reduce.are_many() {
         return Ok(());
     }
-    let (mut bucket, mut members): (Vec<f32>, Vec<(&str, &Var)>) = (vec![], vec![]);
-    let last = parameters.keys().next_back();
+    for bucket in buckets(parameters, BUCKET) {
+        let sums = all_reduce.sum(lay_out(&bucket, gradients)?)?;
+        take_out(&bucket, &sums, gradients)?;
+    }
+    Ok(())
+}
+
+/// Parameters by name, of at least `least` elements together but for the last bucket, in their order.
+fn buckets(parameters: &Parameters, least: usize) -> Vec<Vec<(&str, &Var)>> {
+    let (mut buckets, mut bucket, mut elements) = (vec![], vec![], 0);
     for (name, parameter) in parameters {
-        match gradients.get(name) {
-            Ok(gradient) => bucket.extend(gradient.flatten_all()?.to_vec1::<f32>()?),
-            // None of this rank's samples.
-            Err(_) => bucket.resize(bucket.len() + parameter.elem_count(), 0.0),
+        bucket.push((name.as_str(), parameter));
+        elements += parameter.elem_count();
+        if elements >= least {
+            buckets.push(std::mem::take(&mut bucket));
+            elements = 0;
         }
-        members.push((name, parameter));
-        if bucket.len() < BUCKET && Some(name) != last {
-            continue;
-        }
-        ranks.sum_f32(&mut bucket);
-        let mut rest = &bucket[..];
-        for (name, parameter) in members.drain(..) {
-            let (values, others) = rest.split_at(parameter.elem_count());
-            gradients.set(name, Tensor::from_slice(values, parameter.shape(), parameter.device())?);
-            rest = others;
-        }
-        bucket.clear();
+    }
+    if !bucket.is_empty() {
+        buckets.push(bucket);
+    }
+    buckets
+}
+
+/// The gradients of a bucket behind one another, in memory of their own. Zeros where there is none: no sample of this rank
+/// has reached that parameter.
+fn lay_out(bucket: &[(&str, &Var)], gradients: &Gradients) -> Result<Tensor> {
+    let flat = |(name, parameter): &(&str, &Var)| match gradients.get(name) {
+        Ok(gradient) => gradient.flatten_all(),
+        Err(_) => Tensor::zeros(parameter.elem_count(), DType::F32, parameter.device()),
+    };
+    let parts = bucket.iter().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
+    // One tensor alone is not copied by `cat`.
+    Ok(if let [part] = &parts[..] { part.copy()? } else { Tensor::cat(&parts, 0)? })
+}
+
+/// Puts what [`lay_out`] has laid out in the place of the gradients, each a view.
+fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -> Result<()> {
+    let mut start = 0;
+    for (name, parameter) in bucket {
+        let length = parameter.elem_count();
+        gradients.set(name, sums.narrow(0, start, length)?.reshape(parameter.shape())?);
+        start += length;
     }
     Ok(())
 }
@@ -168,6 +190,47 @@ mod tests {
                 }
                 assert_eq!(joined, *whole, "{size} ranks");
             }
+        }
+    }
+
+    #[test]
+    fn gradients_are_laid_out_in_buckets_and_taken_out_again() {
+        let shapes = [("a", (2, 3)), ("b", (4, 1)), ("c", (1, 2)), ("d", (3, 5))];
+        let var = |shape| Var::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let parameters: Parameters = shapes.iter().map(|(name, shape)| (name.to_string(), var(*shape))).collect();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (least, lengths) in [(1, &[6, 4, 2, 15][..]), (7, &[10, 17]), (10, &[10, 17]), (100, &[27])] {
+            let mut gradients = Gradients::default();
+            let gradient = |from: f32, count: f32| Tensor::arange(from, from + count, &Device::Cpu).unwrap();
+            gradients.set("a", gradient(1.0, 6.0).reshape((3, 2)).unwrap().t().unwrap());
+            gradients.set("b", gradient(10.0, 4.0).reshape((4, 1)).unwrap());
+            gradients.set("d", gradient(20.0, 15.0).reshape((3, 5)).unwrap());
+            let before = gradients.get("b").unwrap().clone();
+            let buckets = buckets(&parameters, least);
+            let mut all = vec![];
+            for bucket in &buckets {
+                let flat = lay_out(bucket, &gradients).unwrap();
+                all.extend(values(&flat));
+                // As the ranks add up: in place.
+                let twice = (&flat * 2.0).unwrap();
+                flat.slice_set(&twice, 0, 0).unwrap();
+                take_out(bucket, &flat, &mut gradients).unwrap();
+            }
+            let found: Vec<usize> =
+                buckets.iter().map(|bucket| bucket.iter().map(|(_, var)| var.elem_count()).sum()).collect();
+            assert_eq!(found, lengths);
+            let expected: Vec<f32> =
+                [&[1.0, 3.0, 5.0, 2.0, 4.0, 6.0], &[10.0, 11.0, 12.0, 13.0, 0.0, 0.0][..]].concat();
+            let expected: Vec<f32> = expected.into_iter().chain((20..35).map(|value| value as f32)).collect();
+            assert_eq!(all, expected);
+            let after: Vec<f32> = gradients.iter().flat_map(|(_, gradient)| values(gradient)).collect();
+            assert_eq!(after, expected.iter().map(|value| value * 2.0).collect::<Vec<_>>());
+            let same = gradients
+                .iter()
+                .zip(shapes)
+                .all(|((name, tensor), (other, shape))| name == other && tensor.dims2().unwrap() == shape);
+            assert!(same, "names and shapes");
+            assert_eq!(values(&before), [10.0, 11.0, 12.0, 13.0], "a gradient that others hold has changed");
         }
     }
 }

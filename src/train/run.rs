@@ -14,7 +14,7 @@ use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::memory;
 use crate::optim::Schedule;
-use crate::ranks::Ranks;
+use crate::ranks::{AllReduce, Ranks};
 use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log};
 use crate::stop::{Signal, StopRequest};
 use anyhow::{Context, Result, anyhow};
@@ -74,7 +74,7 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
     let Some(start) = start else { return already_finished() };
     let lock = ranks.on_first(|| output.lock_existing())?.flatten();
     let prepared = ranks.agree(prepare(settings, &output, &start, &flags.allow_change));
-    let prepared = prepared.inspect_err(|_| {
+    let mut prepared = prepared.inspect_err(|_| {
         if ranks.is_first() {
             output.undo()
         }
@@ -85,6 +85,8 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
     if is_over {
         return already_finished();
     }
+    // Not agreed on: where GPUs cannot be connected for one rank, the others wait for it until it ends the job.
+    prepared.trainer.all_reduce = AllReduce::on(prepared.trainer.model.device())?;
     check_same_parameters(prepared.trainer.model.parameters())?;
     warn_of_idle_ranks(settings);
     let mut run = ranks.agree(Run::begin(settings, &output, start, prepared))?;

@@ -13,7 +13,7 @@ use crate::model::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::ops::scalar::Scalar;
 use crate::optim::AdamW;
-use crate::ranks::Ranks;
+use crate::ranks::{AllReduce, Ranks};
 use crate::report::ModuleRow;
 use anyhow::{Result, ensure};
 use std::fmt;
@@ -69,6 +69,8 @@ pub struct Trainer {
     pub modules: Vec<ModuleRow>,
     pub constrained: Option<ConstrainedSft>,
     pub lisa: Option<Lisa>,
+    /// How the gradients of several ranks are added up.
+    pub all_reduce: AllReduce,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
@@ -85,6 +87,7 @@ impl Trainer {
             modules: vec![],
             constrained: None,
             lisa: None,
+            all_reduce: AllReduce::Host(Ranks::here()),
             optimizer: AdamW::new(options.adam_betas, options.adam_epsilon, options.weight_decay),
             checkpointing: options.gradient_checkpointing,
             max_grad_norm: options.max_grad_norm,
@@ -112,7 +115,7 @@ impl Trainer {
             losses.push(self.micro_batch(&batch, scale, key, &mut gradients)?);
             micro_batches.push(micro_batch);
         }
-        sum_gradients(ranks, self.model.parameters(), &mut gradients)?;
+        sum_gradients(&self.all_reduce, self.model.parameters(), &mut gradients)?;
         self.modules.clear();
         let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
         let rows = is_logged.then_some((step + 1, &mut self.modules));
