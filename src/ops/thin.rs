@@ -82,19 +82,6 @@ fn in_tasks(length: usize, each: usize, unit: usize, task: impl Fn(Range<usize>)
     all.into_par_iter().for_each(task);
 }
 
-/// Asks for the values at a distance that will be read soon. Nothing is read here: any address will do.
-#[inline(always)]
-fn prefetch(values: Matrix, i: usize, j: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault, and SSE is always there.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(values.at(i, j).address());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, i, j);
-}
-
 /// V vectors, or the part of one that there is.
 #[inline(always)]
 fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
@@ -182,7 +169,7 @@ impl Columns<'_> {
         }
         for i in rows {
             for v in 0..V {
-                prefetch(self.x, i + COLUMN_ROWS, j + v * S::F32_LANES);
+                self.x.prefetch(i + COLUMN_ROWS, j + v * S::F32_LANES);
             }
             // SAFETY: a part of row i of x, by the caller's promise to `product`.
             let values = load::<S, V>(simd, unsafe { self.x.at(0, j).row(i, end - j) });
@@ -251,7 +238,7 @@ impl Dots<'_> {
                     let mut x = [simd.splat_f32s(0.0); R];
                     let count = S::F32_LANES.min(self.b.length.saturating_sub(j));
                     for (row, x) in x.iter_mut().enumerate() {
-                        prefetch(self.x, i + row + R * 2, j);
+                        self.x.prefetch(i + row + R * 2, j);
                         // SAFETY: a part of a row of x, by the caller's promise to `product`.
                         [*x] = load::<S, 1>(simd, unsafe { self.x.at(0, j).row(i + row, count) });
                     }
@@ -330,7 +317,7 @@ impl Update<'_> {
         }
         for i in rows {
             for v in 0..V {
-                prefetch(self.out, i + UPDATE_ROWS, j + v * S::F32_LANES);
+                self.out.prefetch(i + UPDATE_ROWS, j + v * S::F32_LANES);
             }
             // SAFETY: a part of row i of the output, which this task alone touches.
             let out = unsafe { self.out.at(0, j).row_mut(i, end - j) };
