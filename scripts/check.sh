@@ -20,14 +20,14 @@ cargo fmt --check
 step "scripts parse"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-shell_scripts=0
-for script in .ci/run scripts/*.sh; do
+shell_scripts=0 python_folders="scripts tests sandbox fuzz"
+for script in .ci/run scripts/*.sh sandbox/make/*.sh; do
     bash -n "$script"
     shell_scripts=$((shell_scripts + 1))
 done
 # Compiled files go to the scratch folder, not beside the scripts.
-find scripts tests -name '*.py' -print0 | PYTHONPYCACHEPREFIX="$scratch" xargs -0 --no-run-if-empty python3 -m py_compile
-echo "$shell_scripts shell scripts, $(find scripts tests -name '*.py' | wc -l) Python scripts"
+find $python_folders -name '*.py' -print0 | PYTHONPYCACHEPREFIX="$scratch" xargs -0 --no-run-if-empty python3 -m py_compile
+echo "$shell_scripts shell scripts, $(find $python_folders -name '*.py' | wc -l) Python scripts"
 
 step "lint"
 cargo clippy --release --all-targets --locked -- -D warnings
@@ -46,9 +46,8 @@ RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
 step "configs"
 cargo build --release --locked
 configs=0
-for config in configs/*.toml; do
-    # Evaluation suites and comparisons are no training configs.
-    [[ "$config" != *-eval.toml && "$config" != *-compare.toml ]] || continue
+# Evaluation suites and comparisons stand in folders of their own; the tests load those.
+for config in configs/*.toml configs/models/*.toml configs/sandbox/*.toml; do
     cargo run --release --locked --quiet -- train --config "$config" --check > "$scratch/config.log" 2>&1 || {
         cat "$scratch/config.log" >&2
         echo "$config does not load" >&2

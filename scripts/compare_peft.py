@@ -226,7 +226,7 @@ def main():
     ap.add_argument("--only", help="cases whose name contains this")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--work", type=Path, help="folder for the models, kept between runs")
-    ap.add_argument("--out", type=Path, help=f"Markdown table, such as benches/results/{date.today()}-peft.md")
+    ap.add_argument("--out", type=Path, help=f"Markdown table, such as docs/results/{date.today()}-peft.md")
     args = ap.parse_args()
     scratch = tempfile.TemporaryDirectory()
     work = args.work or Path(scratch.name)

@@ -380,7 +380,7 @@ pub struct MergeArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  asft compare --config configs/sandbox-compare.toml
+  asft compare --config configs/sandbox/comparisons/defences.toml
   asft compare --config compare.toml --report --json")]
 pub struct CompareArgs {
     /// The comparison (TOML): base config, suite of evaluations, methods with their settings, seeds

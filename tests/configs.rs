@@ -8,12 +8,11 @@ use asft::names::Targets;
 use asft::optim::ScheduleKind;
 use std::path::{Path, PathBuf};
 
-fn configs() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+/// The TOML files of a folder in `configs/`, "" for those in `configs/` itself.
+fn configs(folder: &str) -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(folder);
     let mut found: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // Evaluation suites and comparisons are no training configs.
-    let other = |path: &Path| ["-eval.toml", "-compare.toml"].iter().any(|end| path.to_string_lossy().ends_with(end));
-    found.retain(|path| !other(path));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
     found.sort();
     found
 }
@@ -24,23 +23,21 @@ fn load(path: &Path) -> Settings {
 
 #[test]
 fn every_config_loads_and_writes_where_its_name_says() {
-    let configs = configs();
-    assert_eq!(configs.len(), 8, "{configs:?}");
-    for path in configs {
+    let models: Vec<PathBuf> = [configs(""), configs("models")].concat();
+    assert_eq!(models.len(), 7, "{models:?}");
+    for path in models {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         assert_eq!(load(&path).output.dir, format!("runs/{stem}"));
     }
+    let [sandbox] = configs("sandbox").try_into().unwrap();
+    assert_eq!(load(&sandbox).output.dir, "runs/sandbox");
 }
 
 /// A comparison's suite has what it selects by, and each of its runs has settings that load.
 #[test]
 fn every_suite_and_comparison_loads() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let named = |end: &str| -> Vec<PathBuf> {
-        let all = std::fs::read_dir(root.join("configs")).unwrap().map(|entry| entry.unwrap().path());
-        all.filter(|path| path.to_string_lossy().ends_with(end)).collect()
-    };
-    let (suites, comparisons) = (named("-eval.toml"), named("-compare.toml"));
+    let (suites, comparisons) = (configs("sandbox/suites"), configs("sandbox/comparisons"));
     assert_eq!((suites.len(), comparisons.len()), (2, 4));
     for suite in suites {
         for evaluation in Suite::load(&suite).unwrap().eval {
@@ -63,12 +60,12 @@ fn every_suite_and_comparison_loads() {
 #[test]
 fn the_paper_s_models_have_the_paper_s_settings() {
     for (name, aligned) in [
-        ("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf"),
-        ("llama3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
-        ("qwen2-7b-instruct", "Qwen/Qwen2-7B-Instruct"),
-        ("gemma2-9b-it", "google/gemma-2-9b-it"),
+        ("llama2-7b", "meta-llama/Llama-2-7b-chat-hf"),
+        ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("qwen2-7b", "Qwen/Qwen2-7B-Instruct"),
+        ("gemma2-9b", "google/gemma-2-9b-it"),
     ] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{name}.toml"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/models/{name}.toml"));
         let Settings { model, lora, asft, data, train, .. } = load(&path);
         assert_eq!((model.aligned.as_str(), model.dtype), (aligned, Dtype::Bf16));
         assert_eq!((lora.rank, lora.alpha, lora.dropout), (8, 32, 0.05), "{name}");

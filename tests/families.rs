@@ -1,6 +1,6 @@
 //! What the families add to the parity tests: rope scalings, half precision, and sequences side by side in a batch.
 //!
-//! Goldens: `scripts/make_goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
+//! Goldens: `tests/fixtures/make/goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! LoRA's finer settings against PEFT: ranks and alphas by pattern, chosen layers, LoRA+.
 //!
-//! Goldens: `scripts/make_lora_goldens.py`.
+//! Goldens: `tests/fixtures/make/lora.py`.
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! The decoder against PyTorch + transformers + PEFT on tiny random models: logits, loss, every gradient.
 //!
-//! Goldens: `scripts/make_goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
+//! Goldens: `tests/fixtures/make/goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
 
 mod common;
 

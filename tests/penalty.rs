@@ -1,5 +1,5 @@
 //! The closed-form penalty against the literal formula in f64: goldens made with PyTorch (see
-//! `scripts/make_goldens.py`) and a naive version here.
+//! `tests/fixtures/make/goldens.py`) and a naive version here.
 
 use asft::method::direction_file::DirectionFactors;
 use asft::method::factorize::{Keep, Setting, factorize};

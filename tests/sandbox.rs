@@ -61,7 +61,7 @@ fn plain_fine_tuning_loses_refusals_that_asft_keeps() {
     let train = |name: &str, penalize: &str| {
         let out = dir.path().join(name);
         let (to, penalize) = (format!("output.dir={}", out.display()), format!("asft.penalize={penalize}"));
-        asft(&["train", "--quiet", "--config", "configs/sandbox.toml", "--set", &to, "--set", &penalize]);
+        asft(&["train", "--quiet", "--config", "configs/sandbox/train.toml", "--set", &to, "--set", &penalize]);
         out.join("adapter").to_str().unwrap().to_string()
     };
     let (plain, anchored) = (train("plain", "none"), train("asft", "orthogonal"));
@@ -75,7 +75,7 @@ fn plain_fine_tuning_loses_refusals_that_asft_keeps() {
         "--adapter",
         &anchored,
         "--suite",
-        "configs/sandbox-eval.toml",
+        "configs/sandbox/suites/test.toml",
         "--json",
     ]);
     let report: Value = serde_json::from_str(&report).unwrap();

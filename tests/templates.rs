@@ -1,5 +1,5 @@
 //! Chat templates and tokenization against transformers: replays tests/fixtures/templates (made by
-//! scripts/make_template_goldens.py) with the tokenizer of tests/tiny.
+//! tests/fixtures/make/templates.py) with the tokenizer of tests/tiny.
 
 use asft::data::{DataOptions, Format, IGNORE, Template, load};
 use asft::tokenizer::Tokenizer;

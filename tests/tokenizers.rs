@@ -1,5 +1,5 @@
 //! Real tokenizers against transformers: chats, plain texts and the AsFT paper's samples, from the goldens that
-//! scripts/make_tokenizer_goldens.py made. The tokenizers are not part of the repository:
+//! tests/fixtures/make/tokenizers.py made. The tokenizers are not part of the repository:
 //!
 //!     scripts/get_tokenizers.sh target/tokenizers
 //!     ASFT_TOKENIZERS=target/tokenizers cargo test --release --test tokenizers

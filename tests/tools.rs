@@ -1,5 +1,5 @@
 //! `asft project`, `asft inspect` and `asft landscape` as a user runs them, against goldens of the literal formulas (see
-//! `scripts/make_project_goldens.py`), and one clear error for each kind of bad input.
+//! `tests/fixtures/make/project.py`), and one clear error for each kind of bad input.
 
 mod common;
 

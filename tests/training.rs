@@ -1,6 +1,6 @@
 //! Ten optimizer steps against PyTorch + PEFT: losses, penalties, gradient norms, and where the parameters end.
 //!
-//! Goldens: `scripts/make_goldens.py`, whose penalty is the literal formula.
+//! Goldens: `tests/fixtures/make/goldens.py`, whose penalty is the literal formula.
 
 mod common;
 

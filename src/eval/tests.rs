@@ -1,4 +1,4 @@
-//! Against Python: `scripts/make_eval_goldens.py`.
+//! Against Python: `tests/fixtures/make/eval.py`.
 
 use super::accuracy::Target;
 use super::judge::Judge;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The golden models; see `scripts/make_goldens.py`.
+/// The golden models; see `tests/fixtures/make/goldens.py`.
 pub const CASES: [&str; 8] =
     ["llama_gqa", "llama3_rope", "llama_linear_bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"];
 

@@ -78,7 +78,7 @@ fn expected_rows() -> Vec<Value> {
 
 #[test]
 fn parquet_reads_alike_however_it_is_written() {
-    // Made by scripts/make_parquet_fixtures.py.
+    // Made by tests/fixtures/make/parquet.py.
     for name in ["none", "snappy", "gzip", "zstd", "lz4", "plain", "v2_pages", "deltas", "old_lists", "row_groups"] {
         let records = read(&fixture(&format!("{name}.parquet"))).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         assert_eq!(values(&records), expected_rows(), "{name}");

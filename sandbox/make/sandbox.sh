@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes sandbox/ anew: data and tokenizer from sandbox/make/sandbox.py, then the model pair, trained by asft itself.
+#   sandbox/make/sandbox.sh [OUT_DIR (sandbox)]
+# A few minutes on two quiet cores. The data come out the same bytes everywhere; the weights round differently on other CPUs.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-sandbox}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+asft() { cargo run --release --locked --quiet -- "$@"; }
+
+python3 sandbox/make/sandbox.py make --work "$work" --out "$out"
+# In this order: the aligned model is the shipped unaligned one, trained further.
+for name in unaligned aligned; do
+    asft train --config "$work/$name.toml"
+    python3 sandbox/make/sandbox.py half "$work/runs/$name/model" "$out/$name"
+done
+du -sh "$out"
