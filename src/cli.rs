@@ -6,9 +6,9 @@ mod tools;
 pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs};
 pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, UnitArg};
 
+use crate::console::log::{LogFormat, Verbosity};
 use crate::eval::{Match, Metric, Preset};
 use crate::method::factorize::DEFAULT_TOLERANCE;
-use crate::report::log::{LogFormat, Verbosity};
 use crate::version::VERSION;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

@@ -6,8 +6,8 @@
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod driver;
 
+use crate::console::log;
 use crate::invalid;
-use crate::report::log;
 use crate::version::VERSION;
 use anyhow::{Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};

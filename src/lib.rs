@@ -17,7 +17,7 @@
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
 //! | [`device`] | what this build can compute on |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, progress, pictures, module names, exit codes, memory in use, processes that work as one, work that can be given up, what this build is |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`console`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, what a run leaves, pictures, lines and bars, module names, exit codes, memory in use, processes that work as one, work that can be given up, what this build is |
 
 // Allowed again in files of ops/ only, for a reason each (tests/unsafe_code.rs).
 #![deny(unsafe_code)]
@@ -28,6 +28,7 @@ pub mod cli;
 pub mod commands;
 pub mod compare;
 pub mod config;
+pub mod console;
 pub mod data;
 pub mod device;
 pub mod error;

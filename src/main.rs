@@ -4,10 +4,10 @@
 
 use asft::cli::{Cli, Command};
 use asft::commands;
+use asft::console::log;
 use asft::ensure_valid;
 use asft::error::Agreed;
 use asft::ranks::{self, Ranks};
-use asft::report::log;
 use clap::Parser;
 use serde_json::json;
 use std::process::ExitCode;
@@ -18,9 +18,10 @@ const STACK_BYTES: usize = 8 << 20;
 fn main() -> ExitCode {
     asft::ops::allocator::keep_freed_buffers();
     let Cli { command, output } = Cli::parse();
-    log::init(output.verbosity(), output.log_format.into());
+    let joined = ranks::join();
+    log::init(output.verbosity(), output.log_format.into(), Ranks::here().is_first());
     // Held to the end: MPI is started and shut down on the main thread, before and after all others.
-    let _job = match ranks::join() {
+    let _job = match joined {
         Ok(job) => job,
         Err(error) => return failed(&error),
     };

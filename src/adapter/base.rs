@@ -3,9 +3,9 @@
 use super::{BaseIdentity, load};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
+use crate::console::progress_bar;
 use crate::hub;
 use crate::model::{Decoder, DeviceKind, ModelSpec, Parameters};
-use crate::report::progress_bar;
 use anyhow::Result;
 use candle_core::DType;
 use std::collections::BTreeMap;

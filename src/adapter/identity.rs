@@ -5,10 +5,10 @@
 
 use super::Adapter;
 use crate::checkpoint::Checkpoint;
+use crate::console::log;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::method::direction_file::{Directions, combined_hash, weights_hash};
-use crate::report::log;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

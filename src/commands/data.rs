@@ -2,10 +2,10 @@
 
 use crate::cli::DataArgs;
 use crate::config::Settings;
+use crate::console::progress_bar;
 use crate::data::{self, Dataset, Format, Marks, SetFiles, Sets, Summary, epoch_order, predicted_labels};
 use crate::hub;
 use crate::model::ModelSpec;
-use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde_json::json;

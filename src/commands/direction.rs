@@ -3,13 +3,13 @@
 use super::print;
 use crate::checkpoint::check_writable_file;
 use crate::cli::DirectionArgs;
+use crate::console::progress_bar;
 use crate::ensure_valid;
 use crate::hub;
 use crate::method::direction::{DirectionRequest, compute};
 use crate::method::factorize::Keep;
 use crate::names::Targets;
 use crate::ranks::Ranks;
-use crate::report::progress_bar;
 use anyhow::{Context, Result};
 
 pub fn run(args: DirectionArgs) -> Result<()> {

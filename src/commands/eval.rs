@@ -3,12 +3,12 @@
 use super::{load_base, print};
 use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::{EvalArgs, FormatArg};
+use crate::console::Table;
 use crate::data::{Columns, Format, PROMPT_FIELDS};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value, locate};
 use crate::hub;
 use crate::model::{DeviceKind, ModelSpec};
-use crate::report::Table;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;

@@ -3,12 +3,12 @@
 use super::load_model;
 use crate::checkpoint::{check_writable_file, save_tensors};
 use crate::cli::GenerateArgs;
+use crate::console::progress_bar;
 use crate::data::{Columns, PROMPT_FIELDS, Template, load_prompts};
 use crate::ensure_valid;
 use crate::eval::{Encoder, answer_all};
 use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions};
-use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};

@@ -3,6 +3,7 @@
 use super::load_model;
 use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
 use crate::cli::{LandscapeArgs, UnitArg};
+use crate::console::{log, progress_bar};
 use crate::data::Format;
 use crate::ensure_valid;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
@@ -12,7 +13,6 @@ use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
 use crate::model::{DeviceKind, ModelSpec};
 use crate::plot::{self, Frame, Picture};
-use crate::report::{log, progress_bar};
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;

@@ -3,9 +3,9 @@
 use crate::adapter::{self, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::cli::MergeArgs;
+use crate::console::{log, progress_bar};
 use crate::hub;
 use crate::model::ModelSpec;
-use crate::report::{log, progress_bar};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use serde_json::json;

@@ -4,7 +4,7 @@ use super::print;
 use crate::checkpoint::{check_writable, write_atomic};
 use crate::cli::{Cli, CompletionsArgs, ManArgs};
 use crate::config::Settings;
-use crate::report::log;
+use crate::console::log;
 use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;

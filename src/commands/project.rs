@@ -3,10 +3,10 @@
 use super::print;
 use crate::adapter::{self, BaseIdentity, projected_card};
 use crate::cli::ProjectArgs;
+use crate::console::log;
 use crate::ensure_valid;
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, Projection, project};
-use crate::report::log;
 use anyhow::Result;
 use candle_core::Device;
 use serde_json::json;

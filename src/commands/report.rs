@@ -2,7 +2,8 @@
 
 use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::ReportArgs;
-use crate::report::{Page, REPORT, RunFiles, log};
+use crate::console::log;
+use crate::report::{Page, REPORT, RunFiles};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;

@@ -2,9 +2,9 @@
 
 use crate::cli::TrainArgs;
 use crate::config::Settings;
+use crate::console::log;
 use crate::eval::MeanLoss;
 use crate::ranks::Ranks;
-use crate::report::log;
 use crate::train::{self, Ending, Outcome, RunFlags};
 use anyhow::Result;
 use serde_json::json;

@@ -3,7 +3,7 @@
 use super::grid::Case;
 use super::options::{CompareOptions, Select};
 use super::results::{Row, show};
-use crate::report::Table;
+use crate::console::Table;
 use serde::Serialize;
 
 /// A number over seeds.

@@ -4,9 +4,9 @@
 
 use super::options::{Evaluation, JUDGE_PROMPT};
 use crate::checkpoint::Checkpoint;
+use crate::console::progress_bar;
 use crate::hub;
 use crate::model::{Decoder, ModelSpec};
-use crate::report::progress_bar;
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};

@@ -3,9 +3,9 @@
 //! What is measured is a [`Gauge`]'s business; where, a [`Plan`]'s; how the weights move, a [`Perturbation`]'s.
 
 use super::{Outcome, Prepared, Value};
+use crate::console::log;
 use crate::method::perturb::{Axis, Perturbation, Ray};
 use crate::model::Decoder;
-use crate::report::log;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use serde::Serialize;

@@ -5,7 +5,7 @@ use super::id::{RepoId, is_safe_name, is_safe_path};
 use super::refusal;
 use super::site::Site;
 use super::transfer::Wanted;
-use crate::report::download_bar;
+use crate::console::download_bar;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result, anyhow};
 use hf_hub::HFResult;

@@ -39,6 +39,15 @@ impl AllReduce {
         }
     }
 
+    /// The version of NCCL, where that sums.
+    pub fn nccl_version(&self) -> Option<&str> {
+        match self {
+            Self::Host(_) => None,
+            #[cfg(feature = "nccl")]
+            Self::Nccl(communicator) => Some(communicator.version()),
+        }
+    }
+
     /// Adds up a tensor over the ranks: f32, contiguous, of one shape on all of them; all get the same sums. They may take
     /// the tensor's place in its memory, which no other tensor may share.
     pub fn sum(&self, tensor: Tensor) -> Result<Tensor> {

@@ -5,19 +5,20 @@
 //! host does not wait for it. A rank that is lost leaves the others' GPUs waiting, until the launcher ends the job.
 
 use super::Ranks;
-use crate::report::log;
 use anyhow::{Context, Result, anyhow};
 use candle_core::cuda_backend::cudarc::nccl::result::{NcclError, get_nccl_version};
 use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, InplaceOp1, Layout, bail};
-use serde_json::json;
 use std::ffi::c_char;
 
 /// Bytes of an identifier.
 const ID_BYTES: usize = 128;
 
 /// A rank's end of the connection between the GPUs of all ranks.
-pub struct Communicator(Comm);
+pub struct Communicator {
+    comm: Comm,
+    version: String,
+}
 
 impl Communicator {
     /// Connects this rank's GPU to the others'. All ranks come to this together, each with a GPU of its own. A rank that
@@ -37,8 +38,12 @@ impl Communicator {
             )
         })?;
         let version = format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100);
-        log::info(&format!("gradients are summed by NCCL {version}"), json!({"nccl": version}));
-        Ok(Self(communicator))
+        Ok(Self { comm: communicator, version })
+    }
+
+    /// The library's, such as 2.27.3.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 }
 
@@ -54,7 +59,7 @@ impl InplaceOp1 for Communicator {
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("{} takes contiguous f32", self.name()) };
         let mut values = storage.as_cuda_slice_mut::<f32>()?.slice_mut(start..end);
-        let queued = self.0.all_reduce_in_place(&mut values, &ReduceOp::Sum);
+        let queued = self.comm.all_reduce_in_place(&mut values, &ReduceOp::Sum);
         queued.map(drop).map_err(|error| candle_core::Error::Msg(format!("NCCL cannot sum: {}", told(&error))))
     }
 }

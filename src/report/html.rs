@@ -4,6 +4,7 @@
 use super::chart::{Chart, Series, escape};
 use super::metrics::read_rows;
 use super::run_record::UpdateNorm;
+use super::short;
 use crate::ensure_valid;
 use crate::names::{layer_number, short_name};
 use anyhow::{Context, Result};
@@ -252,12 +253,6 @@ fn text_of(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     }
-}
-
-/// Four digits that matter.
-fn short(value: f64) -> String {
-    let plain = value == 0.0 || (1e-3..1e5).contains(&value.abs());
-    if plain { format!("{value:.4}") } else { format!("{value:.3e}") }
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
-//! What a run tells: `metrics.jsonl` step by step, `run.json` and `report.html` at the end, and log lines and progress
-//! on stderr meanwhile.
+//! What a run leaves: `metrics.jsonl` step by step, `run.json` and `report.html` at the end. And the progress of
+//! training, told from the rows of the metrics.
 
 mod chart;
 mod events;
 mod html;
-pub mod log;
 mod metrics;
 mod options;
 mod progress;
 mod run_record;
-mod table;
 
 pub use html::{Page, REPORT, RunFiles};
 pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;
-pub use progress::{TrainProgress, download_bar, progress_bar};
+pub use progress::TrainProgress;
 pub use run_record::{RunRecord, Totals, UpdateNorm, hash_file};
-pub use table::Table;
+
+/// Four digits that matter.
+fn short(value: f64) -> String {
+    let plain = value == 0.0 || (1e-3..1e5).contains(&value.abs()) || !value.is_finite();
+    if plain { format!("{value:.4}") } else { format!("{value:.3e}") }
+}

@@ -1,14 +1,14 @@
 //! `run.json`: what made this run's output, so that it can be made again: versions, hashes of the inputs, the name of
 //! the settings file beside it, time and memory.
 
+use crate::console::utc_now;
 use crate::memory;
-use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// The candle release in Cargo.lock (a test compares them).
 const CANDLE_VERSION: &str = "0.11.1";
@@ -52,6 +52,7 @@ pub struct UpdateNorm {
 pub struct RunRecord {
     began: Instant,
     started: String,
+    ranks: usize,
     inputs: BTreeMap<String, Input>,
 }
 
@@ -62,7 +63,6 @@ struct RunFile<'a> {
     candle_version: &'a str,
     platform: String,
     threads: usize,
-    /// Processes that trained as one.
     ranks: usize,
     settings: &'a str,
     inputs: &'a BTreeMap<String, Input>,
@@ -75,9 +75,9 @@ struct RunFile<'a> {
 }
 
 impl RunRecord {
-    /// Starts the clock.
-    pub fn start() -> Self {
-        Self { began: Instant::now(), started: utc_now(), inputs: BTreeMap::new() }
+    /// Starts the clock. `ranks`: the processes that train as one.
+    pub fn start(ranks: usize) -> Self {
+        Self { began: Instant::now(), started: utc_now(), ranks, inputs: BTreeMap::new() }
     }
 
     /// Seconds since the start.
@@ -103,7 +103,7 @@ impl RunRecord {
             candle_version: CANDLE_VERSION,
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             threads: rayon::current_num_threads(),
-            ranks: Ranks::here().size(),
+            ranks: self.ranks,
             settings,
             inputs: &self.inputs,
             started: &self.started,
@@ -124,29 +124,6 @@ pub fn hash_file(path: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Now, in UTC.
-pub(super) fn utc_now() -> String {
-    utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
-}
-
-/// Seconds since 1970 as `2026-01-31T23:59:59Z`.
-///
-/// Counts in years that begin on 1 March, so that the leap day is a year's last, within eras of 400 years.
-fn utc(seconds: u64) -> String {
-    const DAYS_TO_1970: u64 = 719_468; // from 1 March of year 0
-    const DAYS_PER_ERA: u64 = 146_097;
-    let (days, second) = (seconds / 86_400 + DAYS_TO_1970, seconds % 86_400);
-    let (era, day_of_era) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Months from March have 31, 30, 31, 30, 31 days, over and over: 153 in five.
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,27 +134,12 @@ mod tests {
         assert!(lock.contains(&format!("name = \"candle-core\"\nversion = \"{CANDLE_VERSION}\"")));
     }
 
-    // date -u -d @N +%FT%TZ
-    #[test]
-    fn timestamps_equal_those_of_date() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_767_225_599, "2025-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(utc(seconds), expected);
-        }
-    }
-
     #[test]
     fn the_file_holds_what_was_noted() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("train.jsonl");
         std::fs::write(&input, "abc").unwrap();
-        let mut record = RunRecord::start();
+        let mut record = RunRecord::start(1);
         record.input("train", "train.jsonl", hash_file(&input).unwrap());
         let totals = Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() };
         let run = record.to_json("config.toml", &totals, &[]).unwrap();

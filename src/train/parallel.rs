@@ -7,12 +7,12 @@
 //! follows (penalty, clipping, AdamW) each rank does for itself, from the same numbers.
 
 use crate::config::Settings;
+use crate::console::log;
 use crate::data::Batch;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::model::{Gradients, Parameters};
 use crate::ranks::{AllReduce, Ranks};
-use crate::report::log;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::{Value, json};
@@ -102,6 +102,18 @@ fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -
         start += length;
     }
     Ok(())
+}
+
+/// How the ranks of this run add up tensors on `device`; told, where it is not the plain way.
+///
+/// # Errors
+/// GPUs that cannot be connected.
+pub fn connect(device: &Device) -> Result<AllReduce> {
+    let all_reduce = AllReduce::on(device)?;
+    if let Some(version) = all_reduce.nccl_version() {
+        log::info(&format!("gradients are summed by NCCL {version}"), json!({"nccl": version}));
+    }
+    Ok(all_reduce)
 }
 
 /// Says so if there are not enough samples in a step.

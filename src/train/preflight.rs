@@ -12,6 +12,7 @@ use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
+use crate::console::{log, progress_bar};
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::ensure_valid;
 use crate::error::listing;
@@ -22,7 +23,7 @@ use crate::method::factorize::Keep;
 use crate::model::ModelSpec;
 use crate::names::Targets;
 use crate::ranks::Ranks;
-use crate::report::{RunRecord, hash_file, log, progress_bar};
+use crate::report::{RunRecord, hash_file};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -68,7 +69,8 @@ pub enum Direction {
 
 /// Finds and checks all inputs of a run.
 pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> Result<Ready> {
-    let mut check = Preflight { settings, start, problems: Problems::default(), record: RunRecord::start() };
+    let record = RunRecord::start(Ranks::here().size());
+    let mut check = Preflight { settings, start, problems: Problems::default(), record };
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));

@@ -3,19 +3,20 @@
 
 use super::checkpoint::{Checkpoints, restore_parameters};
 use super::output::{OutputFolder, remove};
-use super::parallel::{check_same_parameters, warn_of_idle_ranks};
+use super::parallel::{check_same_parameters, connect, warn_of_idle_ranks};
 use super::prepare::{Prepared, prepare};
 use super::resume::{Start, start};
 use super::state::{Losses, RunState};
 use super::{Method, NotFinite, StepOutcome, export};
 use crate::config::Settings;
+use crate::console::log;
 use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::memory;
 use crate::optim::Schedule;
-use crate::ranks::{AllReduce, Ranks};
-use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress, log};
+use crate::ranks::Ranks;
+use crate::report::{EvalRow, Metrics, SkippedRow, State, StepRow, TrainProgress};
 use crate::stop::{Signal, StopRequest};
 use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
@@ -86,7 +87,7 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
         return already_finished();
     }
     // Not agreed on: where GPUs cannot be connected for one rank, the others wait for it until it ends the job.
-    prepared.trainer.all_reduce = AllReduce::on(prepared.trainer.model.device())?;
+    prepared.trainer.all_reduce = connect(prepared.trainer.model.device())?;
     check_same_parameters(prepared.trainer.model.parameters())?;
     warn_of_idle_ranks(settings);
     let mut run = ranks.agree(Run::begin(settings, &output, start, prepared))?;

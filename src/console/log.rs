@@ -6,8 +6,7 @@
 //!
 //! A command line tool has a dozen such places and one thread that writes; that is less than a logging framework costs.
 
-use super::run_record::utc_now;
-use crate::ranks::Ranks;
+use super::utc_now;
 use indicatif::{MultiProgress, ProgressBar};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write, stderr};
@@ -33,7 +32,15 @@ pub enum LogFormat {
     Json,
 }
 
-static OPTIONS: OnceLock<(Verbosity, LogFormat)> = OnceLock::new();
+#[derive(Clone, Copy)]
+struct Options {
+    verbosity: Verbosity,
+    format: LogFormat,
+    /// Whether this process speaks for all that work as one.
+    is_first: bool,
+}
+
+static OPTIONS: OnceLock<Options> = OnceLock::new();
 
 /// Whether what is done now is a part of something larger, which tells of it.
 static WITHIN: AtomicBool = AtomicBool::new(false);
@@ -41,10 +48,11 @@ static WITHIN: AtomicBool = AtomicBool::new(false);
 /// The bars on the screen, which must make room for a line.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Chooses how the process logs; once, before it does.
-pub fn init(verbosity: Verbosity, format: LogFormat) {
+/// Chooses how the process logs; once, before it does. `is_first`: whether it is the first of those that work as one, or
+/// alone; the others tell nothing but errors.
+pub fn init(verbosity: Verbosity, format: LogFormat, is_first: bool) {
     // A second call would be a slip; the first choice stands.
-    let _first_wins = OPTIONS.set((verbosity, format));
+    let _first_wins = OPTIONS.set(Options { verbosity, format, is_first });
 }
 
 /// Does a part of something larger that tells of it itself: what the part would tell, only a verbose command does.
@@ -55,24 +63,26 @@ pub fn within<T>(part: impl FnOnce() -> T) -> T {
     done
 }
 
-fn options() -> (Verbosity, LogFormat) {
-    let (verbosity, format) = OPTIONS.get().copied().unwrap_or_default();
-    match (WITHIN.load(Ordering::Relaxed), verbosity) {
-        (true, Verbosity::Verbose) => (Verbosity::Normal, format),
-        (true, _) => (Verbosity::Quiet, format),
-        (false, _) => (verbosity, format),
-    }
+fn options() -> Options {
+    let alone = Options { verbosity: Verbosity::Normal, format: LogFormat::Text, is_first: true };
+    let options = OPTIONS.get().copied().unwrap_or(alone);
+    let verbosity = match (WITHIN.load(Ordering::Relaxed), options.verbosity) {
+        (true, Verbosity::Verbose) => Verbosity::Normal,
+        (true, _) => Verbosity::Quiet,
+        (false, verbosity) => verbosity,
+    };
+    Options { verbosity, ..options }
 }
 
 /// Whether each step and each decision is told.
 pub fn is_verbose() -> bool {
-    options().0 == Verbosity::Verbose
+    options().verbosity == Verbosity::Verbose
 }
 
 /// Whether bars are drawn: for a person, on a terminal.
 pub fn draws_bars() -> bool {
-    let (verbosity, format) = options();
-    verbosity != Verbosity::Quiet && format == LogFormat::Text && Ranks::here().is_first() && stderr().is_terminal()
+    let Options { verbosity, format, is_first } = options();
+    verbosity != Verbosity::Quiet && format == LogFormat::Text && is_first && stderr().is_terminal()
 }
 
 /// A bar that makes room for lines; hidden where none are drawn.
@@ -82,7 +92,7 @@ pub fn shown(bar: ProgressBar) -> ProgressBar {
 
 /// The options on the command line that make another process log like this one.
 pub fn flags() -> Vec<&'static str> {
-    let (verbosity, format) = options();
+    let Options { verbosity, format, .. } = options();
     let mut flags = match verbosity {
         Verbosity::Quiet => vec!["--quiet"],
         Verbosity::Normal => vec![],
@@ -111,7 +121,7 @@ pub fn notice(message: &str, fields: Value) {
 
 /// What happens.
 pub fn info(message: &str, fields: Value) {
-    if options().0 >= Verbosity::Normal {
+    if options().verbosity >= Verbosity::Normal {
         emit("info", "", message, fields);
     }
 }
@@ -125,10 +135,11 @@ pub fn debug(message: &str, fields: Value) {
 
 fn emit(level: &str, mark: &str, message: &str, fields: Value) {
     // One rank speaks for all; an error is told by whoever has it.
-    if level != "error" && !Ranks::here().is_first() {
+    let Options { format, is_first, .. } = options();
+    if level != "error" && !is_first {
         return;
     }
-    let line = match options().1 {
+    let line = match format {
         LogFormat::Text => format!("{mark}{message}"),
         LogFormat::Json => json_line(level, message, fields),
     };

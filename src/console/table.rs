@@ -1,7 +1,7 @@
 //! Text in columns: the first to the left, the others to the right. On a terminal that is too narrow for them, a block of
 //! lines for each row.
 
-use console::Term;
+use ::console::Term;
 use std::fmt;
 
 pub struct Table {
