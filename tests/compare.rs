@@ -89,7 +89,8 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let error = String::from_utf8_lossy(&error).into_owned();
     assert!(error.contains("made with other contents of") && error.contains("train.jsonl;"), "{error}");
     // Another config would make results that do not belong together.
-    let other = fs::read_to_string(&config).unwrap().replace("'configs/tiny.toml'", "'configs/models/smollm2-135m.toml'");
+    let other =
+        fs::read_to_string(&config).unwrap().replace("'configs/tiny.toml'", "'configs/models/smollm2-135m.toml'");
     fs::write(&config, other).unwrap();
     let error = compare(&config, &["--report"]).assert().code(2).get_output().stderr.clone();
     assert!(String::from_utf8_lossy(&error).contains("belongs to another config or suite"));

@@ -1,6 +1,6 @@
 //! The runs of a comparison: every method in every combination of its settings, with every seed.
 
-use super::options::{CompareOptions, Extrapolate, MethodOptions, flatten};
+use super::options::{CompareOptions, Contender, Extrapolate, flatten};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn runs(options: &CompareOptions) -> Vec<Run> {
     runs
 }
 
-fn method_runs(options: &CompareOptions, method: &MethodOptions, sweep: &[(String, Value)], seed: u64) -> Vec<Run> {
+fn method_runs(options: &CompareOptions, method: &Contender, sweep: &[(String, Value)], seed: u64) -> Vec<Run> {
     let named = |settings: &[(String, Value)]| -> Vec<Setting> {
         settings.iter().map(|(key, value)| (key.clone(), json(value))).collect()
     };

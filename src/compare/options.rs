@@ -28,7 +28,7 @@ pub struct CompareOptions {
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
     /// The methods, in the order of the table.
-    pub method: Vec<MethodOptions>,
+    pub method: Vec<Contender>,
     /// Which setting of each method is reported.
     pub select: Option<Select>,
     /// What the figure shows.
@@ -38,7 +38,7 @@ pub struct CompareOptions {
 /// One `[[method]]`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MethodOptions {
+pub struct Contender {
     pub name: String,
     /// Its settings: dotted keys and values.
     #[serde(default)]

@@ -17,7 +17,7 @@ use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
 use crate::names::Targets;
 use crate::stop::{Interrupted, Signal, StopRequest};
-use crate::train::{self, Ending, Method, RunFlags};
+use crate::train::{self, Ending, RunFlags, Tuning};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::DType;
@@ -80,7 +80,7 @@ impl<'a> Comparison<'a> {
                 .collect();
             let settings = Settings::load(Path::new(&options.config), &overrides)
                 .with_context(|| format!("method \"{}\"", run.case.method))?;
-            let full = settings.train.method == Method::Full;
+            let full = settings.train.method == Tuning::Full;
             let (method, lone) = (&run.case.method, run.threshold.is_none() && run.extrapolate.is_none());
             ensure_valid!(!full || lone, "method \"{method}\": train.method = \"full\" has no adapter to project");
             let data = of_run(&settings, &mut contents)?;
@@ -173,8 +173,8 @@ impl<'a> Comparison<'a> {
         };
         let change = match (run.threshold, settings.train.method) {
             (Some(threshold), _) => Change::Projected(adapter, self.direction(&settings)?, threshold),
-            (None, Method::Lora) => Change::Adapter(adapter),
-            (None, Method::Full) => Change::Model(adapter),
+            (None, Tuning::Lora) => Change::Adapter(adapter),
+            (None, Tuning::Full) => Change::Model(adapter),
         };
         let outcomes = self.measure(&settings.model, &change, &run.prefix)?;
         Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir), data)))

@@ -3,7 +3,7 @@
 use super::Settings;
 use crate::data::{Format, Mix, Validation};
 use crate::names::Targets;
-use crate::train::{Defence, Method};
+use crate::train::{DefenceKind, Tuning};
 
 /// Everything that is wrong with the settings, a line each.
 pub fn problems(settings: &Settings) -> Vec<String> {
@@ -83,7 +83,7 @@ fn lora(settings: &Settings, found: &mut Problems) {
         found.range(usable, "lora.loraplus_lr_ratio", "above 0 and finite (LoRA+ wants it above 1)", ratio);
     }
     let patterns = !lora.rank_pattern.is_empty() || !lora.alpha_pattern.is_empty();
-    if settings.train.method == Method::Full {
+    if settings.train.method == Tuning::Full {
         let unused = [
             ("lora.init_adapter", lora.init_adapter.is_some()),
             ("lora.rank_pattern` and `lora.alpha_pattern", patterns),
@@ -105,7 +105,7 @@ fn asft(settings: &Settings, found: &mut Problems) {
         found.0.push(problem.to_string());
     }
     found.unless(
-        !settings.asft.scaled || settings.train.method == Method::Lora,
+        !settings.asft.scaled || settings.train.method == Tuning::Lora,
         "`asft.scaled` has no meaning with `train.method = \"full\"`: there the update has no alpha/rank",
     );
 }
@@ -115,10 +115,10 @@ fn defence(settings: &Settings, found: &mut Problems) {
     let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
     found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
     found.unless(
-        defence.kind != Defence::ConstrainedSft || settings.train.method == Method::Lora,
+        defence.kind != DefenceKind::ConstrainedSft || settings.train.method == Tuning::Lora,
         "`defence.kind = \"constrained_sft\"` needs `train.method = \"lora\"`: its reference is the model without adapter",
     );
-    let is_lisa = defence.kind == Defence::Lisa;
+    let is_lisa = defence.kind == DefenceKind::Lisa;
     let (named, empty) = (&defence.alignment_data, Some(String::new()));
     found.unless(
         !is_lisa || (named.is_some() && *named != empty),
@@ -266,7 +266,7 @@ mod tests {
         check(|s| s.lora.loraplus_lr_ratio = Some(0.0), &["lora.loraplus_lr_ratio"]);
         check(|s| (s.lora.alpha_pattern, s.lora.init_adapter) = (map(4), Some("old".into())), &["have no use"]);
         let full = |s: &mut Settings| {
-            (s.train.method, s.lora.rank_pattern, s.lora.loraplus_lr_ratio) = (Method::Full, map(4), Some(16.0));
+            (s.train.method, s.lora.rank_pattern, s.lora.loraplus_lr_ratio) = (Tuning::Full, map(4), Some(16.0));
         };
         check(full, &["lora.rank_pattern", "lora.loraplus_lr_ratio"]);
     }
@@ -284,13 +284,13 @@ mod tests {
         };
         check(none, &["output.save_every_steps", "output.keep_last", "train.max_bad_steps"]);
         let full = |s: &mut Settings| {
-            (s.train.method, s.lora.init_adapter, s.asft.scaled) = (Method::Full, Some("old".to_string()), true);
+            (s.train.method, s.lora.init_adapter, s.asft.scaled) = (Tuning::Full, Some("old".to_string()), true);
         };
         check(full, &["lora.init_adapter", "asft.scaled"]);
         check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
-        let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Method::Full, Defence::ConstrainedSft);
+        let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Tuning::Full, DefenceKind::ConstrainedSft);
         check(full, &["constrained_sft"]);
-        check(|s| s.defence.kind = Defence::Lisa, &["needs `defence.alignment_data`"]);
+        check(|s| s.defence.kind = DefenceKind::Lisa, &["needs `defence.alignment_data`"]);
         check(|s| s.defence.alignment_data = Some("a".to_string()), &["`defence.alignment_data` has no effect"]);
         check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }

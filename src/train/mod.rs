@@ -1,30 +1,27 @@
 //! Training: what goes into a step, the step, the run around it, and what lets the run go on after a stop.
+//!
+//! | room | what happens there |
+//! | --- | --- |
+//! | `run` | the loop: step, validate, keep, stop |
+//! | `before` | inputs found and checked, memory and disk, the dry run, where the run starts |
+//! | `step` | micro-batches, ranks, penalties, AdamW |
+//! | `defence` | a file for each defence beside the penalty |
+//! | `folder` | the output folder, checkpoints, the result |
+//! | `plan`, `state`, `options` | which samples when, where a run stands, what is set |
 
-mod checkpoint;
+mod before;
 mod defence;
-mod dry_run;
-mod estimate;
-mod export;
-mod fit;
+mod folder;
 mod options;
-mod output;
-mod parallel;
-mod penalties;
 mod plan;
-mod preflight;
-mod prepare;
-mod probe;
-mod problems;
-mod resume;
 mod run;
-mod space;
 mod state;
 mod step;
 
-pub use defence::{ConstrainedSft, Defence, DefenceOptions, Lisa};
-pub use dry_run::{Forecast, dry_run};
-pub use options::{Method, OutputOptions, TrainOptions};
-pub use penalties::Penalties;
+pub use before::dry_run::{Forecast, dry_run};
+pub use defence::{ConstrainedSft, DefenceKind, DefenceOptions, Lisa};
+pub use options::{OutputOptions, TrainOptions, Tuning};
 pub use plan::Plan;
 pub use run::{Ending, Outcome, RunFlags, run};
-pub use step::{NotFinite, StepOutcome, Trainer};
+pub use step::penalties::Penalties;
+pub use step::trainer::{NotFinite, StepOutcome, Trainer};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Method {
+pub enum Tuning {
     /// Low-rank adapters on the targeted layers; the model itself stays as it is.
     #[default]
     Lora,
@@ -20,7 +20,7 @@ pub enum Method {
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
     /// What is trained.
-    pub method: Method,
+    pub method: Tuning,
     /// Passes over the data; may be a fraction.
     pub epochs: f64,
     /// Stop after this many optimizer steps, whatever `epochs` says.
@@ -62,7 +62,7 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            method: Method::default(),
+            method: Tuning::default(),
             epochs: 1.0,
             max_steps: None,
             batch_size: 8,

@@ -1,6 +1,6 @@
 //! Which samples go into which optimizer step: a pure function of the step, so that any step can be found again.
 
-use super::TrainOptions;
+use super::options::TrainOptions;
 use crate::data::{DataOptions, epoch_order, pack};
 use crate::ensure_valid;
 use anyhow::Result;

@@ -1,13 +1,15 @@
 //! A training run from settings to exported result: find where to start, prepare, then step, validate, keep, and
 //! export.
 
-use super::checkpoint::{Checkpoints, restore_parameters};
-use super::output::{OutputFolder, remove};
-use super::parallel::{check_same_parameters, connect, warn_of_idle_ranks};
-use super::prepare::{Prepared, prepare};
-use super::resume::{Start, start};
+use super::before::prepare::{Prepared, prepare};
+use super::before::resume::{Start, start};
+use super::folder::checkpoint::{Checkpoints, restore_parameters};
+use super::folder::export;
+use super::folder::output::{OutputFolder, remove};
+use super::options::Tuning;
 use super::state::{Losses, RunState};
-use super::{Method, NotFinite, StepOutcome, export};
+use super::step::parallel::{check_same_parameters, connect, warn_of_idle_ranks};
+use super::step::trainer::{NotFinite, StepOutcome};
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::{Batch, Example, collate};
@@ -338,14 +340,14 @@ impl<'a> Run<'a> {
         let method = self.settings.train.method;
         if let Some(best) = best {
             let parameters = self.prepared.trainer.model.parameters();
-            restore_parameters(&self.checkpoints.path(best), method == Method::Lora, parameters)
+            restore_parameters(&self.checkpoints.path(best), method == Tuning::Lora, parameters)
                 .context("loading the best checkpoint")?;
         }
         let result = output.result(method);
         remove(&result)?;
         match method {
-            Method::Lora => export::adapter(self.settings, &self.prepared, best.unwrap_or(self.state.step), &result)?,
-            Method::Full => export::model(&self.prepared, &result)?,
+            Tuning::Lora => export::adapter(self.settings, &self.prepared, best.unwrap_or(self.state.step), &result)?,
+            Tuning::Full => export::model(&self.prepared, &result)?,
         };
         self.state.totals.elapsed_seconds = self.earlier.1 + self.prepared.record.elapsed_seconds();
         let trainer = &self.prepared.trainer;

@@ -8,8 +8,7 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::super::Plan;
-use super::{Defence, DefenceOptions};
+use super::options::{DefenceKind, DefenceOptions};
 use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
@@ -17,6 +16,7 @@ use crate::hub::{self, ResolvedFile, Split};
 use crate::model::{Gradients, Parameters};
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
+use crate::train::plan::Plan;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 /// # Errors
 /// As [`hub::resolve_dataset`].
 pub fn alignment_file(options: &DefenceOptions) -> Result<Option<ResolvedFile>> {
-    let file = options.alignment_data.as_ref().filter(|_| options.kind == Defence::Lisa);
+    let file = options.alignment_data.as_ref().filter(|_| options.kind == DefenceKind::Lisa);
     let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, false).context("defence.alignment_data");
     file.map(resolve).transpose()
 }

@@ -6,4 +6,4 @@ mod options;
 
 pub use constrained::ConstrainedSft;
 pub use lisa::{Alignment, Lisa, alignment_file};
-pub use options::{Defence, DefenceOptions};
+pub use options::{DefenceKind, DefenceOptions};

@@ -7,7 +7,7 @@ use std::fmt;
 /// A way to train that is to keep a model safe, beside or in place of the penalty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Defence {
+pub enum DefenceKind {
     /// The ordinary loss on the ordinary data.
     #[default]
     None,
@@ -19,7 +19,7 @@ pub enum Defence {
     Lisa,
 }
 
-impl fmt::Display for Defence {
+impl fmt::Display for DefenceKind {
     /// As the config has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
@@ -31,7 +31,7 @@ impl fmt::Display for Defence {
 #[serde(deny_unknown_fields, default)]
 pub struct DefenceOptions {
     /// The defence.
-    pub kind: Defence,
+    pub kind: DefenceKind,
     /// `constrained_sft`: β of the first, second, ... token of a response; the last one is that of all further tokens.
     /// The larger, the more strictly a token is held.
     pub betas: Vec<f64>,
@@ -50,7 +50,7 @@ pub struct DefenceOptions {
 impl Default for DefenceOptions {
     fn default() -> Self {
         Self {
-            kind: Defence::None,
+            kind: DefenceKind::None,
             betas: vec![0.5, 2.0, 2.0, 2.0, 2.0, 0.1],
             alignment_data: None,
             alignment_steps: 100,

@@ -1,9 +1,7 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and says what the run will take.
 
-use super::Plan;
-use super::defence::{Alignment, alignment_file};
 use super::estimate::{Estimate, Memory, Micro, Work, epoch, largest};
-use super::fit::MachineMemory;
+use super::memory::MachineMemory;
 use crate::config::Settings;
 use crate::console::progress_bar;
 use crate::data::{self, Counts, Format, SetFiles, Sets};
@@ -11,6 +9,9 @@ use crate::hub;
 use crate::model::ModelSpec;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::tokenizer::Tokenizer;
+use crate::train::defence::{Alignment, alignment_file};
+use crate::train::options::Tuning;
+use crate::train::plan::Plan;
 use anyhow::{Context, Result};
 use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
@@ -58,7 +59,7 @@ pub struct Time {
 /// Forecasts a run without loading weights, and without the GPU where one is asked for by name.
 ///
 /// # Errors
-/// Whatever [`super::run`] would refuse in settings, config.json, tokenizer and data.
+/// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer and data.
 pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let files = SetFiles::resolve(&settings.data, false).map_err(data::unusable)?;
     let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
@@ -103,7 +104,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
         step_work: work,
         time: is_cpu.then(|| time(&spec, largest.tokens, work, plan.total_steps)),
         counts: train.counts,
-        trains: if settings.train.method == super::Method::Lora { "adapter" } else { "weights that train" },
+        trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
 }
 

@@ -1,11 +1,11 @@
 //! What a run leaves behind: a PEFT adapter, or a whole model.
 
-use super::prepare::Prepared;
 use crate::adapter::{self, model_card};
 use crate::checkpoint::rewrite;
 use crate::config::Settings;
 use crate::console::progress_bar;
 use crate::method::Penalize;
+use crate::train::before::prepare::Prepared;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use std::path::{Path, PathBuf};

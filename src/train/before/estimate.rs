@@ -4,13 +4,15 @@
 //! operations of `ops/` for any device. Left out is what the allocator loses between blocks. `docs/performance.md`
 //! compares the figures for a CPU with measured ones; those for a GPU were never measured (`docs/gpu.md`).
 
-use super::{Defence, Method, Plan};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::data::{Example, predicted_labels};
 use crate::model::{BLOCK_LINEARS, ModelSpec};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
+use crate::train::defence::DefenceKind;
+use crate::train::options::Tuning;
+use crate::train::plan::Plan;
 use anyhow::Result;
 use candle_core::DType;
 use serde::Serialize;
@@ -108,8 +110,8 @@ impl<'a> Estimate<'a> {
     /// Memory at the largest micro-batch. `data_tokens`: of all samples.
     pub fn memory(&self, largest: Micro, data_tokens: usize) -> Memory {
         let (trained, weights) = match self.settings.train.method {
-            Method::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
-            Method::Full => (self.full_bytes(), 0),
+            Tuning::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
+            Tuning::Full => (self.full_bytes(), 0),
         };
         let trained = trained + self.anchor_bytes();
         let kept_blocks = if self.settings.train.gradient_checkpointing {
@@ -145,11 +147,11 @@ impl<'a> Estimate<'a> {
             squares: sum.squares + micro.squares,
             longest: sum.longest.max(micro.longest),
         });
-        let full = self.settings.train.method == Method::Full;
+        let full = self.settings.train.method == Tuning::Full;
         // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);
         // And once more without the adapter, for the losses that constrained SFT compares with.
-        let reference = usize::from(self.settings.defence.kind == Defence::ConstrainedSft);
+        let reference = usize::from(self.settings.defence.kind == DefenceKind::ConstrainedSft);
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
         let linears: usize = self.linear_elements();
@@ -167,8 +169,8 @@ impl<'a> Estimate<'a> {
     /// What trains, as it was at Lisa's last switch.
     fn anchor_bytes(&self) -> usize {
         match (self.settings.defence.kind, self.settings.train.method) {
-            (Defence::Lisa, Method::Lora) => self.adapter_elements() * F32,
-            (Defence::Lisa, Method::Full) => self.model_elements() * F32,
+            (DefenceKind::Lisa, Tuning::Lora) => self.adapter_elements() * F32,
+            (DefenceKind::Lisa, Tuning::Full) => self.model_elements() * F32,
             _ => 0,
         }
     }
@@ -236,7 +238,7 @@ impl<'a> Estimate<'a> {
     /// What the adapters of a block keep for each token: their input where dropout or the compute type make it another
     /// than the linear's, and its product with A.
     fn lora_bytes(&self) -> usize {
-        if self.settings.train.method == Method::Full || self.targets.is_empty() {
+        if self.settings.train.method == Tuning::Full || self.targets.is_empty() {
             return 0;
         }
         let copies = self.settings.lora.dropout > 0.0 || self.width() != F32;
@@ -270,8 +272,8 @@ impl<'a> Estimate<'a> {
         let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
         let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.intermediate_size;
         let lora: usize = match self.settings.train.method {
-            Method::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
-            Method::Full => 0,
+            Tuning::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
+            Tuning::Full => 0,
         };
         (plain + lora / spec.num_hidden_layers) * self.width()
     }

@@ -2,14 +2,8 @@
 //!
 //! Nothing is written here but the direction file, and that only when all else stands.
 
-use super::defence::{Alignment, ConstrainedSft, Defence, Lisa};
-use super::output::OutputFolder;
-use super::parallel::check_same_run;
-use super::penalties::Penalties;
 use super::preflight::{Direction, Ready, open_direction, preflight};
-use super::probe::check_gradients;
 use super::resume::Start;
-use super::{Plan, Trainer};
 use crate::adapter::{Adapter, BaseIdentity};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
@@ -21,6 +15,13 @@ use crate::method::direction_file::Directions;
 use crate::model::Decoder;
 use crate::ranks::Ranks;
 use crate::report::RunRecord;
+use crate::train::defence::{Alignment, ConstrainedSft, DefenceKind, Lisa};
+use crate::train::folder::output::OutputFolder;
+use crate::train::plan::Plan;
+use crate::train::step::parallel::check_same_run;
+use crate::train::step::penalties::Penalties;
+use crate::train::step::probe::check_gradients;
+use crate::train::step::trainer::Trainer;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::cell::OnceCell;
@@ -71,9 +72,9 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
     trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
     trainer.log_modules_every = log_modules_every;
     match settings.defence.kind {
-        Defence::None => {}
-        Defence::ConstrainedSft => trainer.constrained = Some(ConstrainedSft::new(&settings.defence.betas)),
-        Defence::Lisa => trainer.lisa = Some(Lisa::new(&settings.defence, plan.total_steps)),
+        DefenceKind::None => {}
+        DefenceKind::ConstrainedSft => trainer.constrained = Some(ConstrainedSft::new(&settings.defence.betas)),
+        DefenceKind::Lisa => trainer.lisa = Some(Lisa::new(&settings.defence, plan.total_steps)),
     }
     let mut prepared = Prepared {
         base: ready.base,

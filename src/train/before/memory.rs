@@ -1,12 +1,13 @@
 //! Whether a run fits the machine's memory, and what would make it fit, before its weights are loaded.
 
-use super::defence::Alignment;
 use super::estimate::{Estimate, Memory, epoch, largest};
-use super::{Method, Plan};
 use crate::config::Settings;
 use crate::data::{Dataset, Sets};
 use crate::invalid;
 use crate::model::{Dtype, ModelSpec};
+use crate::train::defence::Alignment;
+use crate::train::options::Tuning;
+use crate::train::plan::Plan;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -88,7 +89,7 @@ fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], samples: Samp
 fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result<usize>) -> Result<String> {
     type Change = fn(&mut Settings);
     let changes: [(&str, Change); 4] = [
-        ("train.method = \"lora\"", |s| s.train.method = Method::Lora),
+        ("train.method = \"lora\"", |s| s.train.method = Tuning::Lora),
         ("model.dtype = \"bf16\"", |s| {
             s.model.dtype = if s.model.dtype == Dtype::F32 { Dtype::Bf16 } else { s.model.dtype }
         }),
@@ -198,17 +199,17 @@ mod tests {
     #[test]
     fn advice_names_what_helps_and_by_how_much() {
         let mut settings = Settings::default();
-        settings.train.method = Method::Full;
+        settings.train.method = Tuning::Full;
         let peak = |s: &Settings| {
             let half = if s.model.dtype == Dtype::F32 { 1 } else { 2 };
-            Ok((if s.train.method == Method::Full { 4000 } else { 1000 } / half + 10 * s.train.batch_size) << 20)
+            Ok((if s.train.method == Tuning::Full { 4000 } else { 1000 } / half + 10 * s.train.batch_size) << 20)
         };
         let needed = peak(&settings).unwrap();
         let text = advice(&settings, needed, peak).unwrap();
         let expected = "less would be needed with train.method = \"lora\": 1.05 GiB, or with model.dtype = \"bf16\": \
                         2.03 GiB";
         assert_eq!(text, expected);
-        (settings.train.method, settings.model.dtype, settings.train.batch_size) = (Method::Lora, Dtype::Bf16, 1);
+        (settings.train.method, settings.model.dtype, settings.train.batch_size) = (Tuning::Lora, Dtype::Bf16, 1);
         assert!(advice(&settings, 510 << 20, peak).unwrap().contains("data.max_length"));
     }
 }

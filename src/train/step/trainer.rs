@@ -4,8 +4,6 @@
 //! the tokens of the whole step, so that batch 4 and batch 2 with accumulation 2 are the same step. The penalty counts
 //! once per step.
 
-use super::TrainOptions;
-use super::defence::{ConstrainedSft, Lisa};
 use super::parallel::{Part, parts, sum_gradients};
 use super::penalties::{Bounded, Penalties};
 use crate::data::Batch;
@@ -15,6 +13,8 @@ use crate::ops::scalar::Scalar;
 use crate::optim::AdamW;
 use crate::ranks::{AllReduce, Ranks};
 use crate::report::ModuleRow;
+use crate::train::defence::{ConstrainedSft, Lisa};
+use crate::train::options::TrainOptions;
 use anyhow::{Result, ensure};
 use std::fmt;
 

@@ -2,13 +2,9 @@
 //!
 //! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
 
-use super::Method;
-use super::defence::alignment_file;
-use super::fit::{Fit, MachineMemory, Samples, fit};
-use super::output::{OutputFolder, direction_path};
+use super::memory::{Fit, MachineMemory, Samples, fit};
 use super::problems::Problems;
 use super::resume::Start;
-use super::state::Origin;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
@@ -25,6 +21,10 @@ use crate::names::Targets;
 use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file};
 use crate::tokenizer::Tokenizer;
+use crate::train::defence::alignment_file;
+use crate::train::folder::output::{OutputFolder, direction_path};
+use crate::train::options::Tuning;
+use crate::train::state::Origin;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     let (samples, alignment) = samples.map_or((None, None), |(sets, alignment)| (Some(sets), alignment));
     let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
     if let Some(model) = &model {
-        let room = super::space::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
+        let room = super::disk::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
     if let (Some(model), Some(sets)) = (&model, &samples) {
@@ -174,7 +174,7 @@ impl Preflight<'_> {
         let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open()?;
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
-        if self.settings.train.method == Method::Lora {
+        if self.settings.train.method == Tuning::Lora {
             let adapter = self.initial_adapter(&model, base)?;
             if let Some(warning) = adapter.portability() {
                 log::warn(&warning, Value::Null);

@@ -9,11 +9,8 @@
 //!
 //! A folder gets its name when it is whole and on the disk. One that was damaged later is found out by its checksums.
 
-use super::defence::Lisa;
 use super::export::{objective, trained};
 use super::output::OutputFolder;
-use super::prepare::Prepared;
-use super::state::{Origin, RunState};
 use crate::adapter::{self, BaseIdentity, model_card};
 use crate::checkpoint::{
     Checkpoint, publish, remove_staged, rewrite_into, save_tensors_staged, stage, sync_dir, write_atomic,
@@ -21,6 +18,9 @@ use crate::checkpoint::{
 use crate::config::Settings;
 use crate::model::Parameters;
 use crate::report::hash_file;
+use crate::train::before::prepare::Prepared;
+use crate::train::defence::Lisa;
+use crate::train::state::{Origin, RunState};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;

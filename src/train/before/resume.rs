@@ -1,14 +1,14 @@
 //! Where a run starts: at step 1, or, with `--resume`, where the newest usable checkpoint of an earlier one stands.
 
-use super::RunFlags;
-use super::checkpoint::{Checkpoints, Saved};
-use super::output::{Content, OutputFolder, remove};
-use super::state::{Origin, RunState, check_allowed};
 use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::console::log;
 use crate::error::listing;
 use crate::report::Metrics;
+use crate::train::folder::checkpoint::{Checkpoints, Saved};
+use crate::train::folder::output::{Content, OutputFolder, remove};
+use crate::train::run::RunFlags;
+use crate::train::state::{Origin, RunState, check_allowed};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -1,9 +1,9 @@
 //! A run's output folder: what is called what in it, and whose it is.
 
-use super::Method;
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
 use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
+use crate::train::options::Tuning;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use std::fs::{File, TryLockError};
@@ -74,10 +74,10 @@ impl OutputFolder {
     }
 
     /// Where the adapter or the model goes.
-    pub fn result(&self, method: Method) -> PathBuf {
+    pub fn result(&self, method: Tuning) -> PathBuf {
         self.dir.join(match method {
-            Method::Lora => ADAPTER,
-            Method::Full => MODEL,
+            Tuning::Lora => ADAPTER,
+            Tuning::Full => MODEL,
         })
     }
 

@@ -1,0 +1,5 @@
+//! The output folder: what is called what in it, the checkpoints of a run, its result.
+
+pub mod checkpoint;
+pub mod export;
+pub mod output;
