@@ -6,7 +6,8 @@
 
 mod support;
 
-use asft::method::factorize::{DEFAULT_TOLERANCE, Keep, Phases, Setting, factorize};
+use asft::method::DEFAULT_TOLERANCE;
+use asft::method::spectral::{Keep, Phases, Setting, factorize};
 use asft::ops::machine::best;
 use candle_core::Tensor;
 use faer::linalg::matmul::matmul;

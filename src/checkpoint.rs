@@ -6,10 +6,12 @@
 
 mod float;
 mod folder;
+mod hash;
 mod header;
 mod write;
 
 pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
+pub use hash::{combined_hash, weight_hash, weights_hash};
 pub use write::{
     StreamWriter, check_writable, check_writable_file, existing, save_tensors, save_tensors_staged, write_atomic,
 };

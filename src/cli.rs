@@ -8,7 +8,7 @@ pub use tools::{InspectArgs, LandscapeArgs, ProjectArgs, UnitArg};
 
 use crate::console::log::{LogFormat, Verbosity};
 use crate::eval::{Match, Metric, Preset};
-use crate::method::factorize::DEFAULT_TOLERANCE;
+use crate::method::DEFAULT_TOLERANCE;
 use crate::version::VERSION;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

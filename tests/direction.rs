@@ -5,7 +5,7 @@ use asft::error::exit_code;
 use asft::hub::Resolved;
 use asft::method::direction::{DirectionRequest, Summary, compute};
 use asft::method::direction_file::Directions;
-use asft::method::factorize::Keep;
+use asft::method::spectral::Keep;
 use asft::names::Targets;
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;

@@ -1,7 +1,7 @@
 //! Truncated factors of C = V Vᵀ / ‖V‖_F against a naive full decomposition in f64.
 
 use asft::method::direction_file::ModuleDirection;
-use asft::method::factorize::{Keep, Setting, factorize};
+use asft::method::spectral::{Keep, Setting, factorize};
 use faer::{Mat, Par, Side};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -2,7 +2,7 @@
 //! `tests/fixtures/make/goldens.py`) and a naive version here.
 
 use asft::method::direction_file::DirectionFactors;
-use asft::method::factorize::{Keep, Setting, factorize};
+use asft::method::spectral::{Keep, Setting, factorize};
 use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, random_direction, random_right_basis};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;

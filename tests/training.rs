@@ -9,7 +9,7 @@ use asft::data::{Batch, collate};
 use asft::hub;
 use asft::method::direction::{DirectionRequest, compute};
 use asft::method::direction_file::Directions;
-use asft::method::factorize::Keep;
+use asft::method::spectral::Keep;
 use asft::method::{AsftOptions, Penalize};
 use asft::names::Targets;
 use asft::train::{NotFinite, Penalties, StepOutcome, TrainOptions, Trainer};

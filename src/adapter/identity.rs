@@ -4,15 +4,10 @@
 //! gives nonsense; with this file asft can tell.
 
 use super::Adapter;
-use crate::checkpoint::Checkpoint;
-use crate::console::log;
+use crate::checkpoint::{Checkpoint, combined_hash, weights_hash};
 use crate::ensure_valid;
-use crate::error::listing;
-use crate::method::direction_file::{Directions, combined_hash, weights_hash};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 const FILE: &str = "asft.json";
@@ -50,59 +45,8 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// Checks that `directions` has every module of the adapter of `dir`, in its shape and (where the adapter says what it
-    /// was trained on) computed from the weights that it was trained on. No model is needed for that.
-    ///
-    /// # Errors
-    /// One error that lists every module that is missing or has another shape; other weights.
-    pub fn check_direction(dir: &Path, adapter: &Adapter, directions: &Directions) -> Result<()> {
-        let mut problems = vec![];
-        for (name, module) in &adapter.modules {
-            let (d_out, d_in) = (module.b.dims()[0], module.a.dims()[1]);
-            match directions.shape(name) {
-                None => problems.push(format!("{name} is not in the direction")),
-                Some((rows, columns, _)) if (rows, columns) != (d_out, d_in) => {
-                    problems.push(format!("{name} is [{d_out}, {d_in}] here and [{rows}, {columns}] in the direction"))
-                }
-                Some(_) => {}
-            }
-        }
-        let header = directions.header();
-        let (base, aligned) = (adapter.base.as_deref().unwrap_or("an unnamed base"), &header.aligned.id);
-        ensure_valid!(
-            problems.is_empty(),
-            "the adapter in {} (for {base}) does not fit the direction (of {aligned}); compute one for its base and \
-             modules with `asft direction --target-modules`: {}",
-            dir.display(),
-            listing(&problems, 8)
-        );
-        let Some(recorded) = Self::read(dir)? else {
-            let last = |id: &str| Path::new(id).file_name().map(|name| name.to_ascii_lowercase());
-            if last(base) != last(aligned) {
-                let text = format!(
-                    "the adapter names {base} as its base, the direction is of {aligned}; nothing in {} tells whether \
-                     these are the same weights",
-                    dir.display()
-                );
-                log::warn(&text, json!({"adapter_base": base, "direction_of": aligned}));
-            }
-            return Ok(());
-        };
-        let hashes: BTreeMap<String, String> = adapter
-            .modules
-            .keys()
-            .filter_map(|name| Some((name.clone(), header.module_hashes.get(name)?.clone())))
-            .collect();
-        ensure_valid!(
-            recorded.base_weights == combined_hash(&hashes),
-            "the adapter in {} (for {base}) was trained on other weights than the aligned model of the direction \
-             ({aligned}); compute the direction of its own base with `asft direction`",
-            dir.display()
-        );
-        Ok(())
-    }
-
-    fn read(dir: &Path) -> Result<Option<Self>> {
+    /// What the adapter of `dir` says of its base; none from another tool.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(FILE);
         if !path.is_file() {
             return Ok(None);

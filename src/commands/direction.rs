@@ -7,7 +7,7 @@ use crate::console::progress_bar;
 use crate::ensure_valid;
 use crate::hub;
 use crate::method::direction::{DirectionRequest, compute};
-use crate::method::factorize::Keep;
+use crate::method::spectral::Keep;
 use crate::names::Targets;
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};

@@ -1,7 +1,7 @@
 //! `asft inspect`
 
 use super::print;
-use crate::adapter::{self, BaseIdentity};
+use crate::adapter;
 use crate::checkpoint::{Checkpoint, check_writable_file, write_atomic};
 use crate::cli::InspectArgs;
 use crate::console::progress_bar;
@@ -38,7 +38,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
 
 fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> {
     let adapter = adapter::load(dir, &Device::Cpu)?;
-    BaseIdentity::check_direction(dir, &adapter, directions)?;
+    directions.check_adapter(dir, &adapter)?;
     let adapted = directions.modules().iter().filter_map(|name| Some((name, adapter.modules.get(name)?)));
     adapted
         .map(|(name, module)| {

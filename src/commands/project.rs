@@ -1,7 +1,7 @@
 //! `asft project`
 
 use super::print;
-use crate::adapter::{self, BaseIdentity, projected_card};
+use crate::adapter::{self, projected_card};
 use crate::cli::ProjectArgs;
 use crate::console::log;
 use crate::ensure_valid;
@@ -18,7 +18,7 @@ pub fn run(args: ProjectArgs) -> Result<()> {
     ensure_valid!(!args.out.exists(), "{} already exists; choose another output folder", args.out.display());
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
     let directions = Directions::open(&args.direction)?;
-    BaseIdentity::check_direction(&args.adapter, &adapter, &directions)?;
+    directions.check_adapter(&args.adapter, &adapter)?;
     let choice = args.layers.map_or(Choice::Threshold(threshold), Choice::Lowest);
     let (projected, outcome) = project(&adapter, &directions, choice)?;
     let names: Vec<&str> = outcome.modules.iter().filter(|m| m.projected).map(|m| m.module.as_str()).collect();

@@ -4,9 +4,9 @@
 //! plus an allowance, whatever the models' size. Large modules go first, one by one, each with every thread; then small
 //! ones side by side.
 
-use super::direction_file::{Header, Identity, ModuleDirection, combined_hash, weight_hash};
-use super::factorize::{Keep, Phases, Setting, factorize, useful_bytes};
-use crate::checkpoint::{Checkpoint, StreamWriter};
+use super::direction_file::{Header, Identity, ModuleDirection};
+use super::spectral::{Keep, Phases, Setting, factorize, useful_bytes};
+use crate::checkpoint::{Checkpoint, StreamWriter, combined_hash, weight_hash};
 use crate::error::listing;
 use crate::hub::Resolved;
 use crate::names::{Targets, block_linears, resolve_targets, sort_naturally};

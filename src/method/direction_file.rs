@@ -82,7 +82,7 @@ pub struct Identity {
     pub id: String,
     /// Commit, for a model from the hub.
     pub revision: Option<String>,
-    /// [`combined_hash`] of the targeted weights.
+    /// [`combined_hash`](crate::checkpoint::combined_hash) of the targeted weights.
     pub hash: String,
 }
 
@@ -142,41 +142,6 @@ fn json_field<T: serde::de::DeserializeOwned>(metadata: &HashMap<String, String>
     serde_json::from_str(text).map_err(|e| invalid!("{}: metadata `{key}` is malformed: {e}", path.display()))
 }
 
-/// The hash of a weight: its shape and its values as f32, so that a copy stored in another exact type is the same.
-pub fn weight_hash(shape: &[usize], values: &[f32]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{shape:?}\n").as_bytes());
-    let mut bytes = Vec::with_capacity(1 << 16);
-    for chunk in values.chunks(1 << 14) {
-        bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-        hasher.update(&bytes);
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-/// One hash for many modules, independent of their order.
-pub fn combined_hash(modules: &BTreeMap<String, String>) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for (module, hash) in modules {
-        hasher.update(format!("{module} {hash}\n").as_bytes());
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-/// The hash of each module's weight in a checkpoint.
-pub fn weights_hash(checkpoint: &Checkpoint, modules: &[String]) -> Result<BTreeMap<String, String>> {
-    modules
-        .iter()
-        .map(|module| {
-            let name = format!("{module}.weight");
-            let values = checkpoint.read_f32(&name)?;
-            let shape = &checkpoint.info(&name).context("a tensor that was just read")?.shape;
-            Ok((module.clone(), weight_hash(shape, &values)))
-        })
-        .collect()
-}
-
 /// An open, validated direction file.
 pub struct Directions {
     path: PathBuf,
@@ -207,6 +172,10 @@ impl Directions {
             problems[..problems.len().min(20)].join("\n  ")
         );
         Ok(directions)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn header(&self) -> &Header {
@@ -246,35 +215,6 @@ impl Directions {
 
     fn known(&self, module: &str) -> Result<(usize, usize, usize)> {
         self.shape(module).ok_or_else(|| invalid!("{} holds no module {module}", self.path.display()))
-    }
-
-    /// Checks that the file belongs to these modules, given with (d_out, d_in), of this aligned checkpoint.
-    ///
-    /// # Errors
-    /// One error that lists every module that is missing, has another shape, or comes from other weights.
-    pub fn check_against(&self, modules: &[(String, (usize, usize))], aligned: &Checkpoint) -> Result<()> {
-        let mut problems = vec![];
-        for (module, (d_out, d_in)) in modules {
-            match self.shape(module) {
-                None => problems.push(format!("{module}: not in the file")),
-                Some((rows, columns, _)) if (rows, columns) != (*d_out, *d_in) => problems
-                    .push(format!("{module}: the file has V of shape [{rows}, {columns}], expected [{d_out}, {d_in}]")),
-                Some(_) => {
-                    let hash = weights_hash(aligned, std::slice::from_ref(module))?.remove(module);
-                    if self.header.module_hashes.get(module) != hash.as_ref() {
-                        problems.push(format!("{module}: computed from other aligned weights"));
-                    }
-                }
-            }
-        }
-        ensure_valid!(
-            problems.is_empty(),
-            "direction file {} (aligned: {}) does not fit this model; compute it again with `asft direction`:\n  {}",
-            self.path.display(),
-            self.header.aligned.id,
-            problems.join("\n  ")
-        );
-        Ok(())
     }
 
     fn check_module(&self, module: &str) -> Result<()> {

@@ -1,11 +1,14 @@
 //! `[asft]` of the config: what is penalised, and how strongly.
 
-use super::factorize::DEFAULT_TOLERANCE;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+/// The largest error of C that is allowed where nothing else is said: in spectral norm, as a share of C's largest
+/// eigenvalue.
+pub const DEFAULT_TOLERANCE: f64 = 1e-3;
 
 /// Share of ‖V‖_F² that the subspace projector keeps when neither rank nor energy is given.
 pub const DEFAULT_SUBSPACE_ENERGY: f64 = 0.9;

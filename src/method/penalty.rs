@@ -21,6 +21,7 @@
 use super::direction_file::DirectionFactors;
 use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
 use super::sign::Sign;
+use super::term::{FullTerm, Term};
 use crate::ops::linear;
 use crate::ops::low_rank;
 use crate::ops::scalar::{Scalar, wide};
@@ -120,19 +121,6 @@ fn subspace_dimension(options: &AsftOptions, direction: &DirectionFactors, c: &[
         c.len(),
         sum / total
     ))
-}
-
-/// A LoRA module's penalty: λ included in the value and in both gradients (f32).
-pub struct Term {
-    pub value: Scalar,
-    pub grad_a: Tensor,
-    pub grad_b: Tensor,
-}
-
-/// A full-tuning module's penalty: λ included in the value and in the gradient by ΔW (f32).
-pub struct FullTerm {
-    pub value: Scalar,
-    pub grad: Tensor,
 }
 
 /// The penalty of one run.
@@ -313,12 +301,12 @@ fn transposed_product(basis: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// ⟨x, y⟩ of two small matrices.
-pub(super) fn inner_product(x: &Tensor, y: &Tensor) -> Result<Scalar> {
+fn inner_product(x: &Tensor, y: &Tensor) -> Result<Scalar> {
     Scalar::of((x * y)?.sum_all()?)
 }
 
 /// ‖x‖_F² of a matrix, a block of rows at a time, so that the f64 copy stays small.
-pub(super) fn squared_norm(x: &Tensor) -> Result<Scalar> {
+fn squared_norm(x: &Tensor) -> Result<Scalar> {
     let (rows, columns) = x.dims2()?;
     let block = (SUM_CHUNK / columns.max(1)).max(1);
     let wide = wide(x.device());

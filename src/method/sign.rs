@@ -20,7 +20,7 @@
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
 
 use super::direction_file::DirectionFactors;
-use super::penalty::{FullTerm, Term};
+use super::term::{FullTerm, Term};
 use crate::ops::scalar::{Scalar, wide};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};

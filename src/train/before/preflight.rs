@@ -15,7 +15,7 @@ use crate::error::listing;
 use crate::hub::{self, Resolved, ResolvedFile};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
-use crate::method::factorize::Keep;
+use crate::method::spectral::Keep;
 use crate::model::ModelSpec;
 use crate::names::Targets;
 use crate::ranks::Ranks;

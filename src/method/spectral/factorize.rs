@@ -16,17 +16,14 @@
 //! what is kept of the factors for d_out ≤ d_in, else 2 m + 12 q.
 
 use super::certify::{Hints, residual_left, residual_right};
-use super::columns::{descending, fix_signs, reorder, row_major, store, unit_columns};
-use super::decompose::{eigen_in_place, orthonormalize};
+use super::columns::{descending, fix_signs, orthonormalize, reorder, row_major, store, unit_columns};
 use super::dense::{View, for_each_product, gram_lower, multiply_f32};
-use super::direction_file::ModuleDirection;
+use super::eigen::eigen_in_place;
 use super::symmetric::{Packed, SMALL, Symmetric};
+use crate::method::direction_file::ModuleDirection;
 use anyhow::Result;
 use faer::{Mat, Par};
 use std::time::Instant;
-
-/// The tolerance used where none is given.
-pub const DEFAULT_TOLERANCE: f64 = 1e-3;
 
 /// How much of C is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]

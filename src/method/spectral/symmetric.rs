@@ -212,15 +212,11 @@ impl Packed {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use super::super::dense::{View, gram_lower, gram_lower_f32, multiply_f32};
+    use super::super::eigen::eigen_in_place;
+    use super::super::eigen::tests::random_symmetric;
     use super::*;
-    use rand::{Rng, SeedableRng};
-
-    pub fn random_symmetric(n: usize, seed: u64) -> Mat<f64> {
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        let x = Mat::<f64>::from_fn(n, n, |_, _| random.random_range(-1.0..1.0));
-        &x + x.transpose()
-    }
 
     #[test]
     fn inertia_counts_eigenvalues() {
@@ -245,5 +241,23 @@ pub(super) mod tests {
         assert!(!symmetric.has_cholesky(-1.0, most * 0.9999, Par::Seq));
         assert!(symmetric.has_cholesky(1.0, -least * 1.0001, Par::Seq));
         assert!(!symmetric.has_cholesky(1.0, -least * 0.9999, Par::Seq));
+    }
+
+    /// What is computed must not depend on the number of threads.
+    #[test]
+    fn parallelism_does_not_change_a_bit() {
+        let n = 500;
+        let values: Vec<f32> = random_symmetric(n, 4).col_iter().flat_map(|c| c.iter().map(|x| *x as f32)).collect();
+        let view = View::new(&values, n, n);
+        let run = |par: Par| {
+            let gram = gram_lower(view, false, 1.0, par);
+            let (values, vectors) = eigen_in_place(gram.clone(), par).unwrap();
+            let mut symmetric = Symmetric::from_lower(gram.clone());
+            assert!(symmetric.has_cholesky(1.0, 1.0, par));
+            let factor = symmetric.into_work();
+            let narrow = eigen_in_place(Mat::<f32>::from_fn(n, n, |i, j| gram[(i, j)] as f32), par).unwrap();
+            (gram, multiply_f32(view, true, view, par), gram_lower_f32(view, par), factor, values, vectors, narrow)
+        };
+        assert!(run(Par::Seq) == run(Par::rayon(2)));
     }
 }

@@ -5,8 +5,8 @@
 //! eigendecompositions, a bounded number of each: faer's own partial solver may repeat its reorthogonalisation for ever
 //! where no rounding of the last bit satisfies it (0.24, `iterate_lanczos`).
 
-use super::decompose::eigen_in_place;
 use super::dense::multiply;
+use super::eigen::eigen_in_place;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use rand::{Rng, SeedableRng};

@@ -1,0 +1,40 @@
+//! Hashes by which weights are known again, in whatever file or exact type they are stored.
+
+use super::Checkpoint;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+/// The hash of a weight: its shape and its values as f32, so that a copy stored in another exact type is the same.
+pub fn weight_hash(shape: &[usize], values: &[f32]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{shape:?}\n").as_bytes());
+    let mut bytes = Vec::with_capacity(1 << 16);
+    for chunk in values.chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        hasher.update(&bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// One hash for many modules, independent of their order.
+pub fn combined_hash(modules: &BTreeMap<String, String>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (module, hash) in modules {
+        hasher.update(format!("{module} {hash}\n").as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The hash of each module's weight in a checkpoint.
+pub fn weights_hash(checkpoint: &Checkpoint, modules: &[String]) -> Result<BTreeMap<String, String>> {
+    modules
+        .iter()
+        .map(|module| {
+            let name = format!("{module}.weight");
+            let values = checkpoint.read_f32(&name)?;
+            let shape = &checkpoint.info(&name).context("a tensor that was just read")?.shape;
+            Ok((module.clone(), weight_hash(shape, &values)))
+        })
+        .collect()
+}

@@ -1,0 +1,14 @@
+//! The linear algebra under the direction: V to the leading eigenpairs of V Vᵀ, with a certified bound on what is left out.
+//!
+//! [`factorize`](factorize()) is the way in; below it `certify` (the bound), `columns`, `symmetric` (definiteness, inertia), `krylov` and
+//! `eigen` (some eigenpairs, all eigenpairs) and `dense` (products). Nothing here knows models or files.
+
+mod certify;
+mod columns;
+mod dense;
+mod eigen;
+mod factorize;
+mod krylov;
+mod symmetric;
+
+pub use factorize::{Keep, Phases, Setting, factorize, useful_bytes};

@@ -1,0 +1,17 @@
+//! What the penalty of one module comes to: its value and its gradients.
+
+use crate::ops::scalar::Scalar;
+use candle_core::Tensor;
+
+/// A LoRA module's penalty: λ included in the value and in both gradients (f32).
+pub struct Term {
+    pub value: Scalar,
+    pub grad_a: Tensor,
+    pub grad_b: Tensor,
+}
+
+/// A full-tuning module's penalty: λ included in the value and in the gradient by ΔW (f32).
+pub struct FullTerm {
+    pub value: Scalar,
+    pub grad: Tensor,
+}
