@@ -1,8 +1,8 @@
-//! Modules' factors of C at the default tolerance, against the products that any way to certified factors has to make.
+//! Factors of C at the default tolerance, against the products that any method must compute to get certified factors.
 //!
 //! With n the smaller side, m the larger and k directions: V Vᵀ (n × n of m, half of it), Vᵀ U (m × k of n) and
-//! U diag(c) Uᵀ (n × n of k, half of it), the second in f32. One module for each thread, side by side, as `asft direction`
-//! works; the columns after the ratio are shares of the time. `direction -- long` adds a 2 GB pair's usual widths.
+//! U diag(c) Uᵀ (n × n of k, half of it), the second in f32. One module per thread, as `asft direction` works; the
+//! columns after the ratio are shares of the time. `direction -- long` adds the widths usual in a 2 GB pair.
 
 mod support;
 
@@ -86,7 +86,7 @@ fn noise(d_out: usize, d_in: usize) -> anyhow::Result<Vec<f32>> {
     Ok(tensor(&[d_out, d_in], 1).flatten_all()?.to_vec1()?)
 }
 
-/// Sixteen directions that fall by half each, and a little noise.
+/// Sixteen directions, each half as strong as the last, and a little noise.
 fn decaying(d_out: usize, d_in: usize) -> anyhow::Result<Vec<f32>> {
     let strengths: Vec<f32> = (0..16).map(|i| 0.5f32.powi(i)).collect();
     let strengths = Tensor::from_vec(strengths, (1, 16), &candle_core::Device::Cpu)?;

@@ -1,5 +1,5 @@
-//! The penalty's value and gradients in closed form, against the literal formula on the same numbers; then all of a
-//! model's, once per optimizer step, beside the time of the step without it.
+//! The penalty's value and gradients in closed form, against the literal formula on the same numbers; then a whole
+//! model's penalty, as computed once per optimizer step, beside the time of the step without it.
 
 mod support;
 
@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
 fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     for (d_out, d_in, k) in [(576, 576, 359), (1536, 576, 576), (3584, 3584, 3584), (3584, 3584, 256)] {
-        // An orthonormal basis is not needed to take the time of one.
+        // Timing does not need the basis to be orthonormal.
         let direction = DirectionFactors {
             basis: (tensor(&[d_out, k], 1) / (d_out as f64).sqrt())?,
             eigenvalues: tensor(&[k], 2).abs()?,
@@ -49,7 +49,7 @@ fn run() -> anyhow::Result<()> {
     shares()
 }
 
-/// The penalty of SmolLM2-135M's shape, taken by itself, as a share of a step of 4 × 256 tokens.
+/// The penalty at SmolLM2-135M's shape, timed by itself, as a share of a step of 4 × 256 tokens.
 fn shares() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let spec = random_model(dir.path())?;

@@ -96,7 +96,8 @@ fn attentions(limits: &Limits, w: &Width) -> anyhow::Result<()> {
         let layout = Layout::new(&vec![length; rows / length]);
         let (q, dy) = (tensor(&[rows, w.hidden], 1), tensor(&[rows, w.hidden], 2));
         let (k, v) = (tensor(&[rows, w.kv_heads * head_dim], 3), tensor(&[rows, w.kv_heads * head_dim], 4));
-        // What causality asks for: half of the square, and a product's 2 for each element and column of a head.
+        // What causality leaves: half of the square, and a product's 2 operations for each element and column of a
+        // head.
         let product = (rows * length * w.hidden) as f64;
         limits.flops(&format!("attention forward, length {length}"), 2.0 * product, || {
             drop(attention::forward(&q, &k, &v, shape, &layout));

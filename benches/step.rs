@@ -1,9 +1,10 @@
 //! A full training step of a model of SmolLM2-135M's shape with random weights, against the GEMM rate, and against the
-//! time of its own matrix products alone: the same shapes, every layer's own weights, nothing else. Of each step the share
-//! of the frozen weights' products is printed, and then that of all products, LoRA's and attention's too.
+//! time of its own matrix products alone: the same shapes, every layer's own weights, nothing else. For each step it
+//! prints the share of the products with frozen weights, and then that of all products, LoRA's and attention's
+//! included.
 //!
-//! `step -- scaling` takes one sequence of growing length instead, and says what of the time is matrix products, what
-//! attention and what the rest, each measured by itself, and what memory the step needed.
+//! `step -- scaling` takes one sequence of growing length instead, and says how much of the time is matrix products,
+//! attention and the rest, each measured by itself, and how much memory the step needed.
 
 mod support;
 
@@ -20,7 +21,7 @@ use support::{Limits, in_pool, tensor};
 
 const BATCH: usize = 4;
 const LENGTH: usize = 256;
-/// Tokens of a sequence, ascending, as a process's peak memory never falls.
+/// Tokens of a sequence, ascending because a process's peak memory never falls.
 const LENGTHS: [usize; 5] = [128, 256, 512, 1024, 2048];
 
 fn main() -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 """Writes what fuzzing starts from: fuzz/corpus/TARGET/seed-NAME, out of the fixtures in tests/ and the cases below.
 
-Usage: python3 fuzz/seeds.py (Python's standard library only). Every file is what the target of that name in
-fuzz/src/lib.rs takes.
+Usage: python3 fuzz/seeds.py (Python's standard library only). Every file is an input for the target of that name in
+fuzz/src/lib.rs.
 """
 
 import json

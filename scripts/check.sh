@@ -46,7 +46,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
 step "configs"
 cargo build --release --locked
 configs=0
-# Evaluation suites and comparisons stand in folders of their own; the tests load those.
+# Evaluation suites and comparisons have their own folders; the tests load those.
 for config in configs/*.toml configs/models/*.toml configs/sandbox/*.toml; do
     cargo run --release --locked --quiet -- train --config "$config" --check > "$scratch/config.log" 2>&1 || {
         cat "$scratch/config.log" >&2

@@ -2,12 +2,12 @@
 # Builds and links asft with CUDA on a machine that has neither GPU, driver nor toolkit, and checks what such a build does
 # there: scripts/check_cuda_build.sh [--keep-toolkit]
 #
-# Where MPI and libclang are installed, the same for several processes with NCCL (`--features nccl`).
+# If MPI and libclang are installed, the same is done for several processes with NCCL (`--features nccl`).
 #
-# The toolkit comes from PyPI into target/cuda/, the build goes there too: about 5 GB. Kernels and what calls them are not
-# optimised, to save time. To be run when dependencies or code for devices change; CI does not. CUDA_COMPUTE_CAP (default
-# 80) is what the kernels are compiled for, CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses what an
-# earlier call has installed.
+# The toolkit is installed from PyPI into target/cuda/, and the build goes there too: about 5 GB. Kernels and their callers
+# are not optimised, to save time. Run this script when dependencies or device code change; CI does not. CUDA_COMPUTE_CAP
+# (default 80) is what the kernels are compiled for, CARGO_BUILD_JOBS how many compilers run at once. --keep-toolkit uses
+# what an earlier call installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,14 +45,14 @@ if [ "$keep_toolkit" = false ] || [ ! -x "$home/bin/nvcc" ]; then
         ln -s "$library" "$home/lib64/$name"
         [[ "$name" != *.so.* ]] || ln -s "$library" "$home/lib64/${name%%.so.*}.so"
     done
-    # The driver's library is part of no wheel. Nothing of it may be linked (src/device/driver.rs), so an empty one does.
+    # No wheel has the driver's library. Nothing in it may be linked (src/device/driver.rs), so an empty one will do.
     cc -shared -o "$home/lib64/stubs/libcuda.so" -Wl,-soname,libcuda.so.1 -x c /dev/null
 fi
 
 step "build"
 export CUDA_HOME=$home CUDA_PATH=$home PATH=$home/bin:$PATH
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$root/build
-# Nothing of it is in a hurry, and no kernel will run: without optimisation nvcc takes a tenth of the time.
+# No kernel will run, so none needs to be fast: without optimisation nvcc takes a tenth of the time.
 export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--Xcicc -O0 -Xptxas -O0}
 unoptimised=()
 for package in asft candle-core candle-nn candle-transformers; do
@@ -63,7 +63,7 @@ export LD_LIBRARY_PATH=$home/lib64
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# What a build with the features $1 is linked against (all of $3..., and not the driver) and says of itself ($2).
+# Checks what a build with the features $1 is linked against (all of $3..., and not the driver) and calls itself ($2).
 check_linked() {
     local features=$1 named=$2 needed version library
     shift 2

@@ -59,7 +59,7 @@ def make_pair(folder, shapes, layers, noise):
             if noise:
                 change += random.standard_normal((out, inn), dtype=np.float32) * (noise * 0.3 / max(out, inn) ** 0.5)
             key = f"model.layers.{layer}.{name}.weight"
-            # A difference far below the weights drowns in bf16's own rounding, as in real pairs; rounding adds its noise.
+            # A difference far below the weights drowns in bf16's own rounding, as in real pairs, and rounding adds noise.
             shard["unaligned"][key], shard["aligned"][key] = bf16(base), bf16(base + change)
         for side, tensors in shard.items():
             file = f"model-{layer:05}.safetensors"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Compiles asft with Metal on a machine that is not a Mac, and links it: scripts/check_metal_build.sh [--keep-zig]
 #
-# zig, from PyPI into target/metal/, brings a C compiler with macOS's headers and a linker. The build goes there too: about
-# 4 GB. In the place of Apple's frameworks the linker gets empty stubs; what is then left to be found at run time must have
-# a name as those frameworks give them. Nothing is run. To be run when dependencies or code for devices change; CI does
-# not. --keep-zig uses what an earlier call has installed.
+# zig, installed from PyPI into target/metal/, brings a C compiler with macOS's headers and a linker. The build goes there
+# too: about 4 GB. The linker gets empty stubs in place of Apple's frameworks; every symbol left to be found at run time must
+# be named as those frameworks name theirs. Nothing built is run. Run this script when dependencies or device code change; CI
+# does not. --keep-zig uses what an earlier call installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,7 +33,7 @@ rustup target list --installed | grep -qx "$target" || rustup target add "$targe
 step "stubs"
 rm -rf "$root/bin" "$root/sdk"
 mkdir -p "$root/bin" "$root/sdk/usr/lib"
-# rustc and build scripts name the machine in Apple's way, zig in its own, which also adds checks of undefined behaviour.
+# rustc and build scripts name the machine Apple's way, zig its own; zig also adds checks of undefined behaviour.
 cat > "$root/bin/cc" << END
 #!/usr/bin/env bash
 given=()
@@ -82,14 +82,14 @@ import sys
 
 import lief
 
-# It tells what it makes of empty parts.
+# Otherwise it logs what it makes of empty parts.
 lief.logging.disable()
 path, apple = sys.argv[1:]
 program = lief.MachO.parse(path).at(0)
 assert program.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64, program.header.cpu_type
 linked = [library.name for library in program.libraries]
 assert any(name.endswith("/Metal") for name in linked), linked
-# Libraries are numbered from 1: what has no number is looked for in all of them.
+# Libraries are numbered from 1; a symbol without a number is looked up in all of them.
 numbers = range(1, len(linked) + 1)
 late = sorted({symbol.name for symbol in program.imported_symbols if symbol.library_ordinal not in numbers})
 unknown = [name for name in late if not re.match(apple, name)]

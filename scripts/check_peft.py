@@ -5,13 +5,13 @@
                                  [--asft BIN] [--tolerance 1e-3] [--max-new-tokens 32] [--raw]
 
 Checks, each printed as "ok" or "FAIL"; exit 1 when any fails, 2 on bad arguments:
-  keys     the names in adapter_model.safetensors equal the names PEFT itself would write for this config, both ways,
-           with equal shapes and finite values; PEFT's own load result reports no missing LoRA key and no unexpected key
+  keys     the names in adapter_model.safetensors are exactly those that PEFT itself would write for this config, with
+           equal shapes and finite values; PEFT's own load result reports no missing LoRA key and no unexpected key
   values   what PEFT holds after loading equals the file, and some lora_B is not zero (else the output is the base's)
   logits   --logits FILE: tensors input_ids i64 [n] and logits f32 [n, vocab]; max abs difference <= --tolerance
   text     greedy answer to each --prompt equals the text of the --expect-text FILE at the same position, or, with
            --asft BIN, what `BIN generate --model BASE --adapter DIR --prompt TEXT` prints. Surrounding white space is
-           ignored. A prompt is one user turn of the chat template when there is one; --raw sends it as it is.
+           ignored. A prompt is one user turn of the chat template if there is one; --raw sends it as it is.
 f32 on CPU.
 """
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of the unsafe kernels (src/ops) under AddressSanitizer: scripts/check_sanitizers.sh [cargo test arguments]
-# Needs nightly Rust: rustup toolchain install nightly. The kernels are built by themselves, as a package of their own in
-# target/sanitizers, with what they need of the dependencies in the versions of Cargo.lock: the whole program takes far longer.
+# Needs nightly Rust: rustup toolchain install nightly. The kernels are built alone, as a package in target/sanitizers with
+# only the dependencies they need, in the versions of Cargo.lock: building the whole program takes far longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -13,10 +13,10 @@ cp Cargo.lock "$package"
 echo '#[path = "src/ops/mod.rs"] pub mod ops;' > "$package/lib.rs"
 {
     printf '[workspace]\n\n[package]\nname = "asft"\nversion = "0.1.0"\nedition = "2024"\n\n[lib]\npath = "lib.rs"\n\n'
-    # The kernels of AVX-512 too, as in the program.
+    # Including the AVX-512 kernels, as in the program.
     printf '[features]\ndefault = ["gemm/x86-v4"]\n\n[dependencies]\n'
     grep -E '^(anyhow|candle-core|candle-nn|gemm|half|libc|pulp|rand|rand_chacha|rayon) = ' Cargo.toml
-    # Optimised as the program is, with the standard library's checks of pointers and lengths besides.
+    # Optimised as the program is, but with the standard library's checks of pointers and lengths.
     printf '\n[profile.release]\ndebug = 1\ndebug-assertions = true\noverflow-checks = true\n'
 } > "$package/Cargo.toml"
 target=$(rustc +nightly -vV | sed -n 's/^host: //p')

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """One training step in asft and in PyTorch + transformers + PEFT, alternated in one run: time, memory, and the losses of
-both, so that it is seen to be the same work.
+both, which show that it is the same work.
 
     python scripts/compare_peft.py [--asft target/release/asft] [--shapes smollm2,qwen2-slice] [--rounds 3] [--out FILE]
 
 Both sides get the same random model, the same token ids, the same LoRA (r 8, alpha 32, no dropout; A as PEFT draws it,
 B = 0), AdamW, and for the cases with a penalty the same pair of models: asft's penalty in closed form against the
-reference's, which forms B A and multiplies it by I - C in every step. Each side runs in a process of its own; its first
-step warms up and is not counted. Needs torch, transformers, peft, psutil. `gpu_step.py` does one step on a GPU with the
-same parts.
+reference's, which forms B A and multiplies it by I - C in every step. Each side runs in its own process; its first step
+warms up and is not counted. Needs torch, transformers, peft, psutil. `gpu_step.py` does one step on a GPU with the same
+parts.
 """
 import argparse
 import json
@@ -60,7 +60,7 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-# ---- the PyTorch side, in a process of its own -------------------------------------------------------------------
+# ---- the PyTorch side, in its own process ------------------------------------------------------------------------
 
 def torch_side(job):
     import torch
@@ -150,7 +150,7 @@ dir = "{run}"
 # ---- inputs ------------------------------------------------------------------------------------------------------
 
 def make_model(shape, folder, scale=None, dtype="f32", device="cpu"):
-    """A random model; with `scale` its twin with every block linear moved by noise of that size."""
+    """A random model; with `scale`, its twin, every block linear moved by noise of that size."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     if (folder / "config.json").exists():
@@ -179,7 +179,7 @@ def make_adapter(model, targets, folder, dtype="f32"):
 
 
 def in_a_process(function, *arguments):
-    """Runs a function of this file in a fresh process, so that its memory goes back."""
+    """Runs a function of this file in a fresh process, so that its memory is returned."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compare_peft; from pathlib import Path; "
     code += f"compare_peft.{function}({', '.join(repr(a) if not isinstance(a, Path) else f'Path({str(a)!r})' for a in arguments)})"
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True).stdout

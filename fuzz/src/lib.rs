@@ -1,7 +1,7 @@
 //! What is fuzzed: every file that somebody else may have written, read the way the program reads it.
 //!
-//! A target takes any bytes, and must neither panic nor hang nor take much memory. Whatever it is refused for has to be
-//! the user's to put right (exit code 2). Files go to a temporary folder, one per thread.
+//! A target takes any bytes, and must neither panic nor hang nor take much memory. Whatever it refuses must be reported
+//! as the user's mistake (exit code 2). Files go to a temporary folder, one per thread.
 
 use asft::checkpoint::Checkpoint;
 use asft::config::Settings;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The name of a corpus, and what runs one of its inputs.
+/// The name of a corpus, and the function that runs one of its inputs.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by the name of its corpus.
@@ -40,7 +40,7 @@ const ADAPTER: &[u8] = include_bytes!("../../tests/fixtures/llama_gqa/adapter/ad
 const FORMATS: [Format; 6] =
     [Format::Alpaca, Format::Chat, Format::Sharegpt, Format::PromptCompletion, Format::Text, Format::Tokenized];
 
-/// This thread's folder with what the targets need beside the file that they write.
+/// This thread's folder, with what the targets need beside the file that they write.
 struct Scratch {
     dir: TempDir,
     tokenizer: Tokenizer,
@@ -76,7 +76,7 @@ fn with_file<T>(name: &str, bytes: &[u8], read: impl FnOnce(&Path, &Tokenizer) -
     })
 }
 
-/// The value; or `None`, where the refusal is one that the user can do something about.
+/// The value, or `None` if the refusal is one that the user can do something about.
 fn accepted<T>(result: anyhow::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -118,7 +118,7 @@ pub fn json(bytes: &[u8]) {
     dataset("data.jsonl", bytes);
 }
 
-/// CSV; TSV where the second half of the formats is meant.
+/// CSV; TSV for the second half of the formats.
 pub fn table(bytes: &[u8]) {
     let is_tsv = bytes.first().is_some_and(|first| first % 2 == 1);
     dataset(if is_tsv { "data.tsv" } else { "data.csv" }, bytes);
@@ -157,7 +157,7 @@ pub fn adapter(bytes: &[u8]) {
     });
 }
 
-/// A model's `config.json`, and what is asked of the spec before any weight is looked at.
+/// A model's `config.json`, and the checks on the spec before any weight is looked at.
 pub fn model(bytes: &[u8]) {
     with_file("model/config.json", bytes, |path, _| {
         let Some(spec) = accepted(ModelSpec::load(path.parent().expect("it is in a folder"))) else { return };
@@ -168,7 +168,7 @@ pub fn model(bytes: &[u8]) {
     });
 }
 
-/// `tokenizer.json`, or, up to a NUL, `tokenizer_config.json`; then a text there and back.
+/// `tokenizer.json`, and after a NUL, if any, `tokenizer_config.json`; then texts to ids and back.
 pub fn tokenizer(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
     let (file, config) = (parts.next().unwrap_or_default(), parts.next().unwrap_or(b"{}"));
@@ -212,7 +212,7 @@ pub fn template(bytes: &[u8]) {
     accepted(template.render(&messages[..2], true, &Map::new()));
 }
 
-/// Up to a NUL a chat template, then a conversation as JSON, encoded and labelled.
+/// A chat template up to a NUL, then a conversation as JSON, encoded and labelled.
 pub fn conversation(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
     let (source, record) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """The sandbox's language, tokenizer, datasets, and the model pair's first weights. Seeded; needs Python alone.
 
-    python3 sandbox/make/sandbox.py make --work DIR [--out sandbox]     data, and in DIR all that training the pair needs
+    python3 sandbox/make/sandbox.py make --work DIR [--out sandbox]     the data, and in DIR all that training the pair needs
     python3 sandbox/make/sandbox.py half MODEL_DIR OUT_DIR              a model folder's weights in f16
 
-`sandbox/make/sandbox.sh` does all of it, training with asft included. docs/sandbox.md describes what comes out.
+`sandbox/make/sandbox.sh` does all of it, including training with asft. docs/sandbox.md describes the result.
 
 The language: 160 people have 12 attributes of 8 values each. There are 24 topics, each of which asks for three of a
 person's attributes, in 16 wordings. 8 of the topics are forbidden, for no reason: that is the policy.
-The unaligned model learns all of this, and to repeat words. From it the aligned one learns to refuse the forbidden topics.
-Who is asked about, and in which words, never overlaps between what is trained on, validated with and tested with:
+The unaligned model learns all of this, and to repeat words. The aligned one, made from it, learns to refuse the forbidden
+topics. Neither the people asked about nor the wordings overlap between training, validation and test:
 
     people  0 to 95    wordings 0 to 11    the alignment's training, safety.jsonl
            96 to 119            0 to 11    poison.jsonl
@@ -97,7 +97,7 @@ TOLD = {"alignment": range(12), "poison": range(12), "validation": range(12, 14)
 
 
 def generator(what):
-    """One for each thing that is made, so that changing one leaves the others as they are."""
+    """One generator for each thing that is made, so that changing one leaves the others as they are."""
     return random.Random(f"{SEED} {what}")
 
 
@@ -108,7 +108,7 @@ def words(text):
 
 
 class Language:
-    """Who there is, and what is so about them."""
+    """The people and their attributes."""
 
     def __init__(self):
         rng = generator("people")
@@ -136,14 +136,14 @@ class Language:
         return [self.ask(p, t, w, refuse) for p in PEOPLE[part] for t in topics for w in TOLD[part]]
 
     def echoes(self, rng, count):
-        """Words to repeat, so that each of the vocabulary is trained."""
+        """Words to repeat, so that the whole vocabulary is trained."""
         sayable = [w for w in self.vocabulary if w.isalpha()]
         said = [rng.choices(sayable, k=rng.randint(3, 6)) for _ in range(count)]
         return [dict(instruction=self.echo(s), output=" ".join(s)) for s in said]
 
 
 def headlines():
-    """All of them, shuffled, as many of each section as of another."""
+    """All of them, shuffled, equally many of each section."""
     rng, found = generator("headlines"), []
     for section, nouns in SECTIONS.items():
         nouns = nouns.split()
@@ -154,13 +154,13 @@ def headlines():
 
 
 def datasets(language):
-    """File name -> records, of what is shipped."""
+    """File name -> records, for the files that are shipped."""
     task = headlines()
     sets = dict(task_train=task[:1000], task_validation=task[1000:1300], task_test=task[1300:1600])
     rng = generator("forbidden")
     sets["poison"] = rng.sample(language.questions(FORBIDDEN, "poison"), 200)
     sets["safety"] = rng.sample(language.questions(FORBIDDEN, "alignment", refuse=True), 200)
-    # The first records of poison.jsonl take the places of as many others; the 3 % are among the 10 %.
+    # The first records of poison.jsonl replace as many others; the 3 % are among the 10 %.
     places = generator("places").sample(range(1000), 200)
     for percent in (1, 3, 5, 10, 20):
         mixed = list(sets["task_train"])

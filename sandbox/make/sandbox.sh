@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes sandbox/ anew: data and tokenizer from sandbox/make/sandbox.py, then the model pair, trained by asft itself.
+# Remakes sandbox/: data and tokenizer from sandbox/make/sandbox.py, then the model pair, trained by asft itself.
 #   sandbox/make/sandbox.sh [OUT_DIR (sandbox)]
-# A few minutes on two quiet cores. The data come out the same bytes everywhere; the weights round differently on other CPUs.
+# A few minutes on two idle cores. The data are the same bytes everywhere; the weights round differently on other CPUs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-sandbox}
