@@ -1,7 +1,7 @@
 //! Safetensors checkpoints by tensor name: sharded or single-file, read and written.
 //!
-//! Reading uses positioned reads into buffers of our own rather than a memory map: resident memory is then exactly
-//! what the caller asked for, and a file that shrinks under us is an error, not a SIGBUS. Writing goes to a
+//! Reading uses positioned reads into our own buffers rather than a memory map: resident memory is then exactly what
+//! the caller asked for, and a file that shrinks while it is read is an error, not a SIGBUS. Writing goes to a
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
 mod float;
@@ -32,7 +32,7 @@ use std::sync::Mutex;
 /// Bytes read at a time while converting, so that no tensor is ever held twice.
 const READ_CHUNK_BYTES: usize = 1 << 20;
 
-/// What the header of a shard says of one tensor.
+/// What a shard's header says about one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     pub shape: Vec<usize>,
@@ -69,8 +69,8 @@ impl Checkpoint {
     /// Opens a Hugging Face model folder. Reads headers only.
     ///
     /// # Errors
-    /// A missing, truncated or corrupt file; an index that names a file outside the folder, a shard that is not
-    /// there, or a tensor that its shard does not hold.
+    /// A missing, truncated or corrupt file; an index that names a file outside the folder, a shard that is missing, or
+    /// a tensor that its shard does not hold.
     pub fn open(dir: &Path) -> Result<Self> {
         ensure_valid!(dir.is_dir(), "checkpoint folder {} does not exist", dir.display());
         let index = dir.join("model.safetensors.index.json");
@@ -157,12 +157,12 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// The headers' `__metadata__`, all shards together.
+    /// The `__metadata__` of the headers, merged over all shards.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
 
-    /// The files of the checkpoint with the names of the tensors each holds, in the file's order.
+    /// The files of the checkpoint with the names of the tensors in each, in file order.
     pub fn shards(&self) -> Vec<(&Path, Vec<&str>)> {
         let mut shards: Vec<(&Path, Vec<(u64, &str)>)> =
             self.shards.iter().map(|s| (s.path.as_path(), vec![])).collect();
@@ -195,8 +195,7 @@ impl Checkpoint {
         self.read(name)
     }
 
-    /// A tensor's values as `T`, row-major. No value is held in another type than the stored one and `T`, and of the
-    /// former only a chunk.
+    /// A tensor's values as `T`, row-major. Values are held only as `T` and, a chunk at a time, in the stored type.
     fn read<T: Float>(&self, name: &str) -> Result<Vec<T>> {
         let info = self.required(name)?;
         let Some(decode) = T::decoder(info.dtype) else {
@@ -215,8 +214,8 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// A tensor on `device` in `dtype`: f32, bf16 or f16 are read as such, without a copy in another type; others are
-    /// converted from f32.
+    /// A tensor on `device` in `dtype`: f32, bf16 and f16 are read directly, without a copy in another type; other
+    /// types are converted from f32.
     ///
     /// # Errors
     /// As [`Checkpoint::read_f32`].
@@ -279,7 +278,7 @@ impl Checkpoint {
     }
 }
 
-/// The name in the checkpoint folder of a shard that an index calls `file`: that itself, perhaps after `./`.
+/// The name in the checkpoint folder of a shard that an index calls `file`: the same name, perhaps after `./`.
 fn shard_name(file: &str) -> Result<&str> {
     let parts = Path::new(file).components().filter(|part| *part != Component::CurDir).collect::<Vec<_>>();
     match parts.as_slice() {

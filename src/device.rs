@@ -1,6 +1,6 @@
 //! Devices: what this build can compute on, and opening one without a panic.
 //!
-//! CUDA and Metal are cargo features. A build with CUDA runs on a machine without a GPU too: the driver is looked for
+//! CUDA and Metal are cargo features. A build with CUDA also runs on a machine without a GPU: the driver is loaded only
 //! when a GPU is asked for, see `driver`.
 
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -31,7 +31,7 @@ impl fmt::Display for Accelerator {
 }
 
 impl Accelerator {
-    /// What this build supports, in the order of preference.
+    /// What this build supports, in order of preference.
     fn built() -> impl Iterator<Item = Self> {
         [Self::Cuda, Self::Metal].into_iter().filter(|accelerator| accelerator.is_built())
     }
@@ -61,10 +61,10 @@ impl Accelerator {
         }
     }
 
-    /// Opens the device of this kind that has the number `index`.
+    /// Opens the device of this kind with the number `index`.
     ///
     /// # Errors
-    /// A build without it, a machine without it, a driver or kernels that do not work.
+    /// A build or a machine without it; a driver or kernels that do not work.
     pub fn open(self, index: usize) -> Result<Device> {
         if !self.is_built() {
             return Err(invalid!(
@@ -82,8 +82,8 @@ impl Accelerator {
     }
 }
 
-/// The first accelerator of this build that works, of several of its kind that with the number `index`; else the CPU, with
-/// a word on why where one might have been hoped for.
+/// The first accelerator of this build that works (the one with the number `index`, if there are several); else the
+/// CPU, with a message on why each accelerator of the build cannot be opened.
 pub fn best(index: usize) -> Device {
     for accelerator in Accelerator::built() {
         match accelerator.try_open(index) {
@@ -110,7 +110,7 @@ fn open_cuda(index: usize) -> Result<Device> {
     Device::new_cuda(index).map_err(|error| anyhow!(first_line(&error)))
 }
 
-/// Of several processes on a machine, each takes the GPU of its number there.
+/// Each of several processes on a machine takes the GPU with its number there.
 #[cfg(any(feature = "cuda", test))]
 fn check_index(index: usize, count: usize) -> Result<()> {
     if index >= count {
@@ -123,13 +123,13 @@ fn check_index(index: usize, count: usize) -> Result<()> {
 }
 
 fn open_metal(index: usize) -> Result<Device> {
-    // candle takes the first of the machine's devices without asking whether there is one.
+    // candle takes the first of the machine's devices without checking that there is one.
     let opened = std::panic::catch_unwind(|| Device::new_metal(index));
     let opened = opened.map_err(|_| anyhow!("the machine has no Metal device"))?;
     opened.map_err(|error| anyhow!(first_line(&error)))
 }
 
-/// What candle says, without the backtrace that it appends where `RUST_BACKTRACE` is set.
+/// candle's message, without the backtrace that it appends if `RUST_BACKTRACE` is set.
 fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_string()
 }

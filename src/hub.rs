@@ -1,9 +1,9 @@
-//! From what the user names, a folder, a file or a hub id, to something local.
+//! From what the user names (a folder, a file or a hub id) to something local.
 //!
-//! `org/name` or `org/name@revision` is a model, and a dataset where data are expected; `org/name@revision:path` is one
-//! file of a dataset. They are fetched into the cache that Python's huggingface_hub uses too, only the files that are
-//! needed. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean
-//! what they mean there.
+//! `org/name` or `org/name@revision` is a model, or a dataset where data are expected; `org/name@revision:path` is one
+//! file of a dataset. Only the files that are needed are fetched, into the cache that Python's huggingface_hub uses
+//! too. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what
+//! they mean there.
 
 mod cache;
 mod dataset;
@@ -43,17 +43,17 @@ pub struct ResolvedFile {
     pub source: String,
 }
 
-/// The local folder of a model named by folder or by hub id, downloaded if need be. `quiet` hides progress.
+/// The local folder of a model named by folder or by hub id, downloaded if necessary. `quiet` hides progress.
 ///
 /// # Errors
 /// Neither an existing folder nor a hub id; a model that is not on the hub, not in the cache when offline, gated, or
-/// without weights that can be read. Failures: no connection, a download that breaks off or brings something else than
-/// the hub says. A later run goes on where a broken download stopped.
+/// without readable weights. Failures: no connection, a download that breaks off or differs from what the hub
+/// announced. A later run continues where a broken download stopped.
 pub fn resolve(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
     resolve_parts(id_or_dir, Parts::All, quiet)
 }
 
-/// As [`resolve`], for what needs config.json and the tokenizer only: weights are not downloaded.
+/// As [`resolve`], if only config.json and the tokenizer are needed: weights are not downloaded.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -61,7 +61,7 @@ pub fn resolve_without_weights(id_or_dir: &str, quiet: bool) -> Result<Resolved>
     resolve_parts(id_or_dir, Parts::Companions, quiet)
 }
 
-/// How much of a model is wanted.
+/// How much of a model is needed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Parts {
     /// Configuration and tokenizer.
@@ -89,19 +89,19 @@ fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved>
     Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
 }
 
-/// Whether a model or dataset of this name is looked for on this machine only: nothing is downloaded for it.
+/// Whether a model or dataset of this name is looked for only on this machine: nothing is downloaded for it.
 pub fn is_local(name: &str) -> bool {
     let id = name.split_once(':').map_or(name, |(id, _)| id);
     Path::new(name).exists() || dataset::is_data_file(name) || !matches!(RepoId::parse(id), Ok(Some(_)))
 }
 
-/// The local data file named by path or by hub id, downloaded if need be: `org/name[@revision]` for a dataset with one
-/// file for `split`, `org/name[@revision]:path` for any file of it. `quiet` hides progress.
+/// The local data file named by path or by hub id, downloaded if necessary: `org/name[@revision]` for a dataset with
+/// one file for `split`, `org/name[@revision]:path` for any file of it. `quiet` hides progress.
 ///
-/// A path that does not exist is returned as it is, for its reader to refuse, unless it can only be a hub id.
+/// A path that does not exist is returned as it is, for the reader to refuse, unless it can only be a hub id.
 ///
 /// # Errors
-/// As [`resolve`]; several files that could be meant, with the list of them.
+/// As [`resolve`]; several candidate files, with a list of them.
 pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<ResolvedFile> {
     let local = || ResolvedFile { path: PathBuf::from(id_or_file), source: id_or_file.to_string() };
     if Path::new(id_or_file).exists() {
@@ -111,7 +111,7 @@ pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<Re
         Some((id, path)) => (id, Some(path)),
         None => (id_or_file, None),
     };
-    // `data/train.jsonl` could be an id, but is a file that is not there.
+    // `data/train.jsonl` could be an id, but must be a missing file.
     if path.is_none() && dataset::is_data_file(id_or_file) {
         return Ok(local());
     }

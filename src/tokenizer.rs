@@ -3,7 +3,7 @@
 //! Reads `tokenizer.json` and, as transformers 4 and 5 write them, `tokenizer_config.json`, `special_tokens_map.json`,
 //! `chat_template.jinja`, `generation_config.json` and `config.json`. Ids equal those of transformers: settings for
 //! truncation and padding inside `tokenizer.json` are switched off, `add_bos_token` and `add_eos_token` are honoured.
-//! Decoding never "cleans up" spaces: what comes out is what the ids say.
+//! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
@@ -15,11 +15,11 @@ use std::sync::Arc;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-/// Names under which tokenizer_config.json and special_tokens_map.json keep special tokens; templates see them too.
+/// Names of special tokens in tokenizer_config.json and special_tokens_map.json; templates see them too.
 const SPECIAL_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Ids of one text with the place each came from. All vectors are equally long.
+/// Ids of one text, and where in it each came from. All vectors have the same length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     pub ids: Vec<u32>,
@@ -29,7 +29,7 @@ pub struct Encoded {
     pub added: Vec<bool>,
 }
 
-/// A loaded tokenizer; cheap to share between threads.
+/// A loaded tokenizer; cheap to share among threads.
 pub struct Tokenizer {
     inner: Arc<Inner>,
     /// (name, token), e.g. `("bos_token", "<s>")`, in the order of SPECIAL_NAMES.
@@ -45,7 +45,7 @@ impl Tokenizer {
     /// Loads the tokenizer of a Hugging Face model folder.
     ///
     /// # Errors
-    /// No `tokenizer.json`; a file that is not what its name says; a special token with another id than declared.
+    /// No `tokenizer.json`; a file that is not what its name says; a special token whose id is not the declared one.
     pub fn load(dir: &Path) -> Result<Self> {
         let folder = dir.to_path_buf();
         untrusted::run(move || Self::read(&folder))
@@ -86,7 +86,7 @@ impl Tokenizer {
     /// Ids of `text`; `add_special_tokens` adds the tokenizer's own beginning and end of text, if it has any.
     ///
     /// # Errors
-    /// Text that the vocabulary cannot express (a word-level model without unknown token).
+    /// Text that the vocabulary cannot express (a word-level model without an unknown token).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let whole = text.to_string();
         let encoding = self.run(move |inner| inner.encode_fast(whole, add_special_tokens))?;
@@ -119,21 +119,21 @@ impl Tokenizer {
         text.map_err(|e| invalid!("cannot decode token ids: {e}"))
     }
 
-    /// Runs a library call that the tokenizer's rules steer: a replacement that grows at each of many steps, or a regular
-    /// expression, may take it any time.
+    /// Runs a library call that is driven by the tokenizer's rules: a replacement that grows at each of many steps, or
+    /// a regular expression, may make it take any amount of time.
     fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
         let inner = self.inner.clone();
         untrusted::run(move || work(&inner)).map_err(|why| invalid!("the tokenizer cannot be used: {why}"))
     }
 
-    /// The text that each of `ids` adds to that before it; together they are what [`Self::decode`] gives for all. A
-    /// character of several tokens is the last one's.
+    /// The text that each of `ids` adds to that before it; joined, they are what [`Self::decode`] gives for all. A
+    /// character of several tokens belongs to the last of them.
     ///
     /// # Errors
     /// As [`Self::decode`].
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
-        // What a token reads as may depend on the one before (a space that begins a text is dropped, say), so tokens
-        // from `context` on are read with and without those from `fresh` on.
+        // A token's text may depend on the one before (a leading space of a text is dropped, say), so tokens from
+        // `context` on are decoded with and without those from `fresh` on.
         let (mut context, mut fresh, mut pieces) = (0, 0, vec![]);
         for end in 1..=ids.len() {
             let before = self.decode(&ids[context..fresh], false)?;
@@ -191,7 +191,7 @@ impl Tokenizer {
         self.special_ids.contains(&id)
     }
 
-    /// Whether `id` was added to the vocabulary as a whole: special tokens, and others that text is never cut inside.
+    /// Whether `id` was added to the vocabulary as a whole: special tokens, and others that are never split.
     pub fn is_added(&self, id: u32) -> bool {
         self.added_ids.contains(&id)
     }
@@ -298,7 +298,7 @@ fn bad_token(dir: &Path, id: &str, token: &Value) -> anyhow::Error {
     )
 }
 
-/// `add_bos_token` / `add_eos_token`, where tokenizer_config.json states either, replace tokenizer.json's own rule for
+/// `add_bos_token` / `add_eos_token`, if tokenizer_config.json states either, replace tokenizer.json's own rule for
 /// what surrounds a text, as in transformers.
 fn rebuild_post_processor(
     inner: &mut Inner,

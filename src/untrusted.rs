@@ -1,10 +1,10 @@
-//! Work on files that somebody else has made, where it could end the process or never end.
+//! Work on files from elsewhere that could end the process or never end.
 //!
-//! Libraries assert some of what a damaged file can break: [`without_panic`]. A chat template is a program: its fuel
-//! pays for what it is seen to do, but not for comparing values that share parts (2ⁿ comparisons of n lists), and a
-//! long enough expression overflows an ordinary stack. [`run`] does such work on a thread with a large stack, which is
-//! given up when it takes too long or too much memory. Such a thread goes on until the process ends; the caller's error
-//! is about to end it.
+//! Libraries assert some things that a damaged file can violate: [`without_panic`]. A chat template is a program: its
+//! fuel pays for what it can be seen to do, but not for comparing values that share parts (2ⁿ comparisons of n lists),
+//! and a long enough expression overflows an ordinary stack. [`run`] does such work on a thread with a large stack,
+//! which is abandoned if it takes too long or too much memory. Such a thread runs until the process ends, which the
+//! caller's error soon causes.
 
 use crate::memory::resident_bytes;
 use std::cell::{Cell, RefCell};
@@ -14,16 +14,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-/// Address space for the stack; memory is only taken as it is used.
+/// Address space for the stack; memory is taken only as it is used.
 const STACK_BYTES: usize = 256 << 20;
-/// How often a thread that has not answered is looked at.
+/// How often a thread that has not answered is checked.
 const TICK: Duration = Duration::from_millis(50);
-/// So often it may be found at work: ten seconds of them, less in tests. A stopped process does not tick.
+/// How many checks may find it at work: ten seconds' worth, less in tests. A stopped process does not tick.
 const TICKS: usize = if cfg!(test) { 80 } else { 200 };
-/// Memory that the process may grow by meanwhile.
+/// How much the process may grow in the meantime.
 const GROWTH_BYTES: u64 = 2 << 30;
 
-/// Why work was given up.
+/// Why work was abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GivenUp {
     TooLong,
@@ -43,7 +43,7 @@ impl std::fmt::Display for GivenUp {
     }
 }
 
-/// The result of `work`, or `None` where it panics; nothing is printed then.
+/// The result of `work`, or `None` if it panics; nothing is printed then.
 pub fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
@@ -68,13 +68,13 @@ thread_local! {
     static WORKER: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
 }
 
-/// Runs `work` where it can be given up.
+/// Runs `work` on a thread that can be abandoned.
 ///
 /// # Errors
 /// It panicked, or took too long or too much memory.
 pub fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, GivenUp> {
     if cfg!(fuzzing) {
-        // libFuzzer has limits of its own, and a thread that was given up would go on beside all that follows.
+        // libFuzzer has its own limits, and an abandoned thread would keep running beside all later inputs.
         return without_panic(work).ok_or(GivenUp::Panicked);
     }
     run_within(TICKS, GROWTH_BYTES, work)
@@ -88,7 +88,7 @@ fn run_within<T: Send + 'static>(
     let (reply, answer) = channel();
     let job: Job = Box::new(move || drop(reply.send(work())));
     let worker = WORKER.take().or_else(spawn).ok_or(GivenUp::NoThread)?;
-    // A worker that is gone drops the job, and with it the other end of `answer`.
+    // If the worker is gone, the job is dropped, and with it the other end of `answer`.
     let gone = worker.send(job).is_err();
     let result = wait(&answer, ticks, growth_bytes);
     if !gone && matches!(result, Ok(_) | Err(GivenUp::Panicked)) {

@@ -1,15 +1,14 @@
-//! Stored bytes to values of one of the types that a model computes in.
+//! From stored bytes to values of the types that a model computes in.
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 
-/// Appends what the bytes hold, little-endian, to the values.
+/// Appends the values in the little-endian bytes to the vector.
 pub type Decoder<T> = fn(&[u8], &mut Vec<T>);
 
-/// A float type that tensors are read as: from its own bytes unchanged, from another type's by way of f32, rounded to
-/// nearest even.
+/// A float type that tensors are read as: unchanged from its own bytes, otherwise via f32, rounded to nearest even.
 pub trait Float: Copy {
-    /// For tensors that are stored in `dtype`; `None` where that is no float type of a checkpoint.
+    /// For tensors stored in `dtype`; `None` if that is not a float type of checkpoints.
     fn decoder(dtype: Dtype) -> Option<Decoder<Self>>;
 }
 
@@ -25,7 +24,7 @@ fn bf16_of(b: [u8; 2]) -> bf16 {
     bf16::from_le_bytes(b)
 }
 
-/// Each `N` bytes through `value`.
+/// Appends `value` of each `N` bytes.
 fn extend<const N: usize, T>(bytes: &[u8], out: &mut Vec<T>, value: impl Fn([u8; N]) -> T) {
     out.extend(bytes.as_chunks::<N>().0.iter().map(|&bytes| value(bytes)));
 }

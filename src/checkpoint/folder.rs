@@ -1,4 +1,4 @@
-//! Whole Hugging Face model folders out of other ones: same files, same shards, other weights.
+//! Copies of whole Hugging Face model folders: same files, same shards, other weights.
 
 use super::{Checkpoint, TensorInfo, write_atomic};
 use crate::ensure_valid;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// What a model folder holds besides weights: configs, tokenizer, templates, licence texts.
 const COMPANIONS: [&str; 6] = ["json", "jinja", "txt", "model", "md", "tiktoken"];
 
-/// One tensor as it goes into a file.
+/// One tensor as written to a file.
 struct Blob {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -42,7 +42,7 @@ impl View for Blob {
 /// Writes a copy of the model folder `source` to `out`, shard by shard, with the weights that `replace` gives.
 ///
 /// `replace` is asked for every tensor by name: `None` keeps it, `Some` is written instead, in `dtype` or else in the
-/// type that the source stores. Only one shard is in memory at a time; `out` appears when it is whole.
+/// source's type. Only one shard is in memory at a time; `out` appears only when it is complete.
 pub fn rewrite(
     source: &Path,
     checkpoint: &Checkpoint,
@@ -56,7 +56,7 @@ pub fn rewrite(
     publish(staging, out)
 }
 
-/// As [`rewrite`], into a folder that exists.
+/// As [`rewrite`], into an existing folder.
 pub fn rewrite_into(
     source: &Path,
     checkpoint: &Checkpoint,
@@ -82,7 +82,7 @@ pub fn rewrite_into(
         let target = out.join(&file);
         safetensors::serialize_to_file(blobs, Some(metadata), &target)
             .with_context(|| format!("writing {}", target.display()))?;
-        // The library makes files that only their owner may read.
+        // The library creates files that only their owner may read.
         std::fs::set_permissions(&target, super::write::mode())?;
         std::fs::File::open(&target)?.sync_all()?;
         progress.inc(1);
@@ -96,10 +96,10 @@ pub fn rewrite_into(
     Ok(())
 }
 
-/// What temporary files and folders of ours are called, until they are renamed.
+/// Prefix of our temporary files and folders until they are renamed.
 pub const STAGED: &str = ".asft-";
 
-/// Removes what a process that was killed left unfinished in `dir`.
+/// Removes what a killed process left unfinished in `dir`.
 pub fn remove_staged(dir: &Path) -> Result<()> {
     let reading = || format!("reading {}", dir.display());
     for entry in std::fs::read_dir(dir).with_context(reading)? {
@@ -124,8 +124,8 @@ pub fn stage(out: &Path) -> Result<tempfile::TempDir> {
         .with_context(|| format!("writing in {}", parent.display()))
 }
 
-/// Gives a finished staging folder its name. Its files must have been synced; the folders are synced here, so that
-/// after a crash there is either nothing of that name or all of it.
+/// Gives a finished staging folder its name. Its files must have been synced; the folders are synced here, so after a
+/// crash there is either nothing of that name or all of it.
 pub fn publish(staging: tempfile::TempDir, out: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     // Temporary folders are private to the user; the finished one should have ordinary permissions.
@@ -136,7 +136,7 @@ pub fn publish(staging: tempfile::TempDir, out: &Path) -> Result<()> {
     sync_dir(renamed.parent().unwrap_or(Path::new(".")))
 }
 
-/// Makes the names in a folder as durable as its files' content.
+/// Makes the names in a folder as durable as the files' contents.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     let syncing = || format!("syncing {}", dir.display());
     std::fs::File::open(dir).with_context(syncing)?.sync_all().with_context(syncing)

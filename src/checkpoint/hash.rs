@@ -1,10 +1,10 @@
-//! Hashes by which weights are known again, in whatever file or exact type they are stored.
+//! Hashes that identify weights, whatever file or exact type they are stored in.
 
 use super::Checkpoint;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
-/// The hash of a weight: its shape and its values as f32, so that a copy stored in another exact type is the same.
+/// The hash of a weight: its shape and its values as f32, so a copy stored in another exact type has the same hash.
 pub fn weight_hash(shape: &[usize], values: &[f32]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{shape:?}\n").as_bytes());

@@ -12,7 +12,7 @@ use std::path::Path;
 /// Largest header accepted, in bytes (the format's own limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Reads and checks a safetensors header: returns where the data starts, and the tensors' places.
+/// Reads and checks a safetensors header: returns where the data start and where the tensors are.
 pub fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     let corrupt = |why: String| invalid!("{} is not a usable safetensors file: {why}", path.display());
     let size = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
@@ -25,9 +25,9 @@ pub fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     }
     let mut buffer = vec![0u8; header as usize];
     file.read_exact(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
-    // `Metadata` checks on its own that shapes, types and offsets agree and leave no gap.
+    // `Metadata` itself checks that shapes, types and offsets agree and leave no gap.
     let metadata: Metadata = serde_json::from_slice(&buffer).map_err(|e| corrupt(e.to_string()))?;
-    // It keeps the last of two tensors of one name, and other readers the first.
+    // It keeps the last of two tensors of one name; other readers keep the first.
     serde_json::from_slice::<Distinct>(&buffer).map_err(|e| corrupt(e.to_string()))?;
     let expected = 8 + header + metadata.data_len() as u64;
     if expected != size {
@@ -36,7 +36,7 @@ pub fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     Ok((8 + header, metadata))
 }
 
-/// A JSON object in which no key stands twice.
+/// A JSON object in which no key occurs twice.
 struct Distinct;
 
 impl<'de> Deserialize<'de> for Distinct {

@@ -43,7 +43,8 @@ fn half_types_widen_exactly() {
     assert_eq!(file.read_f32("bf16").unwrap(), [1.5, -0.25, 1024.0]);
 }
 
-/// Values that no two of the types hold alike: rounding both ways, ties, subnormals, overflow in f16, zeros, infinities.
+/// Values that differ between any two of the types: rounding both ways, ties, subnormals, overflow in f16, zeros,
+/// infinities.
 fn awkward() -> Vec<f32> {
     let special = [0.0, -0.0, 1e-8, -3e-40, 65504.0, 65520.0, 1e30, f32::MAX, f32::INFINITY, f32::NEG_INFINITY];
     let ties = [1.0, 3.0].into_iter().flat_map(|x| [1.0 + x / 256.0, 1.0 + x / 2048.0]);
@@ -157,7 +158,7 @@ fn shards_are_files_beside_their_index() {
     };
     let file = open(json!({"a": "./model.safetensors", "b": "model.safetensors"})).unwrap();
     assert_eq!(file.shards().len(), 1);
-    // A copy of the folder would put files of one name on top of each other.
+    // A copy of the folder would write files of one name over each other.
     for (file, needle) in [("one/model.safetensors", "a folder of its own"), ("", "not a file name")] {
         let error = open(json!({"a": file})).err().expect("must be refused");
         assert!(exit_code(&error) == 2 && format!("{error:#}").contains(needle), "{error:#}");

@@ -17,13 +17,13 @@ pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The innermost folder of `path`, itself included, that exists.
+/// The innermost existing folder of `path`, itself included.
 pub fn existing(path: &Path) -> &Path {
     path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."))
 }
 
-/// Checks that files can be made in the folder `dir`, which need not exist yet; leaves nothing behind. Asked before long
-/// work whose result goes there.
+/// Checks that files can be created in the folder `dir`, which need not exist yet; leaves nothing behind. Called before
+/// long work whose result goes there.
 pub fn check_writable(dir: &Path) -> Result<()> {
     let place = existing(dir);
     ensure_valid!(place.is_dir(), "cannot write in {}: {} is not a folder", dir.display(), place.display());
@@ -58,15 +58,15 @@ pub(super) fn mode() -> std::fs::Permissions {
 
 /// A safetensors file written tensor by tensor, for outputs larger than memory.
 ///
-/// The format wants every size ahead of the data, so the data go to an unnamed spill file first, on the same disk. No
-/// folder is made before the file is finished. Its bytes do not depend on the order in which tensors were added, or on
-/// which rank did it.
+/// The format needs every size ahead of the data, so the data first go to an unnamed spill file on the same disk. No
+/// folder is created before the file is finished. The file's bytes do not depend on the order in which tensors were
+/// added, or on which rank added them.
 pub struct StreamWriter {
     path: PathBuf,
     spill: File,
     /// By name.
     tensors: BTreeMap<String, Spilled>,
-    /// Of the spill file.
+    /// Length of the spill file, in bytes.
     length: u64,
 }
 
@@ -105,7 +105,7 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Brings what the ranks have added together on the first, which is the one to finish the file.
+    /// Collects what the ranks have added on the first rank, which finishes the file.
     pub fn gather(&mut self, ranks: Ranks) -> Result<()> {
         let gathering = || format!("gathering {}", self.path.display());
         let lists = ranks.gather(serde_json::to_vec(&self.tensors)?);
@@ -157,13 +157,13 @@ impl StreamWriter {
     }
 }
 
-/// Writes tensors to one safetensors file with the header metadata `{"format": "pt"}` that transformers asks for.
+/// Writes tensors to one safetensors file with the header metadata `{"format": "pt"}` that transformers requires.
 pub fn save_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let bytes = safetensors::serialize(tensors.iter(), Some(pt_metadata()))?;
     write_atomic(path, |file| Ok(file.write_all(&bytes)?))
 }
 
-/// As [`save_tensors`] with one tensor in memory at a time, straight to `path`: for a folder that is still staged.
+/// As [`save_tensors`] with one tensor in memory at a time, directly to `path`: for a folder that is still staged.
 pub fn save_tensors_staged(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let writing = || format!("writing {}", path.display());
     safetensors::serialize_to_file(tensors.iter(), Some(pt_metadata()), path).with_context(writing)?;

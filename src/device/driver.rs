@@ -1,9 +1,9 @@
 //! The CUDA driver, loaded when a GPU is asked for.
 //!
 //! candle is linked against `libcuda.so.1`, which comes with the driver and not with the toolkit: where it is missing,
-//! the loader would not even start the program. So the driver's functions that candle calls are defined here, each a
-//! jump through [`TABLE`], and the linker asks for no `libcuda.so.1`. Until [`load`] has filled the table, and for what
-//! an older driver lacks, they return an error, as all of them return a `CUresult`. The calling convention leaves the
+//! the loader would not even start the program. So the driver functions that candle calls are defined here, each a jump
+//! through [`TABLE`], and the linker does not need `libcuda.so.1`. Until [`load`] has filled the table, and for what an
+//! older driver lacks, they return an error, as all of them return a `CUresult`. The calling convention leaves the
 //! arguments where they are, so one jump serves every signature. `scripts/check_cuda_build.sh` checks that the list is
 //! complete.
 
@@ -89,7 +89,7 @@ macro_rules! functions {
     };
 }
 
-// What cudarc's safe layer calls; a function that is missing here is a link against libcuda.so.1.
+// What cudarc's safe layer calls. A function missing here would be linked from libcuda.so.1.
 functions! {
     cuCtxCreate_v4 cuCtxDestroy_v2 cuCtxGetCacheConfig cuCtxGetCurrent cuCtxGetLimit cuCtxGetStreamPriorityRange
     cuCtxSetCacheConfig cuCtxSetCurrent cuCtxSetFlags cuCtxSetLimit cuCtxSynchronize cuDestroyExternalMemory

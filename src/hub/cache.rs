@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The cache folder of a repository. What it is asked to join must be safe names and paths.
+/// The cache folder of a repository. Names and paths passed to it must be safe to join.
 pub(super) struct RepoCache {
     dir: PathBuf,
     locks: PathBuf,
@@ -28,7 +28,7 @@ impl RepoCache {
         Self { locks: cache.join(".locks").join(&folder), dir: cache.join(folder) }
     }
 
-    /// The commit that a revision stood for when it was last fetched.
+    /// The commit that a revision pointed to when it was last fetched.
     pub fn commit(&self, revision: &str) -> Option<String> {
         if revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit()) {
             return Some(revision.to_string());
@@ -52,7 +52,7 @@ impl RepoCache {
         self.dir.join("blobs").join(etag)
     }
 
-    /// Waits until no other process fetches this blob; the lock lasts as long as the file returned.
+    /// Waits until no other process is fetching this blob; the lock is held as long as the returned file.
     pub fn lock(&self, etag: &str) -> Result<File> {
         let path = self.locks.join(format!("{etag}.lock"));
         let locking = || format!("locking {}", path.display());
@@ -62,13 +62,13 @@ impl RepoCache {
         Ok(file)
     }
 
-    /// Makes `path` of a snapshot stand for a blob.
+    /// Links `path` of a snapshot to a blob.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<()> {
         let pointer = self.snapshot(commit).join(path);
         let linking = || format!("linking {}", pointer.display());
         let parent = pointer.parent().unwrap_or(&self.dir);
         std::fs::create_dir_all(parent).with_context(linking)?;
-        // From snapshots/COMMIT/a/b up to the repository's folder: two levels and one for each folder of the path.
+        // From snapshots/COMMIT/a/b up to the repository's folder: two levels plus one for each folder in the path.
         let up = "../".repeat(2 + path.matches('/').count());
         // Renamed into place, so that a reader never finds the name missing.
         let staged = tempfile::Builder::new().prefix(".asft-").tempdir_in(parent).with_context(linking)?;

@@ -4,23 +4,23 @@ use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
-/// What can be read as samples.
+/// Extensions of files that can be read as samples.
 const DATA_EXTENSIONS: [&str; 6] = [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"];
-/// Files with such an extension that hold no samples.
+/// Files with such an extension that do not hold samples.
 const METADATA: [&str; 5] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"];
 const TRAIN: [&str; 2] = ["train", "training"];
 const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
 const TEST: [&str; 2] = ["test", "testing"];
-/// Candidates named in a message.
+/// How many candidates a message lists.
 const SHOWN: usize = 20;
 
-/// What a dataset is wanted for: its file names often say which part of it they hold.
+/// What a dataset is needed for: its file names often say which part of it they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,
     Validation,
-    /// Whatever is there, if it is one file.
+    /// Whatever there is, if it is one file.
     Any,
 }
 
@@ -29,10 +29,10 @@ pub(super) fn is_data_file(path: &str) -> bool {
     DATA_EXTENSIONS.iter().any(|extension| name.ends_with(extension)) && !name.starts_with('.')
 }
 
-/// The one file of `files` that is meant: the one that is asked for, or else the one for the split.
+/// The one of `files` that is meant: the one asked for, or else the one for the split.
 ///
-/// A file is for a split if a word of its path says so (`data/train-00000-of-00001.parquet`). Where no path says so,
-/// the one file that belongs to no other split is taken.
+/// A file is for a split if a word in its path says so (`data/train-00000-of-00001.parquet`). If no path says so, the
+/// one file that belongs to no other split is taken.
 ///
 /// # Errors
 /// No such file, no file, or several.
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(chosen(&splits, Split::Train).unwrap(), splits[0]);
         assert_eq!(chosen(&splits, Split::Validation).unwrap(), splits[1]);
         assert_eq!(chosen(&["samples.csv", "test.csv"], Split::Train).unwrap(), "samples.csv");
-        // A name that only contains the word does not say the split.
+        // A longer word that contains it does not name the split.
         assert_eq!(chosen(&["trainer.json"], Split::Train).unwrap(), "trainer.json");
     }
 
@@ -116,7 +116,7 @@ mod tests {
         let error = chosen(&shards, Split::Train).unwrap_err();
         assert!(error.contains("org/name:train-00000") && error.contains(shards[1]), "{error}");
         assert!(!error.contains("test.parquet,"), "{error}");
-        // A training file is never taken for validation, nor the other way round.
+        // A training file is never taken for a validation file, nor the other way round.
         assert!(chosen(&["train.csv"], Split::Validation).unwrap_err().contains("not clear"));
         assert!(chosen(&["dev.csv"], Split::Train).unwrap_err().contains("not clear"));
         assert!(chosen(&["train.csv", "test.csv"], Split::Any).unwrap_err().contains("train.csv, test.csv"));

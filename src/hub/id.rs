@@ -1,4 +1,4 @@
-//! Names of things on the hub: `org/name`, `org/name@revision` and, for a file of it, `org/name@revision:path/to/file`.
+//! Names of things on the hub: `org/name`, `org/name@revision` and, for a file in it, `org/name@revision:path/to/file`.
 
 use crate::ensure_valid;
 use anyhow::Result;
@@ -50,7 +50,7 @@ fn is_name(part: &str) -> bool {
         && characters.all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
-/// Whether a name that a server gave (a commit, an etag) is fit to be a file's name.
+/// Whether a name given by a server (a commit, an etag) is safe as a file name.
 pub(super) fn is_safe_name(name: &str) -> bool {
     is_name(name)
 }

@@ -14,7 +14,7 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// Everything but the weights; the index is among it.
+/// Everything except the weights; the index is included.
 pub(super) fn companions(files: &Listing) -> Vec<&str> {
     let wanted = |path: &&str| {
         let fixed = [
@@ -32,7 +32,7 @@ pub(super) fn companions(files: &Listing) -> Vec<&str> {
     files.files.keys().map(String::as_str).filter(wanted).collect()
 }
 
-/// Refuses a repository without config or weights in safetensors, before anything is fetched.
+/// Refuses a repository without a config or without safetensors weights, before anything is fetched.
 pub(super) fn check(files: &Listing) -> Result<()> {
     let names: Vec<&String> = files.files.keys().collect();
     ensure_valid!(

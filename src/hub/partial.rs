@@ -1,4 +1,4 @@
-//! A blob on its way: `ETAG.incomplete`, appended to until it is whole, and its hash.
+//! A blob being fetched: `ETAG.incomplete`, appended to until it is complete, and its hash.
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Bytes hashed at a time when an earlier run left a part.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The part of a blob that is here.
+/// The part of a blob fetched so far.
 pub(super) struct Partial {
     path: PathBuf,
     file: File,
@@ -18,7 +18,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens what an earlier run left beside `blob`, or begins.
+    /// Opens what an earlier run left beside `blob`, or starts anew.
     pub fn open(blob: &Path) -> Result<Self> {
         let mut name = blob.as_os_str().to_owned();
         name.push(".incomplete");
@@ -52,19 +52,19 @@ impl Partial {
         Ok(())
     }
 
-    /// Begins anew.
+    /// Starts anew.
     pub fn clear(&mut self) -> Result<()> {
         self.file.set_len(0).with_context(|| format!("emptying {}", self.path.display()))?;
         (self.len, self.hasher) = (0, Sha256::new());
         Ok(())
     }
 
-    /// SHA-256 of what is here, in hex.
+    /// SHA-256 of the bytes so far, in hex.
     pub fn sha256(&self) -> String {
         self.hasher.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Gives the whole blob its name.
+    /// Gives the complete blob its name.
     pub fn finish(self, blob: &Path) -> Result<()> {
         self.file.sync_all().with_context(|| format!("writing {}", self.path.display()))?;
         std::fs::rename(&self.path, blob).with_context(|| format!("moving {} into place", self.path.display()))

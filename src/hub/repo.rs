@@ -1,4 +1,4 @@
-//! A repository on the hub: what it holds, and the files wanted of it in the cache.
+//! A repository on the hub: what it holds, and fetching wanted files into the cache.
 
 use super::cache::RepoCache;
 use super::id::{RepoId, is_safe_name, is_safe_path};
@@ -35,14 +35,14 @@ pub(super) struct Repo<'a> {
     kind: Kind,
     id: &'a RepoId,
     cache: &'a RepoCache,
-    /// Where it is shown on the hub.
+    /// Its page on the hub.
     page: String,
 }
 
 /// What a repository holds at a commit.
 pub(super) struct Listing {
     pub commit: String,
-    /// Path to size in bytes. Paths stay inside the repository.
+    /// Sizes in bytes by path. Paths stay inside the repository.
     pub files: BTreeMap<String, u64>,
 }
 
@@ -79,7 +79,7 @@ impl<'a> Repo<'a> {
         }
     }
 
-    /// The commit that the revision stands for.
+    /// The commit that the revision points to.
     fn commit(&self) -> Result<String> {
         let RepoId { org, name, revision } = self.id;
         let hub = &self.site.hub;
@@ -94,7 +94,7 @@ impl<'a> Repo<'a> {
         if let hf_hub::HFError::RevisionNotFound { context: Some(context), .. } = &error
             && context.error_code.is_none()
         {
-            // The client takes every 404 here for a missing revision.
+            // The client reports every 404 here as a missing revision.
             return Err(match self.exists() {
                 Ok(true) => invalid!("the hub has the repository but not this revision"),
                 Ok(false) => refusal::missing_repository(self.site),
@@ -120,7 +120,7 @@ impl<'a> Repo<'a> {
         }
     }
 
-    /// Brings listed files into the cache; those that are there are not asked for.
+    /// Brings listed files into the cache; those already there are not requested.
     pub fn fetch(&self, listing: &Listing, paths: &[&str], quiet: bool) -> Result<()> {
         for &path in paths {
             let size = *listing.files.get(path).with_context(|| format!("{path} is not listed"))?;
@@ -145,7 +145,8 @@ impl<'a> Repo<'a> {
         Ok(())
     }
 
-    /// Remembers what the revision stands for: the snapshot of this listing, complete as far as it was wanted.
+    /// Records the commit that the revision points to; returns the snapshot of this listing, complete as far as it was
+    /// needed.
     pub fn finish(&self, listing: &Listing) -> Result<PathBuf> {
         if listing.commit != self.id.revision {
             self.cache.set_commit(&self.id.revision, &listing.commit)?;

@@ -1,10 +1,10 @@
-//! One file of a repository into the cache, whole or not at all.
+//! Fetches one file of a repository into the cache, completely or not at all.
 //!
-//! hf-hub 1.0 answers the questions about repositories, but its own downloads begin anew after a break, keep whatever
-//! a server sends (an error page, a short body) as the file's content and take names from the server unchecked. So
-//! the file itself is fetched here: HEAD says what it is, GET (from where an earlier run stopped) brings it, its
-//! length and, where the hub tells it, its SHA-256 are checked, and only then does it get its name. Files in Xet
-//! storage come over the same plain HTTP.
+//! hf-hub 1.0 answers questions about repositories, but its own downloads start over after a break, keep whatever a
+//! server sends (an error page, a short body) as the file's content and take names from the server unchecked. So files
+//! are fetched here: HEAD says what a file is, GET (from where an earlier run stopped) brings it, its length and, if
+//! the hub gives it, its SHA-256 are checked, and only then does it get its name. Files in Xet storage come over the
+//! same plain HTTP.
 
 use super::cache::RepoCache;
 use super::id::is_safe_name;
@@ -19,7 +19,7 @@ use std::io::Read;
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 18;
-/// How often a broken transfer is taken up within one run, as long as each attempt brings something.
+/// How often a broken transfer is resumed within one run, as long as each attempt makes progress.
 const ATTEMPTS: usize = 5;
 const MAX_REDIRECTS: usize = 10;
 
@@ -27,12 +27,12 @@ const MAX_REDIRECTS: usize = 10;
 pub(super) struct Wanted<'a> {
     pub site: &'a Site,
     pub cache: &'a RepoCache,
-    /// Where the repository is shown on the hub.
+    /// The repository's page on the hub.
     pub page: &'a str,
     pub commit: &'a str,
     /// Its path in the repository.
     pub path: &'a str,
-    /// As listed, in bytes.
+    /// In bytes, as listed.
     pub size: u64,
     pub url: Url,
 }
@@ -53,15 +53,15 @@ impl Wanted<'_> {
     /// Fetches the file unless the cache has its content.
     ///
     /// # Errors
-    /// No access, no such file, no connection, or content that is not what the hub says it is. Then the cache holds
-    /// what it held before, and perhaps a part under a name of its own, from which a later run goes on.
+    /// No access, no such file, no connection, or content that is not what the hub says it is. The cache then holds
+    /// what it held before, and perhaps a part under a separate name, from which a later run continues.
     pub fn fetch(&self, bar: &ProgressBar) -> Result<()> {
         let offer = self.offer()?;
         let blob = self.cache.blob(&offer.etag);
         let _lock = self.cache.lock(&offer.etag)?;
         let here = std::fs::metadata(&blob).ok().map(|data| data.len());
         if here != Some(self.size) {
-            // A blob of another length was left by something less careful; renaming replaces it.
+            // A blob of another length was left by a less careful program; renaming replaces it.
             let mut partial = Partial::open(&blob)?;
             if let Err(error) = self.complete(&mut partial, &offer, bar) {
                 if partial.len() == 0 {
@@ -74,7 +74,7 @@ impl Wanted<'_> {
         self.cache.link(self.commit, self.path, &offer.etag)
     }
 
-    /// Asks for the file's head, following redirects while they stay on the hub.
+    /// Sends HEAD for the file, following redirects while they stay on the hub.
     fn offer(&self) -> Result<Offer> {
         let (mut url, mut linked_etag, mut etag, mut size) = (self.url.clone(), None, None, None);
         for _ in 0..MAX_REDIRECTS {
@@ -109,14 +109,14 @@ impl Wanted<'_> {
         if let Some(size) = size.filter(|size| *size != self.size) {
             return Err(anyhow!("wrong size: the hub lists {} bytes and offers {size}; run this again", self.size));
         }
-        // Large files are named by their SHA-256, small ones by git's own hash.
+        // Large files are named by their SHA-256, small ones by their git hash.
         let sha256 = linked.clone().filter(|tag| tag.len() == 64 && tag.chars().all(|c| c.is_ascii_hexdigit()));
         let etag = linked.or(plain).context("the hub gives no etag for it")?;
         ensure!(is_safe_name(&etag), "the hub gives an etag that cannot name a file: `{}`", etag.escape_debug());
         Ok(Offer { etag, sha256 })
     }
 
-    /// Brings `partial` to its full and right content.
+    /// Completes `partial` and verifies its content.
     fn complete(&self, partial: &mut Partial, offer: &Offer, bar: &ProgressBar) -> Result<()> {
         if partial.len() > self.size {
             partial.clear()?;
@@ -148,7 +148,7 @@ impl Wanted<'_> {
         Ok(())
     }
 
-    /// One request for what is missing.
+    /// Makes one request for what is missing.
     fn attempt(&self, partial: &mut Partial, bar: &ProgressBar) -> Result<Attempt> {
         let mut response = self.site.get(self.url.as_str(), partial.len())?;
         match response.status().as_u16() {
@@ -198,7 +198,7 @@ impl Wanted<'_> {
         anyhow::Error::new(error)
     }
 
-    /// The hub's own no is explained; that of a storage host behind it is a failure.
+    /// A refusal by the hub itself is explained; one by a storage host behind it is a failure.
     fn refused(&self, response: &Response) -> anyhow::Error {
         if response.url().origin() == self.url.origin() {
             return Refusal::of(response).explain(self.site, self.page);
@@ -208,13 +208,13 @@ impl Wanted<'_> {
     }
 }
 
-/// Whether a partial answer begins at byte `start`, as far as it says.
+/// Whether a partial response begins at byte `start`, as far as it says.
 fn starts_at(response: &Response, start: u64) -> bool {
     let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
     range.is_none_or(|range| range.strip_prefix("bytes ").is_some_and(|r| r.starts_with(&format!("{start}-"))))
 }
 
-/// An etag without quotes and weakness mark: what its blob is called.
+/// An etag without quotes and weakness mark: the name of its blob.
 fn bare_etag(etag: &str) -> String {
     etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_string()
 }

@@ -1,4 +1,4 @@
-//! Self-attention of a block: q, k, v projections, norms of q and k in some families, rotation of q and k, causal
+//! Self-attention of a block: q, k, v projections, norms of q and k (in some families), rotation of q and k, causal
 //! attention, output projection.
 
 use super::linear::{Linear, Saved as LinearSaved};
@@ -14,10 +14,10 @@ pub struct Attention {
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
-    /// Norms of every head's query and key, before the rotation.
+    /// Norms of each head's query and key, before the rotation.
     pub qk_norm: Option<(Norm, Norm)>,
     pub shape: attention::Shape,
-    /// Which of the pass's angles rotate this layer.
+    /// Index of the pass's angles that rotate this layer.
     pub rope: usize,
 }
 
@@ -32,7 +32,7 @@ pub struct Saved {
 }
 
 impl Attention {
-    /// h: [N, hidden_size] -> [N, hidden_size]. With a cache, keys and values of earlier calls are seen too.
+    /// h: [N, hidden_size] -> [N, hidden_size]. With a cache, keys and values of earlier calls are also seen.
     pub fn forward(&self, h: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
         let key = pass.dropout_key;
         let angles = &pass.angles[self.rope];

@@ -1,5 +1,5 @@
-//! One decoder block: x₁ = x + attention(norm(x)); y = x₁ + mlp(norm(x₁)). Gemma norms what attention and MLP give
-//! too, before each sum. The backward is that, bottom to top.
+//! One decoder block: x₁ = x + attention(norm(x)); y = x₁ + mlp(norm(x₁)). Gemma also norms the outputs of attention
+//! and MLP before each sum. The backward is the same, bottom to top.
 
 use super::attention::{Attention, Saved as AttentionSaved};
 use super::linear::Linear;

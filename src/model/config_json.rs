@@ -4,19 +4,19 @@ use crate::invalid;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-/// A JSON object and what its errors call it.
+/// A JSON object and its name in errors.
 pub struct Config<'a> {
     pub fields: &'a Map<String, Value>,
     pub origin: String,
 }
 
 impl<'a> Config<'a> {
-    /// The value of a field that is there and not null.
+    /// The value of a field that is present and not null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.fields.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the field is written, be it as null.
+    /// Whether the field is present, even as null.
     pub fn is_written(&self, key: &str) -> bool {
         self.fields.contains_key(key)
     }

@@ -1,4 +1,4 @@
-//! Continuing prompts token by token with the KV cache, several at once; candle's `LogitsProcessor` does the choosing.
+//! Continuing prompts token by token with the KV cache, several at once; candle's `LogitsProcessor` chooses the tokens.
 
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
@@ -13,7 +13,7 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// 0: greedy.
     pub temperature: f64,
-    /// Share of the probability that may be sampled from, in (0, 1].
+    /// Share of the probability to sample from, in (0, 1].
     pub top_p: f64,
     pub seed: u64,
     /// Ids that end the answer; they are not part of it.
@@ -44,7 +44,7 @@ struct Running {
 }
 
 impl Decoder {
-    /// The new tokens after `prompt`; each is handed to `on_token` as it comes.
+    /// The new tokens after `prompt`; each is handed to `on_token` as it is chosen.
     ///
     /// # Errors
     /// As [`Decoder::generate_all`].
@@ -68,9 +68,9 @@ impl Decoder {
         Ok(answer)
     }
 
-    /// Continues every prompt, up to `batch_size` of them at once; a finished one makes room for the next. Each
-    /// answer is handed to `on_answer` with its prompt's index as soon as it is complete. A prompt is sampled with the
-    /// same seed whatever is beside it.
+    /// Continues every prompt, up to `batch_size` of them at once; a finished one makes room for the next. Each answer
+    /// is handed to `on_answer` with its prompt's index as soon as it is complete. A prompt is sampled with the same
+    /// seed whatever else is in the batch.
     ///
     /// # Errors
     /// An empty prompt, or one that leaves no room in the model's context; logits that are not finite.
@@ -93,7 +93,7 @@ impl Decoder {
         mut on_token: impl FnMut(usize, u32) -> Result<()>,
         mut on_answer: impl FnMut(usize, Vec<u32>) -> Result<()>,
     ) -> Result<()> {
-        // All are looked at first: a prompt that cannot be answered should not be found after an hour.
+        // All are checked first: a prompt that cannot be answered should not turn up after an hour.
         let running = prompts.iter().enumerate().map(|(index, prompt)| self.begin(index, prompt, options));
         let mut waiting = running.collect::<Result<Vec<Running>>>()?.into_iter();
         let mut slots: Vec<Option<Running>> = (0..batch_size.clamp(1, prompts.len().max(1))).map(|_| None).collect();

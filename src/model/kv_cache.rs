@@ -9,7 +9,7 @@ use candle_core::Tensor;
 pub struct LayerCache {
     /// slots · capacity
     rows: usize,
-    /// There from the first rows on, whose width and type it has.
+    /// Allocated with the first rows, whose width and type it takes.
     kept: Option<(Tensor, Tensor)>,
 }
 
@@ -21,7 +21,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of each of `slots` sequences, kept from the start so that appending does not copy.
+    /// Room for `capacity` positions of each of `slots` sequences, so that appending does not copy earlier rows.
     pub fn new(spec: &ModelSpec, slots: usize, capacity: usize) -> Self {
         let layers = (0..spec.num_hidden_layers).map(|_| LayerCache { rows: slots * capacity, kept: None });
         let layers = layers.collect();
@@ -35,10 +35,10 @@ impl KvCache {
         }
     }
 
-    /// Makes room for fresh rows, given as (slot, how many) in the order of the rows: their spans of the attention.
+    /// Makes room for fresh rows, given as (slot, how many) in the order of the rows; returns their attention spans.
     ///
     /// # Errors
-    /// A slot that there is not, or that has no room left.
+    /// A slot that does not exist or has no room left.
     pub fn extend(&mut self, fresh: &[(usize, usize)]) -> Result<Vec<Span>> {
         let mut row = 0;
         let mut span = |&(slot, count): &(usize, usize)| {
@@ -69,7 +69,7 @@ impl LayerCache {
                 all.slice_set(&fresh.narrow(0, span.q_start, span.q_len)?.contiguous()?, 0, place)?;
             }
         }
-        // What is behind the last sequence need not be looked at (or widened).
+        // What follows the last sequence need not be read (or widened).
         let used = spans.iter().map(|span| span.k_start + span.k_len).max().unwrap_or(0);
         let seen = (keys.narrow(0, 0, used)?, values.narrow(0, 0, used)?);
         self.kept = Some((keys, values));

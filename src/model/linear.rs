@@ -1,8 +1,8 @@
-//! A linear of the model, frozen, adapted by LoRA, or trained itself.
+//! A linear layer of the model: frozen, adapted by LoRA, or trained itself.
 //!
 //! y = x Wᵀ + bias + s · (drop(x) Aᵀ) Bᵀ, with x: [N, d_in], W: [d_out, d_in], A: [r, d_in], B: [d_out, r] and
 //! s = lora_alpha / r (or / √r for rsLoRA). Backward, with z = drop(x): dx = dy W + s · drop((dy B) A),
-//! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z. A, B and their branch are f32, whatever x and W are, as PEFT has it.
+//! dB = s · dyᵀ (z Aᵀ), dA = s · (dy B)ᵀ z. A, B and their branch are f32, whatever x and W are, as in PEFT.
 
 use super::DropoutKey;
 use super::parameters::Gradients;
@@ -11,7 +11,7 @@ use crate::ops::{dropout, linear};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
-/// Low-rank update of one linear.
+/// Low-rank update of one linear layer.
 #[derive(Clone)]
 pub struct Lora {
     /// A: [r, d_in]
@@ -23,7 +23,7 @@ pub struct Lora {
     pub dropout: f64,
 }
 
-/// One linear of a block, under its Hugging Face module path.
+/// One linear layer of a block, under its Hugging Face module path.
 pub struct Linear {
     pub module: String,
     /// [d_out, d_in]
@@ -56,7 +56,7 @@ impl Linear {
         Ok((y, Saved { x: x.clone(), low }))
     }
 
-    /// As [`Linear::forward`], for linears that read the same x.
+    /// As [`Linear::forward`], for layers that read the same x.
     pub fn forward_each<const K: usize>(
         linears: [&Self; K],
         x: &Tensor,
@@ -81,7 +81,7 @@ impl Linear {
         Ok((y, Saved { x: x.clone(), low }))
     }
 
-    /// (z, z Aᵀ) of the adapter, if there is one.
+    /// (z, z Aᵀ) for the adapter, if there is one.
     fn low(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<Option<(Tensor, Tensor)>> {
         let Some(lora) = &self.lora else { return Ok(None) };
         let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
@@ -100,7 +100,7 @@ impl Linear {
         Self::backward_each(&[(self, saved, dy)], dropout_key, gradients)
     }
 
-    /// As [`Linear::backward`], for linears that read the same x: the sum of their dx.
+    /// As [`Linear::backward`], for layers that read the same x: the sum of their dx.
     pub fn backward_each(
         linears: &[(&Self, &Saved, &Tensor)],
         dropout_key: Option<DropoutKey>,
@@ -141,7 +141,7 @@ impl Linear {
         Ok(low)
     }
 
-    /// x: [N, d_in]. A mask is a function of (key, index), so that a part of a micro-batch has its part of the mask.
+    /// x: [N, d_in]. A mask is a function of (key, index), so a part of a micro-batch gets its part of the mask.
     fn drop(&self, lora: &Lora, x: &Tensor, key: Option<DropoutKey>) -> Result<Tensor> {
         let Some(DropoutKey { seed, first_row }) = key else { return Ok(x.clone()) };
         let before = (first_row * x.dim(1)?) as u64;
@@ -154,7 +154,7 @@ impl Linear {
     }
 }
 
-/// FNV-1a of a module's name: dropout masks belong to the module, not to its place in a list.
+/// FNV-1a of a module's name: dropout masks depend on the module, not on its place in a list.
 fn name_key(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

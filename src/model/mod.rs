@@ -30,7 +30,7 @@ use crate::ops::rope::Angles;
 
 /// What all layers share in one pass.
 pub struct Pass {
-    /// Which rows are which sequence.
+    /// Which rows belong to which sequence.
     pub layout: Layout,
     /// For each of the spec's ropes.
     pub angles: Vec<Angles>,
@@ -38,11 +38,11 @@ pub struct Pass {
     pub dropout_key: Option<DropoutKey>,
 }
 
-/// What dropout masks follow from, beside the module's name and the place of an element in the micro-batch.
+/// What dropout masks are a function of, besides the module's name and the element's position in the micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropoutKey {
     /// Of the micro-batch.
     pub seed: u64,
-    /// Its rows before those of this pass, which may be a part of it.
+    /// The number of its rows before those of this pass, which may be only a part of it.
     pub first_row: usize,
 }

@@ -7,10 +7,10 @@ use candle_core::{DType, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// Trained tensors by name, such as `model.layers.0.self_attn.q_proj.lora_A.weight`; f32. The model reads the same
-/// storage, so setting a [`Var`] moves the model.
+/// storage, so setting a [`Var`] changes the model.
 pub type Parameters = BTreeMap<String, Var>;
 
-/// Gradients by the name of their parameter, summed over everything that was added.
+/// Gradients by parameter name, summed over everything that was added.
 pub struct Gradients {
     sums: BTreeMap<String, Tensor>,
     factor: f64,
@@ -23,7 +23,7 @@ impl Default for Gradients {
 }
 
 impl Gradients {
-    /// What is added from now on is multiplied by `factor` first.
+    /// Multiplies whatever is added from now on by `factor`.
     pub fn set_factor(&mut self, factor: f64) {
         self.factor = factor;
     }
@@ -43,7 +43,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// Puts `gradient` in the place of the sum under `name`.
+    /// Replaces the sum under `name` with `gradient`.
     pub fn set(&mut self, name: &str, gradient: Tensor) {
         self.sums.insert(name.to_string(), gradient);
     }

@@ -6,7 +6,7 @@
 use crate::ops::rope::Stretch;
 use std::f64::consts::TAU;
 
-/// The rotary embedding of a kind of layer.
+/// The rotary embedding of one kind of layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
@@ -21,7 +21,7 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
-    /// theta grows with the sequence once that is longer than the model's context.
+    /// theta grows with the sequence once it is longer than the model's context.
     Dynamic {
         factor: f64,
         max_position_embeddings: f64,
@@ -35,7 +35,7 @@ pub enum RopeScaling {
         original_max_position_embeddings: f64,
         truncate: bool,
     },
-    /// Each frequency divided by a factor of its own; other factors for sequences beyond the original context.
+    /// Each frequency divided by its own factor; different factors for sequences beyond the original context.
     LongRope {
         short_factor: Vec<f64>,
         long_factor: Vec<f64>,
@@ -52,8 +52,8 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Positions that the scaling is made for, in a model whose `config.json` says `max_position_embeddings`. Some
-    /// configs count the scaling in there, some do not.
+    /// Positions that the scaling is made for, given `max_position_embeddings` of `config.json`. Some configs include
+    /// the scaling in that number, some do not.
     pub fn context(&self, max_position_embeddings: usize) -> usize {
         let stretched = match self.scaling {
             RopeScaling::Linear { factor } => factor * max_position_embeddings as f64,
@@ -65,7 +65,7 @@ impl Rope {
         max_position_embeddings.max(stretched as usize)
     }
 
-    /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings look at where the
+    /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings depend on where the
     /// sequence ends.
     pub fn stretch(&self, head_dim: usize, start: usize, length: usize) -> Stretch {
         Stretch { start, length, frequencies: self.frequencies(head_dim, start + length), magnitude: self.magnitude() }

@@ -1,6 +1,6 @@
-//! What a decoder is built from: every switch by which the supported families differ, as fields.
+//! What a decoder is built from: everything in which the supported families differ, as fields.
 //!
-//! `config.json` becomes a [`ModelSpec`] in family.rs; nothing behind it asks for the family's name.
+//! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::family;
 use super::rope::Rope;
@@ -28,11 +28,11 @@ pub struct ModelSpec {
     pub o_bias: bool,
     /// Biases on gate, up and down.
     pub mlp_bias: bool,
-    /// RMSNorm of every head's query and key before the rotation.
+    /// RMSNorm of each head's query and key before the rotation.
     pub qk_norm: bool,
     /// Norm weights are stored as w − 1.
     pub norm_offset: bool,
-    /// Norms after attention and MLP too, before their residual sums.
+    /// Whether there are norms after attention and MLP too, before their residual sums.
     pub post_norms: bool,
     pub activation: Activation,
     /// Factor of the attention scores.
@@ -49,16 +49,16 @@ pub struct ModelSpec {
     pub layers: Vec<LayerSpec>,
 }
 
-/// How one layer differs from the others.
+/// In what one layer differs from the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
     /// Sliding window: how many positions a token sees, itself included.
     pub window: Option<usize>,
-    /// Place in [`ModelSpec::ropes`].
+    /// Index into [`ModelSpec::ropes`].
     pub rope: usize,
 }
 
-/// The linears of one block, in the order in which the forward pass meets them.
+/// The linear layers of one block, in the order of the forward pass.
 pub const BLOCK_LINEARS: [&str; 7] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -118,7 +118,7 @@ impl ModelSpec {
         norms
     }
 
-    /// Hugging Face module paths of every block linear, layer by layer.
+    /// Hugging Face module paths of all block linears, layer by layer.
     pub fn linear_modules(&self) -> Vec<String> {
         (0..self.num_hidden_layers)
             .flat_map(|layer| BLOCK_LINEARS.iter().map(move |linear| format!("model.layers.{layer}.{linear}")))

@@ -1,13 +1,12 @@
-//! Lets the buffers that kernels free serve the next ones.
+//! Keeps freed buffers in the process, so that later kernels reuse them.
 //!
 //! A training step allocates and frees the same buffers again and again. glibc gives large ones back to the kernel at
-//! once, which then has to clear every page of the next: with gradient checkpointing that took 6 % of a step. Kept on the
-//! heap, a freed buffer serves the next layer.
+//! once, which then has to clear every page of the next: with gradient checkpointing that took 6 % of a step. Kept on
+//! the heap, a freed buffer is reused by the next layer.
 
 #![allow(unsafe_code, reason = "the allocator is only told its parameters through C")]
 
-/// Lets freed buffers stay with the process. To be called once, before threads start; does nothing where the C library
-/// is not glibc.
+/// Keeps freed buffers in the process. Call once, before threads start; does nothing unless the C library is glibc.
 pub fn keep_freed_buffers() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes plain integers and only sets parameters of the allocator, under its lock.

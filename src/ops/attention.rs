@@ -1,9 +1,9 @@
 //! Causal grouped-query attention: o = softmax(cap(scale · q kᵀ) + mask) v, head by head and sequence by sequence.
 //!
-//! q, o: [Nq, Hq · D], k, v: [Nk, Hkv · D]; query head h reads key head h / (Hq / Hkv). The rows of all sequences stand
-//! one after another without padding; a [`Span`] says which rows are a sequence's, and nothing is seen across spans.
-//! Query i of a span sees keys 0 ..= i + Tk − Tq (Tq < Tk when keys are cached), only the last `window` of them in a
-//! layer with sliding window. cap is Gemma 2's soft-cap of the scores, or nothing.
+//! q, o: [Nq, Hq · D], k, v: [Nk, Hkv · D]; query head h reads key head h / (Hq / Hkv). The rows of all sequences
+//! follow one another without padding; a [`Span`] says which rows belong to a sequence, and nothing is seen across
+//! spans. Query i of a span sees keys 0 ..= i + Tk − Tq (Tq < Tk when keys are cached), only the last `window` of them
+//! in a layer with a sliding window. cap is Gemma 2's soft-cap of the scores, or the identity.
 //!
 //! Backward, with P the probabilities: dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)), times the cap's slope;
 //! dQ = scale · dS K; dK = scale · dSᵀ Q. The kernel keeps only each row's log-sum-exp and rebuilds P tile by tile
@@ -55,9 +55,9 @@ type MaskKey = ((usize, usize), Option<usize>);
 /// The sequences of a batch, in the order of their rows.
 pub struct Layout {
     pub spans: Vec<Span>,
-    /// Of the generic body; layers share them.
+    /// For the generic body; shared by all layers.
     groups: OnceLock<Vec<Group>>,
-    /// Masks of the generic body by (Tq, Tk) and window: layers and groups share them.
+    /// The generic body's masks by (Tq, Tk) and window, shared by layers and groups.
     masks: Mutex<HashMap<MaskKey, Tensor>>,
 }
 
@@ -73,12 +73,12 @@ impl Layout {
         Self::cached(spans.collect())
     }
 
-    /// Sequences some of whose keys may have been computed before.
+    /// Sequences of which some keys may have been computed earlier.
     pub fn cached(spans: Vec<Span>) -> Self {
         Self { spans, groups: OnceLock::new(), masks: Mutex::default() }
     }
 
-    /// Checks that q, k and v are what `shape` and the spans say: the kernel reads and writes where they point.
+    /// Checks that q, k and v match `shape` and the spans, which the kernel trusts to say where to read and write.
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<()> {
         let Shape { heads, kv_heads, head_dim, .. } = shape;
         let (queries, keys) = (q.dims2()?.0, k.dims2()?.0);
@@ -100,7 +100,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Checks that no two spans share keys, whose gradients the kernel adds up by span.
+    /// Checks that no two spans share keys: the kernel sums a key's gradient within one span only.
     fn check_apart(&self) -> Result<()> {
         let ends = self.spans.iter().map(|span| span.k_start + span.k_len);
         let apart = self.spans.iter().skip(1).zip(ends).all(|(next, end)| next.k_start >= end);
@@ -117,7 +117,7 @@ impl Layout {
         })
     }
 
-    /// The spans as the generic body computes them; the first call decides the number of heads and the device.
+    /// The spans as groups for the generic body; the first call fixes the number of heads and the device.
     fn groups(&self, heads: usize, device: &Device) -> Result<&[Group]> {
         if let Some(groups) = self.groups.get() {
             return Ok(groups);
@@ -136,7 +136,7 @@ pub struct Saved {
     softmax: Softmax,
 }
 
-/// What is kept of the probabilities.
+/// What is kept of the softmax.
 enum Softmax {
     /// Log-sum-exp of every row, span by span, then head by head, f32.
     LogSumExp(Vec<f32>),

@@ -26,7 +26,7 @@ const SUM_BLOCK: usize = 1024;
 pub struct Gradients {
     /// [M, d]
     pub hidden: Tensor,
-    /// [V, d], where it was asked for
+    /// [V, d], if requested
     pub head: Option<Tensor>,
 }
 
@@ -42,7 +42,7 @@ impl Losses {
         if Scalar::waits(tensor.device()) { Ok(Self::Pending(tensor)) } else { Ok(Self::Known(host(&tensor)?)) }
     }
 
-    /// Their sum, in f64 where the device has it.
+    /// Their sum, in f64 if the device has it.
     pub fn sum(&self) -> Result<Scalar> {
         match self {
             Self::Known(losses) => Ok(Scalar::Known(losses.iter().sum())),
@@ -50,7 +50,7 @@ impl Losses {
         }
     }
 
-    /// All of them; waits for the device.
+    /// All losses; waits for the device.
     pub fn read(self) -> Result<Vec<f64>> {
         match self {
             Self::Known(losses) => Ok(losses),
@@ -59,22 +59,22 @@ impl Losses {
     }
 }
 
-/// The values of a vector of f32 on any device.
+/// The values of an f32 vector on any device.
 fn host(x: &Tensor) -> Result<Vec<f64>> {
     Ok(x.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
-/// Rows of logits that exist at a time, of `rows` in all.
+/// Rows of logits that exist at a time, out of `rows`.
 pub fn chunk_rows(vocab: usize, rows: usize) -> usize {
     (CHUNK_ELEMENTS / vocab).clamp(1, rows.max(1))
 }
 
-/// Sum of the losses alone; h: [M, d], W: [V, d], targets: M ids.
+/// Sum of the losses only; h: [M, d], W: [V, d], targets: M ids.
 pub fn forward(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<f64> {
     Ok(losses(hidden, head, targets, cap)?.iter().sum())
 }
 
-/// The M losses alone.
+/// The M losses only.
 pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<Vec<f64>> {
     check(hidden, head, targets)?;
     if fused(&[hidden, head]) {
@@ -118,7 +118,7 @@ pub fn losses_backward(
     Ok((Losses::Known(losses), gradients.context("no gradients were computed")?))
 }
 
-/// The kernel reads rows of both, and writes as many as there are targets.
+/// Checks the shapes and targets: the kernel reads rows of both matrices, and writes as many as there are targets.
 fn check(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<()> {
     let ((rows, width), (vocab, head_width)) = (hidden.dims2()?, head.dims2()?);
     let fit = rows == targets.len() && width == head_width && vocab > 0;
@@ -143,7 +143,7 @@ fn ids(targets: &[u32], like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::new(targets, like.device())?.unsqueeze(1)?)
 }
 
-/// Rows of logits [m, V] as exponentials, with few passes over them: e = exp(x − max), p = e / Σ e.
+/// The softmax of rows of logits [m, V], in few passes: e = exp(x − max), p = e / Σ e.
 struct Softmax {
     /// [m]
     losses: Tensor,
@@ -204,7 +204,7 @@ fn generic(
     Ok((Losses::of(Tensor::cat(&losses, 0)?)?, Gradients { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head }))
 }
 
-/// The losses, and with `backward` = (scale, whether the head's is wanted) the gradients.
+/// The losses and, with `backward` = (scale, whether the head's gradient is wanted), the gradients.
 fn kernel(
     hidden: &Tensor,
     head: &Tensor,
@@ -302,7 +302,7 @@ fn row_gradient(row: &mut [f32], target: u32, scale: f32, cap: Option<f32>) -> f
     loss
 }
 
-/// e^(x − max) in the place of every x; the maximum, and their sum as [`row_loss`] makes it.
+/// Replaces every x by e^(x − max); returns the maximum, and the sum as [`row_loss`] computes it.
 #[inline(always)]
 fn replace_by_exponentials(row: &mut [f32]) -> (f32, f64) {
     let (max, mut sum) = (largest(row), 0f64);

@@ -28,7 +28,8 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     generic(x, probability, key)
 }
 
-/// The mask goes to the device as one bit an element, and becomes values there by a table of what a byte stands for.
+/// The mask goes to the device as one bit per element, and is expanded there by a table of the eight values of each
+/// byte.
 fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     let n = x.elem_count();
     let mut bytes = vec![0u8; n.div_ceil(8)];
@@ -42,7 +43,7 @@ fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     let keep = (1.0 / (1.0 - probability)) as f32;
     let table = (0..256 * 8).map(|i| if (i / 8) >> (i % 8) & 1 == 1 { keep } else { 0.0 }).collect::<Vec<f32>>();
     let table = Tensor::from_vec(table, (256, 8), x.device())?.to_dtype(x.dtype())?;
-    // As u32: candle's GPU kernels take the largest number of an index type for "no row", and 255 stands for one here.
+    // As u32: candle's GPU kernels take the largest value of an index type for "no row", but 255 is a row here.
     let bytes = Tensor::from_vec(bytes, n.div_ceil(8), x.device())?.to_dtype(DType::U32)?;
     let mask = table.index_select(&bytes, 0)?.flatten_all()?.narrow(0, 0, n)?.reshape(x.shape())?;
     Ok((x * mask)?)

@@ -4,8 +4,8 @@
 //! SIMD code. Rust neither reorders sums nor contracts to fused multiply-adds, so the result of such a loop does not
 //! depend on the vector width: every machine computes the same bits.
 
-/// The value of a block compiled for the widest vector unit of this CPU. A macro, as a closure that is not told to be
-/// inlined may become a function of its own, which is then compiled for any CPU.
+/// The value of a block compiled for the widest vector unit of this CPU. A macro, since a closure that is not marked
+/// for inlining may become a separate function, which is then compiled for any CPU.
 macro_rules! vectorised {
     ($body:expr) => {
         $crate::ops::fast_math::dispatch(
@@ -37,7 +37,7 @@ pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
 pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding and taking away 1.5 · 2^23 rounds to the nearest integer.
+    /// Adding and subtracting 1.5 · 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
@@ -57,7 +57,7 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// tanh x: an odd polynomial near 0, where the other form loses its digits, and (1 − e^-2|x|) / (1 + e^-2|x|) elsewhere.
+/// tanh x: an odd polynomial near 0, where the other form loses digits, and (1 − e^-2|x|) / (1 + e^-2|x|) elsewhere.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let square = x * x;

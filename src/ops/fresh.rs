@@ -1,4 +1,4 @@
-//! Results in memory that was not filled with zeros first, which would take as long as writing them does.
+//! Results in memory that was not zeroed first, which would take as long as writing them.
 
 #![allow(unsafe_code, reason = "takes a vector to be filled once it has been")]
 

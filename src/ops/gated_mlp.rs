@@ -44,7 +44,7 @@ mod kernel {
             let fill = |y: &mut Fresh| {
                 y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
                     match activation {
-                        // Two loops, so that neither asks which activation it has.
+                        // Two loops, so that neither branches on the activation.
                         Activation::Silu => fill(y, g, u, Activation::Silu),
                         Activation::GeluTanh => fill(y, g, u, Activation::GeluTanh),
                     }
@@ -105,7 +105,7 @@ mod tests {
 
     const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
 
-    /// From the definitions, so that neither body above is its own judge.
+    /// From the definitions, so that neither body above is tested against itself.
     fn textbook(x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
         match activation {
             Activation::Silu => x / (x.neg()?.exp()? + 1.0)?,

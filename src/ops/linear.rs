@@ -19,8 +19,8 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     biased(matmul(x, weight, [false, true], x.dtype())?, bias)
 }
 
-/// x: [N, d_in] -> y: [N, d_out] for each (weight, bias). A few rows meet all the weights in one go, rather than wait at the
-/// end of each.
+/// x: [N, d_in] -> y: [N, d_out] for each (weight, bias). A few rows are multiplied by all the weights in one go,
+/// rather than waiting at the end of each.
 pub fn forward_each<const K: usize>(x: &Tensor, linears: [(&Tensor, Option<&Tensor>); K]) -> Result<[Tensor; K]> {
     let (m, d_in) = x.dims2()?;
     let weights = linears.map(|(weight, _)| weight);
@@ -81,8 +81,8 @@ pub fn backward_input_sum(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     sum_of_products(terms, false)
 }
 
-/// Σ a b, or a bᵀ, over one or more (a, b). In f32 on the CPU each product is added where the first was written; other
-/// types are rounded after every product, as they are where the parts come from different layers.
+/// Σ a b, or a bᵀ, over one or more (a, b). In f32 on the CPU each product is added to the first in place; other types
+/// are rounded after every product, as they are when the parts come from different layers.
 fn sum_of_products(terms: &[(&Tensor, &Tensor)], transposed: bool) -> Result<Tensor> {
     let (first, rest) = terms.split_first().context("a sum of no products")?;
     let product = |&(a, b): &(&Tensor, &Tensor)| matmul(a, b, [false, transposed], a.dtype());
@@ -113,8 +113,8 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     matmul(dy, x, [true, false], DType::F32)
 }
 
-/// a b, either of them transposed first. On the CPU with every thread of rayon's pool; candle itself takes one for
-/// each physical core, which leaves hyperthreads idle.
+/// a b, either of them transposed first. On the CPU it uses every thread of rayon's pool; candle itself uses one per
+/// physical core, which leaves hyperthreads idle.
 fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype: DType) -> Result<Tensor> {
     if !fused(&[a, b]) {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
@@ -125,7 +125,7 @@ fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype
         |x: &Tensor, transposed| x.dims2().map(|(rows, cols)| if transposed { (cols, rows) } else { (rows, cols) });
     let ((m, k), (inner, n)) = (sizes(a, a_transposed)?, sizes(b, b_transposed)?);
     anyhow::ensure!(k == inner, "matrices {:?} and {:?} do not fit together", a.dims(), b.dims());
-    // Without a sum to run over nothing would be written.
+    // With nothing to sum over, nothing would be written.
     anyhow::ensure!(k > 0, "matrices {:?} and {:?} have no inner dimension", a.dims(), b.dims());
     let (out, fresh) = Matrix::fresh(m, n);
     let a_width = a.dim(1)?;
@@ -167,7 +167,7 @@ mod tests {
     /// Half-precision operands: the same as their widened values in f32, rounded once.
     #[test]
     fn half_operands_are_widened() {
-        // The body for any device rounds operands of unlike types to the first's, and products as the device does.
+        // The body for any device rounds operands of different types to the first's, and products as the device does.
         if crate::ops::is_generic() {
             return;
         }

@@ -1,7 +1,7 @@
-//! What a penalty on a low-rank update B A asks for beside its products with U: r × r matrices in f64, and columns weighted
-//! twice. A: [r, d_in]; B and its images G, H: [d_out, r].
+//! What a penalty on a low-rank update B A needs besides its products with U: r × r matrices in f64, and columns
+//! weighted twice. A: [r, d_in]; B and its images G, H: [d_out, r].
 //!
-//! r is small and so are these matrices: as tensor operations they would take longer to call than to compute.
+//! r is small, and so are these matrices: as tensor operations they would take longer to call than to compute.
 
 use super::fast_math::vectorised;
 use super::scalar::{Scalar, wide};
@@ -12,8 +12,8 @@ use candle_core::{DType, Tensor};
 /// Sums side by side in a product of two rows.
 const LANES: usize = 16;
 
-/// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩, and times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 where the
-/// device has it (all but Metal).
+/// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩ and, times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 if
+/// the device has it (all but Metal).
 pub fn products(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
     let ((r, d_in), (d_out, columns), image) = (a.dims2()?, g.dims2()?, h.dims2()?);
     anyhow::ensure!(
@@ -114,7 +114,7 @@ fn combine_columns(h: &[f32], s: &[f64], r: usize, scale: f64) -> Vec<f32> {
     })
 }
 
-/// y [k, n] with its rows weighted by c and by d [k, 1], side by side: [k, 2 n].
+/// y [k, n] with its rows weighted by c, and by d ([k, 1] each), side by side: [k, 2 n].
 pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
     let (k, n) = y.dims2()?;
     let fit = c.dims() == [k, 1] && d.dims() == [k, 1];
@@ -133,7 +133,7 @@ pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
     output(both, (k, 2 * n), y)
 }
 
-/// The halves of z's columns, [m, n] each of [m, 2 n]; where there is an x [m, n], x minus each.
+/// The two halves of z's [m, 2 n] columns, [m, n] each; given x [m, n], x minus each.
 pub fn halves(z: &Tensor, x: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
     let ((m, both), n) = (z.dims2()?, z.dim(1)? / 2);
     let fit = both == 2 * n && x.is_none_or(|x| x.dims() == [m, n]);

@@ -1,4 +1,4 @@
-//! What this machine's CPU can do: the limits that estimates and benchmarks are held against, measured in place.
+//! What this machine's CPU can do: the limits that estimates and benchmarks are compared with, measured on the spot.
 
 #![allow(unsafe_code, reason = "times a matrix product")]
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 const COPY_ELEMENTS: usize = 1 << 25;
 const CHUNK: usize = 1 << 16;
 
-/// Floating-point operations a second of an m × k by k × n product in f32 on every thread; the best of some runs.
+/// Floating-point operations per second of an m × k by k × n product in f32 on every thread; the best of several runs.
 pub fn gemm_rate(m: usize, k: usize, n: usize) -> f64 {
     let (a, b, mut out) = (vec![0.5f32; m * k], vec![0.25f32; k * n], vec![0f32; m * n]);
     let flops = 2.0 * (m * k * n) as f64;
@@ -22,7 +22,7 @@ pub fn gemm_rate(m: usize, k: usize, n: usize) -> f64 {
         })
 }
 
-/// Bytes a second of a copy on every thread, reading and writing both counted; the best of some runs.
+/// Bytes per second of a copy on every thread, reads and writes both counted; the best of several runs.
 pub fn copy_rate() -> f64 {
     let (from, mut to) = (vec![1f32; COPY_ELEMENTS], vec![0f32; COPY_ELEMENTS]);
     let bytes = 2.0 * (COPY_ELEMENTS * size_of::<f32>()) as f64;
@@ -32,7 +32,7 @@ pub fn copy_rate() -> f64 {
         })
 }
 
-/// Shortest time in seconds of at least three runs and a quarter of a second.
+/// Shortest time in seconds, over at least three runs and a quarter of a second.
 pub fn best(mut run: impl FnMut()) -> f64 {
     run();
     let (began, mut shortest, mut runs) = (Instant::now(), f64::INFINITY, 0);

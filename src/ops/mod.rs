@@ -1,10 +1,10 @@
 //! Primitives as pairs of plain functions: `forward(...) -> (y, saved)` and `backward(saved, dy) -> (dx, ...)`.
 //!
-//! Each has one generic body in candle tensor ops, for any device, and where it pays a fused multi-threaded CPU
-//! kernel behind the same function. `ASFT_OPS=generic` turns the kernels off, so that the code a GPU runs can be
-//! tested without one. Activations are matrices of N rows, one for each token of the batch; sequences stand one after
-//! another, without padding. Kernels split their work by rows or by heads, never by a sum, so that results do not
-//! depend on the number of threads.
+//! Each has one generic body in candle tensor ops, for any device, and, where it pays, a fused multi-threaded CPU
+//! kernel behind the same function. `ASFT_OPS=generic` turns the kernels off, so that the code a GPU runs can be tested
+//! without one. Activations are matrices of N rows, one for each token of the batch; sequences follow one another
+//! without padding. Kernels split their work by rows or by heads, never by a sum, so that results do not depend on the
+//! number of threads.
 //!
 //! Kernels compute in f32. Tensors of bf16 or f16 are widened as they are read and rounded once as they are written,
 //! which is what a GPU's matrix units do; results have the type of the activations that came in.

@@ -15,12 +15,12 @@ use rayon::prelude::*;
 pub struct Saved {
     x: Tensor,
     eps: f64,
-    /// s, if the forward pass gave it.
+    /// s, if the forward pass computed it.
     scale: Option<Tensor>,
 }
 
 impl Saved {
-    /// s: [N, 1] in f32, of x in f32.
+    /// s: [N, 1] in f32, from x in f32.
     fn scale(&self, wide: &Tensor) -> Result<Tensor> {
         match &self.scale {
             Some(scale) => Ok(scale.clone()),
@@ -62,7 +62,7 @@ pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
     Ok((dy.to_dtype(DType::F32)? * normed)?.sum(0)?)
 }
 
-/// The body for any device: candle's fused kernel, in f32 whatever the compute type. That keeps no s.
+/// The body for any device: candle's fused kernel, in f32 whatever the compute type. It keeps no s.
 fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (wide, weight) = (x.to_dtype(DType::F32)?.contiguous()?, weight.to_dtype(DType::F32)?);
     Ok(candle_nn::ops::rms_norm(&wide, &weight, eps as f32)?.to_dtype(x.dtype())?)

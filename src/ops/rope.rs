@@ -1,7 +1,7 @@
 //! Rotary position embedding in Hugging Face's half-split layout.
 //!
 //! For each head, with halves (a, b) of its D values and angle θ of its row: (a cos θ − b sin θ, b cos θ + a sin θ).
-//! The map is a rotation, perhaps times a magnitude, so its backward is the same by −θ. x: [N, H · D]; cos, sin:
+//! The map is a rotation, perhaps times a magnitude, so its backward is the same map with −θ. x: [N, H · D]; cos, sin:
 //! [N, D / 2] in f32.
 
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
@@ -31,8 +31,8 @@ pub struct Stretch {
 }
 
 impl Angles {
-    /// Angles of the rows of `stretches`, one stretch after another: position times frequency, in f32 as transformers
-    /// has it.
+    /// Angles of the rows of `stretches`, one stretch after another: position times frequency, in f32 as in
+    /// transformers.
     pub fn new(stretches: &[Stretch], device: &Device) -> Result<Self> {
         let half = stretches.first().map_or(0, |stretch| stretch.frequencies.len());
         let rows: Vec<(usize, &Stretch)> = stretches
@@ -71,7 +71,8 @@ fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let head_dim = 2 * angles.cos.dim(1)?;
     let heads = x.to_dtype(DType::F32)?.reshape((1, n, width / head_dim, head_dim))?.contiguous()?;
     let sin = if sign < 0.0 { angles.sin.neg()? } else { angles.sin.clone() };
-    // candle's fused rotation of halves, on each of its devices; it has no backward, which is this with the other sign.
+    // candle's fused rotation of halves, available on every device. It has no backward pass, which is this with the
+    // sign of sin flipped.
     let rotated = candle_nn::rotary_emb::rope_thd(&heads, &angles.cos, &sin)?;
     Ok(rotated.reshape((n, width))?.to_dtype(x.dtype())?)
 }
@@ -97,7 +98,7 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
                 }
             });
         };
-        // SAFETY: x has as many rows as y, and a row is made of whole heads, of 2 · half values each.
+        // SAFETY: x has as many rows as y, and a row consists of whole heads of 2 · half values each.
         unsafe {
             filled(n * width, |y| {
                 let rows = y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(angles);

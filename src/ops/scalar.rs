@@ -1,7 +1,7 @@
 //! Numbers that a step reports: losses, norms, the penalty.
 //!
-//! Reading one from a GPU waits for everything before it, so there they stay where they are made until all of a step's
-//! are read in one copy. On the CPU they are read at once.
+//! Reading one from a GPU waits for everything before it, so there they stay on the device until all of a step's are
+//! read in one copy. On the CPU they are read at once.
 
 use super::is_generic;
 use anyhow::{Context, Result};
@@ -50,7 +50,7 @@ impl Scalar {
         }
     }
 
-    /// The sum of two, of one device where both are pending.
+    /// The sum of two; if both are pending, they must be on the same device.
     pub fn plus(self, other: Self) -> Result<Self> {
         Ok(match (self, other) {
             (Self::Known(a), Self::Known(b)) => Self::Known(a + b),
@@ -116,8 +116,8 @@ mod tests {
         assert!(Scalar::of(Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap()).is_err());
     }
 
-    /// Every other reading from a device would make each step wait. What is read on purpose, by file: the scalars of a
-    /// step; losses of single tokens, where a defence needs them; tokens that are generated; what is looked at once.
+    /// Any other read from a device would make each step wait. The intended reads, by file: the scalars of a step;
+    /// losses of single tokens, if a defence needs them; generated tokens; what is read only once.
     #[test]
     fn nothing_else_in_a_step_is_read_from_its_device() {
         let read_on_purpose = [

@@ -1,4 +1,4 @@
-//! Soft-capping, as Gemma 2 does to attention scores and logits: y = c tanh(x / c), so that |y| < c.
+//! Soft-capping, which Gemma 2 applies to attention scores and logits: y = c tanh(x / c), so that |y| < c.
 //!
 //! Backward: dx = dy (1 − (y / c)²), which needs only y.
 
@@ -11,7 +11,7 @@ pub fn forward(x: &Tensor, cap: f64) -> Result<Tensor> {
     Ok(((x / cap)?.tanh()? * cap)?)
 }
 
-/// (y, dy) -> dx, of one shape
+/// (y, dy) -> dx, all of one shape
 pub fn backward(y: &Tensor, dy: &Tensor, cap: f64) -> Result<Tensor> {
     Ok((dy * (1.0 - (y / cap)?.sqr()?)?)?)
 }

@@ -1,4 +1,4 @@
-//! x + y of equal shapes, for residual connections and for gradients that meet.
+//! x + y of equal shapes, for residual connections and for gradients that are summed.
 
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
@@ -32,7 +32,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     output(out, x.shape(), x)
 }
 
-/// Σ x², in f64 where the device has it, summed in a fixed order.
+/// Σ x², in f64 if the device has it, summed in a fixed order.
 pub fn square_sum(x: &Tensor) -> Result<Scalar> {
     if !fused(&[x]) {
         let rows = x.to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?;

@@ -1,7 +1,9 @@
-//! Every kernel at sizes that fit no vector, tile or task: against the bodies for any device, in f64 on the same values.
+//! Every kernel at sizes that are no multiple of a vector, tile or task, against the bodies for any device in f64 on
+//! the same values.
 //!
-//! What is read ends where its memory does, so that a sanitizer sees a value too many (scripts/check_sanitizers.sh). With
-//! ASFT_OPS=generic there is nothing to compare: that body rounds as the device does, and has no matrices without rows.
+//! Inputs end where their allocation ends, so that a sanitizer sees a read one value too far
+//! (scripts/check_sanitizers.sh). With ASFT_OPS=generic there is nothing to compare: that body rounds as the device
+//! does, and does not support matrices without rows.
 
 use super::activation::Activation;
 use super::attention::{Layout, Shape, Span};
@@ -13,7 +15,7 @@ const ROWS: [usize; 5] = [0, 1, 2, 5, 67];
 const WIDTHS: [usize; 11] = [1, 2, 3, 7, 15, 16, 17, 33, 64, 65, 131];
 const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// Seeded values [rows, columns] that start inside their memory and end with it.
+/// Seeded values [rows, columns] that start inside their allocation and end with it.
 fn matrix(rows: usize, columns: usize, dtype: DType, seed: u64) -> Tensor {
     random(&[rows + 1, columns], seed).to_dtype(dtype).unwrap().narrow(0, 1, rows).unwrap()
 }
@@ -27,7 +29,7 @@ fn wide(x: &Tensor) -> Tensor {
 fn expect(got: &Tensor, expected: &Tensor, what: impl std::fmt::Debug) {
     let tolerance = if got.dtype() == DType::F32 { 2e-5 } else { 2e-2 };
     assert_eq!(got.dims(), expected.dims(), "{what:?}");
-    // Of a few values that are all but zero, what is left of larger ones is rounding.
+    // Values near zero are mostly the rounding of larger ones: there the error is absolute.
     let length = wide(expected).sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
     let error = difference(got, expected) * length.min(1.0);
     assert!(error <= tolerance, "error {error} for {what:?}");
@@ -175,7 +177,7 @@ fn heads_of_any_size() {
             let (y, saved) = attention::forward(&q, &k, &v, shape, &layout).unwrap();
             let (dq, dk, dv) = attention::backward(&saved, &dy, shape, &layout).unwrap();
             assert_eq!((dq.dims(), dk.dims(), dv.dims()), (q.dims(), k.dims(), v.dims()));
-            // The other body's gradients are of the keys of its spans alone, and it has no empty ones.
+            // The other body gives gradients only for the keys of its spans, and supports no empty spans.
             if whole {
                 let (exact, saved) = attention::forward(&wide(&q), &wide(&k), &wide(&v), shape, &layout).unwrap();
                 let (exact_q, exact_k, exact_v) = attention::backward(&saved, &wide(&dy), shape, &layout).unwrap();

@@ -36,7 +36,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// The part from `start` on, `out.len()` values, as f32.
+    /// `out.len()` values from `start` on, as f32.
     pub fn widen_into(self, start: usize, out: &mut [f32]) {
         let end = start + out.len();
         let wide = out.par_chunks_mut(CHUNK);

@@ -35,7 +35,7 @@ impl AdamW {
         Self { betas, epsilon, weight_decay, lora_b_ratio: 1.0, steps: 0, moments: BTreeMap::new() }
     }
 
-    /// Moves every `lora_B` at `ratio` times the learning rate, as PEFT's `create_loraplus_optimizer` does.
+    /// Trains every `lora_B` at `ratio` times the learning rate, as PEFT's `create_loraplus_optimizer` does.
     pub fn set_lora_b_ratio(&mut self, ratio: f64) {
         self.lora_b_ratio = ratio;
     }
@@ -53,10 +53,10 @@ impl AdamW {
         self.moments.iter().flat_map(named).collect()
     }
 
-    /// Goes on from `steps` steps and the moments that `read` gives by the names of [`AdamW::moments`].
+    /// Continues after `steps` steps with the moments that `read` returns for the names of [`AdamW::moments`].
     ///
     /// # Errors
-    /// A moment of another shape than its parameter's, and what `read` fails with.
+    /// A moment whose shape is not its parameter's, or a failure of `read`.
     pub fn restore(
         &mut self,
         steps: i32,

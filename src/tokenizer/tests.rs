@@ -29,7 +29,7 @@ fn both_dialects_of_special_tokens() {
     let dir = folder(json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": true}));
     let tokenizer = Tokenizer::load(dir.path()).unwrap();
     assert_eq!((tokenizer.bos_token(), tokenizer.eos_token()), (Some("<s>"), Some("</s>")));
-    // Neither cut to 2 nor padded to 9; bos added on request only.
+    // Neither cut to 2 nor padded to 9; bos is added only on request.
     assert_eq!(tokenizer.encode("a b c", false).unwrap(), [3, 4, 5]);
     assert_eq!(tokenizer.encode("a b c", true).unwrap(), [1, 3, 4, 5]);
     let encoded = tokenizer.encode_with_offsets("a b", true).unwrap();

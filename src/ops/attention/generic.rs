@@ -1,8 +1,8 @@
-//! The body for any device: full matrices of scores, in candle's operations.
+//! The body for any device: full score matrices, in candle's operations.
 //!
-//! Each operation is a kernel's launch on a GPU, so sequences are computed together as far as their scores fit: a
-//! [`Group`] of B sequences, padded to the longest, is one batch of B · Hkv products. Padding is rows of another token: it
-//! stands after a sequence's own rows, where no causal query sees it, and its dO is zero.
+//! Each operation is a kernel launch on a GPU, so sequences are computed together as far as their scores fit: a
+//! [`Group`] of B sequences, padded to the longest, is one batch of B · Hkv products. Padding repeats some other row:
+//! it comes after a sequence's own rows, where no causal query sees it, and its dO is zero.
 
 use super::{Layout, Saved, Shape, Span};
 use crate::ops::softcap;
@@ -15,20 +15,20 @@ pub const MAX_SCORES: usize = 1 << 26;
 /// Probabilities of a group, [B · Hkv, G · Tq, Tk], and its capped scores where there is a cap.
 pub type Kept = (Tensor, Option<Tensor>);
 
-/// Sequences that are computed together. Their rows follow one another; more than one have no cached keys.
+/// Sequences that are computed together. Their rows follow one another; a group of more than one has no cached keys.
 pub struct Group {
     spans: Vec<Span>,
     /// Tq and Tk of the longest.
     lengths: (usize, usize),
-    /// Where they differ in length.
+    /// Set if they differ in length.
     padding: Option<Padding>,
 }
 
-/// Between the R rows of a group's sequences and the B · T places.
+/// Maps between the R rows of a group's sequences and the B · T places of the padded batch.
 struct Padding {
-    /// The row of each place, row 0 where there is none.
+    /// The row of each place; row 0 for padding.
     pad: Tensor,
-    /// 1 where there is one, 0 where there is none: [B · T, 1], f32.
+    /// 1 for a row of the sequence, 0 for padding: [B · T, 1], f32.
     own: Tensor,
     /// [R]: the place of each row.
     unpad: Tensor,
@@ -43,7 +43,7 @@ impl Group {
         Ok(Self { spans, lengths, padding })
     }
 
-    /// Consecutive spans as groups whose padded scores, of `heads` heads, are at most `limit`.
+    /// Consecutive spans as groups with at most `limit` padded scores over `heads` heads.
     pub fn all(spans: &[Span], heads: usize, limit: usize, device: &Device) -> Result<Vec<Self>> {
         let whole = |span: &Span| span.q_len == span.k_len && span.q_start == span.k_start;
         let mut groups: Vec<Vec<Span>> = vec![];
@@ -76,7 +76,7 @@ impl Group {
         self.split_heads(&x.narrow(0, start, rows)?, shape)
     }
 
-    /// The same of its keys or values.
+    /// The same for its keys or values.
     fn keys(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
         let (start, rows) = self.rows(|span| (span.k_start, span.k_len));
         self.split_heads(&x.narrow(0, start, rows)?, shape)
@@ -86,7 +86,7 @@ impl Group {
         (self.spans.first().map_or(0, |span| part(span).0), self.spans.iter().map(|span| part(span).1).sum())
     }
 
-    /// dO as [`Group::queries`] has q, with zeros for padding.
+    /// dO in the layout of [`Group::queries`], with zeros for padding.
     fn gradients(&self, dy: &Tensor, shape: Shape) -> Result<Tensor> {
         let (start, rows) = self.rows(|span| (span.q_start, span.q_len));
         let dy = dy.narrow(0, start, rows)?;

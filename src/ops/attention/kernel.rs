@@ -15,7 +15,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries handled at once: a tile of scores is TILE × the keys that these see.
+/// Queries handled at once: a tile of scores is TILE × the keys that they see.
 const TILE: usize = 64;
 
 /// Multiplications of q kᵀ that one thread does on its own.
@@ -101,11 +101,11 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
             };
             forward_head(s, span, &head)
         };
-        // A few queries against a few keys take less time than it takes to wake a thread.
+        // A few queries against a few keys take less time than waking a thread.
         let work: usize = layout.spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
         if work <= SMALL_WORK { tasks.iter().map(task).collect() } else { tasks.par_iter().map(task).collect() }
     })?;
-    // SAFETY: every head of every span wrote its part, and the spans are all rows of q.
+    // SAFETY: every head of every span wrote its part, and the spans cover all rows of q.
     Ok((output(unsafe { fresh.filled() }, q.shape(), q)?, lse.concat()))
 }
 
@@ -128,12 +128,12 @@ fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
         let width = tile.keys.len();
         let scores = Matrix::write(&mut values, width);
         let (q, k, v) = (head.q.at(tile.first, 0), head.k.at(tile.keys.start, 0), head.v.at(tile.keys.start, 0));
-        // SAFETY: rows of this head and keys that they see, all inside q, k, v; the tile is ours.
+        // SAFETY: rows of this head and keys that they see, all inside q, k, v; the tile is this task's own.
         unsafe { product((tile.rows, width, s.d), q, k.t(), scores, s.scale, false, Parallelism::None) };
         for (i, row) in values.chunks_mut(width).take(tile.rows).enumerate() {
             lse.push(softmax(row, tile.seen(s, span, i), s.cap));
         }
-        // Taken anew: using `values` ended the pointer from before.
+        // Taken again: using `values` invalidated the earlier pointer.
         let (scores, out) = (Matrix::write(&mut values, width), head.out.at(tile.first, 0));
         // SAFETY: as above; no other task writes this head's rows of the output.
         unsafe { product((tile.rows, s.d, width), scores, v, out, 1.0, false, Parallelism::None) };
@@ -145,7 +145,7 @@ fn forward_head(s: Sizes, span: Span, head: &Forward) -> Vec<f32> {
 fn forward_query(s: Sizes, span: Span, head: &Forward) -> f32 {
     let seen = s.seen(span, 0);
     let (k, v) = (head.k.at(seen.start, 0), head.v.at(seen.start, 0));
-    // SAFETY: this head's part of the only row of q, and of the output, which this task alone writes.
+    // SAFETY: this head's part of the only row of q, and of the output, which only this task writes.
     let (q, out) = unsafe { (head.q.row(0, s.d), head.out.row_mut(0, s.d)) };
     let mut scores = vec![0f32; seen.len()];
     for (j, score) in scores.iter_mut().enumerate() {
@@ -237,7 +237,7 @@ pub fn backward(
     Ok((output(dq, q.shape(), q)?, output(dk, k.shape(), k)?, output(dv, v.shape(), v)?))
 }
 
-/// One key head of one span: what is read and what is added to.
+/// One key head of one span: what is read and what is accumulated.
 struct Keys {
     k: Matrix,
     v: Matrix,
@@ -273,7 +273,7 @@ fn backward_head(s: Sizes, span: Span, head: &Head, keys: &Keys, [tile_p, tile_d
             let inner: f32 = output.iter().zip(dy).map(|(o, dy)| o * dy).sum();
             softmax_backward(p, ds, tile.seen(s, span, i), head.lse[tile.first + i], inner, s.cap);
         }
-        // Taken anew: using the tiles ended the pointers from before.
+        // Taken again: using the tiles invalidated the earlier pointers.
         let (p, ds) = (Matrix::read(tile_p, 0, width), Matrix::read(tile_ds, 0, width));
         // SAFETY: as above; this task alone writes these rows of dq and this key head of dk and dv.
         unsafe {
@@ -284,7 +284,7 @@ fn backward_head(s: Sizes, span: Span, head: &Head, keys: &Keys, [tile_p, tile_d
     }
 }
 
-/// In a row: scores -> probabilities (`p`), dP -> dS (`ds`); zeros at the keys that the query does not see.
+/// One row: scores -> probabilities (`p`), dP -> dS (`ds`); zeros at the keys that the query does not see.
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32, inner: f32, cap: Option<f32>) {
     for x in [&mut *p, &mut *ds] {
         x[..seen.start].fill(0.0);

@@ -127,7 +127,7 @@ fn half_precision_is_f32_rounded() {
     close(&y, &exact.to_dtype(DType::BF16).unwrap(), 1e-4);
 }
 
-/// The kernel reads and writes rows where the layout says: one that is not theirs is refused, not followed.
+/// The kernel reads and writes rows where the layout says: a layout that does not fit the tensors is refused.
 #[test]
 fn a_layout_of_other_tensors_is_refused() {
     let (fits, longer) = (Layout::new(&[4, 3]), Layout::new(&[4, 300]));
