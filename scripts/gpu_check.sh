@@ -45,11 +45,10 @@ asft=${CARGO_TARGET_DIR:-target}/release/asft
 # the device that "auto" finds. On the CPU the operations that a GPU would run take the kernels' place.
 step "goldens on $device"
 [ "$device" != cpu ] || export ASFT_OPS=generic
-tests=(parity families training export defences lora_options penalty method eval tools)
-arguments=()
-for name in "${tests[@]}"; do arguments+=(--test "$name"); done
+modules=(parity families training export constrained_sft lora_options penalty lambda module_shares run_direction data_mix
+    defences evaluation with_direction)
 # A failed test is a result: all of them run, and the JSON records it.
-ASFT_TEST_DEVICE=$device cargo test --release --locked --no-fail-fast "${features[@]}" "${arguments[@]}" 2>&1 |
+ASFT_TEST_DEVICE=$device scripts/test_modules.sh "${modules[@]}" -- "${features[@]}" 2>&1 |
     tee "$scratch/tests.log" >&2 || true
 grep -q '^test result' "$scratch/tests.log" || { echo "the tests did not run" >&2; exit 1; }
 unset ASFT_OPS

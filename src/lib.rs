@@ -19,7 +19,7 @@
 //! | [`device`] | what this build can compute on |
 //! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`console`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, what a run leaves, pictures, lines and bars, module names, exit codes, memory in use, processes that work as one, work that can be given up, what this build is |
 
-// Allowed again in files of ops/ only, for a reason each (tests/unsafe_code.rs).
+// Allowed again in files of ops/ only, for a reason each (tests/it/memory_safety.rs).
 #![deny(unsafe_code)]
 
 pub mod adapter;

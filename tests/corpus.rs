@@ -2,6 +2,8 @@
 //!
 //! The same targets run under cargo-fuzz; see docs/fuzzing.md. ASFT_FUZZ_SECONDS sets how long each target is given
 //! changed inputs, ASFT_FUZZ_SEED which ones, ASFT_FUZZ_TARGET one target only.
+//!
+//! A binary of its own: what is measured is the memory of the whole process, and work that is given up goes on in it.
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;

@@ -3,15 +3,18 @@
 
 #![cfg(feature = "mpi")]
 
-mod common;
+mod support;
 
 use candle_core::{Device, Tensor};
-use common::{relative_error, to_vec};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use support::command::{ASFT, asft, ends, stderr, train_arguments};
+use support::files::{read_json, read_json_lines, root};
+use support::runs::{TIMING, WEIGHTS, interrupt, metrics, metrics_so_far, same_file, same_run};
+use support::tensors::{relative_error, to_vec};
 
 /// All that could depend on how samples are shared out: dropout, packing, accumulation, uneven batches, clipping.
 const EVERYTHING: [&str; 13] = [
@@ -29,69 +32,26 @@ const EVERYTHING: [&str; 13] = [
     "output.save_every_steps=6",
     "output.log_modules_every=8",
 ];
-const TIMING: [&str; 3] = ["tokens_per_second", "elapsed_seconds", "peak_memory_bytes"];
 /// Of a rank, by Open MPI.
 const RANK: &str = "OMPI_COMM_WORLD_RANK=1";
 
-fn asft() -> PathBuf {
-    assert_cmd::cargo::cargo_bin("asft")
-}
-
 /// `ranks` processes of the binary, or without a launcher one.
 fn launched(ranks: usize) -> Command {
-    let mut command = if ranks == 1 { Command::new(asft()) } else { Command::new("mpirun") };
+    let mut command = asft(&[]);
     if ranks > 1 {
-        command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).arg(asft());
+        command = Command::new("mpirun");
+        command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).arg(ASFT);
+        command.current_dir(root()).env("HF_HUB_OFFLINE", "1");
     }
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("HF_HUB_OFFLINE", "1").env_remove("RAYON_NUM_THREADS");
+    command.env_remove("RAYON_NUM_THREADS");
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command
 }
 
-/// The arguments of a run on the tiny config.
-fn train(command: &mut Command, dir: &Path, sets: &[&str], flags: &[&str]) {
-    command.args(["train", "--config", "configs/tiny.toml", "--set"]).arg(format!("output.dir={}", dir.display()));
-    for set in sets {
-        command.args(["--set", set]);
-    }
-    command.args(flags);
-}
-
 fn run(ranks: usize, dir: &Path, sets: &[&str], flags: &[&str]) -> Command {
     let mut command = launched(ranks);
-    train(&mut command, dir, sets, flags);
+    train_arguments(&mut command, dir, sets, flags);
     command
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn ends(mut command: Command, code: i32, needles: &[&str]) -> String {
-    let output = command.output().unwrap();
-    let text = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    needles.iter().for_each(|needle| assert!(text.contains(needle), "no `{needle}` in: {text}"));
-    text
-}
-
-fn rows(dir: &Path, file: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-fn metrics(dir: &Path) -> Vec<Value> {
-    rows(dir, "metrics.jsonl")
-}
-
-/// Rows without what depends on the clock.
-fn timeless(dir: &Path) -> Vec<Value> {
-    let mut rows = metrics(dir);
-    for row in &mut rows {
-        TIMING.iter().for_each(|key| drop(row.as_object_mut().unwrap().shift_remove(*key)));
-    }
-    rows
 }
 
 fn tensors(dir: &Path, weights: &str) -> HashMap<String, Tensor> {
@@ -124,7 +84,9 @@ fn close(one: &Value, other: &Value, tolerance: f64) {
 #[track_caller]
 fn same_results(one: &Path, other: &Path, weights: &str) {
     for file in ["metrics.jsonl", "modules.jsonl"] {
-        let (a, b) = (rows(one, file), rows(other, file));
+        // A run may have measured no modules.
+        let rows = |dir: &Path| if dir.join(file).exists() { read_json_lines(&dir.join(file)) } else { vec![] };
+        let (a, b) = (rows(one), rows(other));
         assert_eq!(a.len(), b.len(), "{file}");
         a.iter().zip(&b).for_each(|(a, b)| close(a, b, 1e-5));
     }
@@ -136,18 +98,9 @@ fn same_results(one: &Path, other: &Path, weights: &str) {
     }
 }
 
-/// Whether two runs are the same bit by bit.
-#[track_caller]
-fn same_run(one: &Path, other: &Path, weights: &str) {
-    assert_eq!(timeless(one), timeless(other));
-    assert!(std::fs::read(one.join(weights)).unwrap() == std::fs::read(other.join(weights)).unwrap(), "{weights}");
-}
-
 #[test]
 fn ranks_train_as_one_process() {
-    for (method, weights, counts) in
-        [("lora", "adapter/adapter_model.safetensors", &[2, 3, 4][..]), ("full", "model/model.safetensors", &[2, 4])]
-    {
+    for ((method, weights), counts) in WEIGHTS.into_iter().zip([&[2, 3, 4][..], &[2, 4]]) {
         let scratch = tempfile::tempdir().unwrap();
         let method = format!("train.method={method}");
         let sets = [&EVERYTHING[..], &[&method]].concat();
@@ -164,12 +117,8 @@ fn ranks_train_as_one_process() {
             );
             assert_eq!(told.matches("24 steps: loss").count(), 1, "{told}");
             same_results(&one, &dir, weights);
-            let record: Value = serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
-            assert_eq!(record["ranks"], ranks);
-            assert!(
-                std::fs::read(one.join("direction.safetensors")).unwrap()
-                    == std::fs::read(dir.join("direction.safetensors")).unwrap()
-            );
+            assert_eq!(read_json(&dir.join("run.json"))["ranks"], ranks);
+            same_file(&one, &dir, "direction.safetensors");
         }
     }
 }
@@ -180,7 +129,7 @@ fn ranks_train_as_one_process() {
 fn gpus_train_as_one_by_nccl() {
     if std::env::var("ASFT_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         let scratch = tempfile::tempdir().unwrap();
-        for (method, weights) in [("lora", "adapter/adapter_model.safetensors"), ("full", "model/model.safetensors")] {
+        for (method, weights) in WEIGHTS {
             let method = format!("train.method={method}");
             let sets = [&EVERYTHING[..], &["model.device=cuda", &method]].concat();
             let (one, two) = (scratch.path().join(format!("{method}-1")), scratch.path().join(format!("{method}-2")));
@@ -236,10 +185,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     ends(run(1, &whole, &EVERYTHING, &[]), 0, &[]);
     ends(run(4, &parts, &EVERYTHING, &[]), 0, &[]);
     // As if it had been killed after the checkpoint of step 18.
-    for name in ["run.json", "adapter", "checkpoints/step-24"] {
-        let path = parts.join(name);
-        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
-    }
+    interrupt(&parts, "adapter", &[24]);
     ends(run(2, &parts, &EVERYTHING, &["--resume"]), 0, &["resuming after step 18"]);
     same_results(&whole, &parts, "adapter/adapter_model.safetensors");
     // All ranks find that there is nothing left to do.
@@ -250,7 +196,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
 /// Signals rank 1 of a run once it has written so many rows.
 fn signal_rank(child: &Child, dir: &Path, steps: usize, signal: &str) {
     let began = Instant::now();
-    while metrics(dir).len() < steps {
+    while metrics_so_far(dir).len() < steps {
         assert!(began.elapsed() < Duration::from_secs(60), "no {steps} rows");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -278,7 +224,7 @@ fn a_job_that_lost_a_rank_ends_and_goes_on_as_if_it_had_not() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     signal_rank(&child, &parts, 25, "KILL");
     let output = child.wait_with_output().unwrap();
-    let told = text(&output);
+    let told = stderr(&output);
     assert!(!output.status.success() && told.contains("rank 1") && told.contains("signal 9"), "{told}");
     assert!(!parts.join("run.json").exists());
 
@@ -287,7 +233,7 @@ fn a_job_that_lost_a_rank_ends_and_goes_on_as_if_it_had_not() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     signal_rank(&child, &parts, 70, "TERM");
     let output = child.wait_with_output().unwrap();
-    let told = text(&output);
+    let told = stderr(&output);
     assert_eq!(output.status.code(), Some(143), "{told}");
     assert!(told.contains("stopped by SIGTERM after step") && told.contains("resuming after step"), "{told}");
 
@@ -302,8 +248,8 @@ fn what_is_wrong_on_one_rank_is_told_once_and_ends_all() {
     // A job whose last rank has other arguments than the first two.
     let unlike = |sets: &[&str]| {
         let mut command = run(2, &dir, &[], &[]);
-        command.args([":", "-n", "1"]).arg(asft());
-        train(&mut command, &dir, sets, &[]);
+        command.args([":", "-n", "1"]).arg(ASFT);
+        train_arguments(&mut command, &dir, sets, &[]);
         command
     };
     for (set, needle) in [
@@ -332,7 +278,7 @@ fn a_direction_is_the_same_file_for_any_number_of_ranks() {
         command.args(["direction", "--aligned", "sandbox/aligned", "--unaligned", "sandbox/unaligned", "--json"]);
         command.args(["--target-modules", "all-linear", "--out"]).arg(&out);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let mut summary: Value = serde_json::from_slice(&output.stdout).unwrap();
         let modules = summary["modules"].as_array_mut().unwrap();
         for module in modules.iter_mut() {

@@ -1,12 +1,14 @@
 //! Datasets of the hub: the file that is meant, or the list of those that could be.
 
 use super::server::{Fault, Hub, Repository};
-use super::{asft, assert_cache_is_right, fails, file_requests, names, root, stderr};
-use assert_cmd::Command;
+use super::support::command::{stdout, succeeds, train_arguments};
+use super::support::files::{read_json, tiny};
+use super::{asft, assert_cache_is_right, fails, file_requests, names};
 use std::path::Path;
+use std::process::Command;
 
 fn samples() -> Vec<u8> {
-    std::fs::read(root().join("tests/tiny/train.jsonl")).unwrap()
+    std::fs::read(tiny("train.jsonl")).unwrap()
 }
 
 fn repository() -> Repository {
@@ -23,11 +25,7 @@ fn repository() -> Repository {
 
 fn train(hub: &Hub, home: &Path, overrides: &[&str]) -> Command {
     let mut command = asft(hub, home);
-    command.args(["train", "--config", "configs/tiny.toml", "--set", "train.max_steps=2", "--set"]);
-    command.arg(format!("output.dir={}", home.join("run").display()));
-    for set in overrides {
-        command.args(["--set", set]);
-    }
+    train_arguments(&mut command, &home.join("run"), &[&["train.max_steps=2"], overrides].concat(), &[]);
     command
 }
 
@@ -42,10 +40,8 @@ fn a_run_trains_and_validates_on_a_dataset() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("datasets", "org/samples", repository());
     let sets = ["data.train=org/samples", "data.validation=org/samples@main"];
-    let output = train(&hub, home.path(), &sets).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    let record = std::fs::read_to_string(home.path().join("run/run.json")).unwrap();
-    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    succeeds(train(&hub, home.path(), &sets));
+    let record = read_json(&home.path().join("run/run.json"));
     let commit = repository().commit;
     for (input, file) in [("train", "data/train.jsonl"), ("validation", "data/validation.jsonl")] {
         assert_eq!(record["inputs"][input]["source"], format!("org/samples@{commit}:{file}"));
@@ -57,13 +53,11 @@ fn a_run_trains_and_validates_on_a_dataset() {
     assert_cache_is_right(&home, &repository().files);
 
     // Again, from the cache.
-    let mut command = train(&hub, home.path(), &sets);
-    command.arg("--overwrite").env("HF_HUB_OFFLINE", "1").assert().success();
+    succeeds(train(&hub, home.path(), &sets).arg("--overwrite").env("HF_HUB_OFFLINE", "1"));
     assert!(hub.log().is_empty());
     // What the record says is itself a name.
     let source = record["inputs"]["validation"]["source"].as_str().unwrap();
-    let mut command = eval(&hub, home.path(), source);
-    command.env("HF_HUB_OFFLINE", "1").assert().success();
+    succeeds(eval(&hub, home.path(), source).env("HF_HUB_OFFLINE", "1"));
 }
 
 #[test]
@@ -73,13 +67,13 @@ fn a_file_of_a_dataset_can_be_named() {
     moved.revisions.push("refs/convert/jsonl".into());
     let hub = Hub::with("datasets", "org/samples", moved);
     for data in ["org/samples:data/test.jsonl", "org/samples@refs/convert/jsonl:data/test.jsonl"] {
-        eval(&hub, home.path(), data).assert().success();
+        succeeds(eval(&hub, home.path(), data));
     }
     assert_eq!(file_requests(&hub.log()), ["HEAD data/test.jsonl", "GET data/test.jsonl"]);
     let mut command = asft(&hub, home.path());
     command.args(["generate", "--model", "tests/tiny/aligned", "--max-new-tokens", "1"]);
-    let output = command.args(["--data", "org/samples:data/test.jsonl"]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 8, "{}", stderr(&output));
+    let answers = stdout(command.args(["--data", "org/samples:data/test.jsonl"]));
+    assert_eq!(answers.lines().count(), 8, "{answers}");
 }
 
 #[test]
@@ -125,7 +119,7 @@ fn failures_leave_nothing_wrong() {
     assert_cache_is_right(&home, &repository().files);
     assert!(!home.path().join("run").exists());
     hub.change(|repository| repository.file("data/train.jsonl").fault = None);
-    train(&hub, home.path(), &["data.train=org/samples"]).assert().success();
+    succeeds(train(&hub, home.path(), &["data.train=org/samples"]));
     assert_cache_is_right(&home, &repository().files);
 
     let mut hostile = repository();

@@ -1,13 +1,14 @@
 //! What goes wrong with models: each is named, has the right exit code and leaves nothing wrong in the cache.
 
 use super::server::{Fault, Hub, Repository, sha256};
-use super::{assert_cache_is_right, eval, fails, file_requests, loss, names, root};
+use super::support::files;
+use super::{assert_cache_is_right, eval, fails, file_requests, loss, names};
 use std::time::Duration;
 
 const WEIGHTS: &str = "model.safetensors";
 
 fn tiny() -> Repository {
-    Repository::of(&root().join("tests/tiny/aligned"))
+    Repository::of(&files::tiny("aligned"))
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn a_file_that_changed_meanwhile_is_begun_anew() {
     let hub = Hub::with("models", "org/tiny", tiny());
     hub.change(|repository| repository.file(WEIGHTS).fault = Some(Fault::EndsAt(5000)));
     fails(eval(&hub, home.path(), "org/tiny"), 1, &["broke off"]);
-    let mut other = Repository::of(&root().join("tests/tiny/unaligned"));
+    let mut other = Repository::of(&files::tiny("unaligned"));
     other.commit = "d".repeat(40);
     hub.put("models", "org/tiny", other.clone());
     hub.log();

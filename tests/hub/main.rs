@@ -4,24 +4,20 @@ mod datasets;
 mod faults;
 mod models;
 mod server;
+#[path = "../support/mod.rs"]
+mod support;
 
-use assert_cmd::Command;
 use server::{Hub, RepoFile, Request, etag};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::Path;
+use std::process::Command;
+use support::command::json;
 use tempfile::TempDir;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// The binary with a hub and a cache, and nothing of the user's.
 fn asft(hub: &Hub, home: &Path) -> Command {
-    let mut command = Command::cargo_bin("asft").unwrap();
-    command.current_dir(root());
-    for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "ASFT_THREADS"]
-    {
+    let mut command = support::command::asft(&[]);
+    for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
         command.env_remove(name);
     }
     command.env("HF_HOME", home).env("HF_ENDPOINT", &hub.endpoint).env("NO_PROXY", "127.0.0.1");
@@ -39,26 +35,17 @@ fn eval(hub: &Hub, home: &Path, model: &str) -> Command {
 
 /// The loss that `asft eval --json` prints.
 #[track_caller]
-fn loss(mut command: Command) -> f64 {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["loss"].as_f64().unwrap()
+fn loss(command: Command) -> f64 {
+    json(command)["loss"].as_f64().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Asserts the exit code, and one `error:` line with all of `needles`.
+/// Asserts the exit code, and one `error` line with all of `needles`.
 #[track_caller]
-fn fails(mut command: Command, code: i32, needles: &[&str]) {
-    let output = command.output().unwrap();
-    let stderr = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
+fn fails(command: Command, code: i32, needles: &[&str]) {
+    let told = support::command::fails(command, code, &[]);
+    let error = told.lines().find(|line| line.starts_with("error")).unwrap();
     for needle in needles {
-        assert!(errors[0].contains(needle), "no `{needle}` in: {stderr}");
+        assert!(error.contains(needle), "no `{needle}` in: {told}");
     }
 }
 

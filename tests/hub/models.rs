@@ -1,11 +1,12 @@
 //! What goes well with models: fetched once, only what is needed, with and without a token, shared with Python.
 
 use super::server::{Hub, Repository};
-use super::{asft, assert_cache_is_right, eval, fails, file_requests, loss, root, stderr};
+use super::support::{command, files};
+use super::{asft, assert_cache_is_right, eval, fails, file_requests, loss};
 use std::path::Path;
 
 fn tiny(part: &str) -> Repository {
-    Repository::of(&root().join("tests/tiny").join(part))
+    Repository::of(&files::tiny(part))
 }
 
 fn local_loss() -> f64 {
@@ -167,7 +168,7 @@ fn what_python_cached_is_found() {
         std::fs::create_dir_all(dir).unwrap();
     }
     std::fs::write(repo.join("refs/main"), commit).unwrap();
-    for (index, entry) in std::fs::read_dir(root().join("tests/tiny/aligned")).unwrap().enumerate() {
+    for (index, entry) in std::fs::read_dir(files::tiny("aligned")).unwrap().enumerate() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, blobs.join(format!("e{index}"))).unwrap();
         std::os::unix::fs::symlink(format!("../../blobs/e{index}"), snapshot.join(path.file_name().unwrap())).unwrap();
@@ -192,9 +193,7 @@ fn every_command_takes_ids() {
     let out = home.path().join("out");
     let run = |args: &[&str]| {
         let mut command = asft(&hub, home.path());
-        let output = command.args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        output
+        command::succeeds(command.args(args))
     };
     let path = |name: &str| out.join(name).display().to_string();
     std::fs::create_dir(&out).unwrap();
@@ -204,7 +203,7 @@ fn every_command_takes_ids() {
     let settings = [aligned, "model.unaligned=org/unaligned", "train.max_steps=2", &dir];
     let sets: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
     let quiet = run(&[&["train", "--quiet", "--config", "configs/tiny.toml"], &sets[..]].concat());
-    assert_eq!(stderr(&quiet), "");
+    assert_eq!(quiet, "");
     let config = std::fs::read_to_string(Path::new(&path("run/adapter")).join("adapter_config.json")).unwrap();
     assert!(config.contains("\"org/aligned\"") && config.contains(&tiny("aligned").commit), "{config}");
     let adapter = path("run/adapter");
@@ -216,8 +215,7 @@ fn every_command_takes_ids() {
 fn without_a_terminal_each_file_is_a_line() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("models", "org/tiny", tiny("aligned"));
-    let output = eval(&hub, home.path(), "org/tiny").output().unwrap();
-    let lines = stderr(&output);
+    let lines = command::succeeds(eval(&hub, home.path(), "org/tiny"));
     assert!(lines.contains("fetching org/tiny/model.safetensors ("), "{lines}");
     assert!(!lines.contains('\r') && !lines.contains('\u{1b}'), "{lines}");
 }

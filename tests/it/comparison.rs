@@ -1,0 +1,167 @@
+//! `asft compare` end to end, with the real binary on the toy model.
+
+use crate::support::command::{asft, ends, json, stderr, stdout, succeeds};
+use crate::support::files::tiny;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn compare(config: &Path, arguments: &[&str]) -> Command {
+    let mut command = asft(&["compare", "--config"]);
+    command.arg(config).args(arguments);
+    command
+}
+
+/// A comparison in `dir`, and its path.
+fn write(dir: &Path, methods: &str) -> std::path::PathBuf {
+    let suite = "[[eval]]\nname = 'task'\ndata = 'tests/tiny/train.jsonl'\nlimit = 8\n[[eval]]\nname = 'harm'\ndata = \
+                 'tests/tiny/train.jsonl'\nmetric = 'refusal'\nlimit = 8\nmax_new_tokens = 4\n";
+    fs::write(dir.join("suite.toml"), suite).unwrap();
+    let config = dir.join("compare.toml");
+    let text = format!(
+        "config = 'configs/tiny.toml'\nsuite = {:?}\ndir = {:?}\nseeds = [1, 2]\nsweep = {{ train.max_steps = [4] }}\n{methods}",
+        dir.join("suite.toml"),
+        dir.join("out")
+    );
+    fs::write(&config, text).unwrap();
+    config
+}
+
+const METHODS: &str = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = 'asft'\nsweep = { \
+                       asft.lambda = [0.1, 1000] }\n[[method]]\nname = 'safe'\nproject = { of = 'plain', threshold = [0.9] \
+                       }\n[[method]]\nname = 'lox'\nset = { asft.penalize = 'none' }\nextrapolate = { rank = 2, alpha = \
+                       0.5 }\n[figure]\nx = 'harm'\ny = 'harm'\n";
+
+#[test]
+fn a_comparison_that_stops_goes_on_to_the_same_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), METHODS);
+    let output = compare(&config, &[]).output().unwrap();
+    let (table, told) = (String::from_utf8(output.stdout.clone()).unwrap(), stderr(&output));
+    assert!(output.status.success(), "{told}");
+    // A line for each of the pair and each run; the runs themselves tell nothing.
+    assert!(told.lines().count() == 2 + 10 && !told.contains("tokens/s"), "{told}");
+    for name in [
+        "aligned model",
+        "unaligned model",
+        "plain",
+        "asft, lambda 0.1",
+        "asft, lambda 1000",
+        "safe, threshold 0.9",
+        "lox",
+    ] {
+        assert!(table.lines().any(|line| line.trim_start().starts_with(name)), "{name}: {table}");
+    }
+    let out = dir.path().join("out");
+    let figure = fs::read_to_string(out.join("figure.svg")).unwrap();
+    assert!(figure.starts_with("<svg") && fs::read(out.join("figure.png")).unwrap().starts_with(b"\x89PNG"));
+    // A sweep over one value varies nothing.
+    assert!(!out.join("sweep.svg").exists());
+    let results = out.join("results.jsonl");
+    let whole = fs::read_to_string(&results).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    // A head, the pair, and five settings with two seeds.
+    assert_eq!(lines.len(), 1 + 2 + 10, "{whole}");
+    // As a kill leaves it: some rows, and half a line.
+    fs::write(&results, lines[..6].join("\n") + "\n" + &lines[6][..20]).unwrap();
+    let again = compare(&config, &["-q"]).output().unwrap();
+    assert_eq!((again.status.code(), stderr(&again)), (Some(0), String::new()));
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), table);
+    assert_eq!(fs::read_to_string(&results).unwrap(), whole);
+    let report = json(compare(&config, &["--report", "--json"]));
+    let case =
+        |name: &str| report["cases"].as_array().unwrap().iter().find(|case| case["method"] == name).unwrap().clone();
+    let loss = |case: &Value| case["measured"][0]["mean"].as_f64().unwrap();
+    assert_eq!((case("plain")["seeds"].clone(), case("aligned model")["seeds"].clone()), (json!(2), json!(1)));
+    assert!(loss(&case("plain")) < loss(&case("aligned model")), "{report}");
+    assert_ne!(loss(&case("safe")), loss(&case("plain")));
+    // Nor do results of other data belong to these.
+    let (data, changed) = (dir.path().join("train.jsonl"), fs::read_to_string(tiny("train.jsonl")).unwrap());
+    let first: Vec<&str> = changed.lines().take(20).collect();
+    fs::write(&data, first.join("\n")).unwrap();
+    let own =
+        METHODS.replace("[figure]", &format!("[[method]]\nname = 'own'\nset = {{ data.train = {data:?} }}\n[figure]"));
+    write(dir.path(), &own);
+    succeeds(compare(&config, &["-q"]));
+    fs::write(&data, first[1..].join("\n")).unwrap();
+    ends(compare(&config, &[]), 2, &["made with other contents of", "train.jsonl;"]);
+    // Another config would make results that do not belong together.
+    let other =
+        fs::read_to_string(&config).unwrap().replace("'configs/tiny.toml'", "'configs/models/smollm2-135m.toml'");
+    fs::write(&config, other).unwrap();
+    ends(compare(&config, &["--report"]), 2, &["belongs to another config or suite"]);
+}
+
+#[test]
+fn every_run_s_settings_are_checked_before_the_first_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    for (methods, words) in [
+        ("[[method]]\nname = 'a'\n[[method]]\nname = 'b'\nset = { asft.lamda = 1 }", "did you mean `asft.lambda`"),
+        ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [1, 'x'] }", "asft.lambda"),
+        ("[[method]]\nname = 'a'\n[figure]\nx = 'task'\ny = 'hram'", "figure.y is \"hram\""),
+        ("", "missing field `method`"),
+    ] {
+        let config = write(dir.path(), methods);
+        ends(compare(&config, &[]), 2, &[words]);
+        assert!(!dir.path().join("out/runs").exists());
+    }
+    ends(compare(Path::new("/nowhere.toml"), &[]), 2, &[]);
+}
+
+#[test]
+fn a_run_that_fails_is_reported_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods = "[[method]]\nname = 'diverges'\nset = { train.learning_rate = 1e30, train.max_grad_norm = 0 }\n[[method]]\nname \
+                   = 'fine'\n";
+    let config = write(dir.path(), methods);
+    let table = stdout(compare(&config, &[]));
+    assert!(table.lines().any(|line| line.contains("diverges") && line.contains("2 failed")), "{table}");
+    assert!(table.lines().any(|line| line.contains("fine") && !line.contains("failed")), "{table}");
+    // Tried again, a failure still counts once.
+    assert_eq!(stdout(compare(&config, &[])), table);
+}
+
+#[test]
+fn what_is_varied_is_drawn_along_an_axis() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), "[[method]]\nname = 'one method'\n[figure]\nx = 'task'\ny = 'harm'\n");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("max_steps = [4]", "max_steps = [2, 3]").replace("[1, 2]", "[1]")).unwrap();
+    succeeds(compare(&config, &[]));
+    let picture = fs::read_to_string(dir.path().join("out/sweep.svg")).unwrap();
+    let texts: Vec<&str> = picture.lines().map(str::trim).filter(|line| !line.starts_with('<')).collect();
+    for text in ["train.max_steps", "2", "3", "harm, %", "task, %", "one method"] {
+        assert!(texts.contains(&text), "{text}: {texts:?}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_while_a_result_is_measured_stops_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), "[[method]]\nname = 'one'\n");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]")).unwrap();
+    // Most of the time goes into answers.
+    let suite = dir.path().join("suite.toml");
+    let text = fs::read_to_string(&suite).unwrap();
+    fs::write(&suite, text.replace("limit = 8\nmax_new_tokens = 4", "max_new_tokens = 48")).unwrap();
+    let child = compare(&config, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let runs = dir.path().join("out/runs");
+    let trained = || {
+        let mut folders = fs::read_dir(&runs).into_iter().flatten().flatten();
+        folders.any(|folder| folder.path().join("adapter/adapter_config.json").exists())
+    };
+    let began = Instant::now();
+    while !trained() && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(143), "{told}");
+    assert!(told.contains("stopped by SIGTERM; the same command goes on") && !told.contains("/6 one"), "{told}");
+}

@@ -1,0 +1,151 @@
+//! Datasets: tables, what `asft data` shows, and records that are refused.
+
+use crate::support::command::{asft, json, refused, refused_unwritten, set, stdout, succeeds, train};
+use crate::support::files::{damaged, json_lines, read_json_lines, tiny};
+use crate::support::runs::metrics;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[test]
+fn bad_data_is_refused_with_file_and_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let file = scratch.path().join("data.jsonl");
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    for (text, needles) in [
+        (format!("{good}\n{{\"instruction\": \"a\""), &["data.jsonl:2"][..]),
+        (format!("{good}\n{{\"instruction\": 3, \"output\": \"b\"}}"), &["data.jsonl:2", "instruction"]),
+        (format!("{good}\n{{\"prompt\": \"a\"}}"), &["data.jsonl:2", "instruction", "prompt"]),
+        (String::new(), &["data.jsonl"]),
+        ("[]".to_string(), &["data.jsonl"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        refused_unwritten(train(&dir, &[&format!("data.train={}", file.display())], &[]), &dir, needles);
+    }
+    std::fs::write(&file, format!("{good}\n")).unwrap();
+    let set = format!("data.train={}", file.display());
+    refused_unwritten(train(&dir, &[&set, "data.max_length=3"], &[]), &dir, &["data.jsonl:1", "label"]);
+}
+
+/// The training file of tests/tiny as a table with other column names.
+fn table(dir: &Path) -> PathBuf {
+    let quoted = |value: &Value| format!("\"{}\"", value.as_str().unwrap_or_default().replace('"', "\"\""));
+    let mut table = "id,question,context,answer\r\n".to_string();
+    for (id, record) in read_json_lines(&tiny("train.jsonl")).iter().enumerate() {
+        let [question, context, answer] = ["instruction", "input", "output"].map(|name| quoted(&record[name]));
+        table.push_str(&format!("{id},{question},{context},{answer}\r\n"));
+    }
+    let path = dir.join("train.csv");
+    std::fs::write(&path, table).unwrap();
+    path
+}
+
+#[test]
+fn a_table_with_other_names_is_the_same_dataset() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = table(scratch.path());
+    let columns = [("instruction", "question"), ("input", "context"), ("output", "answer")];
+    let sets: Vec<String> = columns.iter().map(|(field, column)| format!("data.columns.{field}={column}")).collect();
+    let data = format!("data.train={}", file.display());
+    let mut overrides: Vec<&str> = vec!["train.max_steps=3", &data];
+    overrides.extend(sets.iter().map(String::as_str));
+    let (dir, plain) = (scratch.path().join("table"), scratch.path().join("plain"));
+    succeeds(train(&dir, &overrides, &[]));
+    succeeds(train(&plain, &["train.max_steps=3"], &[]));
+    let losses = |dir: &Path| metrics(dir).iter().map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(losses(&dir), losses(&plain));
+
+    let eval = |data: &Path, columns: &[(&str, &str)]| {
+        let mut command = asft(&["eval", "--json", "--model", "tests/tiny/aligned", "--data"]);
+        command.arg(data);
+        for (field, column) in columns {
+            command.args(["--column", &format!("{field}={column}")]);
+        }
+        command
+    };
+    let same = stdout(eval(&tiny("train.jsonl"), &[]));
+    assert!(same.contains("\"loss\""));
+    assert_eq!(stdout(eval(&file, &columns)), same);
+    let run = scratch.path().join("run");
+    let needles = ["train.csv:2", "`instruction`", "question", "data.columns"];
+    refused_unwritten(train(&run, &[&data], &[]), &run, &needles);
+    let typo = train(&run, &["data.columns.instrution=question"], &[]);
+    refused_unwritten(typo, &run, &["instrution", "did you mean `instruction`"]);
+    let needles = ["train.csv:2", "`qestion`", "`instruction`"];
+    refused_unwritten(eval(&file, &[("instruction", "qestion")]), &run, &needles);
+    refused_unwritten(eval(&file, &[("completion", "a")]), &run, &["`completion`", "output"]);
+    let mut command = asft(&["generate", "--max-new-tokens", "2", "--model", "tests/tiny/aligned"]);
+    command.args(["--column", "prompt=question", "--data"]).arg(&file);
+    let first = &json_lines(&stdout(command))[0];
+    assert!(first["question"].is_string() && first["answer"].is_string());
+}
+
+/// `asft data` of the tiny config with these overrides and flags.
+fn data(overrides: &[&str], flags: &[&str]) -> Command {
+    let mut command = asft(&["data", "--config", "configs/tiny.toml"]);
+    set(&mut command, overrides);
+    command.args(flags);
+    command
+}
+
+#[test]
+fn data_shows_what_is_trained_on() {
+    let text = stdout(data(&["data.validation=0.25"], &["--show", "1"]));
+    for part in [
+        "training samples\ntests/tiny/train.jsonl: 72 records: 72 samples",
+        "validation samples\ntests/tiny/train.jsonl: 24 records: 24 samples",
+        "<|im_start|>assistant↵\n⟦",
+        "<|im_end|>⟧↵\n",
+    ] {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    assert!(!text.contains('\u{1b}') && text.matches("tokens, ").count() == 1);
+    let chat = ["data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    assert!(stdout(data(&chat, &["--tokens"])).contains("│⟦Hello│,│"));
+    assert_ne!(stdout(data(&chat, &["--seed", "1"])), stdout(data(&chat, &[])));
+
+    let report = json(data(&["data.validation=tests/tiny/train.jsonl"], &["--json", "--show", "2"]));
+    let bins = report["train"]["histogram"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|bin| bin["samples"].as_u64().unwrap()).sum::<u64>(), 96);
+    assert_eq!(report["train"], report["validation"]);
+    let sample = &report["samples"][1];
+    assert_eq!(sample["input_ids"].as_array().unwrap().len(), sample["labels"].as_array().unwrap().len());
+    assert!(sample["text"].as_str().unwrap().starts_with("<|im_start|>user"));
+}
+
+#[test]
+fn data_needs_no_weights_and_refuses_as_train_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = scratch.path().join("run");
+    let model = damaged(&scratch, |dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    stdout(data(&[&model], &[]));
+    let bare = damaged(&scratch, |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    let ids = scratch.path().join("ids.jsonl");
+    std::fs::write(&ids, r#"{"input_ids": [5, 6, 7], "labels": [-100, 6, -100]}"#).unwrap();
+    let file = format!("data.train={}", ids.display());
+    assert!(stdout(data(&[&bare, &file, "data.format=tokenized"], &[])).contains("\n5 ⟦6 ⟧7 \n"));
+    refused_unwritten(data(&[&file], &[]), &run, &["ids.jsonl:1", "`instruction`", "input_ids, labels"]);
+    let rows = ["data.train=tests/fixtures/parquet/snappy.parquet", "data.format=chat"];
+    refused_unwritten(data(&rows, &[]), &run, &["snappy.parquet, row 3", "`messages` is empty"]);
+    refused_unwritten(data(&["data.max_length=12"], &[]), &run, &["train.jsonl:1", "data.max_length"]);
+    refused_unwritten(data(&["data.template=asft-sst"], &[]), &run, &["asft-sst does not exist", "asft-sst2"]);
+}
+
+#[test]
+fn the_papers_prompts_go_by_name() {
+    let text = stdout(data(&["data.template=asft-alpaca", "data.max_length=512"], &["--show", "1"]));
+    for part in
+        ["[INST] <<SYS>>↵\nBelow is", "### Input:↵\n3 and 19↵\n", "### Response:↵\n [/INST]⟦ 3 + 19 = 22 <|im_end|>⟧"]
+    {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    let answer = |command: &str, flags: &[&str]| {
+        stdout(asft(&[command, "--model", "tests/tiny/aligned", "--template", "asft-gsm8k"]).args(flags))
+    };
+    answer("generate", &["--prompt", "2 + 2?", "--max-new-tokens", "2"]);
+    answer("generate", &["--data", "tests/tiny/train.jsonl", "--max-new-tokens", "1"]);
+    assert!(answer("eval", &["--data", "tests/tiny/train.jsonl"]).contains("loss"));
+    let chat = ["data.template=asft-sst2", "data.train=tests/tiny/chat.jsonl", "data.format=chat"];
+    refused(data(&chat, &[]), &["chat.jsonl:1", "one instruction and one answer"]);
+}

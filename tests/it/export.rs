@@ -1,0 +1,92 @@
+//! Adapter folders and merged models: what PEFT wrote is read, what is written reads back, and a merged model computes
+//! what base and adapter do.
+
+use crate::support::files::{fixture, header_metadata, read_json};
+use crate::support::goldens::*;
+use crate::support::tensors::{max_difference, to_vec};
+use asft::adapter;
+use asft::checkpoint::Checkpoint;
+use asft::model::{Decoder, ModelSpec};
+use candle_core::DType;
+use indicatif::ProgressBar;
+
+#[test]
+fn merged_logits_equal_base_and_adapter() {
+    for case in CASES {
+        let scratch = tempfile::tempdir().unwrap();
+        let (source, out) = (fixture(case).join("model"), scratch.path().join("merged"));
+        let adapter = golden_adapter(case);
+        adapter::merge(&source, &base_checkpoint(case), &adapter, &out, None, &ProgressBar::hidden()).unwrap();
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        assert!(checkpoint.names().eq(base_checkpoint(case).names()), "{case}");
+        let spec = ModelSpec::load(&out).unwrap();
+        let merged = Decoder::load(&spec, &checkpoint, (device(), DType::F32), false, &ProgressBar::hidden()).unwrap();
+        let batch = GoldenBatch::load(case);
+        let got = to_vec(&merged.logits(&batch.input_ids, &batch.lengths).unwrap());
+        let expected = to_vec(&adapted(case).logits(&batch.input_ids, &batch.lengths).unwrap());
+        let worst = max_difference(&got, &expected);
+        assert!(worst <= 1e-4, "{case}: {worst}");
+    }
+}
+
+#[test]
+fn a_merge_can_change_the_type_and_says_so_in_the_config() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (case, out) = ("llama3_rope", scratch.path().join("merged"));
+    let source = fixture(case).join("model");
+    let adapter = golden_adapter(case);
+    adapter::merge(&source, &base_checkpoint(case), &adapter, &out, Some(DType::BF16), &ProgressBar::hidden()).unwrap();
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["dtype"], "bfloat16");
+    let (merged, original) = (Checkpoint::open(&out).unwrap(), base_checkpoint(case));
+    assert_eq!(merged.shards().len(), original.shards().len());
+    let bytes = |c: &Checkpoint| c.names().map(|name| c.info(name).unwrap().bytes()).sum::<usize>();
+    assert_eq!(bytes(&merged) * 2, bytes(&original));
+}
+
+#[test]
+fn an_exported_adapter_keeps_the_peft_contract() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (case, dir) = ("llama_gqa", scratch.path().join("adapter"));
+    let mut adapter = golden_adapter(case);
+    // One module with its own rank and alpha: these go into the patterns.
+    let odd = "model.layers.1.self_attn.v_proj";
+    let module = adapter.modules.get_mut(odd).unwrap();
+    module.a = module.a.narrow(0, 0, 2).unwrap().contiguous().unwrap();
+    module.b = module.b.narrow(1, 0, 2).unwrap().contiguous().unwrap();
+    module.alpha = 6.0;
+    adapter::save(&adapter, &spec(case), &base_checkpoint(case), "card", &dir).unwrap();
+
+    let config = read_json(&dir.join("adapter_config.json"));
+    assert!(config["r"].is_u64() && config["lora_alpha"].is_u64());
+    assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_u64()), (Some(4), Some(12)));
+    assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj", "o_proj", "down_proj"]));
+    assert_eq!(config["rank_pattern"].as_object().unwrap().len(), 1);
+    assert_eq!(config["modules_to_save"], serde_json::Value::Null);
+    let weights = dir.join("adapter_model.safetensors");
+    assert_eq!(header_metadata(&weights), [("format".to_string(), "pt".to_string())].into());
+    let read = adapter::load(&dir, device()).unwrap();
+    assert_eq!(read.modules[odd].rank(), 2);
+    assert_eq!(read.scale(&read.modules[odd]), 3.0);
+
+    let error = adapter::save(&adapter, &spec(case), &base_checkpoint(case), "card", &dir).unwrap_err();
+    assert!(error.to_string().contains("already exists"), "{error:#}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1, "nothing may be left beside the result");
+}
+
+#[test]
+fn an_adapter_for_another_base_is_refused() {
+    let error = golden_adapter("llama_gqa").check_fits(&spec("llama3_rope")).unwrap_err();
+    assert_eq!(asft::error::exit_code(&error), 2);
+    assert!(error.to_string().contains("fixtures/llama_gqa"), "{error:#}");
+
+    // Same shapes, other weights: told by the recorded identity.
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("adapter");
+    let adapter = golden_adapter("llama_gqa");
+    adapter::save(&adapter, &spec("llama_gqa"), &base_checkpoint("llama_gqa"), "card", &dir).unwrap();
+    let other = Checkpoint::open(&fixture("llama_gqa").join("unaligned")).unwrap();
+    let check = |base: &Checkpoint| adapter::BaseIdentity::check(&dir, &adapter, base);
+    check(&base_checkpoint("llama_gqa")).unwrap();
+    assert!(check(&other).unwrap_err().to_string().contains("other weights"));
+}

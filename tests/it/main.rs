@@ -1,0 +1,38 @@
+//! All stories that can be told side by side in one process, a module each; what shares more code with its neighbours than
+//! with `support` stands in one folder with them.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod adapter_settings;
+mod candle_llama;
+mod chat;
+mod comparison;
+mod constrained_sft;
+mod data_mix;
+mod datasets;
+mod defences;
+mod direction;
+mod evaluation;
+mod export;
+mod factorize;
+mod families;
+mod following;
+mod init;
+mod lambda;
+mod lora_options;
+mod memory_safety;
+mod module_shares;
+mod parity;
+mod penalty;
+mod refusals;
+mod report;
+mod resume;
+mod run_direction;
+mod sandbox;
+mod schema;
+mod shell_help;
+mod shipped_configs;
+mod training;
+mod whole_runs;
+mod with_direction;

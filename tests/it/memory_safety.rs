@@ -1,0 +1,48 @@
+//! Where `unsafe` may stand: in files of src/ops, and in two others, each of which says what for. That every block says why
+//! it is sound is clippy's to see (Cargo.toml).
+
+use crate::support::files::root;
+use std::path::{Path, PathBuf};
+
+/// What cannot be had otherwise: the GPU driver's functions, found by name, and an allocator that counts.
+const OTHERS: [&str; 2] = ["src/device/driver.rs", "tests/allocations.rs"];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_few_places() {
+    let root = root();
+    let mut files = vec![];
+    for dir in ["src", "tests", "benches", "fuzz/src", "fuzz/fuzz_targets"] {
+        sources(&root.join(dir), &mut files);
+    }
+    let others = OTHERS.map(|other| root.join(other));
+    files.retain(|path| !path.ends_with("tests/it/memory_safety.rs") && !others.contains(path));
+    let mut kernels = 0;
+    for path in &files {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let mut uses = code.iter().filter(|line| line.contains("unsafe"));
+        if path.starts_with(root.join("src/ops")) {
+            let Some(first) = uses.next() else { continue };
+            assert!(first.starts_with("#![allow(unsafe_code, reason = \""), "{}: {first}", path.display());
+            kernels += 1;
+        } else {
+            let harmless = ["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"];
+            let other = uses.find(|line| !harmless.contains(line));
+            assert_eq!(other, None, "unsafe code outside src/ops: {}", path.display());
+        }
+    }
+    assert!(files.len() > 100 && kernels > 0, "{} files, {kernels} kernels", files.len());
+    let library = std::fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    assert!(library.lines().any(|line| line == "#![deny(unsafe_code)]"));
+}

@@ -1,0 +1,334 @@
+//! The closed-form penalty against the literal formula in f64: goldens made with PyTorch (see
+//! `tests/fixtures/make/goldens.py`) and a naive version here.
+
+use crate::support::files::{fixture, read_json};
+use crate::support::tensors::{norm, relative_error, to_vec};
+use asft::method::direction_file::DirectionFactors;
+use asft::method::spectral::{Keep, Setting, factorize};
+use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, random_direction, random_right_basis};
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+use std::collections::HashMap;
+
+const TOLERANCE: f64 = 1e-5;
+
+fn direction(v: &Tensor) -> DirectionFactors {
+    signed_direction(v, Keep::Tolerance(0.0)).0
+}
+
+/// V's direction and its right singular vectors.
+fn signed_direction(v: &Tensor, keep: Keep) -> (DirectionFactors, Tensor) {
+    let (d_out, d_in) = v.dims2().unwrap();
+    let values: Vec<f32> = v.flatten_all().unwrap().to_vec1().unwrap();
+    let setting = Setting { keep, memory: usize::MAX, par: faer::Par::Seq };
+    let found = factorize(&|| Ok(values.clone()), (d_out, d_in), &setting).unwrap().0;
+    let k = found.rank();
+    let direction = DirectionFactors {
+        basis: Tensor::from_vec(found.basis, (d_out, k), &Device::Cpu).unwrap(),
+        eigenvalues: Tensor::from_vec(found.eigenvalues, k, &Device::Cpu).unwrap(),
+        v_norm: found.v_norm,
+        residual: found.residual,
+    };
+    (direction, Tensor::from_vec(found.right_basis, (d_in, k), &Device::Cpu).unwrap())
+}
+
+fn scalar(x: &Tensor) -> f64 {
+    to_vec(x)[0]
+}
+
+fn assert_near(what: &str, got: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    let relative = relative_error(&to_vec(got), &to_vec(expected));
+    assert!(relative <= TOLERANCE, "{what}: relative error {relative:.2e}");
+    relative
+}
+
+fn assert_value(what: &str, got: f64, expected: f64) -> f64 {
+    let relative = if got == expected { 0.0 } else { (got - expected).abs() / expected.abs() };
+    assert!(relative <= TOLERANCE, "{what}: {got} instead of {expected}");
+    relative
+}
+
+fn options(case: &Value, index: &Value) -> AsftOptions {
+    let (projector, rank, energy) = match case["projector"].as_str().unwrap() {
+        "paper" => (Projector::Paper, None, None),
+        "subspace_rank" => (Projector::Subspace, index["rank"].as_u64().map(|rank| rank as usize), None),
+        "subspace_energy" => (Projector::Subspace, None, index["energy"].as_f64()),
+        other => panic!("projector {other}"),
+    };
+    AsftOptions {
+        lambda: index["lambda"].as_f64().unwrap().into(),
+        penalize: serde_json::from_value(case["penalize"].clone()).unwrap(),
+        projector,
+        subspace_rank: rank,
+        subspace_energy: energy,
+        scaled: case["scaled"].as_bool().unwrap(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn every_golden_is_met() {
+    let folder = fixture("penalty");
+    let index = read_json(&folder.join("index.json"));
+    let goldens = candle_core::safetensors::load(folder.join("penalty.safetensors"), &Device::Cpu).unwrap();
+    let scale = index["alpha"].as_f64().unwrap() / index["r"].as_f64().unwrap();
+    let mut worst = 0f64;
+    let cases = index["cases"].as_array().unwrap();
+    assert!(cases.len() >= 90, "only {} cases", cases.len());
+    let mut directions: HashMap<&str, DirectionFactors> = HashMap::new();
+    for case in cases {
+        let (key, module) = (case["key"].as_str().unwrap(), case["module"].as_str().unwrap());
+        let golden = |suffix: &str| &goldens[&format!("{key}.{suffix}")];
+        let input = |name: &str| &goldens[&format!("{module}.{name}")];
+        let options = options(case, &index);
+        let penalty = Penalty::new(&options).unwrap();
+        let direction = directions.entry(module).or_insert_with(|| direction(input("V")));
+        let factors = Factors::new(&options, direction, &Device::Cpu).unwrap();
+        if options.projector == Projector::Subspace {
+            let which = if options.subspace_rank.is_some() { "k_by_rank" } else { "k_by_energy" };
+            assert_eq!(factors.rank() as u64, index["modules"][module][which].as_u64().unwrap(), "{key}");
+        }
+        if case["form"] == "lora" {
+            let term = penalty.lora(Some(&factors), input("A"), input("B"), scale).unwrap();
+            worst = worst.max(assert_value(key, term.value.read().unwrap(), scalar(golden("value"))));
+            worst = worst.max(assert_near(key, &term.grad_a, golden("grad_A")));
+            worst = worst.max(assert_near(key, &term.grad_b, golden("grad_B")));
+        } else {
+            let term = penalty.full(Some(&factors), input("delta")).unwrap();
+            worst = worst.max(assert_value(key, term.value.read().unwrap(), scalar(golden("value"))));
+            worst = worst.max(assert_near(key, &term.grad, golden("grad")));
+        }
+    }
+    println!("{} cases, worst relative error {worst:.1e}", cases.len());
+}
+
+/// λ ‖M s B A‖_F² and its gradients in f64, with every matrix formed.
+fn literal(m: &Tensor, a: &Tensor, b: &Tensor, weight: f64) -> (f64, Tensor, Tensor) {
+    let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+    let (a, b) = (wide(a), wide(b));
+    let delta = b.matmul(&a).unwrap();
+    let kept = m.matmul(&delta).unwrap();
+    let by_delta = (m.t().unwrap().matmul(&kept).unwrap() * (2.0 * weight)).unwrap();
+    let grad_a = b.t().unwrap().matmul(&by_delta).unwrap();
+    let grad_b = by_delta.matmul(&a.t().unwrap()).unwrap();
+    (weight * norm(&kept).powi(2), grad_a, grad_b)
+}
+
+#[test]
+fn larger_layers_meet_the_literal_formula() {
+    let device = Device::Cpu;
+    for (d_out, d_in, r) in [(96, 160, 8), (160, 96, 16), (128, 128, 1)] {
+        let random =
+            |rows, columns, scale: f64| (Tensor::randn(0f32, 1.0, (rows, columns), &device).unwrap() * scale).unwrap();
+        let v = random(d_out, d_in, 0.02);
+        let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+        let direction = direction(&v);
+        let wide = v.to_dtype(DType::F64).unwrap();
+        let c = (wide.matmul(&wide.t().unwrap()).unwrap() / norm(&wide)).unwrap();
+        let eye = Tensor::eye(d_out, DType::F64, &device).unwrap();
+        for (penalize, m) in [
+            (Penalize::Orthogonal, (&eye - &c).unwrap()),
+            (Penalize::Aligned, c.clone()),
+            (Penalize::All, eye.clone()),
+            (Penalize::None, (&eye * 0.0).unwrap()),
+        ] {
+            for scaled in [false, true] {
+                let options = AsftOptions { lambda: 1.3.into(), penalize, scaled, ..Default::default() };
+                let factors = Factors::new(&options, &direction, &device).unwrap();
+                let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+                let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
+                let (value, grad_a, grad_b) = literal(&m, &a, &b, weight);
+                let what = format!("{penalize:?} scaled {scaled} [{d_out}, {d_in}]");
+                assert_value(&what, term.value.read().unwrap(), value);
+                assert_near(&what, &term.grad_a, &grad_a);
+                assert_near(&what, &term.grad_b, &grad_b);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cancelling_product_keeps_its_digits() {
+    // B's columns are nearly opposite and A's rows nearly equal: B A is a thousandth of what its factors suggest.
+    let device = Device::Cpu;
+    let column = Tensor::randn(0f32, 1.0, (64, 1), &device).unwrap();
+    let row = Tensor::randn(0f32, 1.0, (1, 80), &device).unwrap();
+    let small = |rows, columns| (Tensor::randn(0f32, 1.0, (rows, columns), &device).unwrap() * 1e-3).unwrap();
+    let b = (Tensor::cat(&[&column, &column.neg().unwrap()], 1).unwrap() + small(64, 2)).unwrap();
+    let a = (Tensor::cat(&[&row, &row], 0).unwrap() + small(2, 80)).unwrap();
+    let options = AsftOptions { penalize: Penalize::All, ..Default::default() };
+    let term = Penalty::new(&options).unwrap().lora(None, &a, &b, 1.0).unwrap();
+    let eye = Tensor::eye(64, DType::F64, &device).unwrap();
+    let (value, grad_a, grad_b) = literal(&eye, &a, &b, 1.0);
+    assert_value("value", term.value.read().unwrap(), value);
+    assert_near("grad_a", &term.grad_a, &grad_a);
+    assert_near("grad_b", &term.grad_b, &grad_b);
+}
+
+#[test]
+fn a_file_truncated_too_far_for_the_subspace_is_refused() {
+    let device = Device::Cpu;
+    let direction = DirectionFactors {
+        basis: Tensor::new(&[[1f32], [0.0]], &device).unwrap(),
+        eigenvalues: Tensor::new(&[0.5f32], &device).unwrap(),
+        v_norm: 1.0,
+        residual: 0.4,
+    };
+    for (rank, energy) in [(Some(2), None), (None, Some(0.9)), (None, None)] {
+        let options = AsftOptions {
+            projector: Projector::Subspace,
+            subspace_rank: rank,
+            subspace_energy: energy,
+            ..Default::default()
+        };
+        let error = Factors::new(&options, &direction, &device).unwrap_err();
+        assert_eq!(asft::error::exit_code(&error), 2);
+    }
+}
+
+fn random(rows: usize, columns: usize, scale: f64) -> Tensor {
+    (Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap() * scale).unwrap()
+}
+
+fn wide(x: &Tensor) -> Tensor {
+    x.to_dtype(DType::F64).unwrap()
+}
+
+/// ⟨x, y⟩ in f64.
+fn inner(x: &Tensor, y: &Tensor) -> f64 {
+    scalar(&(wide(x) * wide(y)).unwrap().sum_all().unwrap())
+}
+
+/// Value and gradient by ΔW (f64) of weight · (‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²), with every matrix formed.
+fn literal_signed(v: &Tensor, delta: &Tensor, weight: f64) -> (f64, Tensor) {
+    let (v, delta) = (wide(v), wide(delta));
+    let c = (v.matmul(&v.t().unwrap()).unwrap() / norm(&v)).unwrap();
+    let kept = (&delta - c.matmul(&delta).unwrap()).unwrap();
+    let by_delta = (&kept - c.matmul(&kept).unwrap()).unwrap();
+    let along = (inner(&delta, &v) / norm(&v)).min(0.0);
+    let by_sign = (&v * (along / norm(&v))).unwrap();
+    let gradient = ((by_delta + by_sign).unwrap() * (2.0 * weight)).unwrap();
+    (weight * (norm(&kept).powi(2) + along * along), gradient)
+}
+
+#[test]
+fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
+    let device = Device::Cpu;
+    for (d_out, d_in, r) in [(40, 72, 4), (72, 40, 8), (48, 64, 1)] {
+        let v = random(d_out, d_in, 0.02);
+        let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+        let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+        let along = v.matmul(&a.t().unwrap()).unwrap();
+        let along = (&along * (norm(&b) / norm(&along))).unwrap();
+        for (turn, scaled) in [(1.0, false), (-1.0, false), (-1.0, true)] {
+            let options =
+                AsftOptions { lambda: 1.3.into(), penalize: Penalize::OrthogonalReverse, scaled, ..Default::default() };
+            let penalty = Penalty::new(&options).unwrap();
+            let factors = Factors::new(&options, &direction, &device).unwrap().with_sign(&direction, &right).unwrap();
+            // Well with V for turn = 1, well against it for −1: ⟨V Aᵀ A, V⟩ is positive.
+            let b = (&b + (&along * (2.0 * turn)).unwrap()).unwrap();
+            let delta = b.matmul(&a).unwrap();
+            let term = penalty.lora(Some(&factors), &a, &b, 4.0).unwrap();
+            let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
+            let (value, by_delta) = literal_signed(&v, &wide(&b).matmul(&wide(&a)).unwrap(), weight);
+            let what = format!("[{d_out}, {d_in}] {turn} {scaled}");
+            assert_value(&what, term.value.read().unwrap(), value);
+            assert_near(&what, &term.grad_a, &wide(&b).t().unwrap().matmul(&by_delta).unwrap());
+            assert_near(&what, &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
+            let plain = AsftOptions { penalize: Penalize::Orthogonal, ..options.clone() };
+            let plain = Penalty::new(&plain).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+            let [with, without] = [&term, &plain].map(|term| term.value.read().unwrap());
+            assert_eq!(with > without, turn < 0.0, "{what}");
+            if !scaled {
+                let full = penalty.full(Some(&factors), &delta).unwrap();
+                assert_value(&what, full.value.read().unwrap(), value);
+                assert_near(&what, &full.grad, &by_delta);
+            }
+            let shares = factors.shares(&a, &b).unwrap();
+            let cosine = inner(&delta, &v) / norm(&delta) / norm(&v);
+            assert!((shares.signed.unwrap() - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
+            let full = factors.full_shares(&delta).unwrap();
+            for (one, other) in [
+                (shares.norm, norm(&delta)),
+                (full.norm, shares.norm),
+                (full.aligned, shares.aligned),
+                (full.orthogonal, shares.orthogonal),
+                (full.signed.unwrap(), cosine),
+            ] {
+                assert!((one - other).abs() < 1e-5 * other.abs(), "{what}: {shares:?} {full:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_signed_gradient_equals_finite_differences() {
+    let (d_out, d_in, r) = (12, 20, 3);
+    let v = random(d_out, d_in, 0.5);
+    let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let options = AsftOptions { lambda: 0.7.into(), penalize: Penalize::OrthogonalReverse, ..Default::default() };
+    let penalty = Penalty::new(&options).unwrap();
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let (a, b) = (random(r, d_in, 1.0), random(d_out, r, 1.0));
+    let against = v.matmul(&a.t().unwrap()).unwrap();
+    let b = (&b - (&against * (2.0 * norm(&b) / norm(&against))).unwrap()).unwrap();
+    let value = |a: &Tensor, b: &Tensor| penalty.lora(Some(&factors), a, b, 1.0).unwrap().value.read().unwrap();
+    let term = penalty.lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let h = 1e-2;
+    for (x, gradient, of_a) in [(&a, &term.grad_a, true), (&b, &term.grad_b, false)] {
+        // Along the gradient, where the difference stands out from rounding.
+        let step = (gradient * (h / norm(gradient))).unwrap();
+        let (up, down) = ((x + &step).unwrap(), (x - &step).unwrap());
+        let difference = if of_a { value(&up, &b) - value(&down, &b) } else { value(&a, &up) - value(&a, &down) };
+        let expected = 2.0 * inner(gradient, &step);
+        assert!((difference / expected - 1.0).abs() < 1e-3, "{difference} {expected}");
+    }
+}
+
+#[test]
+fn a_truncated_direction_misses_no_more_of_v_than_stated() {
+    let (d_out, d_in) = (64, 80);
+    let v = random(d_out, d_in, 0.02);
+    let (direction, right) = signed_direction(&v, Keep::Rank(20));
+    let options = AsftOptions { penalize: Penalize::OrthogonalReverse, ..Default::default() };
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let kept: f32 = direction.eigenvalues.sum_all().unwrap().to_scalar().unwrap();
+    let bound = (1.0 - f64::from(kept / direction.v_norm)).sqrt();
+    assert!(bound > 0.3, "{bound}");
+    for _ in 0..20 {
+        let delta = (random(d_out, d_in, 0.01) - (&v * 0.1).unwrap()).unwrap();
+        let found = factors.full_shares(&delta).unwrap().signed.unwrap();
+        let exact = inner(&delta, &v) / norm(&delta) / norm(&v);
+        assert!((found - exact).abs() <= bound, "{found} {exact} {bound}");
+    }
+    // Without the right singular vectors there is no sign.
+    let unsigned = Factors::new(&options, &direction, &Device::Cpu).unwrap();
+    let error = Penalty::new(&options).unwrap().full(Some(&unsigned), &v).err().unwrap();
+    assert!(error.to_string().contains("right singular vectors"), "{error}");
+}
+
+#[test]
+fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
+    let (d_out, d_in, r) = (64, 80, 4);
+    let v = random(d_out, d_in, 0.5);
+    let (stored, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let direction = random_direction(&stored, "m", 3).unwrap();
+    let right = random_right_basis(&right, "m", 3).unwrap();
+    let spectrum = (wide(&stored.eigenvalues) * f64::from(stored.v_norm)).unwrap().sqrt().unwrap();
+    let other = wide(&direction.basis).broadcast_mul(&spectrum).unwrap().matmul(&wide(&right).t().unwrap()).unwrap();
+    assert!((norm(&other) / norm(&v) - 1.0).abs() < 1e-5);
+    assert!(inner(&other, &v).abs() < 0.1 * norm(&v).powi(2), "{}", inner(&other, &v));
+    let options = AsftOptions {
+        lambda: 1.3.into(),
+        penalize: Penalize::OrthogonalReverse,
+        projector: Projector::Random,
+        ..Default::default()
+    };
+    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+    let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let (value, by_delta) = literal_signed(&other, &wide(&b).matmul(&wide(&a)).unwrap(), 1.3);
+    assert_value("random", term.value.read().unwrap(), value);
+    assert_near("random", &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
+}
