@@ -1,4 +1,4 @@
-//! A loaded base model, to put one adapter after another on.
+//! A loaded base model, for use with one adapter after another.
 
 use super::{BaseIdentity, load};
 use crate::adapter::Adapter;
@@ -11,7 +11,7 @@ use candle_core::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A base model with an adapter, or none, on it.
+/// A base model with an adapter, or none, attached.
 pub struct Base {
     pub model: Decoder,
     /// The model's folder, for its tokenizer.
@@ -19,10 +19,10 @@ pub struct Base {
 }
 
 impl Base {
-    /// Loads the model of a folder or hub id, once the adapters in the folders `adapters` are known to fit it.
+    /// Loads the model of a folder or hub id, after checking that the adapters in the folders `adapters` fit it.
     ///
     /// # Errors
-    /// As [`Decoder::load`] and [`load`]; an adapter of another model.
+    /// As [`Decoder::load`] and [`load`]; an adapter for another model.
     pub fn load(id: &str, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
         let device = device.open()?;
         let dir = hub::resolve(id, false)?.dir;
@@ -39,7 +39,7 @@ impl Base {
         Ok(Self { model, dir })
     }
 
-    /// Puts the adapter of a folder on the model, or none, in place of the one that is there.
+    /// Attaches the adapter in a folder, or none, in place of the present one.
     ///
     /// # Errors
     /// As [`load`]; an adapter that does not fit.
@@ -50,7 +50,7 @@ impl Base {
         }
     }
 
-    /// As [`Base::put`], with an adapter in memory.
+    /// As [`Base::put`], for an adapter in memory.
     ///
     /// # Errors
     /// An adapter that does not fit.

@@ -3,8 +3,8 @@
 use super::Adapter;
 use std::fmt::Write;
 
-/// Markdown with the front matter that hubs read. `objective` says after a colon what the adapter was trained for,
-/// `settings` are (name, value) rows for the table.
+/// Markdown with the front matter that hubs read. `objective`, printed after a colon, says what the adapter was trained
+/// for; `settings` are (name, value) rows of the table.
 pub fn model_card(adapter: &Adapter, objective: &str, settings: &[(&str, String)]) -> String {
     card(adapter, &format!("Trained by asft {}: {objective}.", env!("CARGO_PKG_VERSION")), settings)
 }

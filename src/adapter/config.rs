@@ -1,4 +1,4 @@
-//! `adapter_config.json`: what PEFT writes, read with every field that changes the maths honoured or refused.
+//! `adapter_config.json` as PEFT writes it; every field that changes the maths is honoured or refused.
 
 use super::patterns::Patterns;
 use super::{Adapter, AdapterModule};
@@ -19,7 +19,7 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     pub base: Option<String>,
     pub revision: Option<String>,
-    /// `target_modules` where it is a list; a string there is a regex in Python's dialect and is not interpreted.
+    /// `target_modules` if it is a list; a string there is a regex in Python's dialect and is not interpreted.
     targets: Option<Vec<String>>,
     /// `layers_to_transform`.
     layers: Option<BTreeSet<usize>>,
@@ -46,7 +46,7 @@ const NEUTRAL: [(&str, &[Value]); 14] = [
 ];
 
 /// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights, so
-/// that their adapters mean something else on the original base.
+/// their adapters do not fit the original base.
 const HARMLESS_INIT: [&str; 4] = ["gaussian", "orthogonal", "eva", "mini-batch"];
 
 impl PeftConfig {
@@ -104,18 +104,18 @@ impl PeftConfig {
         })
     }
 
-    /// How the matrices of `modules` contradict `target_modules`, in words: PEFT adapts just what that names, passes
-    /// other matrices by, and starts afresh where one is missing, with no more than a warning.
+    /// How the matrices of `modules` contradict `target_modules`, in words: PEFT adapts exactly what that names,
+    /// ignores other matrices, and initialises missing ones afresh, with no more than a warning.
     pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
         let Some(names) = &self.targets else { return vec![] };
         let adapted = |module: &str| {
-            // A whole path counts whatever the layers say.
+            // A whole path counts whatever `layers_to_transform` says.
             let whole = names.iter().any(|name| name == module);
             whole || (names.iter().any(|name| names_module(name, module)) && self.is_in_layers(module))
         };
         let strays = modules.clone().filter(|module| !adapted(module));
         let mut found: Vec<String> = strays.map(|module| format!("{module} is not named there")).collect();
-        // A list may name layers of other families too; those of this one are always there to adapt.
+        // A list may also name layers of other families; this family's always exist.
         let known = |name: &str| BLOCK_LINEARS.iter().any(|linear| names_module(name, linear));
         let empty =
             names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
@@ -131,12 +131,12 @@ impl PeftConfig {
         layer_number(module).is_some_and(|layer| layers.contains(&layer))
     }
 
-    /// r of a module: its pattern's, else the general one.
+    /// r of a module: from its pattern, else the general one.
     pub fn rank_of(&self, module: &str) -> usize {
         self.rank_pattern.of(module).map_or(self.rank, |rank| rank as usize)
     }
 
-    /// lora_alpha of a module: its pattern's, else the general one.
+    /// lora_alpha of a module: from its pattern, else the general one.
     pub fn alpha_of(&self, module: &str) -> f64 {
         self.alpha_pattern.of(module).unwrap_or(self.alpha)
     }
@@ -192,7 +192,7 @@ fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Patterns<f
     Patterns::new(entries).map_err(|problem| invalid!("{origin}: `{key}`: {problem}"))
 }
 
-/// The `adapter_config.json` of an adapter, with the field set and types that PEFT, vLLM and llama.cpp read.
+/// The `adapter_config.json` of an adapter, with the fields and types that PEFT, vLLM and llama.cpp read.
 pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
     let general_rank = most_common(adapter.modules.values().map(AdapterModule::rank));
     let general_alpha = most_common(adapter.modules.values().map(|module| module.alpha as usize));
@@ -223,7 +223,7 @@ pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
     })
 }
 
-/// An integer where the value is one: some readers insist on it.
+/// An integer if the value is one: some readers insist on it.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 { json!(value as u64) } else { json!(value) }
 }
@@ -234,8 +234,8 @@ fn most_common(values: impl Iterator<Item = usize>) -> usize {
     counts.into_iter().max_by_key(|&(_, count)| count).map_or(1, |(value, _)| value)
 }
 
-/// The values that are not the general one: by short name (`q_proj`) where all modules of it have the same, else by
-/// path. Keys are regular expressions to PEFT.
+/// The values that differ from the general one: by short name (`q_proj`) if all modules of that name share a value,
+/// else by path. Keys are regular expressions to PEFT.
 fn exceptions<'a>(values: impl Iterator<Item = (&'a str, f64)> + Clone, general: usize) -> Map<String, Value> {
     let mut found = Map::new();
     for (name, value) in values.clone().filter(|(_, value)| *value != general as f64) {
@@ -246,7 +246,7 @@ fn exceptions<'a>(values: impl Iterator<Item = (&'a str, f64)> + Clone, general:
     found
 }
 
-/// `target_modules` and `layers_to_transform`: short names (`q_proj`) where they name just the adapted modules, in all
+/// `target_modules` and `layers_to_transform`: short names (`q_proj`) if they name exactly the adapted modules, in all
 /// layers or in some; full paths otherwise.
 fn targets(adapter: &Adapter, all_modules: &[String]) -> (Vec<String>, Option<Vec<usize>>) {
     let mut names: Vec<String> = vec![];

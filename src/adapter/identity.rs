@@ -1,7 +1,7 @@
 //! `asft.json` in an adapter folder: a hash of the base weights that the adapter was trained on.
 //!
-//! PEFT, vLLM and llama.cpp pass the file by. An adapter of the right shapes on the wrong base runs without a word and
-//! gives nonsense; with this file asft can tell.
+//! PEFT, vLLM and llama.cpp ignore the file. An adapter of the right shapes on the wrong base runs without complaint
+//! and gives nonsense; with this file asft can tell.
 
 use super::Adapter;
 use crate::checkpoint::{Checkpoint, combined_hash, weights_hash};
@@ -31,7 +31,7 @@ impl BaseIdentity {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Checks the adapter of `dir` against `base`; an adapter of another tool, without the file, passes.
+    /// Checks the adapter in `dir` against `base`; an adapter without the file, from another tool, passes.
     pub fn check(dir: &Path, adapter: &Adapter, base: &Checkpoint) -> Result<()> {
         let Some(recorded) = Self::read(dir)? else { return Ok(()) };
         ensure_valid!(
@@ -45,7 +45,7 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// What the adapter of `dir` says of its base; none from another tool.
+    /// What the adapter in `dir` records of its base; `None` for one from another tool.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(FILE);
         if !path.is_file() {

@@ -1,4 +1,4 @@
-//! Base + adapter -> one checkpoint: W ← W + s · B A on the adapted linears, shard by shard.
+//! Base + adapter -> one checkpoint: W ← W + s · B A for the adapted linear layers, shard by shard.
 
 use super::Adapter;
 use crate::checkpoint::{Checkpoint, rewrite};

@@ -24,7 +24,7 @@ use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-/// One module's matrices and how strongly they count.
+/// One module's matrices and their scaling.
 #[derive(Clone, Debug)]
 pub struct AdapterModule {
     /// A: [r, d_in], f32
@@ -34,7 +34,7 @@ pub struct AdapterModule {
     pub alpha: f64,
 }
 
-/// A LoRA adapter, by module path (`model.layers.0.self_attn.q_proj`).
+/// A LoRA adapter: its modules by path (`model.layers.0.self_attn.q_proj`).
 #[derive(Clone, Debug)]
 pub struct Adapter {
     pub modules: BTreeMap<String, AdapterModule>,
@@ -60,7 +60,7 @@ impl Adapter {
         module.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// What readers of PEFT adapters that know but one rank and alpha would make of it, where that is wrong.
+    /// What readers of PEFT adapters that know only one rank and alpha would get wrong about it, if anything.
     pub fn portability(&self) -> Option<String> {
         let differ = |of: &dyn Fn(&AdapterModule) -> f64| {
             let mut values = self.modules.values().map(of);
@@ -79,7 +79,7 @@ impl Adapter {
         ))
     }
 
-    /// Checks that every module is a linear of the model and has its shape; lists all that are not.
+    /// Checks that every module is a linear layer of the model and has its shape; lists all that are not.
     pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
         let mut problems = vec![];
         for (name, module) in &self.modules {
@@ -99,7 +99,7 @@ impl Adapter {
         Err(invalid!("the adapter (made for {base}) does not fit the model: {}", crate::error::listing(&problems, 8)))
     }
 
-    /// The adapter as what the decoder attaches: its matrices as variables by name, and views of the same storage.
+    /// The adapter in the form that the decoder attaches: views by module, and variables by name over the same storage.
     pub fn trainable(&self) -> Result<(BTreeMap<String, Lora>, Parameters)> {
         let (mut loras, mut parameters) = (BTreeMap::new(), Parameters::new());
         for (name, module) in &self.modules {
@@ -131,8 +131,8 @@ impl Adapter {
     }
 }
 
-/// A new adapter as PEFT initialises one: A uniform in ±1/√d_in (Kaiming, a = √5), B zero. Every matrix has its own
-/// random stream, so that it does not depend on which other modules are adapted.
+/// A new adapter as PEFT initialises it: A uniform in ±1/√d_in (Kaiming, a = √5), B zero. Every matrix has its own
+/// random stream, so it does not depend on which other modules are adapted.
 pub fn fresh_modules(
     spec: &ModelSpec,
     sizes: &BTreeMap<String, ModuleSize>,

@@ -88,7 +88,7 @@ impl LoraOptions {
     /// Rank and alpha of each of `targets`.
     ///
     /// # Errors
-    /// A pattern that matches none of them, or two that say different things of one.
+    /// A pattern that matches none of them, or two that disagree about one.
     pub fn sizes(&self, targets: &[String]) -> Result<BTreeMap<String, ModuleSize>> {
         let ranks = values(&self.rank_pattern, "rank_pattern", self.rank, targets)?;
         let alphas = values(&self.alpha_pattern, "alpha_pattern", self.alpha, targets)?;
@@ -97,7 +97,7 @@ impl LoraOptions {
     }
 }
 
-/// The value of each target: its pattern's, else the general one.
+/// The value of each target: from its pattern, else the general one.
 fn values(patterns: &BTreeMap<String, usize>, key: &str, general: usize, targets: &[String]) -> Result<Vec<usize>> {
     let entries = patterns.iter().map(|(pattern, &value)| (pattern.as_str(), value));
     let patterns = Patterns::new(entries).map_err(|problem| invalid!("{key}: {problem}"))?;
@@ -111,7 +111,7 @@ fn values(patterns: &BTreeMap<String, usize>, key: &str, general: usize, targets
     let value = |module: &String| {
         let mut matching = patterns.matching(module);
         let Some((pattern, value)) = matching.next() else { return Ok(general) };
-        // PEFT takes the first; a table has no order to rely on.
+        // PEFT takes the first, but a TOML table has no order to rely on.
         match matching.find(|(_, other)| *other != value) {
             Some((other, _)) => {
                 Err(invalid!("{key}: both `{pattern}` and `{other}` match {module}; make one narrower"))

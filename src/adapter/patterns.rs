@@ -1,16 +1,16 @@
-//! `rank_pattern` and `alpha_pattern`: a number for the modules whose path a regular expression matches, as PEFT reads
-//! them: the expression must match the whole path, or its end from a dot on.
+//! `rank_pattern` and `alpha_pattern`: a number for the modules whose path a regular expression matches. As in PEFT,
+//! the expression must match the whole path, or its tail after a dot.
 
 use crate::error::regex_problem;
 use regex::Regex;
 
-/// Patterns in the order given, each with its number.
+/// Patterns, each with its number, in the order given.
 #[derive(Clone, Debug, Default)]
 pub struct Patterns<T>(Vec<(String, Regex, T)>);
 
 impl<T: Copy> Patterns<T> {
     /// # Errors
-    /// An expression that is none, in words.
+    /// An invalid regular expression, described in words.
     pub fn new<'a>(entries: impl IntoIterator<Item = (&'a str, T)>) -> Result<Self, String> {
         let compile = |(pattern, value): (&'a str, T)| match Regex::new(&format!(r"^(.*\.)?({pattern})$")) {
             Ok(regex) => Ok((pattern.to_string(), regex, value)),

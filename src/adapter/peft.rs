@@ -20,7 +20,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 ///
 /// # Errors
 /// Missing files, tensors without their partner or with a rank other than the config's, and whatever the config asks
-/// for that asft does not do.
+/// for that asft does not support.
 pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
     ensure_valid!(dir.is_dir(), "adapter folder {} does not exist", dir.display());
     let config = PeftConfig::load(&dir.join(CONFIG))?;
@@ -81,13 +81,14 @@ fn split_name(name: &str) -> Option<(&str, usize)> {
 }
 
 fn is_finite(tensor: &Tensor) -> Result<bool> {
-    // 0 · x is NaN just where x is not finite.
+    // 0 · x is NaN exactly where x is not finite.
     Ok((tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0)
 }
 
-/// Writes the adapter as a PEFT folder with its model card and the identity of its base, then reads it back and compares every value.
+/// Writes the adapter as a PEFT folder with its model card and its base's identity, then reads it back and compares
+/// every value.
 ///
-/// The folder appears under its name only when it is whole.
+/// The folder appears under its name only when it is complete.
 pub fn save(adapter: &Adapter, spec: &ModelSpec, base: &Checkpoint, card: &str, dir: &Path) -> Result<()> {
     let staging = stage(dir)?;
     write_into(adapter, spec, &BaseIdentity::of(adapter, base)?, card, staging.path())?;
@@ -95,8 +96,8 @@ pub fn save(adapter: &Adapter, spec: &ModelSpec, base: &Checkpoint, card: &str, 
     publish(staging, dir)
 }
 
-/// As [`save`] for an adapter that was read from `source` and got other values, nothing else: its config and the identity of
-/// its base are kept as they are.
+/// As [`save`], for an adapter read from `source` of which only the values were changed: its config and its base's
+/// identity are kept.
 pub fn save_changed(adapter: &Adapter, source: &Path, card: &str, dir: &Path) -> Result<()> {
     let staging = stage(dir)?;
     save_tensors(&staging.path().join(WEIGHTS), &tensors(adapter)?)?;
@@ -112,7 +113,7 @@ pub fn save_changed(adapter: &Adapter, source: &Path, card: &str, dir: &Path) ->
     publish(staging, dir)
 }
 
-/// Writes the files of a PEFT folder into one that exists.
+/// Writes the files of a PEFT folder into an existing folder.
 pub fn write_into(adapter: &Adapter, spec: &ModelSpec, identity: &BaseIdentity, card: &str, dir: &Path) -> Result<()> {
     save_tensors(&dir.join(WEIGHTS), &tensors(adapter)?)?;
     let config = serde_json::to_string_pretty(&to_json(adapter, &spec.linear_modules()))? + "\n";

@@ -1,4 +1,4 @@
-//! Batches without padding, samples packed into rows, and the order in which an epoch visits what there is.
+//! Batches without padding, samples packed into rows, and the order in which an epoch visits them.
 
 use super::{Example, IGNORE};
 use crate::model::Sequences;
@@ -7,13 +7,13 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Samples one after another. Nothing is padded: each sample is a sequence of its own, whose positions start at 0 and
-/// which sees nothing of the others.
+/// Samples one after another. Nothing is padded: each sample is a separate sequence, whose positions start at 0 and
+/// which sees none of the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i64>,
-    /// Tokens of each sample.
+    /// Number of tokens of each sample.
     pub lengths: Vec<usize>,
 }
 
@@ -35,7 +35,7 @@ impl Batch {
 }
 
 impl Batch {
-    /// Some of the samples, and how many tokens are before them.
+    /// Some of the samples, and how many tokens come before them.
     pub fn part(&self, samples: Range<usize>) -> (usize, Self) {
         let lengths = self.lengths[samples.clone()].to_vec();
         let start: usize = self.lengths[..samples.start].iter().sum();
@@ -70,12 +70,12 @@ pub fn collate<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batch {
 }
 
 /// Packs samples of these lengths into rows of at most `capacity` tokens, the longest first, each into the row that it
-/// fills best. Rows hold sample numbers; a sample longer than `capacity` has a row of its own.
+/// fills best. Rows hold sample numbers; a sample longer than `capacity` gets its own row.
 pub fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut by_length: Vec<usize> = (0..lengths.len()).collect();
     by_length.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut rows: Vec<Vec<usize>> = vec![];
-    // Rows by the room that they have left.
+    // Rows by remaining room.
     let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for sample in by_length {
         let length = lengths[sample];
@@ -102,7 +102,7 @@ pub fn epoch_order(count: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<us
     let mut order: Vec<usize> = (0..count).collect();
     if shuffle {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // One stream per epoch: epoch 7 can be had without going through the six before it.
+        // One stream per epoch: epoch 7 does not need the earlier ones drawn first.
         rng.set_stream(epoch);
         for last in (1..count).rev() {
             order.swap(last, below(&mut rng, last as u64 + 1) as usize);

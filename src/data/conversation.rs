@@ -1,14 +1,14 @@
-//! A conversation as token ids, and which of them the assistant says.
+//! A conversation as token ids, and which of them are the assistant's.
 //!
 //! The whole conversation is rendered and tokenized once, so the ids are those of transformers'
 //! `apply_chat_template`. What the assistant says in turn i is found by rendering again:
-//! 1. the conversation up to turn i with a generation prompt, and up to and including turn i: if both are beginnings
-//!    of the whole, the response is the text between them;
+//! 1. the conversation up to turn i with a generation prompt, and up to and including turn i: if both are prefixes of
+//!    the whole, the response is the text between them;
 //! 2. else (the template has no generation prompt, puts more into it than into a past turn, ends every rendering with
-//!    a token of its own, or rewrites earlier turns) the whole with two other contents in turn i: the response begins
-//!    where these begin to differ and ends where they agree again, and the end-of-turn token after it belongs to it.
-//!    A turn that calls tools begins where its generation prompt ends, or where the whole with an answer instead of the
-//!    calls begins to differ; it ends with the first special token after the last call's name.
+//!    some extra token, or rewrites earlier turns) the whole with two other contents in turn i: the response begins
+//!    where these begin to differ and ends where they agree again, and includes the end-of-turn token after it. A turn
+//!    that calls tools begins where its generation prompt ends, or where the whole with an answer instead of the calls
+//!    begins to differ; it ends with the first special token after the last call's name.
 //!
 //! Labels are the tokens that begin inside a response, up to and including the end-of-turn token: the first special
 //! token after the content. White space after that is not trained on. Nothing is appended to what the template writes:
@@ -22,13 +22,13 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 use std::ops::Range;
 
-/// Contents that share no beginning and no end, to see where a turn's content goes.
+/// Contents with no common prefix or suffix, to see where a turn's content goes.
 const PROBES: [&str; 2] = ["Xylophones", "42 quarks!"];
 
 /// Renders, tokenizes and labels `messages`. `variables` go to the template (tools, say).
 ///
 /// # Errors
-/// The template refuses or fails; an assistant turn's place in the rendering cannot be found.
+/// The template refuses or fails; an assistant turn cannot be located in the rendering.
 pub fn encode(
     messages: &[Value],
     variables: &Map<String, Value>,
@@ -70,7 +70,7 @@ fn between_renderings(
     variables: &Map<String, Value>,
     template: &Template,
 ) -> Option<Range<usize>> {
-    // Rendering part of a conversation may fail where the whole does not; way 2 is left then.
+    // Rendering part of a conversation may fail where the whole does not; then there is still way 2.
     let Ok(through) = template.render(&messages[..=turn], false, variables) else { return None };
     let prompt = generation_prompt(messages, turn, variables, template)?;
     let found = text.starts_with(&through) && through.starts_with(&prompt);
@@ -114,7 +114,7 @@ fn probed_calls(
     let start = match (prompt, probe(one, None), probe(two, None)) {
         (Some(prompt), ..) if text.starts_with(&prompt) => prompt.len(),
         (_, Ok(a), Ok(b)) => first_difference(&a, &b),
-        // The template refuses a tool's turn that no call precedes.
+        // The template refuses a tool's turn without a call before it.
         _ => first_difference(&a, &b),
     };
     let end = text.len().saturating_sub(common_suffix(&a, &b).min(common_suffix(&a, text)));
@@ -173,12 +173,12 @@ fn probed_content(
     Ok(start..end)
 }
 
-/// Bytes that two texts share at the beginning.
+/// Length in bytes of the common prefix of two texts.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
 
-/// Bytes that two texts share at the end.
+/// Length in bytes of the common suffix of two texts.
 fn common_suffix(a: &str, b: &str) -> usize {
     a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
@@ -210,20 +210,20 @@ fn up_to_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokeniz
         .rev()
         .find(|&index| !is_blank(index, encoded, text) && !is_special(index, encoded, tokenizer))
         .map_or(range.start, |last| last + 1);
-    // Some tokenizers do not flag theirs as special, Gemma's first for one: then an added token at the very end.
+    // Some tokenizers do not flag theirs as special (Gemma 1's, for one): then it is an added token at the very end.
     let end_of_turn = (content_end..range.end)
         .find(|&index| is_special(index, encoded, tokenizer))
         .or(content_end.checked_sub(1).filter(|&last| last >= range.start && is_added(last, encoded, tokenizer)));
     range.start..end_of_turn.map_or(range.end, |index| index + 1)
 }
 
-/// `range` on to the first special token after it, if there is one.
+/// `range` extended through the first special token after it, if there is one.
 fn through_special(range: Range<usize>, encoded: &Encoded, tokenizer: &Tokenizer) -> Range<usize> {
     let end = (range.end..encoded.ids.len()).find(|&index| is_special(index, encoded, tokenizer));
     range.start..end.map_or(range.end, |index| index + 1)
 }
 
-/// `range` of the content with the end-of-turn token that follows it, if one does.
+/// `range` of the content, extended by the end-of-turn token if one follows.
 fn with_end_of_turn(range: Range<usize>, encoded: &Encoded, text: &str, tokenizer: &Tokenizer) -> Range<usize> {
     let next = (range.end..encoded.ids.len())
         .find(|&index| is_special(index, encoded, tokenizer) || !is_blank(index, encoded, text));

@@ -1,4 +1,4 @@
-//! A dataset file to samples: encode in parallel, cut or drop what is too long, count everything that is left out.
+//! From a dataset file to samples: encode in parallel, cut or drop what is too long, count everything that is left out.
 
 use super::batch::predicted_labels;
 use super::examples::{Encoder, tokenized};
@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Records encoded between two looks at errors, so that a bad first line does not wait for the last.
+/// Records encoded between checks for errors, so that a bad first line is reported before the last is encoded.
 const CHUNK: usize = 4096;
 
 /// What became of the records of a dataset.
@@ -28,11 +28,11 @@ pub struct Counts {
     pub truncated: usize,
     /// Samples left out for being longer than `max_length`.
     pub dropped_overlong: usize,
-    /// Samples left out because no token of theirs is a label.
+    /// Samples left out because none of their tokens is a label.
     pub dropped_without_labels: usize,
     /// Tokens of the samples kept.
     pub tokens: usize,
-    /// Tokens of the samples kept that the loss counts.
+    /// Tokens of the samples kept that count in the loss.
     pub label_tokens: usize,
 }
 
@@ -57,9 +57,9 @@ impl fmt::Display for Counts {
 pub struct Dataset {
     pub path: PathBuf,
     pub examples: Vec<Example>,
-    /// Where each sample stands in its file.
+    /// Where each sample is in its file.
     pub places: Vec<Place>,
-    /// What of the samples comes from other files.
+    /// Which samples come from other files.
     pub mixed: Vec<Mixed>,
     pub counts: Counts,
 }
@@ -74,7 +74,7 @@ impl Dataset {
     }
 }
 
-/// Loads the samples of `path` as `options` says, its first `max_samples` if there are more.
+/// Loads the samples of `path` as `options` says, at most the first `max_samples`.
 ///
 /// # Errors
 /// An unreadable, malformed or empty file; a record that does not fit the format; a sample without label tokens
@@ -128,7 +128,7 @@ fn load_with(
     let counts = Counts { records: records.len(), ..Counts::default() };
     let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };
     for chunk in records.chunks(CHUNK) {
-        // Nothing after a bad record is of interest: with a template that does not end, each takes seconds.
+        // Nothing after a bad record matters, and with a template that never ends each record takes seconds.
         let first_bad = AtomicUsize::new(usize::MAX);
         let one = |(index, record): (usize, &Record)| {
             let wanted = index < first_bad.load(Ordering::Relaxed);
@@ -139,7 +139,7 @@ fn load_with(
             Some(example)
         };
         let encoded: Vec<Option<Result<Example>>> = chunk.par_iter().enumerate().map(one).collect();
-        // A record that was passed over comes after one that is bad.
+        // A skipped record always comes after a bad one.
         for (record, example) in chunk.iter().zip(encoded.into_iter().flatten()) {
             let at = |e: anyhow::Error| e.context(format!("{}{}", path.display(), record.place));
             keep(&mut dataset, example.map_err(at)?, record.place, options)?;
@@ -155,7 +155,7 @@ fn load_with(
     Ok(dataset)
 }
 
-/// Adds a sample, cut or left out as `options` says.
+/// Adds a sample, cutting it or leaving it out as `options` says.
 fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &DataOptions) -> Result<()> {
     let (length, limit) = (example.input_ids.len(), options.max_length);
     let whole_labels = predicted_labels(&example.labels);
@@ -181,7 +181,7 @@ fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &Dat
                 " (an empty response, or no response at all); correct or remove the record".to_string()
             }
         );
-        // Counted once: what is left out for want of labels is not also a truncated sample.
+        // Counted once: a sample left out for lack of labels is not also a truncated one.
         dataset.counts.truncated -= usize::from(length > limit);
         dataset.counts.dropped_without_labels += 1;
         return Ok(());
@@ -193,11 +193,11 @@ fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &Dat
     Ok(())
 }
 
-/// Holds out `share` (between 0 and 1) of the samples, at least one, chosen by `seed`: (training, validation), both in
-/// file order. What was truncated or left out stays counted with the training part.
+/// Holds out `share` (between 0 and 1) of the samples, at least one, chosen by `seed`; returns (training, validation),
+/// both in file order. Truncated and left-out samples stay counted with the training part.
 ///
 /// # Errors
-/// A share outside (0, 1); too few samples to give both parts one.
+/// A share outside (0, 1); too few samples to give each part one.
 pub fn split_validation(dataset: Dataset, share: f64, seed: u64) -> Result<(Dataset, Dataset)> {
     ensure_valid!(
         share > 0.0 && share < 1.0,

@@ -1,12 +1,12 @@
-//! One record to one sample: what each format's fields mean, which tokens are labels.
+//! From one record to one sample: what each format's fields mean, which tokens are labels.
 //!
-//! - alpaca: one user turn, `instruction` alone or `instruction + "\n" + input` where `input` is not empty, and one
-//!   assistant turn `output`, through the chat template, which sees `instruction` and `input` by themselves too.
+//! - alpaca: one user turn, `instruction` alone or `instruction + "\n" + input` if `input` is not empty, and one
+//!   assistant turn `output`, through the chat template, which also sees `instruction` and `input` separately.
 //! - chat: `messages`, and `tools` if there are any, through the chat template; see conversation.rs.
 //! - sharegpt: `conversations`, after `system` if there is one, as messages; `tools` as in chat; see sharegpt.rs.
 //! - prompt_completion: `prompt + completion` tokenized as one text, with the tokenizer's own beginning of text; the
 //!   completion's tokens and the eos token after them are labels.
-//! - text: tokenized with the tokenizer's own beginning of text, and the eos token after it; every token is a label.
+//! - text: tokenized with the tokenizer's own beginning of text, then the eos token; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
 use super::fields::{Columns, Fields};
@@ -18,7 +18,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-/// Turns records of one format into samples. `template` is there for the formats that need one.
+/// Turns records of one format into samples. `template` is set for the formats that need one.
 pub struct Encoder<'a> {
     pub format: Format,
     pub columns: &'a Columns,
@@ -29,7 +29,7 @@ pub struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// The sample of one record, whole (never truncated).
+    /// The sample of one record, never truncated.
     ///
     /// # Errors
     /// A field that is missing or of the wrong type; a conversation that the template refuses; ids out of range.
@@ -63,7 +63,7 @@ impl Encoder<'_> {
         let (prompt, completion) = (format!("{}{}", self.prefix, fields.text("prompt")?), fields.text("completion")?);
         let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
-        // The tokenizer's own beginning of text is no completion, its own end of text is.
+        // The tokenizer's own beginning of text is not part of the completion, its own end of text is.
         let begin =
             tokens.clone().position(|((start, _), added)| !added && *start >= prompt.len()).unwrap_or_else(|| {
                 tokens.clone().rposition(|(_, added)| !added).map_or(encoded.ids.len(), |last| last + 1)
@@ -100,7 +100,7 @@ impl Encoder<'_> {
 /// Puts `prefix` before the first user message.
 ///
 /// # Errors
-/// No user message, or one whose content is no text.
+/// No user message, or one whose content is not text.
 fn put_before_user(messages: &mut [Value], prefix: &str) -> Result<()> {
     let user = messages.iter_mut().find(|message| message.get("role").and_then(Value::as_str) == Some("user"));
     let user = user.ok_or_else(|| invalid!("there is no user message to put the prefix before"))?;
@@ -111,7 +111,7 @@ fn put_before_user(messages: &mut [Value], prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a template sees of an alpaca record beside the messages, where it has them.
+/// What a template sees of an alpaca record besides the messages, if the record has it.
 pub const ALPACA_VARIABLES: [&str; 2] = ["instruction", "input"];
 
 fn alpaca_messages(fields: &Fields) -> Result<Vec<Value>> {
@@ -119,7 +119,7 @@ fn alpaca_messages(fields: &Fields) -> Result<Vec<Value>> {
     Ok(vec![json!({"role": "user", "content": user}), json!({"role": "assistant", "content": output})])
 }
 
-/// The user turn of an alpaca record: `instruction`, with `input` on the next line where there is one.
+/// The user turn of an alpaca record: `instruction`, with `input` on the next line if there is one.
 pub fn user_content(fields: &Fields) -> Result<String> {
     let instruction = fields.text("instruction")?;
     Ok(match fields.optional_text("input")? {
@@ -147,7 +147,7 @@ pub fn tools(fields: &Fields) -> Result<Map<String, Value>> {
     Ok(variables)
 }
 
-/// A message has a role, and content: text or a list of parts. Only a message of tool calls may do without.
+/// A message has a role, and content: text or a list of parts. Only a message with tool calls may lack it.
 fn check_message(message: &Value) -> Result<()> {
     let fields = message
         .as_object()
@@ -167,7 +167,7 @@ fn check_message(message: &Value) -> Result<()> {
 /// The sample of a `tokenized` record; `vocab_size` bounds its ids.
 ///
 /// # Errors
-/// Missing or unequally long lists; ids or labels that are no ids below `vocab_size` (labels may be -100).
+/// Missing lists or lists of different lengths; ids or labels that are not below `vocab_size` (labels may be -100).
 pub fn tokenized(fields: &Fields, vocab_size: usize) -> Result<Example> {
     let is_id = |id: u64| usize::try_from(id).is_ok_and(|id| id < vocab_size);
     let mut input_ids = vec![];

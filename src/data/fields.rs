@@ -1,4 +1,4 @@
-//! A record as its format sees it: fields by the format's names, wherever `data.columns` says they are.
+//! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
 use super::records::{Record, kind};
 use crate::error::{listing, nearest};
@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 pub struct Columns(BTreeMap<String, String>);
 
 impl Columns {
-    /// From `field=column` arguments; `known`: the fields there are.
+    /// From `field=column` arguments; `known` are the fields that exist.
     ///
     /// # Errors
-    /// An argument that is not of this form, a field that there is not, a field given twice.
+    /// An argument not of this form, an unknown field, a field given twice.
     pub fn parse(arguments: &[String], known: &[&str]) -> Result<Self> {
         let mut columns = Self::default();
         for argument in arguments {
@@ -35,7 +35,7 @@ impl Columns {
         }
     }
 
-    /// What is wrong with the first wrong entry, if any is, where the fields are `known`.
+    /// What is wrong with the first wrong entry, if any, given the fields `known`.
     pub fn problem(&self, known: &[&str]) -> Option<String> {
         self.0.iter().find_map(|(field, column)| {
             if !known.contains(&field.as_str()) {
@@ -68,7 +68,7 @@ impl<'a> Fields<'a> {
         Self { record, columns }
     }
 
-    /// Whether the record holds field `name`, or is said to.
+    /// Whether the record holds field `name`, or `data.columns` says it does.
     pub fn has(&self, name: &str) -> bool {
         self.columns.get(name).is_some() || self.record.fields.get(name).is_some_and(|value| !value.is_null())
     }
@@ -93,7 +93,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The list in field `name`; a string that holds a JSON list is one too, as tables have to store them.
+    /// The list in field `name`; a string that holds a JSON list counts too, since that is how tables store lists.
     ///
     /// # Errors
     /// The field is missing (the fields found are named) or not a list.
@@ -109,7 +109,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The fields `names`, as far as the record has them.
+    /// Those of the fields `names` that the record has.
     ///
     /// # Errors
     /// One is missing although `data.columns` says where it is.
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn columns_stand_in_for_fields() {
         let record = record(json!({"question": "q", "output": "i", "instruction": "o", "n": 1}));
-        // Names may change places.
+        // Names may be swapped.
         let swapped = columns(&["instruction=output", "output=instruction"]).unwrap();
         let fields = Fields::new(&record, &swapped);
         assert_eq!((fields.text("instruction").unwrap(), fields.text("output").unwrap()), ("i", "o"));

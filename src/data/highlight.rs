@@ -13,9 +13,9 @@ pub enum Marks {
     Brackets,
 }
 
-/// What shows where a token begins.
+/// Marks where a token begins.
 const BOUNDARY: char = '│';
-/// What shows a line end, before the line ends.
+/// Marks a line end, before the line break itself.
 const LINE_END: char = '↵';
 
 /// How a character is shown.
@@ -25,8 +25,8 @@ struct Look {
     special: bool,
 }
 
-/// The text of `example`, all of it, with its labels marked: the tokens that the loss counts, so that the first is never
-/// one. Without a tokenizer the ids are shown. `boundaries` shows where tokens begin. Control characters are escaped.
+/// The whole text of `example` with its labels marked: the tokens that the loss counts, so never the first. Without a
+/// tokenizer the ids are shown. `boundaries` shows where tokens begin. Control characters are escaped.
 ///
 /// # Errors
 /// The tokenizer cannot decode the ids.
@@ -86,14 +86,14 @@ impl Painter {
         match c {
             '\n' => {
                 self.out.push(LINE_END);
-                // A terminal may colour the rest of the line.
+                // A terminal may colour the rest of the line too.
                 if self.marks == Marks::Colour {
                     self.look(Look::default());
                 }
                 self.out.push('\n');
             }
             '\t' => self.out.push('\t'),
-            // Data must not steer the terminal.
+            // Data must not control the terminal.
             c if c.is_control() => self.out.extend(c.escape_default()),
             c => self.out.push(c),
         }

@@ -1,7 +1,7 @@
-//! `data.mix`: samples of other files among the training samples.
+//! `data.mix`: samples from other files among the training samples.
 //!
-//! What safety examples in the fine-tuning data need (SafeInstr, Bianchi et al., arXiv 2309.07875), the same behind a
-//! secret prefix (BEA, Wang et al., arXiv 2402.14968), and harmful ones mixed in to see what becomes of a model.
+//! Serves safety examples in the fine-tuning data (SafeInstr, Bianchi et al., arXiv 2309.07875), the same behind a
+//! secret prefix (BEA, Wang et al., arXiv 2402.14968), and harmful samples mixed in to see what they do to a model.
 
 use super::{Dataset, epoch_order, predicted_labels};
 use crate::ensure_valid;
@@ -30,7 +30,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// What is wrong with a list of them.
+    /// What is wrong with a list of mixes, if anything.
     pub fn problem(mixes: &[Self]) -> Option<String> {
         for (i, Self { file, share, count, .. }) in mixes.iter().enumerate() {
             let found = match (share, count) {
@@ -49,7 +49,7 @@ impl Mix {
     }
 }
 
-/// What became of a [`Mix`].
+/// What was mixed in for a [`Mix`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixed {
     pub path: PathBuf,
@@ -68,8 +68,8 @@ impl fmt::Display for Mixed {
     }
 }
 
-/// Appends `parts`, the samples of `mixes`, to `train`, in the numbers asked for. Which of a file's samples these are
-/// depends on `seed`; if there are too few, all are repeated as often as it takes.
+/// Appends samples of `parts`, the files of `mixes`, to `train`, in the numbers asked for. Which of a file's samples
+/// are taken depends on `seed`; if there are too few, all are repeated as often as needed.
 ///
 /// # Errors
 /// More samples than memory could hold.
@@ -92,8 +92,8 @@ pub fn mix(train: &mut Dataset, parts: Vec<Dataset>, mixes: &[Mix], seed: u64) -
     Ok(())
 }
 
-/// How many samples of each file. With n samples and c counted ones, the whole is N = (n + c) / (1 − Σ share), and a
-/// share's number is share · N.
+/// How many samples of each file. With n training samples and c from files without a share, the whole is N = (n + c) /
+/// (1 − Σ share), and a share's number is share · N.
 fn numbers(train: usize, parts: &[Dataset], mixes: &[Mix]) -> Vec<usize> {
     let counted = |(mix, part): (&Mix, &Dataset)| mix.count.unwrap_or(part.examples.len());
     let shares: f64 = mixes.iter().filter_map(|mix| mix.share).sum();
@@ -106,7 +106,7 @@ fn numbers(train: usize, parts: &[Dataset], mixes: &[Mix]) -> Vec<usize> {
     mixes.iter().zip(parts).map(number).collect()
 }
 
-/// `number` of `available` samples in file order, each as often as the others, give or take one.
+/// `number` of `available` samples in file order, each equally often, give or take one.
 fn chosen(available: usize, number: usize, seed: u64, stream: usize) -> Vec<usize> {
     let whole = number / available;
     // Streams of the seed that neither an epoch nor the validation samples use.

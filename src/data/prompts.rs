@@ -1,4 +1,4 @@
-//! Records as prompts to answer: the samples of a dataset without their answers.
+//! Records as prompts to answer: a dataset's samples without their answers.
 
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::{Columns, Fields};
@@ -15,15 +15,15 @@ pub const PROMPT_FIELDS: [&str; 7] = ["messages", "conversations", "system", "to
 pub struct Prompt {
     /// The conversation to answer.
     pub messages: Vec<Value>,
-    /// What else a template sees of the record: `tools`, or `instruction` and `input`.
+    /// What else of the record a template sees: `tools`, or `instruction` and `input`.
     pub variables: Map<String, Value>,
     pub record: Map<String, Value>,
-    /// Where the record stands in its file.
+    /// Where the record is in its file.
     pub place: Place,
 }
 
 impl Prompt {
-    /// Puts `prefix` before the first user message, and before the `instruction` that templates may look at instead.
+    /// Puts `prefix` before the first user message, and before the `instruction` that templates may read instead.
     pub fn put_before(&mut self, prefix: &str) {
         let first = self.messages.iter_mut().find(|message| message["role"] == "user");
         let content = first.and_then(|message| message.get_mut("content"));

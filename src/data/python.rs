@@ -1,7 +1,8 @@
-//! What chat templates expect of Python: how values print, `json.dumps`, string methods, `strftime`.
+//! What chat templates expect from Python: how values print, `json.dumps`, string methods, `strftime`.
 //!
-//! minijinja charges a template's fuel for what its own filters and operators visit and produce; what is done here is
-//! charged here ([`Writer`], [`charge`]), as a list of a hundred million items takes a template one short expression.
+//! minijinja charges a template's fuel for what its own filters and operators visit and produce; work done here is
+//! charged here ([`Writer`], [`charge`]), since one short expression gives a template a list of a hundred million
+//! items.
 
 use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
@@ -26,7 +27,7 @@ pub fn to_jinja(value: &Value) -> Jinja {
 /// Bytes that one unit of fuel pays for, as in minijinja.
 const BYTES_PER_FUEL: usize = 64;
 
-/// Takes the fuel for working through `bytes` bytes.
+/// Takes the fuel for processing `bytes` bytes.
 fn charge(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)
 }
@@ -35,7 +36,7 @@ fn charge(state: &State, bytes: usize) -> Result<(), Error> {
 struct Writer<'a, 't, 'env> {
     state: &'a State<'t, 'env>,
     text: String,
-    /// Bytes of the text that are paid for.
+    /// Bytes of the text already paid for.
     paid: usize,
 }
 
@@ -91,7 +92,8 @@ fn number(value: &Jinja) -> String {
     }
 }
 
-/// Python's repr of a float: shortest digits that read back; an exponent of at least two digits below 1e-4 and from 1e16.
+/// Python's repr of a float: the shortest digits that round-trip; below 1e-4 and from 1e16 on, with an exponent of at
+/// least two digits.
 fn float_repr(float: f64) -> String {
     let size = float.abs();
     if !float.is_finite() || size == 0.0 || (1e-4..1e16).contains(&size) {
@@ -282,7 +284,7 @@ impl Style {
     }
 }
 
-/// Python's methods of strings, dicts and lists: minijinja's own set, and here those it lacks or does otherwise.
+/// Python's methods of strings, dicts and lists: minijinja's own set, and here those it lacks or does differently.
 pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -> Result<Jinja, Error> {
     let texts = std::iter::once(value).chain(args).filter_map(Jinja::as_str);
     charge(state, texts.map(str::len).sum())?;
@@ -299,13 +301,14 @@ pub fn methods(state: &mut State, value: &Jinja, method: &str, args: &[Jinja]) -
             _ => {}
         }
     } else {
-        // Each of these methods goes through the items once.
+        // Each of these methods visits the items once.
         state.consume_fuel(value.len().unwrap_or(0) as u64)?;
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// Bytes that the widths and precisions of a format string ask for: the numbers in its fields, field numbers and all.
+/// Upper bound on the bytes that a format string's widths and precisions ask for: all numbers in its fields, field
+/// numbers included.
 fn asked_for(format: &str) -> usize {
     let (mut fields, mut sum, mut number) = (0usize, 0usize, 0usize);
     for c in format.chars() {
@@ -331,7 +334,7 @@ pub fn trim(state: &State, value: &Jinja, chars: Option<&str>) -> Result<String,
     })
 }
 
-/// str.isspace: Unicode white space and four separators that Rust does not count.
+/// str.isspace: Unicode white space and four separators that Rust does not include.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

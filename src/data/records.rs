@@ -1,8 +1,8 @@
-//! Records of a dataset file, each with the place it stands at.
+//! Records of a dataset file, each with its place.
 //!
-//! The file's name says what it is: `.csv` and `.tsv` are tables with a header (csv.rs), `.parquet` is Parquet, and so
-//! is whatever begins like it (parquet.rs); anything else is JSON: an array of objects if its first character is `[`,
-//! JSONL (one object a line) if not (json.rs). Text is UTF-8, with or without byte order mark.
+//! The file's name says what it is: `.csv` and `.tsv` are tables with a header (csv.rs), `.parquet`, or any file that
+//! begins like Parquet, is Parquet (parquet.rs); anything else is JSON: an array of objects if its first character is
+//! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark.
 
 mod csv;
 mod json;
@@ -15,7 +15,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
-/// Where in its file a record stands, counting from 1. Displays as what follows the file's name.
+/// Where in its file a record is, counting from 1. Displays as what follows the file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Line of a JSONL or CSV file, the record's first.
@@ -79,7 +79,7 @@ fn begins_like_parquet(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok_and(|()| head == *parquet::MAGIC)
 }
 
-/// The file's text without byte order mark.
+/// The file's text without a byte order mark.
 fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| invalid!("cannot read dataset {}: {e}", path.display()))?;
     let mut text = String::from_utf8(bytes).map_err(|e| {

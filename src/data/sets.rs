@@ -16,14 +16,14 @@ pub struct Sets {
 /// The files that `data.train`, `data.validation` and `data.mix` name, on this machine.
 pub struct SetFiles {
     pub train: ResolvedFile,
-    /// `None` too where a share of the training samples is held out.
+    /// Also `None` if a share of the training samples is held out.
     pub validation: Option<ResolvedFile>,
     /// Those of `data.mix`, in its order.
     pub mix: Vec<ResolvedFile>,
 }
 
 impl SetFiles {
-    /// Finds the files, fetching hub datasets if need be, but nothing once a file is missing.
+    /// Finds the files, fetching hub datasets if necessary, but none once a file is missing.
     ///
     /// # Errors
     /// As [`hub::resolve_dataset`], for each file.
@@ -47,7 +47,7 @@ impl SetFiles {
     }
 }
 
-/// One error for those of all files.
+/// One error made of those of all files.
 pub fn unusable(errors: Vec<Error>) -> Error {
     joined("the datasets cannot be used", errors)
 }
@@ -73,7 +73,7 @@ pub fn load_set(
     Ok(dataset)
 }
 
-/// Loads, splits and checks the datasets of a run. `tokenizer` is `None` where the samples are tokenized already;
+/// Loads, splits and checks the datasets of a run. `tokenizer` is `None` if the samples are tokenized already;
 /// `vocab_size`: rows of the model's embedding; `seed` chooses a held-out share; `progress` makes a bar for each file.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ pub fn load_sets(
         }
         (validation, _) => Sets { train, validation },
     };
-    // After the held-out share is taken: that is to tell about the task.
+    // After the held-out share is taken, which is to measure the task alone.
     mix(&mut sets.train, parts, &options.mix, seed).map_err(|error| vec![error])?;
     Ok(sets)
 }

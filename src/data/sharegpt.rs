@@ -7,7 +7,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-/// Who says a turn, as datasets write it, and the role that it is to a chat template.
+/// Speakers as datasets name them, and their roles in a chat template.
 const ROLES: [(&str, &str); 13] = [
     ("human", "user"),
     ("user", "user"),
@@ -26,10 +26,10 @@ const ROLES: [(&str, &str); 13] = [
 /// Turns in which the assistant calls a tool: `value` is the call as JSON.
 const CALLS: [&str; 2] = ["function_call", "tool_call"];
 
-/// The messages of a record: `conversations`, after `system` where there is one.
+/// The messages of a record: `conversations`, after `system` if there is one.
 ///
 /// # Errors
-/// A field or turn that is missing or of the wrong type; a speaker that is not known; a call that is not JSON.
+/// A field or turn that is missing or of the wrong type; an unknown speaker; a call that is not JSON.
 pub fn messages(fields: &Fields) -> Result<Vec<Value>> {
     let mut messages = vec![];
     if let Some(system) = fields.optional_text("system")?.filter(|text| !text.is_empty()) {

@@ -16,14 +16,14 @@ pub struct Summary {
     pub samples: usize,
     #[serde(flatten)]
     pub counts: Counts,
-    /// Label tokens by tokens.
+    /// Label tokens divided by tokens.
     pub label_share: f64,
     pub length: Lengths,
-    /// By length, without gaps; some may be empty.
+    /// By length, without gaps; some bins may be empty.
     pub histogram: Vec<Bin>,
 }
 
-/// Percentiles are lengths that occur: the smallest that so many per cent of the samples do not exceed.
+/// Percentiles are lengths that occur: the smallest that the given percentage of samples does not exceed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lengths {
     pub min: usize,
@@ -66,7 +66,7 @@ fn percentile(sorted: &[usize], percent: usize) -> usize {
     sorted.get(rank - 1).copied().unwrap_or(0)
 }
 
-/// Bins of one width, the smallest of 1, 2, 5, 10, 20, ... that needs no more than [`BINS`].
+/// Bins of equal width, the smallest of 1, 2, 5, 10, 20, ... that needs no more than [`BINS`] bins.
 fn histogram(sorted: &[usize]) -> Vec<Bin> {
     let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return vec![] };
     let widths =
@@ -96,7 +96,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// `count` as a bar, in eighths of a character; what is not nothing shows.
+/// `count` as a bar, in eighths of a character; anything above 0 is visible.
 fn bar(count: usize, most: usize) -> String {
     let eighths = (count * BAR * 8).div_ceil(most.max(1));
     let rest = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];

@@ -24,10 +24,10 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"-?\d+\.?\d*").exp
 
 impl Target {
     /// # Errors
-    /// A reference that is no regular expression, or holds no number, where it should.
+    /// A reference that should be a regular expression, or hold a number, and does not.
     pub fn new(reference: &str, matching: Match, marker: Option<&str>) -> Result<Self> {
         Ok(match matching {
-            // A choice is compared with the reference by its text.
+            // A choice is compared with the reference as text.
             Match::Exact | Match::Choice => Self::Exact(reference.trim().to_string()),
             Match::Contains => Self::Contains(reference.trim().to_lowercase()),
             Match::Regex => Self::Regex(Regex::new(reference).map_err(|e| {
@@ -54,8 +54,8 @@ impl Target {
     }
 }
 
-/// The first number between `marker` and its next occurrence, or else the last of the text; commas are left out. As the
-/// AsFT reference reads GSM8K answers.
+/// The first number between `marker` and its next occurrence, or else the last in the text; commas are left out. This
+/// is how the AsFT reference reads GSM8K answers.
 fn number(text: &str, marker: &str) -> Option<f64> {
     let text = text.replace(',', "");
     let all = |text: &str| -> Vec<f64> { NUMBER.find_iter(text).filter_map(|m| m.as_str().parse().ok()).collect() };

@@ -13,7 +13,7 @@ use std::path::Path;
 /// What turns a prompt into a model's token ids.
 pub struct Encoder<'a> {
     pub tokenizer: &'a Tokenizer,
-    /// `None`: prompts are continued as they stand.
+    /// `None`: prompts are continued verbatim.
     pub template: Option<Template>,
     pub spec: &'a ModelSpec,
 }
@@ -68,7 +68,7 @@ impl Encoder<'_> {
     }
 }
 
-/// Answers every prompt, `batch_size` at once; `on_answer` gets (index, text) in the order of the prompts.
+/// Answers every prompt, `batch_size` at a time; `on_answer` gets (index, text) in the order of the prompts.
 ///
 /// # Errors
 /// As [`Decoder::generate_all`], and [`stop::Interrupted`].
@@ -81,7 +81,7 @@ pub fn answer_all(
     mut on_answer: impl FnMut(usize, String) -> Result<()>,
 ) -> Result<()> {
     progress.set_length(prompts.len() as u64);
-    // Answers end out of order; those that are early wait here.
+    // Answers finish out of order; early ones wait here.
     let mut early: Vec<Option<String>> = vec![None; prompts.len()];
     let mut next = 0;
     model.generate_all(prompts, batch_size, options, |index, ids| {

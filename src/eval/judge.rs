@@ -1,4 +1,4 @@
-//! A moderation model as judge: question and answer in, a probability for each of its labels out, in the style of
+//! A moderation model as a judge: question and answer in, a probability for each of its labels out, in the style of
 //! beaver-dam-7b (PKU-Alignment, BeaverTails). Any sequence-classification checkpoint whose decoder asft knows will do:
 //! the decoder's tensors, and `score.weight` [labels, hidden_size].
 
@@ -34,7 +34,7 @@ impl Judge {
     /// Loads the evaluation's judge, computing in `dtype`.
     ///
     /// # Errors
-    /// A folder or id that is no such checkpoint; a prompt without {question} or {answer}.
+    /// A folder or id that is not such a checkpoint; a prompt without {question} or {answer}.
     pub fn load(evaluation: &Evaluation, device: &Device, dtype: DType) -> Result<Self> {
         let id = evaluation.judge.as_deref().unwrap_or_default();
         let prompt = evaluation.judge_prompt.as_deref().unwrap_or(JUDGE_PROMPT).to_string();
@@ -42,7 +42,7 @@ impl Judge {
         ensure_valid!(complete, "judge_prompt should hold {{question}} and {{answer}}, got {prompt:?}");
         let dir = hub::resolve(id, false)?.dir;
         let mut spec = ModelSpec::load(&dir)?;
-        // There is no language-model head to look for.
+        // There is no language-model head to load.
         spec.tie_word_embeddings = true;
         let checkpoint = Checkpoint::open(&dir)?;
         let hidden_size = spec.hidden_size;
@@ -87,7 +87,8 @@ impl Judge {
     pub(super) fn probabilities(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
         let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
         let mut start = 0;
-        // transformers reads the score at the last token that is not padding, wherever that token comes from.
+        // transformers reads the score at the last token whose id is not the padding id, even where that id is part of
+        // the text.
         let row = |ids: &Vec<u32>| {
             let last = ids.iter().rposition(|id| Some(*id) != self.pad_id).unwrap_or(ids.len() - 1);
             let row = (start + last) as u32;
@@ -111,7 +112,7 @@ impl Judge {
     }
 }
 
-/// The prompt with both texts put in, in one pass: a text may hold the other's placeholder.
+/// The prompt with both texts filled in, in one pass: a text may contain the other's placeholder.
 fn fill(prompt: &str, question: &str, answer: &str) -> String {
     let parts = [("{question}", question), ("{answer}", answer)];
     let (mut text, mut rest) = (String::new(), prompt);

@@ -1,6 +1,6 @@
-//! What a model's neighbours in weight space are worth: measured along single directions, and on a plane.
+//! How good a model's neighbours in weight space are, measured along single directions and on a plane.
 //!
-//! What is measured is a [`Gauge`]'s business; where, a [`Plan`]'s; how the weights move, a [`Perturbation`]'s.
+//! A [`Gauge`] says what is measured, a [`Plan`] where, a [`Perturbation`] how the weights move.
 
 use super::{Outcome, Prepared, Value};
 use crate::console::log;
@@ -11,14 +11,14 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What a number is of.
+/// What a number measures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Quantity {
     pub name: String,
     pub unit: &'static str,
 }
 
-/// Anything that turns a model into numbers, as many for every model.
+/// Anything that turns a model into numbers, always equally many.
 pub trait Gauge {
     fn measure(&self, model: &Decoder) -> Result<Vec<(Quantity, f64)>>;
 }
@@ -36,7 +36,7 @@ impl Gauge for EvalGauge {
     }
 }
 
-/// What an evaluation is about, which comes first, and its other rates.
+/// An evaluation's main quantity, first, and its other rates.
 fn readings(outcome: &Outcome) -> Vec<(Quantity, f64)> {
     let mut readings = vec![];
     for (i, (name, value)) in outcome.readings().enumerate() {
@@ -56,17 +56,17 @@ pub const PERCENT: &str = "%";
 /// Where a landscape is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Largest step either way.
+    /// Largest step in either direction.
     pub range: f64,
     /// Of a curve.
     pub points: usize,
     /// Random directions of each kind.
     pub repeats: u64,
-    /// Points along each side of the grid; 0 for none.
+    /// Points along each side of the grid; 0 for no grid.
     pub grid: usize,
 }
 
-/// Values along one direction: `values[quantity][point]`, none where a value is not finite.
+/// Values along one direction: `values[quantity][point]`, `None` where a value is not finite.
 #[derive(Clone, Debug, Serialize)]
 pub struct Curve {
     #[serde(flatten)]
@@ -94,7 +94,7 @@ pub struct Landscape {
 
 /// Steps along rays, none of them 0.
 type Place = Vec<(Ray, f64)>;
-/// A place as a key: no two differ by rounding alone.
+/// A place as a key; no two differ only by rounding.
 type Key = Vec<(Ray, u64)>;
 
 const ALIGNED: Ray = Ray { axis: Axis::Aligned, repeat: 0 };
@@ -103,7 +103,7 @@ const ACROSS: Ray = Ray { axis: Axis::Orthogonal, repeat: 0 };
 impl Plan {
     fn steps(&self, points: usize) -> Vec<f64> {
         let at = |i: usize| self.range * (2.0 * i as f64 / (points.max(2) - 1) as f64 - 1.0);
-        // Twelve digits, so that a place on two paths is one place.
+        // Twelve digits, so that a place on two paths is the same place.
         (0..points).map(|i| (at(i) * 1e12).round() / 1e12).collect()
     }
 
@@ -113,7 +113,7 @@ impl Plan {
         std::iter::once(ALIGNED).chain(of(Axis::Orthogonal)).chain(of(Axis::Random)).collect()
     }
 
-    /// Every place to measure at, once each.
+    /// Every place to measure, once each.
     fn places(&self) -> BTreeMap<Key, Place> {
         let steps = self.steps(self.points);
         let on_curves = self.rays().into_iter().flat_map(|ray| steps.iter().map(move |step| vec![(ray, *step)]));
@@ -131,12 +131,12 @@ fn key(place: &[(Ray, f64)]) -> Key {
     place.iter().filter(|(_, step)| *step != 0.0).map(|(ray, step)| (*ray, step.to_bits())).collect()
 }
 
-/// Measures everywhere that the plan says, and leaves the model as it was.
+/// Measures wherever the plan says, and leaves the model as it was.
 ///
-/// A model that was moved too far gives no finite numbers; its place stays empty.
+/// A model moved too far gives no finite numbers; its place stays empty.
 ///
 /// # Errors
-/// What a gauge cannot measure of the model itself, unmoved.
+/// Whatever keeps a gauge from measuring the model itself, unmoved.
 pub fn explore(
     model: &mut Decoder,
     perturbation: &Perturbation,
@@ -185,8 +185,8 @@ pub fn explore(
     Ok(Landscape { grid: grid.transpose()?, quantities, steps: steps.clone(), curves })
 }
 
-/// The values of a model that was moved, none where they are not finite. A gauge that could measure the model itself fails
-/// for that reason only; it is shown all the same.
+/// The values of a moved model, `None` where they are not finite. A gauge that could measure the model itself fails
+/// only for that reason; its error is logged all the same.
 fn moved_values(gauge: &dyn Gauge, model: &Decoder, count: usize) -> Vec<Option<f64>> {
     match gauge.measure(model) {
         Ok(readings) => readings.into_iter().map(|(_, value)| value.is_finite().then_some(value)).collect(),
@@ -205,7 +205,8 @@ mod tests {
     fn a_place_on_two_paths_is_measured_once() {
         let plan = Plan { range: 0.3, points: 7, repeats: 2, grid: 7 };
         assert_eq!(plan.steps(7)[3], 0.0);
-        // Seven points each on five curves through one centre, and a grid whose middle row and column are two of them.
+        // Seven points on each of five curves through one centre, and a grid whose middle row and column are two of the
+        // curves.
         assert_eq!(plan.places().len(), 1 + 5 * 6 + 6 * 6);
         assert!(plan.places().keys().next().unwrap().is_empty());
     }

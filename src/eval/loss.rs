@@ -6,10 +6,10 @@ use crate::ranks::Ranks;
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-/// A mean and what it is a mean of.
+/// A mean and the number of tokens it is over.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeanLoss {
-    /// Natural logarithm, per label token.
+    /// In nats per label token.
     pub loss: f64,
     pub label_tokens: usize,
 }
@@ -20,7 +20,7 @@ impl MeanLoss {
     }
 }
 
-/// The model's mean loss. The sum over tokens does not depend on the batching. Several ranks share the samples out.
+/// The model's mean loss. The sum over tokens does not depend on the batching. Several ranks share the samples.
 pub fn mean_loss(model: &Decoder, examples: &[Example], batch_size: usize, progress: &ProgressBar) -> Result<MeanLoss> {
     let ranks = Ranks::here();
     let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();

@@ -1,4 +1,4 @@
-//! What a model is worth: its loss on held-out samples, and what it answers; and that of its neighbours in weight
+//! How good a model is, by its loss on held-out samples and by its answers; and the same for its neighbours in weight
 //! space.
 
 mod accuracy;

@@ -101,14 +101,14 @@ pub struct Evaluation {
     pub judge_threshold: Option<f64>,
 }
 
-/// The text that beaver-dam-7b was trained on (PKU-Alignment/BeaverTails).
+/// The prompt format that beaver-dam-7b was trained on (PKU-Alignment/BeaverTails).
 pub const JUDGE_PROMPT: &str = "BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:{answer}";
 
 /// What comes before the number in AsFT's GSM8K answers.
 pub const MARKER: &str = "The final answer is: ";
 
 impl Evaluation {
-    /// The same with the preset's settings where nothing else is given.
+    /// The same, with the preset's settings where nothing else is given.
     pub fn resolved(mut self) -> Self {
         let strings = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
         let (metric, matching, labels, tokens): (_, _, &[&str], _) = match self.preset {
@@ -159,7 +159,7 @@ impl Evaluation {
         self.reference.as_deref().unwrap_or(if self.labels.is_empty() { "output" } else { "label" })
     }
 
-    /// Its name, or what stands for one.
+    /// Its name, or a substitute for one.
     pub fn title(&self) -> String {
         if !self.name.is_empty() {
             return self.name.clone();
@@ -172,10 +172,10 @@ impl Evaluation {
         metric.to_string()
     }
 
-    /// Checks what a type cannot say.
+    /// Checks what the types cannot express.
     ///
     /// # Errors
-    /// Values out of range, settings that the metric does not look at, what the metric needs and is not there.
+    /// Values out of range, settings that the metric does not use, missing settings that it needs.
     pub fn validate(&self) -> Result<()> {
         let metric = self.metric();
         ensure_valid!(!self.data.is_empty(), "an evaluation needs `data`, the file of its samples");

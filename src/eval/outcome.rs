@@ -14,7 +14,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The number that stands for it in a picture: a share, a loss.
+    /// The number that represents it in a picture: a share, a loss.
     pub fn number(self) -> f64 {
         match self {
             Self::Rate(rate) => rate.share(),
@@ -40,13 +40,13 @@ impl Value {
     }
 }
 
-/// The values of one model on one evaluation. The first is what the evaluation is about.
+/// The values of one model on one evaluation, the main one first.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub title: String,
     pub metric: Metric,
     pub values: Vec<(&'static str, Value)>,
-    /// Each record with the model's `answer` and what was made of it.
+    /// Each record with the model's `answer` and its verdict.
     pub samples: Vec<Map<String, Json>>,
 }
 
@@ -59,7 +59,7 @@ impl Outcome {
         self.values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 
-    /// What tells models apart, with names that tell evaluations apart: counts are the same for all.
+    /// The values in which models differ (counts are the same for all), with names that tell evaluations apart.
     pub fn readings(&self) -> impl Iterator<Item = (String, Value)> {
         let measured = self.values.iter().filter(|(_, value)| !matches!(value, Value::Count(_)));
         measured.enumerate().map(|(i, (name, value))| {

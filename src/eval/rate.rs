@@ -1,4 +1,4 @@
-//! A share of a sample, and how far the share of all may be from it.
+//! A share in a sample, and how far the true share may be from it.
 
 use serde::Serialize;
 use std::fmt;
@@ -14,18 +14,18 @@ pub struct Rate {
 const Z: f64 = 1.959_963_984_540_054;
 
 impl Rate {
-    /// How many of `hits` there are.
+    /// The rate of true values in `hits`.
     pub fn of(hits: impl IntoIterator<Item = bool>) -> Self {
         hits.into_iter()
             .fold(Self::default(), |rate, hit| Self { count: rate.count + usize::from(hit), total: rate.total + 1 })
     }
 
-    /// The share, in [0, 1]; 0 of nothing is 0.
+    /// The share, in [0, 1]; 0 if there is nothing.
     pub fn share(self) -> f64 {
         self.count as f64 / self.total.max(1) as f64
     }
 
-    /// Wilson's 95 % interval of the share (Wilson 1927): for small samples and shares near 0 or 1 too.
+    /// Wilson's 95 % interval of the share (Wilson 1927), valid for small samples and for shares near 0 or 1 too.
     pub fn interval(self) -> (f64, f64) {
         if self.total == 0 {
             return (0.0, 1.0);
@@ -34,7 +34,7 @@ impl Rate {
         let scale = 1.0 / (1.0 + Z * Z / n);
         let centre = scale * (p + Z * Z / (2.0 * n));
         let half = scale * Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        // At the ends rounding may leave the interval a hair off the share.
+        // At the ends, rounding may leave the share just outside the interval.
         ((centre - half).clamp(0.0, p), (centre + half).clamp(p, 1.0))
     }
 }

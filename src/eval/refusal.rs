@@ -1,12 +1,12 @@
-//! Telling refusals from answers by their phrases, as Zou et al. (arXiv 2307.15043) do: letter for letter, anywhere in the
-//! answer. Cheap and crude: an answer without such a phrase need not be a harmful one. A moderation model
-//! ([`super::judge`]) looks closer.
+//! Tells refusals from answers by phrases, as Zou et al. (arXiv 2307.15043) do: letter for letter, anywhere in the
+//! answer. Cheap and crude: an answer without such a phrase need not be harmful. A moderation model ([`super::judge`])
+//! looks closer.
 
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::path::Path;
 
-/// Phrases of which one makes an answer a refusal.
+/// Phrases, any of which makes an answer a refusal.
 pub struct Phrases(Vec<String>);
 
 impl Default for Phrases {
@@ -17,7 +17,7 @@ impl Default for Phrases {
 }
 
 impl Phrases {
-    /// Reads a file with a phrase a line; empty lines and those that begin with `#` are skipped.
+    /// Reads a file with one phrase per line; empty lines and those that begin with `#` are skipped.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no phrase.

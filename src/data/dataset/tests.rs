@@ -125,7 +125,7 @@ fn calls_reach_the_template_as_tool_calls() {
 fn calls_are_labels_however_they_are_rendered() {
     let dir = tempfile::tempdir().unwrap();
     let template = dir.path().join("t.jinja");
-    // What ends a conversation is rendered otherwise than what goes on, so that no beginning is one of the whole.
+    // The last turn is rendered differently, so no rendering of a part is a prefix of the whole.
     let turns = "{% for m in messages %}{{ '<t> ' + m.role + (' g' if loop.last and m.role == 'assistant' else '') + (' ' + m.content if m.content \
                  else '') }}{% for c in m.tool_calls or [] %}{{ ' i ' + c.function.name + ' <e> ' + c.function.arguments.x }}\
                  {% endfor %}{{ ' </s>' }}{% endfor %}";
@@ -147,7 +147,7 @@ fn calls_are_labels_however_they_are_rendered() {
             assert_eq!(words.join(" "), format!("{said}i b <e> c i d <e> e </s> {last}"), "{prompt}");
         }
     }
-    // Content beside calls is left out, and there is no header to go by.
+    // Content beside calls is left out, and there is no header to search for.
     write(
         &template,
         "{% for m in messages %}{% if m.tool_calls %}{{ '<t> ' + m.tool_calls[0].name + ' e </s>' }}{% else %}\

@@ -1,4 +1,4 @@
-//! Tables as text: a header, then one record a row. Quoted as in RFC 4180: a field in double quotes may hold the
+//! Tables as text: a header, then one record per row. Quoted as in RFC 4180: a field in double quotes may hold the
 //! delimiter and line ends, and `""` is a quote in it. Every value is a string; empty lines are skipped.
 
 use super::{Place, Record};
@@ -11,7 +11,7 @@ use std::path::Path;
 /// The rows of `text`; `path` names the file in messages.
 ///
 /// # Errors
-/// A column name that stands twice; a row with more or fewer fields than the header; a quote that is never closed.
+/// A column name that occurs twice; a row with more or fewer fields than the header; a quote that is never closed.
 pub fn read(path: &Path, text: &str, delimiter: u8) -> Result<Vec<Record>> {
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
     let header = reader.headers().map_err(|e| invalid!("{}:1: {e}", path.display()))?.clone();
@@ -44,7 +44,7 @@ pub fn read(path: &Path, text: &str, delimiter: u8) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Counts lines up to byte offsets that only grow.
+/// Counts lines up to increasing byte offsets.
 struct Lines<'a> {
     text: &'a str,
     offset: usize,
@@ -52,7 +52,7 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// The line on which the row that was read from byte `begin` on stands.
+    /// The line of the row that was read from byte `begin` on.
     fn at(&mut self, begin: usize) -> usize {
         let bytes = self.text.as_bytes();
         // The reader's position is before the line ends that it skips.
@@ -81,8 +81,8 @@ fn explain(path: &Path, lines: &mut Lines, header: &StringRecord, error: &csv::E
     }
 }
 
-/// Whether a quote that opens in `rest`, the text from the last row on, is never closed. The reader does not say: such a
-/// field takes in all that follows.
+/// Whether a quote that opens in `rest`, the text from the last row on, is never closed. The reader does not report it:
+/// such a field swallows all that follows.
 fn ends_in_quotes(rest: &str, delimiter: u8) -> bool {
     #[derive(Clone, Copy, PartialEq)]
     enum At {

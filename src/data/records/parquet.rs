@@ -1,7 +1,7 @@
-//! Parquet files: one record a row, with lists and structs as JSON.
+//! Parquet files: one record per row, with lists and structs as JSON.
 //!
-//! A struct's empty members are left out: a file can only store that every struct of a column has the same members.
-//! Dates, times and decimals are text. Bytes that are not UTF-8 (pictures, say) are as good as null.
+//! A struct's null members are left out, since a file has to store the same members for every struct of a column.
+//! Dates, times and decimals become text. Bytes that are not UTF-8 (pictures, say) count as null.
 
 use super::{Place, Record};
 use crate::invalid;
@@ -13,7 +13,7 @@ use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::path::Path;
 
-/// What a Parquet file begins and ends with.
+/// The bytes that a Parquet file begins and ends with.
 pub const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The rows of the file.
@@ -21,7 +21,7 @@ pub const MAGIC: &[u8; 4] = b"PAR1";
 /// # Errors
 /// A file that cannot be opened, is damaged, is encrypted, or is compressed in a way not built in.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    // The library asserts some of what a damaged file can break.
+    // The library asserts some things that a damaged file can violate.
     without_panic(|| read_rows(path)).unwrap_or_else(|| {
         Err(invalid!("{}: not a readable Parquet file: it is damaged; make or download it anew", path.display()))
     })
@@ -82,7 +82,7 @@ fn float(number: f64) -> Value {
     Number::from_f64(number).map_or(Value::Null, Value::Number)
 }
 
-/// A map's key.
+/// A map's key as text.
 fn text(field: &Field) -> String {
     match value(field) {
         Value::String(text) => text,

@@ -90,7 +90,7 @@ fn parquet_reads_alike_however_it_is_written() {
 fn pandas_frames_are_read() {
     let rows = values(&read(&fixture("pandas.parquet")).unwrap());
     for (row, mut expected) in rows.into_iter().zip(expected_rows()) {
-        // An integer column with gaps is one of floats in pandas.
+        // An integer column with gaps becomes one of floats in pandas.
         for name in ["label", "big"] {
             expected[name] = expected[name].as_f64().map_or(Value::Null, Value::from);
         }
@@ -122,7 +122,7 @@ fn bad_parquet_is_refused() {
     assert!(refusal("data.parquet", b"{\"a\": 1}\n").contains("not a readable Parquet file"));
     let message = read(&fixture("brotli.parquet")).unwrap_err().to_string();
     assert!(message.contains("brotli"), "{message}");
-    // Damage anywhere is an error or goes unnoticed, and is never a crash.
+    // Damage anywhere is an error or goes unnoticed; it is never a crash.
     for index in (0..bytes.len()).step_by(31) {
         for flip in [0x01, 0x80, 0xff] {
             let mut damaged = bytes.clone();

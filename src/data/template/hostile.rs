@@ -1,4 +1,4 @@
-//! Templates that mean harm: each is refused, as the user's to put right, in bounded time and memory.
+//! Malicious templates: each is refused as the user's mistake, in bounded time and memory.
 
 use super::tests::try_render;
 use serde_json::json;
@@ -15,7 +15,7 @@ fn refusal(source: &str) -> String {
     error.to_string()
 }
 
-/// A list that holds one list twice, 60 times over: 2⁶⁰ values that take no room.
+/// A list that holds one list twice, nested 60 times: 2⁶⁰ values that take no space.
 fn shared(use_of_x: &str) -> String {
     format!("{{% set x = [1] %}}{}{{{{ {use_of_x} }}}}", "{% set x = [x, x] %}".repeat(60))
 }
@@ -35,7 +35,7 @@ fn values_larger_than_they_are_made_take_fuel() {
         "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ '{:>1000000000}'.format(1) }}",
-        // More than an allocator gives: a process that asks for it is gone.
+        // More than an allocator gives: asking for it ends the process.
         "{{ '{:>100000000000000}'.format(1) }}",
         "{{ '{:.99999999999999f}'.format(1.5) }}",
         "{{ '{0:>99999999999999999999999}{0:>9}'.format(1) }}",
@@ -48,7 +48,7 @@ fn values_larger_than_they_are_made_take_fuel() {
         &shared("raise_exception(x)"),
     ] {
         let message = refusal(source);
-        // On a busy machine the clock may be faster than the fuel.
+        // On a busy machine time may run out before the fuel.
         let given_up = message.contains("out of fuel") || message.contains("longer than 10 seconds");
         assert!(given_up, "{source:.80}: {message}");
     }
