@@ -1,12 +1,12 @@
-//! The two kinds of failure, told apart by the exit code: a user's mistake (2) and everything else (1).
+//! The two kinds of failure, distinguished by the exit code: a user's mistake (2) and everything else (1).
 //!
-//! Code returns `anyhow::Result`. Whatever a user can put right (a config key, a path, a file's content) is raised
-//! with [`invalid!`]; context may be added around it freely, the mark is found anywhere in the chain.
+//! Code returns `anyhow::Result`. Whatever a user can fix (a config key, a path, a file's content) is raised with
+//! [`invalid!`]; context may be added around it freely: the mark is found anywhere in the chain.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// An error that the user can put right: bad config, missing or malformed file, mismatched checkpoint.
+/// An error that the user can fix: bad config, missing or malformed file, mismatched checkpoint.
 #[derive(Debug)]
 pub struct Invalid(pub String);
 
@@ -18,7 +18,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// An error that every rank of a job has been told of (see [`crate::ranks`]).
+/// An error that every rank of a job knows of (see [`crate::ranks`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
     pub text: String,
@@ -52,7 +52,7 @@ macro_rules! ensure_valid {
     }};
 }
 
-/// Exit code for an error chain: 2 when the user can put it right, 1 otherwise.
+/// Exit code for an error chain: 2 if the user can fix it, 1 otherwise.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(agreed) = error.downcast_ref::<Agreed>() {
         return agreed.exit_code;
@@ -61,7 +61,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<Invalid>()) { 2 } else { 1 }
 }
 
-/// One error for all, the user's to put right if each of them is. `what`: what cannot be done.
+/// One error for all of them, a user's mistake if each of them is. `what`: what cannot be done.
 pub fn joined(what: &str, mut errors: Vec<anyhow::Error>) -> anyhow::Error {
     if errors.len() == 1 {
         return errors.remove(0);
@@ -71,7 +71,7 @@ pub fn joined(what: &str, mut errors: Vec<anyhow::Error>) -> anyhow::Error {
     if errors.iter().all(|error| exit_code(error) == 2) { invalid!("{text}") } else { anyhow::anyhow!(text) }
 }
 
-/// `values` joined for a message, at most `limit` of them and then a count of the rest.
+/// `values` joined for a message: at most `limit` of them, then a count of the rest.
 pub fn listing<S: AsRef<str>>(values: &[S], limit: usize) -> String {
     let mut text = values.iter().take(limit).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     if values.len() > limit {
@@ -80,13 +80,13 @@ pub fn listing<S: AsRef<str>>(values: &[S], limit: usize) -> String {
     text
 }
 
-/// What is wrong with a regular expression, on one line: the parser's own message draws a picture of the place.
+/// What is wrong with a regular expression, on one line: the parser's own message draws the location on several.
 pub fn regex_problem(error: &regex::Error) -> String {
     let text = error.to_string();
     text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string()
 }
 
-/// The candidate nearest to `word`, if any is near enough to be a likely slip of the keyboard.
+/// The candidate nearest to `word`, if any is near enough to suggest a typing mistake.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()

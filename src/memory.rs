@@ -2,17 +2,17 @@
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// What is resident now, in bytes; 0 where the system does not say.
+/// What is resident now, in bytes; 0 if the system does not say.
 pub fn resident_bytes() -> u64 {
     from_proc("VmRSS:").unwrap_or(0)
 }
 
-/// The most that has been resident, in bytes; 0 where the system does not say.
+/// The most that has been resident, in bytes; 0 if the system does not say.
 pub fn peak_bytes() -> u64 {
     from_proc("VmHWM:").unwrap_or_else(peak_from_usage)
 }
 
-/// A line of /proc/self/status; `None` where there is no /proc (macOS), or a container's does not tell.
+/// A value from /proc/self/status; `None` if there is no /proc (macOS) or it lacks the line (some containers).
 fn from_proc(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;

@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM: the first asks a run to stop where nothing is lost, after a step or an answer, the second ends the
-//! process at once.
+//! SIGINT and SIGTERM: the first asks a run to stop where nothing is lost, after a step or an answer; the second ends
+//! the process at once.
 
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
@@ -18,13 +18,13 @@ impl Signal {
         if self.0 == SIGINT { "SIGINT" } else { "SIGTERM" }
     }
 
-    /// What a shell reports for a process that the signal ended.
+    /// What a shell reports for a process ended by the signal.
     pub fn exit_code(self) -> u8 {
         128 + self.0 as u8
     }
 }
 
-/// The error of work that a signal ended.
+/// The error of work ended by a signal.
 #[derive(Debug)]
 pub struct Interrupted(pub Signal);
 
@@ -36,7 +36,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Listens until the process ends. Files are renamed into place when they are whole, so the second signal breaks
+/// Listens until the process ends. Files are renamed into place when they are complete, so the second signal breaks
 /// nothing.
 #[derive(Clone)]
 pub struct StopRequest {
@@ -44,7 +44,7 @@ pub struct StopRequest {
     signal: Arc<AtomicUsize>,
 }
 
-/// One for the process: a comparison trains many times, and a signal between two trainings is for all of them.
+/// One for the process: a comparison trains many times, and a signal between two runs is meant for all of them.
 static LISTENING: OnceLock<StopRequest> = OnceLock::new();
 
 impl StopRequest {
@@ -70,7 +70,7 @@ impl StopRequest {
         Ok(Self { signal })
     }
 
-    /// The signal that came, if one did.
+    /// The signal received, if any.
     pub fn received(&self) -> Option<Signal> {
         match self.signal.load(Ordering::SeqCst) {
             0 => None,
@@ -78,7 +78,8 @@ impl StopRequest {
         }
     }
 
-    /// As [`StopRequest::received`], by any rank. All of them ask together, and have one answer.
+    /// As [`StopRequest::received`], for a signal to any rank. All ranks must call it together; all get the same
+    /// answer.
     pub fn received_by_any(&self) -> Option<Signal> {
         let own = self.received().map_or(0, |signal| signal.0);
         match Ranks::here().max(own as u64) {
@@ -88,7 +89,7 @@ impl StopRequest {
     }
 }
 
-/// Ends work that nothing of is kept, if a signal came to a process that listens.
+/// For work of which nothing is kept: ends it if the process listens and a signal has come.
 ///
 /// # Errors
 /// [`Interrupted`].

@@ -1,4 +1,4 @@
-//! What this build is: its version and the cargo features that change how it computes.
+//! Identifies this build: its version and the cargo features that change how it computes.
 
 use std::sync::LazyLock;
 

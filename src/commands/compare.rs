@@ -65,7 +65,7 @@ fn title(options: &CompareOptions) -> String {
     format!("{name}: {seeds} seed{}", if seeds == 1 { "" } else { "s, bars: 95 % of the mean" })
 }
 
-/// The combinations of the sweep among the results; one without a title where there is no sweep.
+/// The combinations of the sweep among the results; one without a title if there is no sweep.
 fn sweeps(summaries: &[Summary]) -> Vec<String> {
     let mut titles: Vec<String> = vec![];
     for summary in summaries.iter().filter(|summary| summary.trained) {
@@ -83,7 +83,7 @@ fn spread(mean: &Mean) -> Spread {
     (mean.mean * factor, mean.half.map(|half| half * factor))
 }
 
-/// A panel for each combination of the sweep, and in it a series for each method.
+/// A panel for each combination of the sweep, with a series for each method.
 fn panels(summaries: &[Summary], figure: &Figure) -> Vec<Panel> {
     let panel = |title: String| {
         let mut all: Vec<Series> = vec![];
@@ -104,7 +104,7 @@ fn add(all: &mut Vec<Series>, name: String, point: Point) {
     }
 }
 
-/// The key that the comparison's sweep varies, and its values; none if it varies none or several.
+/// The key that the comparison's sweep varies, and its values; `None` if it varies no key or several.
 fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
     let case = &summaries.iter().find(|summary| summary.trained)?.case;
     let varied = case.sweep.iter().map(|(key, _)| {
@@ -119,10 +119,10 @@ fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
     <[_; 1]>::try_from(varied).ok().map(|[only]| only)
 }
 
-/// Between the methods at one value of a sweep, in distances between values.
+/// Distance between the methods at one value of a sweep, relative to that between values.
 const APART: f64 = 0.06;
 
-/// The measure `name` of every setting along the values of a key: of each method's selected ones, or of all.
+/// The measure `name` along the values of a key, for each method's selected settings or for all.
 fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), selected: bool) -> Panel {
     let mut all: Vec<Series> = vec![];
     for summary in summaries.iter().filter(|summary| summary.trained && (summary.selected || !selected)) {
@@ -131,7 +131,7 @@ fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), se
         let title = if selected { summary.case.method.clone() } else { summary.case.title() };
         add(&mut all, title, Point { x: (place as f64, None), y: spread(measured), selected: false });
     }
-    // A little apart, so that their intervals can be told apart too.
+    // Slightly apart, so that their intervals can be told apart too.
     let middle = (all.len() as f64 - 1.0) / 2.0;
     for (i, series) in all.iter_mut().enumerate() {
         series.points.iter_mut().for_each(|point| point.x.0 += APART * (i as f64 - middle));

@@ -21,7 +21,7 @@ pub fn run(args: DirectionArgs) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// What to compute, with the models fetched if need be.
+/// What to compute, with the models fetched if necessary.
 fn request(args: DirectionArgs) -> Result<DirectionRequest> {
     let tolerance = args.tolerance;
     ensure_valid!((0.0..1.0).contains(&tolerance), "--tolerance must be at least 0 and below 1, got {tolerance}");

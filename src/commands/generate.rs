@@ -18,7 +18,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
-    // Below that the scaled logits leave f32; 0 says what is meant.
+    // Below that, the scaled logits exceed f32's range; 0 is how to ask for greedy decoding.
     let possible = args.temperature == 0.0 || (args.temperature >= 0.01 && args.temperature.is_finite());
     ensure_valid!(
         possible,
@@ -57,7 +57,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     }
 }
 
-/// Prints the answer while it comes.
+/// Prints the answer as it is generated.
 fn answer_aloud(model: &Decoder, tokenizer: &Tokenizer, options: &GenerateOptions, ids: &[u32]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let (mut tokens, mut shown) = (vec![], 0);
@@ -77,7 +77,7 @@ fn answer_aloud(model: &Decoder, tokenizer: &Tokenizer, options: &GenerateOption
     Ok(())
 }
 
-/// Prints each record with its `answer`, one JSON object a line.
+/// Prints each record with its `answer`, one JSON object per line.
 fn answer_file(
     model: &Decoder,
     encoder: &Encoder,

@@ -60,7 +60,7 @@ fn say_outcome(outcome: &Outcome) {
     log::info(&text, json!({"result": outcome.result, "best_step": outcome.best_step}));
 }
 
-/// The command that goes on with the run, for a POSIX shell. Changes that were allowed are part of the run by then.
+/// The command that resumes the run, for a POSIX shell. Allowed changes are part of the run by then.
 fn resume_command(args: &TrainArgs) -> String {
     let config = args.config.to_string_lossy();
     let mut words = vec!["asft", "train", "--config", &config];

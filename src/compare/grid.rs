@@ -9,7 +9,7 @@ use toml::Value;
 /// A key and a value, as the table shows them.
 pub type Setting = (String, Json);
 
-/// What a result belongs to, but for the seed.
+/// What a result belongs to, apart from the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
     pub method: String,
@@ -19,7 +19,7 @@ pub struct Case {
     pub settings: Vec<Setting>,
 }
 
-/// One result to be had.
+/// One result to obtain.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub case: Case,
@@ -28,7 +28,7 @@ pub struct Run {
     pub overrides: Vec<String>,
     pub prefix: String,
     pub extrapolate: Option<Extrapolate>,
-    /// Safe LoRA's threshold; the run is then that of the method it projects.
+    /// Safe LoRA's threshold; the run is then that of the projected method.
     pub threshold: Option<f64>,
 }
 
@@ -77,7 +77,7 @@ fn method_runs(options: &CompareOptions, method: &Contender, sweep: &[(String, V
     trained.iter().flat_map(|run| project.threshold.iter().map(|&threshold| projected(run, threshold))).collect()
 }
 
-/// Every combination of one value of each key; one empty combination of no keys.
+/// Every combination of one value per key; one empty combination if there are no keys.
 fn combinations(sweep: &[(String, Value)]) -> Vec<Vec<(String, Value)>> {
     let mut all = vec![vec![]];
     for (key, values) in sweep {
@@ -120,7 +120,7 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// A file goes by its name.
+/// A file is shown by its name.
 fn text(value: &Json) -> String {
     match value.as_str() {
         Some(text) => Path::new(text).file_stem().map_or(text.into(), |name| name.to_string_lossy()).into_owned(),
@@ -129,16 +129,16 @@ fn text(value: &Json) -> String {
 }
 
 impl Run {
-    /// A name for the folder of the training, unique for what it depends on.
+    /// A name for the folder of the training run, unique to what the run depends on.
     pub fn folder(&self) -> String {
         let words: String = self.overrides.join("\n") + &format!("\n{:?}", self.extrapolate);
         let hash = blake3::hash(words.as_bytes()).to_hex();
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-        // A projection has no training of its own, and its folder is the one of what it projects.
+        // A projection has no training of its own; its folder is that of the run it projects.
         format!("{}-{}", self.seed, &hash[..16]).chars().map(plain).collect()
     }
 
-    /// What tells this result from any other of the comparison.
+    /// What distinguishes this result from all others of the comparison.
     pub fn key(&self) -> String {
         let words = format!("{}\n{}\n{:?}\n{}", self.folder(), self.case.method, self.threshold, self.prefix);
         blake3::hash(words.as_bytes()).to_hex()[..16].to_string()

@@ -1,4 +1,5 @@
-//! `results.jsonl`: a row for each result, appended as it is had, so that a comparison that stops goes on where it was.
+//! `results.jsonl`: a row for each result, appended as soon as it is known, so that a comparison that stops continues
+//! where it was.
 
 use super::grid::{Case, Run};
 use super::inputs::Contents;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// A number of one result: an evaluation's value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// `harmful score`, or `harmful score: told` for what an evaluation finds besides.
+    /// `harmful score`, or `harmful score: told` for an evaluation's other findings.
     pub name: String,
     pub value: f64,
     /// Samples behind a rate.
@@ -35,7 +36,7 @@ pub struct Row {
     pub measured: Vec<Measured>,
     /// Of the training.
     pub dir: Option<String>,
-    /// The files of samples that it was trained and measured with.
+    /// The sample files that it was trained and measured with.
     #[serde(default, skip_serializing_if = "Contents::is_empty")]
     pub data: Contents,
     /// Why there is no result.
@@ -87,7 +88,7 @@ fn measured(outcomes: &[Outcome]) -> Vec<Measured> {
     outcomes.iter().flat_map(Outcome::readings).map(measured).collect()
 }
 
-/// What the rows of a file depend on beside their runs.
+/// What the rows of a file depend on besides their runs.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Head {
     /// Hashes of the config and of every evaluation.
@@ -103,10 +104,10 @@ pub struct Results {
 const RESULTS: &str = "results.jsonl";
 
 impl Results {
-    /// Reads the results in `dir`, or begins anew.
+    /// Reads the results in `dir`, or starts without any.
     ///
     /// # Errors
-    /// Results of another config or suite; a line, other than an unfinished last one, that is none.
+    /// Results of another config or suite; a line that is not a result, other than an unfinished last one.
     pub fn open(dir: &Path, suite: &Suite, config: &Path) -> Result<Self> {
         let path = dir.join(RESULTS);
         let evaluations: Vec<String> =
@@ -132,7 +133,7 @@ impl Results {
         for (i, line) in lines.iter().enumerate().skip(1) {
             match serde_json::from_str(line) {
                 Ok(row) => add(&mut rows, row),
-                // A process that was killed leaves half a line.
+                // A killed process leaves half a line.
                 Err(_) if i + 1 == lines.len() => cut_line(&path)?,
                 Err(e) => return Err(invalid!("{}:{}: {e}", path.display(), i + 1)),
             }
@@ -144,7 +145,7 @@ impl Results {
         &self.rows
     }
 
-    /// Refuses results that were had with other contents of the files in `now`.
+    /// Refuses results obtained with other contents of the files in `now`.
     ///
     /// # Errors
     /// The files that differ.
@@ -161,10 +162,10 @@ impl Results {
         Ok(())
     }
 
-    /// Keeps other processes from adding results, as long as the file lives.
+    /// Keeps other processes from adding results for as long as the returned file is open.
     ///
     /// # Errors
-    /// Another process does.
+    /// Another process holds the lock.
     pub fn lock(&self) -> Result<File> {
         let opening = || format!("opening {}", self.path.display());
         let file = OpenOptions::new().append(true).open(&self.path).with_context(opening)?;
@@ -177,12 +178,12 @@ impl Results {
         }
     }
 
-    /// Whether there is a result by that key. A failure is none: it is tried again.
+    /// Whether there is a result with that key. A failure does not count: it is tried again.
     pub fn has(&self, key: &str) -> bool {
         self.rows.iter().any(|row| row.key == key && row.error.is_none())
     }
 
-    /// Adds a row to the file, in place of an earlier failure.
+    /// Adds a row to the file, which replaces an earlier failure.
     pub fn append(&mut self, row: Row) -> Result<()> {
         self.write(&row)?;
         add(&mut self.rows, row);
@@ -207,7 +208,7 @@ fn add(rows: &mut Vec<Row>, row: Row) {
 fn cut_line(path: &Path) -> Result<()> {
     let text = std::fs::read(path)?;
     let end = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    // A whole last line that cannot be read is not half a line.
+    // A complete last line that cannot be read is not half a line.
     ensure_valid!(end < text.len(), "{}: the last line is not a result", path.display());
     OpenOptions::new().write(true).open(path)?.set_len(end as u64)?;
     Ok(())

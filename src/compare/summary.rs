@@ -1,4 +1,4 @@
-//! Results over their seeds, and which setting of each method to report.
+//! Results aggregated over seeds, and which setting of each method to report.
 
 use super::grid::Case;
 use super::options::{CompareOptions, Select};
@@ -11,7 +11,7 @@ use serde::Serialize;
 pub struct Mean {
     pub name: String,
     pub mean: f64,
-    /// Half of Student's 95 % interval of the mean over seeds; none of a single one.
+    /// Half the width of Student's 95 % interval of the mean over seeds; `None` for a single seed.
     pub half: Option<f64>,
     /// Whether it is a share.
     pub share: bool,
@@ -26,7 +26,7 @@ pub struct Summary {
     /// Seeds without a result.
     pub failed: usize,
     pub measured: Vec<Mean>,
-    /// Whether it is a method's, not a model of the pair.
+    /// Whether it belongs to a method rather than to a model of the pair.
     pub trained: bool,
     /// Whether `select` chooses it.
     pub selected: bool,
@@ -41,10 +41,10 @@ impl Summary {
 /// Two-sided 95 % points of Student's t by degrees of freedom, from 1 on.
 const T: [f64; 15] =
     [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
-/// ... and of the normal distribution, for more.
+/// The same of the normal distribution, for more degrees of freedom.
 const Z: f64 = 1.96;
 
-/// The rows by case, in the order in which the methods are named and the cases come, the models of the pair first.
+/// The rows by case, in the order of the methods and of their cases, the models of the pair first.
 pub fn summarise(options: &CompareOptions, rows: &[Row]) -> Vec<Summary> {
     let mut cases: Vec<&Case> = vec![];
     for row in rows {
@@ -88,8 +88,8 @@ fn mean_and_half(values: &[f64]) -> (f64, Option<f64>) {
     (mean, Some(t * (variance / n).sqrt()))
 }
 
-/// Marks, for each method within each combination of the sweep, the setting with the least harm that keeps up with the
-/// baseline's best in the task.
+/// Marks, for each method within each combination of the sweep, the setting with the least harm among those that keep
+/// up with the baseline's best in the task.
 fn choose(all: &mut [Summary], select: &Select) {
     let value = |summary: &Summary, name: &str| summary.get(name).map(|mean| mean.mean);
     let groups: Vec<(String, Vec<super::grid::Setting>)> =
@@ -99,7 +99,7 @@ fn choose(all: &mut [Summary], select: &Select) {
         let best = baseline.filter_map(|s| value(s, &select.task)).fold(f64::NEG_INFINITY, f64::max);
         let fits = |s: &Summary| {
             let task = value(s, &select.task);
-            // What is within but for rounding is within.
+            // Rounding must not exclude a setting.
             s.case.method == *method && s.case.sweep == *sweep && task.is_some_and(|t| t >= best - select.within - 1e-9)
         };
         let harm = |i: &usize| value(&all[*i], &select.harm).unwrap_or(f64::INFINITY);
@@ -112,7 +112,7 @@ fn choose(all: &mut [Summary], select: &Select) {
 
 /// The table: a line for each case, a `*` before those that `select` chooses.
 pub fn table(all: &[Summary]) -> Table {
-    // What is 0 everywhere (empty answers, as a rule) is left to the JSON.
+    // What is 0 everywhere (usually empty answers) appears only in the JSON.
     let shown = |name: &&str| !name.contains(": ") || all.iter().any(|s| s.get(name).is_some_and(|m| m.mean != 0.0));
     let names: Vec<&str> = all
         .iter()

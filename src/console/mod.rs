@@ -1,4 +1,4 @@
-//! What a command tells while it works: lines and bars on stderr. And tables, in which results go to stdout.
+//! What a command shows while it works: lines and bars on stderr. Also tables, the form in which results go to stdout.
 
 pub mod log;
 mod progress;

@@ -6,10 +6,10 @@ use serde_json::json;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A bar says what matters first: a narrow terminal cuts the message short, and no bar goes over two lines.
+/// A bar says what matters first: a narrow terminal cuts the message short, and no bar takes two lines.
 const BAR: &str = "{prefix} {bar:20} {pos}/{len} eta {left} {wide_msg}";
 const DOWNLOAD: &str = "{bar:16} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {left} {wide_msg}";
-/// A bar whose items take long counts down meanwhile.
+/// A bar whose items take long counts down in between.
 const TICK: Duration = Duration::from_millis(500);
 
 /// A bar for `len` items of work that is not training (`what`: "tokenising", say). Drawn only on a terminal.
@@ -17,7 +17,7 @@ pub fn progress_bar(len: usize, what: &'static str) -> ProgressBar {
     drawn(ProgressBar::new(len as u64), BAR).with_prefix(what)
 }
 
-/// A bar for a download of `bytes`; a line instead where no bars are drawn.
+/// A bar for a download of `bytes`; a line instead if bars are not drawn.
 pub fn download_bar(what: &str, bytes: u64, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
@@ -40,7 +40,7 @@ fn drawn(bar: ProgressBar, template: &str) -> ProgressBar {
 fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
     style.progress_chars("━╸─").with_key("left", |state: &ProgressState, text: &mut dyn Write| {
-        // Before the first item is done nobody knows.
+        // Unknown before the first item is done.
         let _infallible = match state.pos() {
             0 => write!(text, "-"),
             _ => write!(text, "{:#}", HumanDuration(state.eta())),
@@ -65,7 +65,7 @@ mod tests {
             Ok(())
         }
 
-        /// What `change` has a bar draw.
+        /// What a bar draws because of `change`.
         fn after(&self, change: impl FnOnce()) -> String {
             self.0.lock().unwrap().clear();
             change();

@@ -1,5 +1,5 @@
-//! Text in columns: the first to the left, the others to the right. On a terminal that is too narrow for them, a block of
-//! lines for each row.
+//! Text in columns: the first aligned left, the others right. On a terminal too narrow for them, a block of lines for
+//! each row.
 
 use ::console::Term;
 use std::fmt;
@@ -18,7 +18,7 @@ impl Table {
         self.rows.push(row.into_iter().map(Into::into).collect());
     }
 
-    /// As it goes to standard output: in columns, unless that is a terminal too narrow for them.
+    /// The table as printed to standard output: in columns, unless that is a terminal too narrow for them.
     pub fn on_screen(&self) -> String {
         self.within(Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)))
     }

@@ -8,11 +8,11 @@ use plotters::style::{FontTransform, TextStyle, register_font};
 use std::cell::RefCell;
 use std::sync::Once;
 
-/// Backend pixels per point: whole pixels are all that plotters knows, and a point is too coarse for a curve.
+/// Backend pixels per point: plotters knows only whole pixels, and a point is too coarse for a curve.
 const FINE: u32 = 4;
-/// Backend pixels that are averaged into one of the PNG, each way: plotters draws thick lines without smoothing.
+/// Backend pixels averaged into one of the PNG, in each direction: plotters draws thick lines without smoothing.
 const SMOOTHING: u32 = 2;
-/// Text is drawn in the SVG a little narrower than Roboto where a viewer has another font; nothing relies on widths.
+/// In an SVG, text may be a little narrower than Roboto if the viewer uses another font; nothing relies on widths.
 const FONT: &str = "sans-serif";
 static ROBOTO: &[u8] = include_bytes!("font/Roboto-Regular-subset.ttf");
 
@@ -53,7 +53,7 @@ impl Canvas {
         self.push(Stroke::Line { points: points.to_vec(), colour, width });
     }
 
-    /// A line of dashes: `on` and `off` points long in turn.
+    /// A dashed line: alternately `on` points drawn and `off` points left out.
     pub fn dashed(&self, points: &[(f64, f64)], colour: RGBColor, width: f64, (on, off): (f64, f64)) {
         let (mut drawing, mut left, mut dash) = (true, on, points.first().copied().into_iter().collect::<Vec<_>>());
         for pair in points.windows(2) {
@@ -181,7 +181,7 @@ fn fine(points: &[(f64, f64)]) -> Vec<(i32, i32)> {
     points.iter().map(|&(x, y)| (fine(x), fine(y))).collect()
 }
 
-/// Each square of SMOOTHING × SMOOTHING pixels as one.
+/// Averages each square of SMOOTHING × SMOOTHING pixels into one.
 fn averaged(pixels: &[u8], width: usize) -> Vec<u8> {
     let step = SMOOTHING as usize;
     let mut out = Vec::with_capacity(pixels.len() / (step * step));
@@ -199,6 +199,6 @@ fn averaged(pixels: &[u8], width: usize) -> Vec<u8> {
 
 fn use_roboto() {
     static ONCE: Once = Once::new();
-    // The font is a constant that a test draws with; were it unusable, drawing text would say so.
+    // The font is a constant that a test draws with; if it were unusable, drawing text would fail.
     ONCE.call_once(|| drop(register_font(FONT, FontStyle::Normal, ROBOTO)));
 }

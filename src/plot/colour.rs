@@ -1,12 +1,12 @@
-//! Colours and what they stand for.
+//! Colours and what they mean.
 
 use plotters::style::RGBColor;
 
-/// Of frames and text.
+/// For frames and text.
 pub const INK: RGBColor = RGBColor(40, 40, 40);
-/// Of the lines of an axis.
+/// For the lines of an axis.
 pub const FAINT: RGBColor = RGBColor(225, 225, 225);
-/// Of what has no value.
+/// For what has no value.
 pub const NOTHING: RGBColor = RGBColor(205, 205, 205);
 pub const WHITE: RGBColor = RGBColor(255, 255, 255);
 

@@ -1,8 +1,8 @@
 //! Pictures: a heat map of an update, the curves and contours of a landscape, and the trade-off of a comparison, as SVG and PNG.
 //!
-//! Colours are told apart by people with any colour vision: viridis for amounts, orange to blue through white for signed
-//! ones, and Okabe and Ito's for lines, which differ in dash too. Text is set in Roboto (font/, Apache-2.0, a subset of
-//! it), so that a PNG is the same on every machine; an SVG asks its viewer for a sans-serif.
+//! Colours can be told apart with any colour vision: viridis for amounts, orange to blue through white for signed ones,
+//! and Okabe and Ito's for lines, which differ in dash too. Text is set in Roboto (font/, Apache-2.0, a subset), so a
+//! PNG is the same on every machine; an SVG asks its viewer for a sans-serif.
 
 mod axis;
 mod canvas;

@@ -1,5 +1,4 @@
-//! Sums of tensors over the ranks: between GPUs by NCCL where the build has it (`nccl`), else by MPI in the memory of the
-//! host.
+//! Sums of tensors over the ranks: between GPUs by NCCL if the build has it (`nccl`), else by MPI in host memory.
 
 use super::Ranks;
 #[cfg(feature = "nccl")]
@@ -7,9 +6,9 @@ use super::nccl::Communicator;
 use anyhow::Result;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, bail};
 
-/// How the ranks add up tensors.
+/// How the ranks sum tensors.
 pub enum AllReduce {
-    /// By MPI, in the memory of the host, wherever the tensors are.
+    /// By MPI, in host memory, wherever the tensors are.
     Host(Ranks),
     /// By NCCL, where the tensors are.
     #[cfg(feature = "nccl")]
@@ -17,7 +16,8 @@ pub enum AllReduce {
 }
 
 impl AllReduce {
-    /// The best way that this build has for tensors on `device`. All ranks come to this together, with devices of one kind.
+    /// The best way that this build has for tensors on `device`. All ranks must call this together, with devices of one
+    /// kind.
     ///
     /// # Errors
     /// GPUs that NCCL cannot connect.
@@ -39,7 +39,7 @@ impl AllReduce {
         }
     }
 
-    /// The version of NCCL, where that sums.
+    /// The version of NCCL, if it does the sums.
     pub fn nccl_version(&self) -> Option<&str> {
         match self {
             Self::Host(_) => None,
@@ -48,8 +48,8 @@ impl AllReduce {
         }
     }
 
-    /// Adds up a tensor over the ranks: f32, contiguous, of one shape on all of them; all get the same sums. They may take
-    /// the tensor's place in its memory, which no other tensor may share.
+    /// Sums a tensor over the ranks: f32, contiguous, of the same shape on all; all get the same sums. The sums may
+    /// overwrite the tensor's memory, which no other tensor may share.
     pub fn sum(&self, tensor: Tensor) -> Result<Tensor> {
         match self {
             Self::Host(ranks) => {

@@ -1,8 +1,8 @@
-//! NCCL through cudarc: sums between GPUs, which never pass through the host's memory. The ranks find each other by an
-//! identifier that the first one makes and MPI brings to the others.
+//! NCCL through cudarc: sums between GPUs, which never pass through host memory. The ranks find each other by an
+//! identifier that the first rank makes and MPI sends to the others.
 //!
-//! A sum is only queued on the stream that candle computes on, behind what makes the tensor and before what reads it: the
-//! host does not wait for it. A rank that is lost leaves the others' GPUs waiting, until the launcher ends the job.
+//! A sum is only queued on the stream that candle computes on, after what makes the tensor and before what reads it:
+//! the host does not wait for it. If a rank is lost, the others' GPUs wait until the launcher ends the job.
 
 use super::Ranks;
 use anyhow::{Context, Result, anyhow};
@@ -11,7 +11,7 @@ use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, InplaceOp1, Layout, bail};
 use std::ffi::c_char;
 
-/// Bytes of an identifier.
+/// Length of an identifier in bytes.
 const ID_BYTES: usize = 128;
 
 /// A rank's end of the connection between the GPUs of all ranks.
@@ -21,14 +21,14 @@ pub struct Communicator {
 }
 
 impl Communicator {
-    /// Connects this rank's GPU to the others'. All ranks come to this together, each with a GPU of its own. A rank that
-    /// fails here alone has to end the job, as the others wait for it.
+    /// Connects this rank's GPU to the others'. All ranks must call this together, each with its own GPU. A rank that
+    /// alone fails here has to end the job, as the others wait for it.
     pub fn open(ranks: Ranks, device: &CudaDevice) -> Result<Self> {
         let version = get_nccl_version().map_err(|error| anyhow!("NCCL does not work: {}", told(&error)))?;
         let id = ranks.on_first(|| Id::new().map_err(|error| anyhow!("NCCL cannot start: {}", told(&error))))?;
         let id = id_of(&ranks.of_first(id.map_or_else(Vec::new, |id| bytes_of(&id))))?;
         let stream = device.cuda_stream();
-        // NCCL takes the GPU that the calling thread has chosen.
+        // NCCL uses the GPU that the calling thread has chosen.
         stream.context().bind_to_thread().context("choosing the GPU")?;
         let connected = Comm::from_rank(stream, ranks.rank(), ranks.size(), id);
         let communicator = connected.map_err(|error| {
@@ -41,7 +41,7 @@ impl Communicator {
         Ok(Self { comm: communicator, version })
     }
 
-    /// The library's, such as 2.27.3.
+    /// The library's version, such as 2.27.3.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn an_identifier_arrives_as_it_was_sent() {
-        // NCCL makes one without a GPU.
+        // NCCL makes an identifier without a GPU.
         let id = Id::new().map_err(|error| told(&error)).unwrap();
         let sent = bytes_of(&id);
         assert_eq!(id_of(&sent).unwrap().internal(), id.internal());

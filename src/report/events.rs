@@ -1,9 +1,9 @@
-//! TensorBoard event files: the rows of `metrics.jsonl` once more, as scalars.
+//! TensorBoard event files: the rows of `metrics.jsonl` again, as scalars.
 //!
-//! `metrics.jsonl` is what counts. When a run starts or resumes, a new event file is written from the rows that it
-//! holds by then, and older files go: so nothing is missing and nothing is there twice, whatever the run was stopped
-//! by, and the option may be turned on later. A TensorBoard that is already looking finds the newer file and, by the
-//! session start at its head, forgets what it had read.
+//! `metrics.jsonl` is authoritative. When a run starts or resumes, a new event file is written from the rows that it
+//! holds by then, and older files are removed: so nothing is missing or duplicated, however the run was stopped, and
+//! the option may be turned on later. A running TensorBoard finds the newer file and, because of the session start at
+//! its head, forgets what it had read.
 //!
 //! The format, a sequence of TFRecords that hold `Event` messages (tensorflow/core/util/event.proto):
 //!
@@ -39,7 +39,7 @@ impl EventFile {
         std::fs::create_dir_all(dir).with_context(creating)?;
         let older = event_files(dir);
         let stamp = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse::<u64>().ok();
-        // Later than any that is there, even within a second.
+        // Later than any that exists, even within the same second.
         let stamp = older.iter().filter_map(stamp).max().map_or(0, |last| last + 1).max(now() as u64);
         let path = dir.join(format!("{PREFIX}{stamp:010}"));
         let file = File::create(&path).with_context(creating)?;
@@ -62,7 +62,7 @@ impl EventFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        // One unbuffered write: no reader meets half a record for long, and nothing is lost in a buffer.
+        // One unbuffered write: no reader sees half a record for long, and nothing is lost in a buffer.
         self.file.write_all(bytes).with_context(|| format!("writing {}", self.path.display()))
     }
 }
@@ -77,7 +77,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// The head of a file and its first rows, at the times that their `elapsed_seconds` say, the last being now.
+/// The head of a file and its first rows, at times given by their `elapsed_seconds`, the last being now.
 fn history(rows: &[Map<String, Value>]) -> Vec<u8> {
     let elapsed = |row: &Map<String, Value>| row.get("elapsed_seconds").and_then(Value::as_f64);
     let last = rows.iter().rev().find_map(elapsed).unwrap_or(0.0);
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// The data of each record, whose checksums must be right.
+    /// The data of each record; asserts that the checksums are right.
     fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut records = vec![];
         while !bytes.is_empty() {
@@ -219,7 +219,7 @@ mod tests {
         std::fs::read(&files[0]).unwrap()
     }
 
-    // The check value of CRC32C, and what tensorboard's `masked_crc32c` makes of it.
+    // The check value of CRC32C, and the same through tensorboard's `masked_crc32c`.
     #[test]
     fn the_checksum_is_the_masked_crc32c() {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);

@@ -1,5 +1,5 @@
-//! `report.html`: a run on one page. It holds everything itself: no scripts, no other files, charts as inline SVG; it
-//! follows the reader's choice of light or dark, and prints.
+//! `report.html`: a run on one page. It is self-contained: no scripts, no other files, charts as inline SVG; it follows
+//! the reader's choice of light or dark, and can be printed.
 
 use super::chart::{Chart, Series, escape};
 use super::metrics::read_rows;
@@ -21,7 +21,7 @@ const STYLE: &str = include_str!("report.css");
 
 type Row = Map<String, Value>;
 
-/// The files of a run that the page is made of.
+/// The files of a run that the page is made from.
 pub struct RunFiles {
     /// `metrics.jsonl`, row by row.
     pub rows: Vec<Row>,
@@ -58,7 +58,7 @@ impl RunFiles {
     }
 }
 
-/// The page in the making.
+/// The page under construction.
 pub struct Page {
     files: RunFiles,
     settings: toml::Table,
@@ -102,7 +102,7 @@ impl Page {
         self.files.record.as_ref()?.get(key).cloned().filter(|value| !value.is_null())
     }
 
-    /// (step, value) of the rows that have it.
+    /// (step, value) of the rows that have the key.
     fn points<'a>(&'a self, key: &'a str) -> impl Iterator<Item = (f64, f64)> + 'a {
         let point = move |row: &Row| Some((row.get("step")?.as_f64()?, row.get(key)?.as_f64()?));
         self.files.rows.iter().filter_map(point)
@@ -112,7 +112,7 @@ impl Page {
         self.points(key).last().map(|(_, value)| value)
     }
 
-    /// The numbers that are looked for first.
+    /// The numbers that a reader looks for first.
     fn figures(&self) -> String {
         let number = |key: &str| self.record(key).and_then(|value| value.as_f64());
         let best = self.points("eval_loss").map(|(_, loss)| loss).reduce(f64::min);

@@ -1,5 +1,5 @@
-//! What a run leaves: `metrics.jsonl` step by step, `run.json` and `report.html` at the end. And the progress of
-//! training, told from the rows of the metrics.
+//! What a run leaves: `metrics.jsonl` step by step, `run.json` and `report.html` at the end. Also the progress of
+//! training, shown from the rows of the metrics.
 
 mod chart;
 mod events;

@@ -1,5 +1,5 @@
-//! `run.json`: what made this run's output, so that it can be made again: versions, hashes of the inputs, the name of
-//! the settings file beside it, time and memory.
+//! `run.json`: what this run's output was made with, so that it can be reproduced: versions, hashes of the inputs, the
+//! name of the settings file beside it, time and memory.
 
 use crate::console::utc_now;
 use crate::memory;
@@ -22,7 +22,7 @@ struct Input {
     hash: String,
 }
 
-/// What a run did in all, whatever the number of processes that it took.
+/// What a run did in total, however many processes it took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Optimizer steps taken.
@@ -33,22 +33,22 @@ pub struct Totals {
     pub resumed_at: Vec<usize>,
     pub tokens: usize,
     pub label_tokens: usize,
-    /// From the start of each process to the last state that was kept of it, preparation included.
+    /// From the start of each process to its last saved state, preparation included.
     pub elapsed_seconds: f64,
 }
 
-/// How large a module's update ΔW is at the end of a run, in the Frobenius norm.
+/// The Frobenius norm of a module's update ΔW at the end of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateNorm {
     pub module: String,
     pub norm: f64,
-    /// ‖CΔW‖, where there is a direction.
+    /// ‖CΔW‖, if there is a direction.
     pub parallel: Option<f64>,
     /// ‖(I − C)ΔW‖.
     pub orthogonal: Option<f64>,
 }
 
-/// A `run.json` in the making.
+/// A `run.json` under construction.
 pub struct RunRecord {
     began: Instant,
     started: String,
@@ -85,7 +85,7 @@ impl RunRecord {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// Notes an input under a name such as `aligned` or `train`.
+    /// Records an input under a name such as `aligned` or `train`.
     pub fn input(&mut self, name: &str, source: &str, hash: String) {
         self.inputs.insert(name.to_string(), Input { source: source.to_string(), hash });
     }
