@@ -1,4 +1,4 @@
-//! Settings for a model that is not known yet by anything but its folder: what `asft init` writes.
+//! Settings for a model of which only the folder is known: what `asft init` writes.
 
 use super::{Settings, commented};
 use crate::model::{Dtype, ModelSpec};
@@ -9,13 +9,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Words of a name that say: this is the tuned one of a pair.
+/// Words in a name that mark the tuned model of a pair.
 const TUNED: [&str; 3] = ["instruct", "chat", "it"];
-/// Longest sample to suggest; what is longer costs memory that few data sets need.
+/// Longest sample to suggest; more would cost memory that few data sets need.
 const MAX_LENGTH: usize = 2048;
 const SAVE_EVERY_STEPS: usize = 200;
 
-/// Settings, and why some are as they are.
+/// Settings, and the reasons for some of them.
 pub struct Suggestion {
     settings: Settings,
     /// By dotted key.
@@ -93,14 +93,14 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     found
 }
 
-/// A model's name without its owner, folder and revision, in small letters: `qwen2-7b-instruct`.
+/// A model's name without its owner, folder and revision, in lower case: `qwen2-7b-instruct`.
 pub fn short_name(source: &str) -> String {
     let path = source.split('@').next().unwrap_or(source).trim_end_matches('/');
     let name = path.rsplit('/').next().unwrap_or(path).to_lowercase();
     if name.is_empty() || name.starts_with('.') { "model".to_string() } else { name }
 }
 
-/// The type that the checkpoint's weights are said to have.
+/// The type that config.json states for the checkpoint's weights.
 fn stored_dtype(dir: &Path) -> Option<Dtype> {
     let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
     let config: Value = serde_json::from_str(&text).ok()?;
@@ -112,7 +112,7 @@ fn stored_dtype(dir: &Path) -> Option<Dtype> {
     }
 }
 
-/// The base model of a tuned one, by name: on the hub as its makers name theirs, on the disk if it is there.
+/// The base model of a tuned one, by name: on the hub by its makers' naming, on disk if it exists.
 fn partner(source: &str) -> Option<String> {
     let path = source.split('@').next().unwrap_or(source).trim_end_matches('/');
     let (owner, name) = path.rsplit_once('/').map_or(("", path), |(owner, name)| (owner, name));
@@ -124,11 +124,11 @@ fn partner(source: &str) -> Option<String> {
 fn partner_name(name: &str) -> Option<String> {
     let words: Vec<&str> = name.split('-').collect();
     let lower = name.to_lowercase();
-    // Qwen3-8B is tuned, its base is Qwen3-8B-Base; not for all sizes is there one.
+    // Qwen3-8B is tuned, its base is Qwen3-8B-Base; not all sizes have one.
     if let ["Qwen3", size @ ("0.6B" | "1.7B" | "4B" | "8B" | "14B"), ..] = words[..] {
         return (words.last() != Some(&"Base")).then(|| format!("Qwen3-{size}-Base"));
     }
-    // Its base was never published by that name.
+    // Its base was never published under that name.
     if lower == "mistral-7b-instruct-v0.2" {
         return None;
     }

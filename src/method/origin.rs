@@ -1,4 +1,4 @@
-//! Whether a direction was computed from the weights at hand: those of a checkpoint, or those under an adapter.
+//! Whether a direction was computed from the given weights: those of a checkpoint, or those under an adapter.
 
 use super::direction_file::Directions;
 use crate::adapter::{Adapter, BaseIdentity};
@@ -41,8 +41,8 @@ impl Directions {
         Ok(())
     }
 
-    /// Checks that the file has every module of the adapter of `dir`, in its shape, and (where the adapter says what it
-    /// was trained on) computed from those weights. No model is needed for that.
+    /// Checks that the file has every module of the adapter in `dir`, in its shape and, if the adapter records what it
+    /// was trained on, computed from those weights. This needs no model.
     ///
     /// # Errors
     /// One error that lists every module that is missing or has another shape; other weights.

@@ -1,4 +1,4 @@
-//! What the penalty of one module comes to: its value and its gradients.
+//! The penalty of one module: its value and its gradients.
 
 use crate::ops::scalar::Scalar;
 use candle_core::Tensor;
@@ -10,7 +10,7 @@ pub struct Term {
     pub grad_b: Tensor,
 }
 
-/// A full-tuning module's penalty: λ included in the value and in the gradient by ΔW (f32).
+/// A full-tuning module's penalty: λ included in the value and in the gradient with respect to ΔW (f32).
 pub struct FullTerm {
     pub value: Scalar,
     pub grad: Tensor,

@@ -1,12 +1,12 @@
 //! Upper bounds on spectral norms that hold whatever produced the factors.
 //!
 //! An eigenvalue solver's answer bounds the largest eigenvalue from below, so it certifies nothing about what it
-//! missed. Here a bound τ on ‖R‖₂, for symmetric R [n, n], is accepted only when Cholesky succeeds on both τI − R and
-//! τI + R: if it runs to its end in floating point, the matrix plus some E with ‖E‖₂ ≤ γ_{n+1} / (1 − γ_{n+1}) trace
-//! is positive definite (Higham, Accuracy and Stability of Numerical Algorithms, theorem 10.3), and that much is added
-//! to the bound. All arithmetic is f64; γ_m = m u / (1 − m u) with u = 2⁻⁵³.
+//! missed. Here a bound τ on ‖R‖₂, for symmetric R [n, n], is accepted only if Cholesky succeeds on both τI − R
+//! and τI + R: if it runs to completion in floating point, the matrix plus some E with ‖E‖₂ ≤ γ_{n+1} / (1 − γ_{n+1})
+//! trace is positive definite (Higham, Accuracy and Stability of Numerical Algorithms, theorem 10.3), and that much is
+//! added to the bound. All arithmetic is f64; γ_m = m u / (1 − m u) with u = 2⁻⁵³.
 //!
-//! What R is depends on the smaller side of V [d_out, d_in], as only that side's square is ever formed. Below f = ‖V‖_F,
+//! R depends on which side of V [d_out, d_in] is smaller, as only that side's square is ever formed. Below f = ‖V‖_F,
 //! and U, c and W (the right basis) are the f32 values as stored.
 //!
 //! d_out ≤ d_in: R = V Vᵀ / f − U diag(c) Uᵀ, formed directly.
@@ -14,9 +14,9 @@
 //! d_out > d_in: for any X [d_in, k], with D = V − U Xᵀ,
 //!     V Vᵀ / f − U diag(c) Uᵀ = (D Dᵀ + U (D X)ᵀ + (D X) Uᵀ) / f + U (XᵀX / f − diag(c)) Uᵀ,
 //! whose norm is at most (‖DᵀD‖₂ + 2 ‖U‖₂ ‖D X‖_F) / f + ‖U‖₂² ‖XᵀX / f − diag(c)‖₂, and DᵀD is d_in × d_in. With
-//! X = W diag(sqrt(c f)), near VᵀU, the last two terms are small. Where every direction of V is kept, D is rounding, and
-//! ‖D‖_F bounds what is asked of it: ‖DᵀD‖₂ ≤ ‖D‖_F², ‖D X‖_F ≤ ‖D‖_F ‖X‖₂. Nothing is assumed of U, c or W: were they poor, the
-//! bound would just be large.
+//! X = W diag(sqrt(c f)), near VᵀU, the last two terms are small. If every direction of V is kept, D is only rounding,
+//! and ‖D‖_F gives the bounds needed: ‖DᵀD‖₂ ≤ ‖D‖_F², ‖D X‖_F ≤ ‖D‖_F ‖X‖₂. Nothing is assumed about U, c or W: if
+//! they were poor, the bound would merely be large.
 
 use super::dense::{View, add_lower, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels};
 use super::symmetric::Symmetric;
@@ -27,7 +27,7 @@ use std::ops::Range;
 /// Factors by which a lower estimate of a norm is raised until the certificate holds.
 const LADDER: [f64; 7] = [1.01, 1.03, 1.1, 1.3, 2.0, 4.0, 16.0];
 
-/// How near the goal a bound may come, for what is added to it.
+/// How near the goal a bound may come, leaving room for what is added to it.
 const CLOSE: f64 = 1e-3;
 
 /// γ_m.
@@ -35,13 +35,13 @@ fn gamma(m: usize) -> f64 {
     gamma_of(m, f64::EPSILON)
 }
 
-/// γ_m of an arithmetic with the given epsilon; infinite where it bounds nothing.
+/// γ_m of an arithmetic with the given epsilon; infinite if it bounds nothing.
 fn gamma_of(m: usize, epsilon: f64) -> f64 {
     let mu = m as f64 * epsilon / 2.0;
     if mu < 1.0 { mu / (1.0 - mu) } else { f64::INFINITY }
 }
 
-/// What a norm may be and what it should stay below (0 where that is not known): tried first, they spare an estimate.
+/// A guess at a norm, and what it should stay below (0 if unknown): tried first, they save an estimate.
 #[derive(Clone, Copy, Default)]
 pub struct Hints {
     pub guess: f64,
@@ -112,7 +112,7 @@ pub fn residual_right(v: Vec<f32>, basis: View, right: View, c: &[f32], norm: f6
         inner[(j, j)] -= f64::from(c[j]);
     }
     let u_square = 1.0 + departure(basis, par);
-    // Rounding: of D by e, and of each product by γ times its factors' Frobenius norms.
+    // Rounding: e for D, and for each product γ times its factors' Frobenius norms.
     let g = gamma(d_out + n + k + 8);
     let (x, d) = (x_square.sqrt() * (1.0 + g), d_square.sqrt() * (1.0 + g));
     let e = g * (norm + (u_square * k as f64).sqrt() * x);
@@ -130,12 +130,12 @@ fn trace(a: &Mat<f64>) -> f64 {
     (0..a.nrows()).map(|i| a[(i, i)]).sum()
 }
 
-/// What D = V − U Xᵀ amounts to.
+/// Norms of D = V − U Xᵀ.
 struct Rest {
     /// ‖D‖_F²
     square: f64,
-    /// The lower triangle of DᵀD / f, and ‖D X‖_F; not where all of V is kept: D is rounding then, and ‖D‖_F says enough
-    /// of both.
+    /// The lower triangle of DᵀD / f, and ‖D X‖_F. `None` if all of V is kept: D is then only rounding, and ‖D‖_F
+    /// bounds both.
     gram: Option<(Mat<f64>, f64)>,
 }
 
@@ -189,8 +189,8 @@ fn scaled_gram(right: View, c: &[f32], norm: f64, par: Par) -> Mat<f64> {
     gram
 }
 
-/// A bound on ‖UᵀU − I‖_F: how far the columns of U are from orthonormal. Only a little depends on it, so f32 will do, its
-/// rounding of at most γ_m ‖u_i‖ ‖u_j‖ an entry counted.
+/// A bound on ‖UᵀU − I‖_F: how far the columns of U are from orthonormal. Little depends on it, so f32 will do, with
+/// its rounding of at most γ_m ‖u_i‖ ‖u_j‖ per entry included.
 fn departure(basis: View, par: Par) -> f64 {
     let gram = gram_lower_f32(basis, par);
     let (mut sum, mut trace) = (0.0, 0.0);

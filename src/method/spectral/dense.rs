@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// Bytes of a widened panel.
 const PANEL_BYTES: usize = 8 << 20;
-/// Bytes of the panel that a product holds while it passes over the other matrix.
+/// Bytes of the panel that a product holds while it goes over the other matrix.
 const HELD_BYTES: usize = 16 << 20;
 
 /// A row-major f32 matrix.

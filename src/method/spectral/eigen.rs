@@ -1,4 +1,4 @@
-//! All eigenpairs of a symmetric matrix, in its own memory. The kernels are faer's.
+//! All eigenpairs of a symmetric matrix, computed in its own memory. The kernels are faer's.
 
 use anyhow::{Result, anyhow};
 use faer::diag::Diag;
@@ -12,8 +12,8 @@ use faer::traits::RealField;
 use faer::{Conj, Mat, Par, Spec};
 
 /// All eigenpairs of a symmetric matrix given by its lower triangle, ascending. Works in the matrix's own memory: the
-/// peak is four matrices, its own, the eigenvectors and two of workspace. The reduction to tridiagonal form keeps to one
-/// thread: it waits for memory, and faer's would sum in another order on two.
+/// peak is four matrices, its own, the eigenvectors and two of workspace. The reduction to tridiagonal form uses one
+/// thread: it is bound by memory, and on two threads faer would sum in another order.
 pub fn eigen_in_place<T: RealField>(mut a: Mat<T>, par: Par) -> Result<(Vec<T>, Mat<T>)> {
     let n = a.nrows();
     let block = qr::no_pivoting::factor::recommended_block_size::<T>(n, n);

@@ -1,9 +1,9 @@
 //! The leading eigenpairs of a symmetric matrix A [n, n] by a block Krylov method (Musco and Musco, arXiv 1504.05477).
 //!
-//! A basis of [X, A X, A² X, ...] for a random X, made orthonormal; the eigenpairs of A in that space (Rayleigh–Ritz); and
-//! again from the best of them until the residuals ‖A y − θ y‖ are small. All of it is faer's products, QR and small
-//! eigendecompositions, a bounded number of each: faer's own partial solver may repeat its reorthogonalisation for ever
-//! where no rounding of the last bit satisfies it (0.24, `iterate_lanczos`).
+//! A basis of [X, A X, A² X, ...] for a random X is made orthonormal; then come the eigenpairs of A in that space
+//! (Rayleigh–Ritz); and so on from the best of them until the residuals ‖A y − θ y‖ are small. It uses only faer's
+//! products, QR and small eigendecompositions, a bounded number of each: faer's own partial solver may repeat its
+//! reorthogonalisation for ever if rounding in the last bit never satisfies it (0.24, `iterate_lanczos`).
 
 use super::dense::multiply;
 use super::eigen::eigen_in_place;
@@ -11,18 +11,18 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use rand::{Rng, SeedableRng};
 
-/// Columns of X beyond the wanted ones.
+/// Columns of X beyond those wanted.
 const SPARE: usize = 8;
 /// Powers of A in a basis, at most and at least.
 const MOST_BLOCKS: usize = 8;
 const LEAST_BLOCKS: usize = 3;
-/// Bases after which a matrix is left to a full decomposition.
+/// Number of bases after which a matrix is left to a full decomposition.
 const ROUNDS: usize = 8;
-/// What a round has to make of the largest residual for another to be worth it.
+/// Factor by which a round has to reduce the largest residual for another to be worth it.
 const PROGRESS: f64 = 0.5;
 
-/// The k eigenpairs of largest magnitude, these first: values and vectors [n, k]. None where the space would be no smaller
-/// than half of A's, or where `tolerance` (an absolute residual) is not reached.
+/// The k eigenpairs of largest magnitude, largest first: values and vectors [n, k]. `None` if the space would be no
+/// smaller than half of A's, or if `tolerance` (an absolute residual) is not reached.
 pub fn leading(a: MatRef<f64>, k: usize, tolerance: f64, par: Par) -> Option<(Vec<f64>, Mat<f64>)> {
     let (n, width) = (a.nrows(), k + SPARE);
     let blocks = (n / 2 / width).min(MOST_BLOCKS);
@@ -65,14 +65,14 @@ fn basis(a: MatRef<f64>, start: Mat<f64>, blocks: usize, par: Par) -> Mat<f64> {
     basis.as_mut().subcols_mut(0, width).copy_from(&block);
     for i in 1..blocks {
         let mut next = multiply(a, block.as_ref(), par);
-        // What the basis holds already would drown what is new.
+        // What the basis already holds would drown what is new.
         let held = basis.subcols(0, i * width);
         let inner = multiply(held.transpose(), next.as_ref(), par);
         matmul(&mut next, Accum::Add, held, &inner, -1.0, par);
         block = orthonormal(next.as_ref());
         basis.as_mut().subcols_mut(i * width, width).copy_from(&block);
     }
-    // Where A's rank is used up, a block is made of rounding; only together are the blocks sure to be orthonormal.
+    // Once A's rank is used up, a block consists of rounding; only together are the blocks certain to be orthonormal.
     orthonormal(basis.as_ref())
 }
 
@@ -95,7 +95,8 @@ mod tests {
     #[test]
     fn finds_the_largest_of_either_sign() {
         let n = 300;
-        // Alternating signs that fall by a tenth; then a matrix of rank 5 only; then the identity, all directions alike.
+        // Alternating signs decreasing by a tenth; then a matrix of rank 5 only; then the identity, with all directions
+        // alike.
         type Spectrum = fn(usize) -> f64;
         let spectra: [Spectrum; 3] = [
             |i| if i % 2 == 0 { 0.9f64.powi(i as i32) } else { -(0.9f64.powi(i as i32)) },
@@ -112,7 +113,7 @@ mod tests {
         }
     }
 
-    /// The spectrum of noise has no gap to speak of behind its 32nd value.
+    /// The spectrum of noise has no gap to speak of after its 32nd value.
     #[test]
     fn noise_takes_rounds_but_not_for_ever() {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(3);
@@ -123,7 +124,7 @@ mod tests {
         for (found, exact) in values.iter().zip(all.iter().rev()) {
             assert!((found / exact - 1.0).abs() < 1e-10, "{found} {exact}");
         }
-        // Out of reach, or too large a part of the whole: left to the full decomposition.
+        // Unreachable, or too large a part of the whole: left to the full decomposition.
         assert!(leading(square.as_ref(), 32, 0.0, Par::Seq).is_none());
         assert!(leading(square.as_ref(), 200, 1.0, Par::Seq).is_none());
     }

@@ -1,5 +1,5 @@
-//! Symmetric f64 matrices that are factored again and again: definiteness by Cholesky, eigenvalues counted by inertia,
-//! norms. The factorizations are faer's.
+//! Symmetric f64 matrices that are factored repeatedly: definiteness by Cholesky, eigenvalue counts by inertia, norms.
+//! The factorizations are faer's.
 
 use super::krylov;
 use faer::diag::Diag;
@@ -10,12 +10,12 @@ use faer::{Mat, Par, Side, Spec};
 
 /// Powers in a rough estimate of a norm.
 const POWERS: usize = 6;
-/// Residual of the eigenpair behind a good one, as part of the rough one.
+/// Residual of the eigenpair behind a good estimate of the norm, relative to the rough estimate.
 const NEAR: f64 = 5e-3;
 /// Below this size a partial solver has no room to work in.
 pub const SMALL: usize = 128;
 
-/// A symmetric matrix that is factored again and again: its lower triangle, packed by columns, and a working copy.
+/// A symmetric matrix that is factored repeatedly: its lower triangle, packed by columns, and a working copy.
 pub struct Symmetric {
     packed: Vec<f64>,
     work: Mat<f64>,
@@ -75,7 +75,7 @@ impl Symmetric {
         llt::factor::cholesky_in_place(self.work.as_mut(), Default::default(), par, stack, Spec::default()).is_ok()
     }
 
-    /// The working copy, whose lower triangle is what was last loaded or factored.
+    /// The working copy, whose lower triangle holds what was last loaded or factored.
     pub fn into_work(self) -> Mat<f64> {
         self.work
     }
@@ -91,11 +91,11 @@ impl Symmetric {
             .sum()
     }
 
-    /// The largest ‖A x‖ / ‖x‖ of a few powers of a positive semidefinite A on a vector: below its norm, but seldom by
-    /// half.
+    /// The largest ‖A x‖ / ‖x‖ over a few powers of a positive semidefinite A applied to a vector: below A's norm, but
+    /// seldom by half.
     pub fn rough_norm(&self) -> f64 {
         let n = self.dim();
-        // Nothing regular, lest the vector be orthogonal to what it should find.
+        // An irregular vector, lest it be orthogonal to what it should find.
         let mut x: Vec<f64> = (0..n).map(|i| 1.0 + 0.5 * (i as f64 * 2.4).sin()).collect();
         let mut norm = 0.0;
         for _ in 0..POWERS {
@@ -174,7 +174,7 @@ impl Symmetric {
         krylov::leading(self.work.as_ref(), k, tolerance, par)
     }
 
-    /// A lower estimate of the spectral norm, near it.
+    /// A close estimate of the spectral norm from below.
     pub fn norm_estimate(&mut self, par: Par) -> f64 {
         let frobenius = self.frobenius();
         if self.dim() > SMALL {
@@ -189,7 +189,7 @@ impl Symmetric {
     }
 }
 
-/// The lower triangle of a symmetric matrix by columns, to be kept while others work.
+/// The lower triangle of a symmetric matrix by columns, to be kept during other work.
 pub struct Packed {
     n: usize,
     values: Vec<f64>,
@@ -243,7 +243,7 @@ mod tests {
         assert!(!symmetric.has_cholesky(1.0, -least * 0.9999, Par::Seq));
     }
 
-    /// What is computed must not depend on the number of threads.
+    /// Results must not depend on the number of threads.
     #[test]
     fn parallelism_does_not_change_a_bit() {
         let n = 500;

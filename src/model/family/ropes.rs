@@ -5,12 +5,12 @@ use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
-/// What counts for a set of parameters besides itself.
+/// What matters for a set of parameters besides itself.
 struct Surroundings {
-    /// The base frequency where the set has none.
+    /// The base frequency if the set has none.
     theta: f64,
     max_position_embeddings: usize,
-    /// `original_max_position_embeddings` beside the set rather than in it; there it counts more.
+    /// `original_max_position_embeddings` beside the set rather than in it; there it takes precedence.
     original: Option<f64>,
 }
 
@@ -65,8 +65,9 @@ fn written<'a>(config: &Config<'a>, key: &str) -> Result<Option<Config<'a>>> {
     Ok(config.object(key)?.filter(|parameters| !parameters.fields.is_empty()))
 }
 
-/// What `rope_parameters` (transformers 5) and `rope_scaling` (transformers 4) say, if one of them is there. Both are
-/// where somebody added a scaling by hand, by an older model card: which of the two is meant nobody can know.
+/// What `rope_parameters` (transformers 5) and `rope_scaling` (transformers 4) say, if either is present. Both are
+/// present if somebody added a scaling by hand, following an older model card: if they differ, nobody can know which is
+/// meant.
 fn agreed<T: PartialEq>(config: &Config, five: Option<T>, four: Option<T>) -> Result<Option<T>> {
     ensure_valid!(
         five.is_none() || four.is_none() || five == four,

@@ -42,7 +42,7 @@ fn legacy_type_key_and_nulls() {
 
 #[test]
 fn the_original_context_may_stand_outside_the_scaling() {
-    // There it counts more, as in transformers.
+    // There it takes precedence, as in transformers.
     let scaling = |original| json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original});
     let inside = llama_with(json!({"rope_scaling": scaling(16)})).unwrap();
     let both = json!({"rope_scaling": scaling(32), "original_max_position_embeddings": 16});
@@ -143,7 +143,7 @@ fn what_changes_the_maths_is_refused_by_name() {
         ),
         ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
         ("gemma2", json!({"hidden_activation": "gelu"}), "hidden_activation"),
-        // transformers reads this field of a Gemma 3 and makes no use of it; others do.
+        // transformers reads this field of Gemma 3 but does not use it; others do.
         ("gemma3_text", json!({"attn_logit_softcapping": 2.0}), "attn_logit_softcapping"),
         ("llama", json!({"is_causal": false}), "is_causal"),
         // Layers that slide without a window, and the other way round.

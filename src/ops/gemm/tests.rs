@@ -47,7 +47,7 @@ fn half_weights_over_several_blocks() {
     }
 }
 
-/// On one thread and on several, whose parts are others: the same bits, whatever the strides.
+/// On one thread and on several, which split it differently: the same bits, whatever the strides.
 #[test]
 fn parallelism_does_not_change_a_bit() {
     for (m, n, k) in
@@ -91,6 +91,6 @@ fn strides_transposes_and_accumulation() {
 #[test]
 #[should_panic(expected = "larger than memory")]
 fn a_matrix_that_no_memory_holds_is_not_begun() {
-    // 2⁶⁴ values, which as a product of two lengths are none.
+    // 2⁶⁴ values, which overflow to 0 as a product of two lengths.
     Matrix::fresh(1 << 33, 1 << 31);
 }

@@ -2,13 +2,13 @@
 
 use super::*;
 
-/// Small whole numbers, whose sums are exact in any order, inside rows that are longer by `gap`; the last one is not, so
-/// that a sanitizer sees a value too many.
+/// Small whole numbers, whose sums are exact in any order, inside rows that are longer by `gap`, except the last, so
+/// that a sanitizer sees a read one value too far.
 fn whole_numbers(rows: usize, columns: usize, gap: usize, seed: usize) -> Vec<f32> {
     (0..rows * (columns + gap) - gap).map(|i| ((i * 7 + i / 5 + seed) % 9) as f32 - 4.0).collect()
 }
 
-/// A matrix that is read by rows, or by columns where it is `turned`.
+/// A matrix that is read by rows, or by columns if it is `turned`.
 fn matrix(values: &[f32], rows: usize, columns: usize, gap: usize, turned: bool) -> Matrix {
     if turned { Matrix::read(values, 0, rows + gap).t() } else { Matrix::read(values, 0, columns + gap) }
 }

@@ -1,4 +1,4 @@
-//! One optimizer step: its micro-batches, the ranks' sum of them, the penalty, clipping, AdamW.
+//! One optimizer step: its micro-batches, their sum over the ranks, the penalty, clipping, AdamW.
 
 pub mod parallel;
 pub mod penalties;
