@@ -2,26 +2,29 @@
 
 use crate::cli::DataArgs;
 use crate::config::Settings;
-use crate::console::progress_bar;
-use crate::data::{self, Dataset, Format, Marks, SetFiles, Sets, Summary, epoch_order, predicted_labels};
+use crate::data::{self, Dataset, Marks, Sets, Summary, epoch_order, predicted_labels};
 use crate::hub;
-use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use crate::train::{Inputs, Problems, Sources};
+use anyhow::Result;
 use serde_json::json;
 use std::io::{IsTerminal, Write, stdout};
-use std::path::Path;
 
 pub fn run(args: DataArgs) -> Result<()> {
     let settings = Settings::load(&args.config, &args.set)?;
-    let files = SetFiles::resolve(&settings.data, false).map_err(data::unusable)?;
-    let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
-    let spec = ModelSpec::load(&base.dir)?;
-    let tokenizer = load_tokenizer(&base.dir, settings.data.format)?;
-    let encoder = tokenizer.as_ref().filter(|_| settings.data.format != Format::Tokenized);
-    let progress = || progress_bar(0, "tokenising");
-    let sets = data::load_sets(&files, &settings.data, settings.train.seed, encoder, spec.vocab_size, &progress)
-        .map_err(data::unusable)?;
+    let mut problems = Problems::default();
+    let sources = Sources::find(&settings, hub::resolve_without_weights, &mut problems);
+    let spec = sources.spec(&mut problems);
+    let inputs = spec.and_then(|spec| sources.read(&settings, &spec, &mut problems));
+    let (Some(base), Some(inputs)) = (sources.base, inputs) else {
+        return Err(problems.into_error("the datasets cannot be used"));
+    };
+    let Inputs { tokenizer, sets, .. } = inputs;
+    let tokenizer = match tokenizer {
+        // Samples that are tokenized already can be shown without one, but not as text.
+        None if base.dir.join("tokenizer.json").is_file() => Some(Tokenizer::load(&base.dir)?),
+        tokenizer => tokenizer,
+    };
     let count = sets.train.examples.len();
     let order = epoch_order(count, args.seed.unwrap_or(0), 0, args.seed.is_some());
     let chosen: Vec<usize> = order.into_iter().take(args.show).collect();
@@ -44,14 +47,6 @@ pub fn run(args: DataArgs) -> Result<()> {
         writeln!(out, "{}\n", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
     }
     Ok(())
-}
-
-/// The tokenizer; samples that are tokenized already can be shown without one.
-fn load_tokenizer(dir: &Path, format: Format) -> Result<Option<Tokenizer>> {
-    if format == Format::Tokenized && !dir.join("tokenizer.json").is_file() {
-        return Ok(None);
-    }
-    Tokenizer::load(dir).map(Some)
 }
 
 /// Colours on a terminal, unless NO_COLOR is set (https://no-color.org).

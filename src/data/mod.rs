@@ -25,7 +25,7 @@ pub use mix::{Mix, Mixed, mix};
 pub use options::{DataOptions, Format, Overlong, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use records::Place;
-pub use sets::{SetFiles, Sets, load_set, load_sets, unusable};
+pub use sets::{SetFiles, Sets, load_set, load_sets};
 pub use summary::Summary;
 pub use template::Template;
 

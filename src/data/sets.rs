@@ -1,7 +1,6 @@
 //! The datasets of a run, as `[data]` names them: training samples and, perhaps, held-out ones.
 
 use super::{DataOptions, Dataset, Validation, check_ids, load_prefixed, load_tokenized, mix, split_validation};
-use crate::error::joined;
 use crate::hub::{self, ResolvedFile, Split};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Error, Result};
@@ -45,11 +44,6 @@ impl SetFiles {
             _ => Err(errors),
         }
     }
-}
-
-/// One error made of those of all files.
-pub fn unusable(errors: Vec<Error>) -> Error {
-    joined("the datasets cannot be used", errors)
 }
 
 /// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
@@ -132,7 +126,7 @@ mod tests {
             mix: vec![Mix::default(), Mix { count: Some(2), ..Mix::default() }],
             ..DataOptions::default()
         };
-        let sets = load_sets(&files, &options, 0, None, 10, &ProgressBar::hidden).map_err(unusable).unwrap();
+        let sets = load_sets(&files, &options, 0, None, 10, &ProgressBar::hidden).unwrap();
         assert_eq!(sets.train.examples.len(), 3 + 4 + 2);
         let second: Vec<u32> = sets.train.examples.iter().take(3).map(|example| example.input_ids[1]).collect();
         assert_eq!((second, sets.train.counts.records), (vec![0, 1, 2], 9));

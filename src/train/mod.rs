@@ -19,6 +19,8 @@ mod state;
 mod step;
 
 pub use before::dry_run::{Forecast, dry_run};
+pub use before::inputs::{Inputs, Sources};
+pub use before::problems::Problems;
 pub use defence::{ConstrainedSft, DefenceKind, DefenceOptions, Lisa};
 pub use options::{OutputOptions, TrainOptions, Tuning};
 pub use plan::Plan;

@@ -20,6 +20,7 @@ mod families;
 mod following;
 mod init;
 mod lambda;
+mod looking_ahead;
 mod lora_options;
 mod memory_safety;
 mod module_shares;

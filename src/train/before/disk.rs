@@ -14,7 +14,7 @@ const SMALL_FILES_BYTES: u64 = 32 << 20;
 
 /// Checks that the disk has room for the result and the checkpoints. What the direction takes is not known before it
 /// is computed.
-pub fn check_room(
+pub fn check_disk(
     settings: &Settings,
     output: &OutputFolder,
     base: &Checkpoint,

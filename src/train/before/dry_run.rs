@@ -1,17 +1,16 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and says what the run will take.
 
-use super::estimate::{Estimate, Memory, Micro, Work, epoch, largest};
+use super::estimate::{Estimate, Memory, Work};
+use super::inputs::{Sources, check_ranks};
 use super::memory::MachineMemory;
+use super::problems::{Problems, START};
+use super::workload::Workload;
 use crate::config::Settings;
-use crate::console::progress_bar;
-use crate::data::{self, Counts, Format, SetFiles, Sets};
+use crate::data::Counts;
 use crate::hub;
 use crate::model::ModelSpec;
 use crate::ops::machine::{copy_rate, gemm_rate};
-use crate::tokenizer::Tokenizer;
-use crate::train::defence::{Alignment, alignment_file};
 use crate::train::options::Tuning;
-use crate::train::plan::Plan;
 use anyhow::{Context, Result};
 use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
@@ -61,61 +60,46 @@ pub struct Time {
 /// # Errors
 /// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer and data.
 pub fn dry_run(settings: &Settings) -> Result<Forecast> {
-    let files = SetFiles::resolve(&settings.data, false).map_err(data::unusable)?;
-    let base = hub::resolve_without_weights(&settings.model.aligned, false).context("model.aligned")?;
-    let spec = ModelSpec::load(&base.dir)?;
-    let targets = settings.lora.targets(&spec).context("lora")?;
-    let is_cpu = settings.model.device.is_cpu();
-    let tokenizer = match settings.data.format {
-        Format::Tokenized => None,
-        _ => Some(Tokenizer::load(&base.dir)?),
+    let mut problems = Problems::default();
+    let sources = Sources::find(settings, hub::resolve_without_weights, &mut problems);
+    let spec = sources.spec(&mut problems);
+    let targets = spec.as_ref().and_then(|spec| problems.note(targets(settings, spec)));
+    let inputs = spec.as_ref().filter(|_| targets.is_some());
+    let inputs = inputs.and_then(|spec| sources.read(settings, spec, &mut problems));
+    let (Some(spec), Some(targets), Some(inputs)) = (spec, targets, inputs) else {
+        return Err(problems.into_error(START));
     };
-    let progress = || progress_bar(0, "tokenising");
-    let Sets { train, validation } =
-        data::load_sets(&files, &settings.data, settings.train.seed, tokenizer.as_ref(), spec.vocab_size, &progress)
-            .map_err(data::unusable)?;
-    let lengths: Vec<usize> = train.examples.iter().map(|example| example.input_ids.len()).collect();
-    let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let mut steps = epoch(&mut plan, &train.examples);
-    let mut data_tokens = train.counts.tokens + validation.as_ref().map_or(0, |set| set.counts.tokens);
-    if let Some(file) = alignment_file(&settings.defence)? {
-        let set = data::load_set(&file, &settings.data.whole(), "", tokenizer.as_ref(), spec.vocab_size, &progress());
-        let set = set.context("defence.alignment_data")?;
-        data_tokens += set.counts.tokens;
-        let Alignment { set, mut plan } = Alignment::new(set, settings, plan.total_steps)?;
-        // The mean is not weighted by the states' shares: safety samples are about as long as others.
-        steps.extend(epoch(&mut plan, &set.examples));
-    }
-    let largest = largest(&steps);
+    let workload = Workload::of(settings, &inputs)?;
+    let is_cpu = settings.model.device.is_cpu();
     let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
     let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
-    let memory = estimate.memory(largest, data_tokens);
-    let work = mean_work(&estimate, &steps);
+    let memory = estimate.memory(&workload);
+    let (work, largest) = (estimate.mean_work(&workload), workload.largest());
+    let counts = inputs.sets.train.counts;
     Ok(Forecast {
-        samples: train.examples.len(),
-        tokens: train.counts.tokens,
-        label_tokens: train.counts.label_tokens,
-        steps_per_epoch: plan.steps_per_epoch,
-        total_steps: plan.total_steps,
+        samples: inputs.sets.train.examples.len(),
+        tokens: counts.tokens,
+        label_tokens: counts.label_tokens,
+        steps_per_epoch: workload.steps_per_epoch,
+        total_steps: workload.total_steps,
         micro_batch_tokens: largest.tokens,
         memory_bytes: memory,
         peak_memory_bytes: memory.total(),
         available_memory_bytes: if is_cpu { MachineMemory::read().map(|machine| machine.available) } else { None },
         step_work: work,
-        time: is_cpu.then(|| time(&spec, largest.tokens, work, plan.total_steps)),
-        counts: train.counts,
+        time: is_cpu.then(|| time(&spec, largest.tokens, work, workload.total_steps)),
+        counts,
         trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
 }
 
-fn mean_work(estimate: &Estimate, steps: &[Vec<Micro>]) -> Work {
-    let all = estimate.work(&steps.concat());
-    let count = steps.len().max(1) as f64;
-    Work {
-        gemm_flops: all.gemm_flops / count,
-        attention_flops: all.attention_flops / count,
-        traffic_bytes: all.traffic_bytes / count,
+/// The modules that an adapter or the penalty is for; what they ask for is checked as far as config.json tells.
+fn targets(settings: &Settings, spec: &ModelSpec) -> Result<Vec<String>> {
+    let targets = settings.lora.targets(spec).context("lora")?;
+    if settings.train.method == Tuning::Lora && settings.lora.init_adapter.is_none() {
+        check_ranks(spec, &settings.lora.sizes(&targets).context("lora")?)?;
     }
+    Ok(targets)
 }
 
 fn time(spec: &ModelSpec, tokens: usize, work: Work, total_steps: usize) -> Time {

@@ -4,15 +4,14 @@
 //! operations of `ops/` for any device. Left out is what the allocator loses between blocks. `docs/performance.md`
 //! compares the figures for a CPU with measured ones; those for a GPU were never measured (`docs/gpu.md`).
 
+use super::workload::{Micro, Workload};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
-use crate::data::{Example, predicted_labels};
 use crate::model::{BLOCK_LINEARS, ModelSpec};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
 use crate::train::defence::DefenceKind;
 use crate::train::options::Tuning;
-use crate::train::plan::Plan;
 use anyhow::Result;
 use candle_core::DType;
 use serde::Serialize;
@@ -26,28 +25,6 @@ const PROCESS_BYTES: usize = 60 << 20;
 const CONTEXT_BYTES: usize = 700 << 20;
 /// f32 copies of a chunk of logits, beside the logits themselves, and one in the compute type.
 const LOGIT_COPIES: usize = 4;
-
-/// One micro-batch in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Micro {
-    pub tokens: usize,
-    pub label_tokens: usize,
-    /// Σ T² over its sequences.
-    pub squares: usize,
-    /// T of its longest sequence.
-    pub longest: usize,
-}
-
-impl Micro {
-    fn of<'a>(examples: impl Iterator<Item = &'a Example>) -> Self {
-        examples.fold(Self::default(), |sum, example| Self {
-            tokens: sum.tokens + example.input_ids.len(),
-            label_tokens: sum.label_tokens + predicted_labels(&example.labels),
-            squares: sum.squares + example.input_ids.len().pow(2),
-            longest: sum.longest.max(example.input_ids.len()),
-        })
-    }
-}
 
 /// Bytes by part, at the peak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -107,8 +84,9 @@ impl<'a> Estimate<'a> {
         Self { on_cpu: false, ..self }
     }
 
-    /// Memory at the largest micro-batch. `data_tokens`: of all samples.
-    pub fn memory(&self, largest: Micro, data_tokens: usize) -> Memory {
+    /// Memory at the peak: at the largest micro-batch, with all samples.
+    pub fn memory(&self, workload: &Workload) -> Memory {
+        let largest = workload.largest();
         let (trained, weights) = match self.settings.train.method {
             Tuning::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
             Tuning::Full => (self.full_bytes(), 0),
@@ -135,13 +113,24 @@ impl<'a> Estimate<'a> {
             activations: largest.tokens * (kept_blocks + self.transient_bytes()) + self.score_bytes(largest),
             logits: largest.tokens * kept_at_head + logits,
             // An id and a label for each token.
-            process: if self.on_cpu { PROCESS_BYTES + data_tokens * 12 } else { CONTEXT_BYTES },
+            process: if self.on_cpu { PROCESS_BYTES + workload.data_tokens * 12 } else { CONTEXT_BYTES },
         }
     }
 
-    /// Work of a step over these micro-batches.
-    pub fn work(&self, micro_batches: &[Micro]) -> Work {
-        let sum = micro_batches.iter().fold(Micro::default(), |sum, micro| Micro {
+    /// Work of a step of mean size. The mean is not weighted by the shares of a defence's states: its own samples are about
+    /// as long as others.
+    pub fn mean_work(&self, workload: &Workload) -> Work {
+        let (all, count) = (self.work(workload.steps.iter().flatten()), workload.steps.len().max(1) as f64);
+        Work {
+            gemm_flops: all.gemm_flops / count,
+            attention_flops: all.attention_flops / count,
+            traffic_bytes: all.traffic_bytes / count,
+        }
+    }
+
+    /// Work over these micro-batches.
+    fn work<'m>(&self, micro_batches: impl Iterator<Item = &'m Micro>) -> Work {
+        let sum = micro_batches.fold(Micro::default(), |sum, micro| Micro {
             tokens: sum.tokens + micro.tokens,
             label_tokens: sum.label_tokens + micro.label_tokens,
             squares: sum.squares + micro.squares,
@@ -277,24 +266,4 @@ impl<'a> Estimate<'a> {
         };
         (plain + lora / spec.num_hidden_layers) * self.width()
     }
-}
-
-/// The micro-batches of one epoch's steps.
-pub fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
-    (0..plan.steps_per_epoch)
-        .map(|step| {
-            let micro_batches = plan.micro_batches(step);
-            micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
-        })
-        .collect()
-}
-
-/// In tokens, and in labels and squares wherever these are largest.
-pub fn largest(steps: &[Vec<Micro>]) -> Micro {
-    steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
-        tokens: largest.tokens.max(micro.tokens),
-        label_tokens: largest.label_tokens.max(micro.label_tokens),
-        squares: largest.squares.max(micro.squares),
-        longest: largest.longest.max(micro.longest),
-    })
 }

@@ -1,13 +1,12 @@
 //! Whether a run fits the machine's memory, and what would make it fit, before its weights are loaded.
 
-use super::estimate::{Estimate, Memory, epoch, largest};
+use super::estimate::{Estimate, Memory};
+use super::inputs::Inputs;
+use super::workload::Workload;
 use crate::config::Settings;
-use crate::data::{Dataset, Sets};
 use crate::invalid;
 use crate::model::{Dtype, ModelSpec};
-use crate::train::defence::Alignment;
 use crate::train::options::Tuning;
-use crate::train::plan::Plan;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -25,64 +24,48 @@ pub struct MachineMemory {
     pub limit: usize,
 }
 
-/// How a run fits: what to say of it, and its numbers.
+/// Whether there is enough for a run: what to say of it, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fit {
-    Fits(String, Value),
-    /// More than is available now, by the estimate.
+pub enum Room {
+    Enough(String, Value),
+    /// More is needed than is available now, by the estimate.
     Tight(String, Value),
-}
-
-/// All samples of a run.
-#[derive(Clone, Copy)]
-pub struct Samples<'a> {
-    pub sets: &'a Sets,
-    /// Lisa's safety samples.
-    pub alignment: Option<&'a Dataset>,
 }
 
 /// Compares what the run will take with what there is.
 ///
 /// # Errors
 /// Weights and what trains of them, without which nothing works, are beyond the machine's limit.
-pub fn fit(
+pub fn check_memory(
     settings: &Settings,
     spec: &ModelSpec,
     targets: &[String],
-    samples: Samples,
+    inputs: &Inputs,
     machine: MachineMemory,
-) -> Result<Fit> {
-    let memory = peak(settings, spec, targets, samples)?;
+) -> Result<Room> {
+    let memory = peak(settings, spec, targets, inputs)?;
     let (needed, certain) = (memory.total(), memory.weights + memory.trained);
     let MachineMemory { available, limit } = machine;
     let fields = json!({"peak_memory_bytes": needed, "available_memory_bytes": available, "limit_memory_bytes": limit});
     let text = format!("the run needs about {} of memory", size(needed));
     if certain <= limit && needed <= available {
-        return Ok(Fit::Fits(format!("{text}, {} are available", size(available)), fields));
+        return Ok(Room::Enough(format!("{text}, {} are available", size(available)), fields));
     }
     let parts = format!("{text} ({} of it for weights and what trains)", size(certain));
-    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, samples)?.total()))?;
+    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, inputs)?.total()))?;
     if certain > limit {
         return Err(invalid!("{parts}, the machine has {} with its swap space; {advice}", size(limit)));
     }
-    Ok(Fit::Tight(format!("{parts}, {} are available; {advice}", size(available)), fields))
+    Ok(Room::Tight(format!("{parts}, {} are available; {advice}", size(available)), fields))
 }
 
 fn size(bytes: usize) -> HumanBytes {
     HumanBytes(bytes as u64)
 }
 
-fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], samples: Samples) -> Result<Memory> {
-    let Samples { sets, alignment } = samples;
-    let lengths: Vec<usize> = sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
-    let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let mut steps = epoch(&mut plan, &sets.train.examples);
-    let mut tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
-    if let Some(set) = alignment {
-        tokens += set.counts.tokens;
-        steps.extend(epoch(&mut Alignment::plan(set, settings, plan.total_steps)?, &set.examples));
-    }
-    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(largest(&steps), tokens))
+fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], inputs: &Inputs) -> Result<Memory> {
+    let workload = Workload::of(settings, inputs)?;
+    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(&workload))
 }
 
 /// The settings that would bring the peak down, each with what it would then be.

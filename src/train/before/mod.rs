@@ -3,8 +3,10 @@
 pub mod disk;
 pub mod dry_run;
 pub mod estimate;
+pub mod inputs;
 pub mod memory;
 pub mod preflight;
 pub mod prepare;
 pub mod problems;
 pub mod resume;
+pub mod workload;

@@ -2,17 +2,19 @@
 //!
 //! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
 
-use super::memory::{Fit, MachineMemory, Samples, fit};
-use super::problems::Problems;
+use super::disk::check_disk;
+use super::inputs::{Inputs, Sources, check_ranks, model_folder};
+use super::memory::{MachineMemory, Room, check_memory};
+use super::problems::{Problems, START};
 use super::resume::Start;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
-use crate::console::{log, progress_bar};
-use crate::data::{self, Dataset, Format, SetFiles, Sets};
+use crate::console::log;
+use crate::data::{Dataset, Sets};
 use crate::ensure_valid;
 use crate::error::listing;
-use crate::hub::{self, Resolved, ResolvedFile};
+use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
@@ -20,8 +22,6 @@ use crate::model::ModelSpec;
 use crate::names::Targets;
 use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file};
-use crate::tokenizer::Tokenizer;
-use crate::train::defence::alignment_file;
 use crate::train::folder::output::{OutputFolder, direction_path};
 use crate::train::options::Tuning;
 use crate::train::state::Origin;
@@ -51,9 +51,7 @@ pub struct Ready {
     pub targets: Vec<String>,
     /// As it is before step 1; `None` in full tuning.
     pub adapter: Option<Adapter>,
-    pub sets: Sets,
-    /// Lisa's safety samples.
-    pub alignment: Option<Dataset>,
+    pub inputs: Inputs,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -74,23 +72,24 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
-    let sources = Ranks::here().one_first_on_each_machine(|| check.sources(kept_direction.is_some()));
-    let model = sources.base.as_ref().and_then(|base| check.model(base));
-    let samples = model.as_ref().and_then(|model| check.datasets(&sources, model));
-    let (samples, alignment) = samples.map_or((None, None), |(sets, alignment)| (Some(sets), alignment));
-    let direction = model.as_ref().and_then(|model| check.direction(&sources, model, kept_direction));
+    let (sources, unaligned) = Ranks::here().one_first_on_each_machine(|| check.sources(kept_direction.is_some()));
+    let model = check.model(&sources);
+    let inputs = model.as_ref().and_then(|model| check.inputs(&sources, model));
+    let direction = model
+        .as_ref()
+        .and_then(|model| check.direction(sources.base.as_ref()?, unaligned.as_ref(), model, kept_direction));
     if let Some(model) = &model {
-        let room = super::disk::check_room(settings, output, &model.checkpoint, model.adapter.as_ref());
+        let room = check_disk(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
-    if let (Some(model), Some(sets)) = (&model, &samples) {
-        check.memory(model, Samples { sets, alignment: alignment.as_ref() });
+    if let (Some(model), Some(inputs)) = (&model, &inputs) {
+        check.memory(model, inputs);
     }
     let Preflight { problems, mut record, .. } = check;
-    let (Some(base), Some(model), Some(sets), Some(direction), true) =
-        (sources.base, model, samples, direction, problems.0.is_empty())
+    let (Some(base), Some(model), Some(inputs), Some(direction), true) =
+        (sources.base, model, inputs, direction, problems.0.is_empty())
     else {
-        return Err(problems.into_error());
+        return Err(problems.into_error(START));
     };
     // Read anew at every start, `--resume` included. Size, times and inode of the files would not do: they stay as they
     // were when a copy keeps times, a clock is set back or a network disk answers from its cache, and run.json and the
@@ -106,7 +105,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
         record.input("template", &settings.data.template, hash_file(template)?);
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, sets, alignment, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, direction, record })
 }
 
 /// Whether the direction that the run to resume has computed is still there as it was, from the same model.
@@ -115,17 +114,6 @@ fn is_kept(settings: &Settings, origin: &Origin) -> bool {
     let same_model = origin.settings.get("model.unaligned").and_then(|value| value.as_str()) == unaligned;
     let hash = origin.inputs.get("model.unaligned");
     same_model && hash.is_some() && hash_file(&direction_path(settings)).ok().as_ref() == hash
-}
-
-/// Every folder and file that a run reads, fetched if need be, before anything is loaded: a mistake in the last should
-/// not be found after hours of downloading the first.
-struct Sources {
-    base: Option<Resolved>,
-    /// If a direction is to be computed.
-    unaligned: Option<Resolved>,
-    data: Option<SetFiles>,
-    /// Lisa's safety samples.
-    alignment: Option<ResolvedFile>,
 }
 
 /// The base model as far as its headers tell, and what is to train of it.
@@ -145,31 +133,25 @@ struct Preflight<'a> {
 }
 
 impl Preflight<'_> {
-    /// Nothing is downloaded any more once a problem is known.
-    fn sources(&mut self, kept_direction: bool) -> Sources {
-        let Settings { data, asft, model, defence, .. } = self.settings;
-        let wanted = self.problems.0.is_empty() || hub::is_local(&data.train);
-        let data = wanted.then(|| self.problems.note_all(SetFiles::resolve(data, false))).flatten();
-        let alignment = self.problems.note(alignment_file(defence)).flatten();
-        let base = self.model_folder(&model.aligned, "model.aligned");
+    /// Everything that a run reads, fetched if need be, before anything is loaded: a mistake in the last should not be
+    /// found after hours of downloading the first. With the unaligned model, if a direction is to be computed.
+    fn sources(&mut self, kept_direction: bool) -> (Sources, Option<Resolved>) {
+        let Settings { asft, model, .. } = self.settings;
+        let sources = Sources::find(self.settings, hub::resolve, &mut self.problems);
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
-        let unaligned = unaligned.and_then(|id| self.model_folder(id, "model.unaligned"));
-        Sources { base, unaligned, data, alignment }
+        let find = |id: &String| model_folder(id, "model.unaligned", hub::resolve, &mut self.problems);
+        (sources, unaligned.and_then(find))
     }
 
-    fn model_folder(&mut self, source: &str, key: &'static str) -> Option<Resolved> {
-        let wanted = self.problems.0.is_empty() || hub::is_local(source);
-        wanted.then(|| self.problems.note(hub::resolve(source, false).context(key)))?
-    }
-
-    fn model(&mut self, base: &Resolved) -> Option<Model> {
-        let model = self.open_model(base);
+    fn model(&mut self, sources: &Sources) -> Option<Model> {
+        let base = sources.base.as_ref()?;
+        let spec = sources.spec(&mut self.problems)?;
+        let model = self.open_model(base, spec);
         self.problems.note(model)
     }
 
-    fn open_model(&self, base: &Resolved) -> Result<Model> {
-        let spec = ModelSpec::load(&base.dir)?;
+    fn open_model(&self, base: &Resolved, spec: ModelSpec) -> Result<Model> {
         let checkpoint = Checkpoint::open(&base.dir)?;
         let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open()?;
@@ -204,7 +186,8 @@ impl Preflight<'_> {
             }
             (None, None) => {
                 let sizes = options.sizes(&model.targets).context("lora")?;
-                check_sizes(&model.spec, &model.checkpoint, &sizes)?;
+                check_shapes(&model.spec, &model.checkpoint, &sizes)?;
+                check_ranks(&model.spec, &sizes)?;
                 let modules = adapter::fresh_modules(&model.spec, &sizes, seed, &model.device)?;
                 Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
             }
@@ -215,71 +198,63 @@ impl Preflight<'_> {
         Ok(adapter)
     }
 
-    /// Training set and validation set, and Lisa's safety samples, read to their ends.
-    fn datasets(&mut self, sources: &Sources, model: &Model) -> Option<(Sets, Option<Dataset>)> {
-        let (files, base) = (sources.data.as_ref()?, sources.base.as_ref()?);
-        let (options, seed, vocab_size) = (&self.settings.data, self.settings.train.seed, model.spec.vocab_size);
-        let tokenizer = match options.format {
-            Format::Tokenized => None,
-            _ => Some(self.problems.note(tokenizer(&base.dir, vocab_size))?),
-        };
-        let progress = || progress_bar(0, "tokenising");
-        let sets = data::load_sets(files, options, seed, tokenizer.as_ref(), vocab_size, &progress);
-        let sets = self.problems.note_all(sets)?;
-        let alignment = match &sources.alignment {
-            Some(file) => {
-                let set = data::load_set(file, &options.whole(), "", tokenizer.as_ref(), vocab_size, &progress());
-                let set = self.problems.note(set.context("defence.alignment_data"))?;
-                self.record.input("alignment", &file.source, self.problems.note(hash_file(&file.path))?);
-                say_counts("alignment", &file.source, &set);
-                Some(set)
-            }
-            None => None,
-        };
-        for (name, file) in [("train", Some(&files.train)), ("validation", files.validation.as_ref())] {
-            let Some(file) = file else { continue };
-            self.record.input(name, &file.source, self.problems.note(hash_file(&file.path))?);
+    /// Reads all samples, and says what they are.
+    fn inputs(&mut self, sources: &Sources, model: &Model) -> Option<Inputs> {
+        let inputs = sources.read(self.settings, &model.spec, &mut self.problems)?;
+        let files = sources.data.as_ref()?;
+        let own = sources.alignment.as_ref();
+        let mix = files.mix.iter().enumerate().map(|(i, file)| (format!("mix-{}", i + 1), file));
+        let named = [("alignment", own), ("train", Some(&files.train)), ("validation", files.validation.as_ref())];
+        let named = named.into_iter().filter_map(|(name, file)| Some((name.to_string(), file?)));
+        for (name, file) in named.chain(mix) {
+            self.record.input(&name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
-        for (i, file) in files.mix.iter().enumerate() {
-            let hash = self.problems.note(hash_file(&file.path))?;
-            self.record.input(&format!("mix-{}", i + 1), &file.source, hash);
+        let Sets { train, validation } = &inputs.sets;
+        if let (Some(file), Some(set)) = (own, &inputs.alignment) {
+            say_counts("alignment", &file.source, set);
         }
-        say_counts("train", &files.train.source, &sets.train);
-        for mixed in &sets.train.mixed {
+        say_counts("train", &files.train.source, train);
+        for mixed in &train.mixed {
             let fields = json!({"source": mixed.path, "samples": mixed.samples, "available": mixed.available});
             log::info(&format!("train: {mixed}"), fields);
         }
-        if let Some(validation) = &sets.validation {
+        if let Some(validation) = validation {
             say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
         }
         let context = model.spec.context();
-        let beyond = sets.train.examples.iter().filter(|example| example.input_ids.len() > context).count();
+        let beyond = train.examples.iter().filter(|example| example.input_ids.len() > context).count();
         if beyond > 0 {
             let text = format!(
                 "{beyond} training samples are longer than the model's context of {context}; data.max_length cuts them"
             );
             log::warn(&text, json!({"samples": beyond, "context": context}));
         }
-        Some((sets, alignment))
+        Some(inputs)
     }
 
     /// Whether the machine has the memory, as far as can be told before anything is loaded.
-    fn memory(&mut self, model: &Model, samples: Samples) {
+    fn memory(&mut self, model: &Model, inputs: &Inputs) {
         if !model.device.is_cpu() {
             return;
         }
         let Some(machine) = MachineMemory::read() else { return };
         let machine = machine.shared_by(Ranks::here().local_size());
-        let fit = fit(self.settings, &model.spec, &model.targets, samples, machine);
-        match self.problems.note(fit) {
-            Some(Fit::Tight(text, fields)) => log::warn(&text, fields),
-            Some(Fit::Fits(text, fields)) => log::debug(&text, fields),
+        let room = check_memory(self.settings, &model.spec, &model.targets, inputs, machine);
+        match self.problems.note(room) {
+            Some(Room::Tight(text, fields)) => log::warn(&text, fields),
+            Some(Room::Enough(text, fields)) => log::debug(&text, fields),
             None => {}
         }
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
-    fn direction(&mut self, sources: &Sources, model: &Model, kept: Option<PathBuf>) -> Option<Direction> {
+    fn direction(
+        &mut self,
+        base: &Resolved,
+        unaligned: Option<&Resolved>,
+        model: &Model,
+        kept: Option<PathBuf>,
+    ) -> Option<Direction> {
         let options = &self.settings.asft;
         if !self.settings.uses_direction() {
             return Some(Direction::NotNeeded);
@@ -288,10 +263,10 @@ impl Preflight<'_> {
             log::info("asft.direction is given: model.unaligned is not read", Value::Null);
         }
         let file = options.direction.as_ref().map(PathBuf::from).or(kept);
-        let found = match (file, &sources.unaligned, &sources.base) {
-            (Some(path), ..) => open_direction(&path, &model.targets, &model.spec, &model.checkpoint, &mut self.record)
+        let found = match (file, unaligned) {
+            (Some(path), _) => open_direction(&path, &model.targets, &model.spec, &model.checkpoint, &mut self.record)
                 .map(Direction::Open),
-            (None, Some(unaligned), Some(base)) => {
+            (None, Some(unaligned)) => {
                 let request = DirectionRequest {
                     aligned: base.clone(),
                     unaligned: unaligned.clone(),
@@ -303,7 +278,7 @@ impl Preflight<'_> {
                 direction::check(&request).map(|()| Direction::Compute(request))
             }
             // The unaligned model was not found, which is among the problems.
-            (None, ..) => return None,
+            (None, None) => return None,
         };
         self.problems.note(found)
     }
@@ -336,20 +311,6 @@ fn say_counts(name: &str, source: &str, set: &Dataset) {
     log::info(&format!("{name}: {source}: {counts}"), fields);
 }
 
-/// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may
-/// not occur in any.
-fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::load(dir)?;
-    if let Some(id) = tokenizer.eos_id() {
-        ensure_valid!(
-            (id as usize) < vocab_size,
-            "the tokenizer's eos token has id {id}, beyond the model's vocab_size of {vocab_size}; tokenizer and model \
-             do not belong together"
-        );
-    }
-    Ok(tokenizer)
-}
-
 /// A hash of what else than the weights makes the model compute what it does.
 fn files_hash(base: &Resolved) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
@@ -371,23 +332,18 @@ fn source(model: &Resolved) -> String {
     }
 }
 
-/// Checks before anything is allocated that the targets are as large as config.json says, and no rank larger.
-fn check_sizes(spec: &ModelSpec, checkpoint: &Checkpoint, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
-    let (mut problems, mut largest) = (vec![], 0);
+/// Checks before anything is allocated that the targets are as large as config.json says.
+fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
+    let mut problems = vec![];
     for module in sizes.keys() {
         let name = format!("{module}.weight");
         let expected = adapter::module_shape(spec, module).map_or(vec![], |(d_out, d_in)| vec![d_out, d_in]);
         match checkpoint.info(&name) {
-            Some(info) if info.shape == expected => largest = largest.max(*expected.iter().max().unwrap_or(&0)),
+            Some(info) if info.shape == expected => {}
             Some(info) => problems.push(format!("{name} has shape {:?}, expected {expected:?}", info.shape)),
             None => problems.push(format!("{name} is missing")),
         }
     }
     ensure_valid!(problems.is_empty(), "the weights do not fit config.json: {}", listing(&problems, 12));
-    let rank = sizes.values().map(|size| size.rank).max().unwrap_or(0);
-    ensure_valid!(
-        rank <= largest,
-        "lora.rank or lora.rank_pattern asks for {rank}, beyond the largest side of any targeted weight ({largest})"
-    );
     Ok(())
 }

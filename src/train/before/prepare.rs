@@ -55,9 +55,9 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
         .and_then(|ready| check_inputs(settings, &ready, start, allowed).map(|()| ready));
     let mut ready = ranks.agree(ready)?;
     check_same_run(settings, &input_hashes(settings, &ready.record), &ready.device)?;
-    let lengths: Vec<usize> = ready.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
+    let lengths: Vec<usize> = ready.inputs.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
     let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let alignment = ready.alignment.take();
+    let alignment = ready.inputs.alignment.take();
     let alignment = alignment.map(|set| Alignment::new(set, settings, plan.total_steps)).transpose()?;
     let model = ranks.agree(load_model(settings, &ready))?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
@@ -82,8 +82,8 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
         trainer,
         adapter,
         identity: OnceCell::new(),
-        train: ready.sets.train,
-        validation: ready.sets.validation,
+        train: ready.inputs.sets.train,
+        validation: ready.inputs.sets.validation,
         alignment,
         plan,
         inputs: input_hashes(settings, &ready.record),
@@ -135,7 +135,7 @@ fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
-    check_gradients(&model, &ready.sets.train.examples).context("checking that everything trains")?;
+    check_gradients(&model, &ready.inputs.sets.train.examples).context("checking that everything trains")?;
     Ok(model)
 }
 

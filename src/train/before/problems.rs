@@ -3,8 +3,11 @@
 use crate::error::joined;
 use anyhow::Result;
 
+/// What cannot be done where [`Problems`] stand in the way of a run.
+pub const START: &str = "training cannot start";
+
 /// Errors, gathered.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Problems(pub Vec<anyhow::Error>);
 
 impl Problems {
@@ -16,8 +19,8 @@ impl Problems {
         result.map_err(|errors| self.0.extend(errors)).ok()
     }
 
-    /// One error for all, the user's to put right if each of them is.
-    pub fn into_error(self) -> anyhow::Error {
-        joined("training cannot start", self.0)
+    /// One error for all, the user's to put right if each of them is. `what`: what cannot be done.
+    pub fn into_error(self, what: &str) -> anyhow::Error {
+        joined(what, self.0)
     }
 }

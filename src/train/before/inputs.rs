@@ -1,0 +1,109 @@
+//! From settings to the model's spec, its tokenizer and the samples: the one place where these come together, for a run,
+//! for what is foretold of it and for what is shown of its data.
+
+use super::problems::Problems;
+use crate::adapter::{ModuleSize, module_shape};
+use crate::config::Settings;
+use crate::console::progress_bar;
+use crate::data::{self, Dataset, Format, SetFiles, Sets};
+use crate::ensure_valid;
+use crate::hub::{self, Resolved, ResolvedFile};
+use crate::model::ModelSpec;
+use crate::tokenizer::Tokenizer;
+use crate::train::defence::alignment_file;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How a model's folder is found: [`hub::resolve`], or [`hub::resolve_without_weights`] where these are not read.
+pub type FindModel = fn(&str, bool) -> Result<Resolved>;
+
+/// Every file that a run's inputs are read from, on this machine. What was not found is among the problems.
+pub struct Sources {
+    pub base: Option<Resolved>,
+    pub data: Option<SetFiles>,
+    /// Lisa's safety samples.
+    pub alignment: Option<ResolvedFile>,
+}
+
+/// What a run trains on and is measured with, read to its end.
+pub struct Inputs {
+    /// `None` where the samples are tokenized already.
+    pub tokenizer: Option<Tokenizer>,
+    pub sets: Sets,
+    /// Lisa's safety samples.
+    pub alignment: Option<Dataset>,
+}
+
+impl Sources {
+    /// Finds all of them, fetching what is not on this machine; nothing is downloaded any more once a problem is known.
+    pub fn find(settings: &Settings, find_model: FindModel, problems: &mut Problems) -> Self {
+        let Settings { data, model, defence, .. } = settings;
+        let wanted = problems.0.is_empty() || hub::is_local(&data.train);
+        let data = wanted.then(|| problems.note_all(SetFiles::resolve(data, false))).flatten();
+        let alignment = problems.note(alignment_file(defence)).flatten();
+        let base = model_folder(&model.aligned, "model.aligned", find_model, problems);
+        Self { base, data, alignment }
+    }
+
+    /// The base model's, from config.json.
+    pub fn spec(&self, problems: &mut Problems) -> Option<ModelSpec> {
+        problems.note(ModelSpec::load(&self.base.as_ref()?.dir))
+    }
+
+    /// Reads the tokenizer and all samples.
+    pub fn read(&self, settings: &Settings, spec: &ModelSpec, problems: &mut Problems) -> Option<Inputs> {
+        let (files, base) = (self.data.as_ref()?, self.base.as_ref()?);
+        let (options, vocab_size) = (&settings.data, spec.vocab_size);
+        let tokenizer = match options.format {
+            Format::Tokenized => None,
+            _ => Some(problems.note(tokenizer(&base.dir, vocab_size))?),
+        };
+        let progress = || progress_bar(0, "tokenising");
+        let sets = data::load_sets(files, options, settings.train.seed, tokenizer.as_ref(), vocab_size, &progress);
+        let sets = problems.note_all(sets);
+        let alignment = self.alignment.as_ref().map(|file| {
+            let set = data::load_set(file, &options.whole(), "", tokenizer.as_ref(), vocab_size, &progress());
+            set.context("defence.alignment_data")
+        });
+        let alignment = problems.note(alignment.transpose())?;
+        Some(Inputs { tokenizer, sets: sets?, alignment })
+    }
+}
+
+/// A model's folder; `key`: the setting that names it.
+pub fn model_folder(
+    source: &str,
+    key: &'static str,
+    find_model: FindModel,
+    problems: &mut Problems,
+) -> Option<Resolved> {
+    let wanted = problems.0.is_empty() || hub::is_local(source);
+    wanted.then(|| problems.note(find_model(source, false).context(key)))?
+}
+
+/// Refuses a rank beyond every side of the targeted weights.
+pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
+    let shapes = sizes.keys().filter_map(|module| module_shape(spec, module));
+    let largest = shapes.map(|(d_out, d_in)| d_out.max(d_in)).max().unwrap_or(0);
+    let rank = sizes.values().map(|size| size.rank).max().unwrap_or(0);
+    ensure_valid!(
+        rank <= largest,
+        "lora.rank or lora.rank_pattern asks for {rank}, beyond the largest side of any targeted weight ({largest})"
+    );
+    Ok(())
+}
+
+/// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may
+/// not occur in any.
+fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::load(dir)?;
+    if let Some(id) = tokenizer.eos_id() {
+        ensure_valid!(
+            (id as usize) < vocab_size,
+            "the tokenizer's eos token has id {id}, beyond the model's vocab_size of {vocab_size}; tokenizer and model \
+             do not belong together"
+        );
+    }
+    Ok(tokenizer)
+}

@@ -1,0 +1,78 @@
+//! What the samples of a run ask of it: how large its micro-batches are, and how many there are.
+
+use super::inputs::Inputs;
+use crate::config::Settings;
+use crate::data::{Example, predicted_labels};
+use crate::train::defence::Alignment;
+use crate::train::plan::Plan;
+use anyhow::Result;
+
+/// One micro-batch in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Micro {
+    pub tokens: usize,
+    pub label_tokens: usize,
+    /// Σ T² over its sequences.
+    pub squares: usize,
+    /// T of its longest sequence.
+    pub longest: usize,
+}
+
+/// The steps of one epoch, of the training samples and of a defence's own.
+pub struct Workload {
+    /// The micro-batches of each step.
+    pub steps: Vec<Vec<Micro>>,
+    /// Of all samples in memory.
+    pub data_tokens: usize,
+    /// Of the training samples.
+    pub steps_per_epoch: usize,
+    pub total_steps: usize,
+}
+
+impl Micro {
+    fn of<'a>(examples: impl Iterator<Item = &'a Example>) -> Self {
+        examples.fold(Self::default(), |sum, example| Self {
+            tokens: sum.tokens + example.input_ids.len(),
+            label_tokens: sum.label_tokens + predicted_labels(&example.labels),
+            squares: sum.squares + example.input_ids.len().pow(2),
+            longest: sum.longest.max(example.input_ids.len()),
+        })
+    }
+}
+
+impl Workload {
+    /// # Errors
+    /// Samples that the settings cannot make steps of.
+    pub fn of(settings: &Settings, inputs: &Inputs) -> Result<Self> {
+        let Inputs { sets, alignment, .. } = inputs;
+        let lengths: Vec<usize> = sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
+        let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
+        let mut steps = epoch(&mut plan, &sets.train.examples);
+        let mut data_tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
+        if let Some(set) = alignment {
+            data_tokens += set.counts.tokens;
+            steps.extend(epoch(&mut Alignment::plan(set, settings, plan.total_steps)?, &set.examples));
+        }
+        Ok(Self { steps, data_tokens, steps_per_epoch: plan.steps_per_epoch, total_steps: plan.total_steps })
+    }
+
+    /// The largest micro-batch: in tokens, and in labels and squares wherever these are largest.
+    pub fn largest(&self) -> Micro {
+        self.steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
+            tokens: largest.tokens.max(micro.tokens),
+            label_tokens: largest.label_tokens.max(micro.label_tokens),
+            squares: largest.squares.max(micro.squares),
+            longest: largest.longest.max(micro.longest),
+        })
+    }
+}
+
+/// The micro-batches of one epoch's steps.
+fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
+    (0..plan.steps_per_epoch)
+        .map(|step| {
+            let micro_batches = plan.micro_batches(step);
+            micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
+        })
+        .collect()
+}
