@@ -2,7 +2,7 @@
 
 use crate::cli::DataArgs;
 use crate::config::Settings;
-use crate::data::{self, Dataset, Marks, Sets, Summary, epoch_order, predicted_labels};
+use crate::data::{self, Dataset, Marks, Summary, epoch_order, predicted_labels};
 use crate::hub;
 use crate::tokenizer::Tokenizer;
 use crate::train::{Inputs, Problems, Sources};
@@ -19,30 +19,30 @@ pub fn run(args: DataArgs) -> Result<()> {
     let (Some(base), Some(inputs)) = (sources.base, inputs) else {
         return Err(problems.into_error("the datasets cannot be used"));
     };
-    let Inputs { tokenizer, sets, .. } = inputs;
+    let Inputs { tokenizer, train, validation, .. } = inputs;
     let tokenizer = match tokenizer {
         // Samples that are tokenized already can be shown without one, but not as text.
         None if base.dir.join("tokenizer.json").is_file() => Some(Tokenizer::load(&base.dir)?),
         tokenizer => tokenizer,
     };
-    let count = sets.train.examples.len();
+    let count = train.examples.len();
     let order = epoch_order(count, args.seed.unwrap_or(0), 0, args.seed.is_some());
     let chosen: Vec<usize> = order.into_iter().take(args.show).collect();
     if args.json {
-        return print_json(&sets, &chosen, tokenizer.as_ref());
+        return print_json(&train, validation.as_ref(), &chosen, tokenizer.as_ref());
     }
     let mut out = stdout().lock();
-    writeln!(out, "training samples\n{}", Summary::of(&sets.train))?;
-    for mixed in &sets.train.mixed {
+    writeln!(out, "training samples\n{}", Summary::of(&train))?;
+    for mixed in &train.mixed {
         writeln!(out, "{mixed}")?;
     }
-    if let Some(validation) = &sets.validation {
+    if let Some(validation) = &validation {
         writeln!(out, "validation samples\n{}", Summary::of(validation))?;
     }
     for index in chosen {
-        let Some(example) = sets.train.examples.get(index) else { continue };
+        let Some(example) = train.examples.get(index) else { continue };
         let (tokens, labels) = (example.input_ids.len(), predicted_labels(&example.labels));
-        let origin = sets.train.origin(index);
+        let origin = train.origin(index);
         writeln!(out, "sample {} of {count} ({origin}): {tokens} tokens, {labels} labels", index + 1)?;
         writeln!(out, "{}\n", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
     }
@@ -55,21 +55,25 @@ fn marks() -> Marks {
     if stdout().is_terminal() && !unwanted { Marks::Colour } else { Marks::Brackets }
 }
 
-fn print_json(sets: &Sets, chosen: &[usize], tokenizer: Option<&Tokenizer>) -> Result<()> {
-    let Dataset { examples, .. } = &sets.train;
+fn print_json(
+    train: &Dataset,
+    validation: Option<&Dataset>,
+    chosen: &[usize],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
     let mut samples = vec![];
     for &index in chosen {
-        let Some(example) = examples.get(index) else { continue };
+        let Some(example) = train.examples.get(index) else { continue };
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&example.input_ids, false)).transpose()?;
         samples.push(json!({
-            "origin": sets.train.origin(index),
+            "origin": train.origin(index),
             "text": text,
             "input_ids": example.input_ids,
             "labels": example.labels,
         }));
     }
-    let validation = sets.validation.as_ref().map(Summary::of);
-    let report = json!({"train": Summary::of(&sets.train), "validation": validation, "samples": samples});
+    let validation = validation.map(Summary::of);
+    let report = json!({"train": Summary::of(train), "validation": validation, "samples": samples});
     writeln!(stdout().lock(), "{report}")?;
     Ok(())
 }

@@ -25,8 +25,8 @@ pub fn of_run(settings: &Settings, known: &mut Contents) -> Result<Contents> {
         _ => None,
     };
     let mixed = data.mix.iter().map(|mix| &mix.file);
-    let alignment = settings.defence.alignment_data.as_ref();
-    let named = [&data.train].into_iter().chain(validation).chain(mixed).chain(alignment);
+    let own = settings.defence.files();
+    let named = [&data.train].into_iter().chain(validation).chain(mixed).chain(own);
     let files = named.filter(|file| hub::is_local(file) && Path::new(file).is_file());
     of_files(files.map(|file| (file.as_str(), Path::new(file))), known)
 }

@@ -21,7 +21,7 @@ mod step;
 pub use before::dry_run::{Forecast, dry_run};
 pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
-pub use defence::{ConstrainedSft, DefenceKind, DefenceOptions, Lisa};
+pub use defence::{ConstrainedSft, Defence, DefenceKind, DefenceOptions};
 pub use options::{OutputOptions, TrainOptions, Tuning};
 pub use plan::Plan;
 pub use run::{Ending, Outcome, RunFlags, run};

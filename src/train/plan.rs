@@ -1,9 +1,55 @@
 //! Which samples go into which optimizer step: a pure function of the step, so that any step can be found again.
 
 use super::options::TrainOptions;
-use crate::data::{DataOptions, epoch_order, pack};
+use crate::data::{Batch, DataOptions, Dataset, collate, epoch_order, pack};
 use crate::ensure_valid;
+use crate::report::State;
 use anyhow::Result;
+use std::sync::Arc;
+
+/// Samples, and which of them go into which step.
+pub struct Pool {
+    pub set: Arc<Dataset>,
+    pub plan: Plan,
+}
+
+/// What one step trains on.
+pub struct StepSamples {
+    /// What kind of step it is, where a defence has several.
+    pub state: Option<State>,
+    set: Arc<Dataset>,
+    /// The numbers of the samples of each micro-batch.
+    micro_batches: Vec<Vec<usize>>,
+}
+
+impl Pool {
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn new(set: Arc<Dataset>, train: &TrainOptions, data: &DataOptions) -> Result<Self> {
+        let lengths: Vec<usize> = set.examples.iter().map(|example| example.input_ids.len()).collect();
+        let plan = Plan::new(&lengths, train, data)?;
+        Ok(Self { set, plan })
+    }
+
+    /// What step number `step` (from 0) trains on.
+    pub fn samples(&mut self, step: usize, state: Option<State>) -> StepSamples {
+        StepSamples { state, set: Arc::clone(&self.set), micro_batches: self.plan.micro_batches(step) }
+    }
+}
+
+impl StepSamples {
+    /// The micro-batches.
+    pub fn batches(&self) -> Vec<Batch> {
+        let batch = |samples: &Vec<usize>| collate(samples.iter().map(|&sample| &self.set.examples[sample]));
+        self.micro_batches.iter().map(batch).collect()
+    }
+
+    /// Where the samples of one micro-batch stand, as `FILE:line`; of all where that is `None`.
+    pub fn origins(&self, micro_batch: Option<usize>) -> Vec<String> {
+        let wanted = micro_batch.map_or(&self.micro_batches[..], |micro| &self.micro_batches[micro..=micro]);
+        wanted.iter().flatten().map(|&sample| self.set.origin(sample)).collect()
+    }
+}
 
 /// The steps of a run.
 pub struct Plan {

@@ -7,12 +7,12 @@ use super::folder::checkpoint::{Checkpoints, restore_parameters};
 use super::folder::export;
 use super::folder::output::{OutputFolder, remove};
 use super::options::Tuning;
+use super::plan::StepSamples;
 use super::state::{Losses, RunState};
 use super::step::parallel::{check_same_parameters, connect, warn_of_idle_ranks};
 use super::step::trainer::{NotFinite, StepOutcome};
 use crate::config::Settings;
 use crate::console::log;
-use crate::data::{Batch, Example, collate};
 use crate::error::listing;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::memory;
@@ -82,7 +82,7 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
             output.undo()
         }
     })?;
-    let is_over = |state| output.record().is_file() && is_done(settings, prepared.plan.total_steps, state);
+    let is_over = |state| output.record().is_file() && is_done(settings, prepared.train.plan.total_steps, state);
     let is_over = start.saved().is_some_and(|saved| is_over(&saved.state));
     let _lock = ranks.on_first(|| lock.map_or_else(|| output.lock(), Ok))?;
     if is_over {
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
             }
             false => (None, None),
         };
-        let (total, per_epoch) = (prepared.plan.total_steps, prepared.plan.steps_per_epoch);
+        let (total, per_epoch) = (prepared.train.plan.total_steps, prepared.train.plan.steps_per_epoch);
         let progress = TrainProgress::new(total, state.step);
         Ok(Self {
             settings,
@@ -174,12 +174,12 @@ impl<'a> Run<'a> {
     }
 
     fn is_done(&self) -> bool {
-        is_done(self.settings, self.prepared.plan.total_steps, &self.state)
+        is_done(self.settings, self.prepared.train.plan.total_steps, &self.state)
     }
 
     fn is_validation_due(&self) -> bool {
         let due = self.settings.output.eval_every_steps.is_some_and(|every| self.state.step.is_multiple_of(every));
-        self.prepared.validation.is_some() && (due || self.state.step == self.prepared.plan.total_steps)
+        self.prepared.validation.is_some() && (due || self.state.step == self.prepared.train.plan.total_steps)
     }
 
     fn is_checkpoint_due(&self, is_best: bool) -> bool {
@@ -192,50 +192,36 @@ impl<'a> Run<'a> {
 
     fn step(&mut self) -> Result<()> {
         let (step, began) = (self.state.step, Instant::now());
-        let (state, samples, examples) = self.samples(step);
-        let batches: Vec<Batch> =
-            samples.iter().map(|batch| collate(batch.iter().map(|&sample| &examples[sample]))).collect();
+        let samples = self.prepared.trainer.defence.samples(step, &mut self.prepared.train)?;
         let learning_rate = self.schedule.learning_rate(step);
         self.state.step += 1;
-        match self.prepared.trainer.step(step, &batches, learning_rate) {
-            Ok(outcome) => self.report(&outcome, state, learning_rate, began),
+        match self.prepared.trainer.step(step, &samples.batches(), learning_rate) {
+            Ok(outcome) => self.report(&outcome, samples.state, learning_rate, began),
             Err(error) => match error.downcast_ref::<NotFinite>() {
-                Some(not_finite) => self.report_skipped(*not_finite, state, &samples),
+                Some(not_finite) => self.report_skipped(*not_finite, &samples),
                 None => Err(error.context(format!("step {}", step + 1))),
             },
-        }
-    }
-
-    /// What a step trains on: Lisa's state, the numbers of the samples, and the samples that these count.
-    fn samples(&mut self, step: usize) -> (Option<State>, Vec<Vec<usize>>, &[Example]) {
-        let Prepared { trainer, plan, train, alignment, .. } = &mut self.prepared;
-        let Some((lisa, alignment)) = trainer.lisa.as_ref().zip(alignment.as_mut()) else {
-            return (None, plan.micro_batches(step), &train.examples);
-        };
-        match lisa.alignment_step(step) {
-            Some(step) => (Some(State::Alignment), alignment.plan.micro_batches(step), &alignment.set.examples),
-            None => (Some(State::Finetune), plan.micro_batches(step), &train.examples),
         }
     }
 
     fn report(
         &mut self,
         outcome: &StepOutcome,
-        lisa_state: Option<State>,
+        state: Option<State>,
         learning_rate: f64,
         began: Instant,
     ) -> Result<()> {
-        let state = &mut self.state;
+        let standing = &mut self.state;
         let row = StepRow {
-            step: state.step,
-            epoch: state.step as f64 / self.prepared.plan.steps_per_epoch as f64,
-            state: lisa_state,
-            loss: outcome.task_loss + outcome.penalty + outcome.proximal,
+            step: standing.step,
+            epoch: standing.step as f64 / self.prepared.train.plan.steps_per_epoch as f64,
+            state,
+            loss: outcome.task_loss + outcome.penalty + outcome.proximal.unwrap_or(0.0),
             task_loss: outcome.task_loss,
             penalty: outcome.penalty,
             lambda: outcome.bounded.map(|bounded| bounded.lambda),
             penalised_share: outcome.bounded.map(|bounded| bounded.share),
-            proximal: lisa_state.map(|_| outcome.proximal),
+            proximal: outcome.proximal,
             grad_norm: outcome.grad_norm,
             learning_rate,
             tokens: outcome.tokens,
@@ -244,12 +230,12 @@ impl<'a> Run<'a> {
             elapsed_seconds: self.earlier.0 + self.began.elapsed().as_secs_f64(),
             peak_memory_bytes: memory::peak_bytes(),
         };
-        state.totals.steps += 1;
-        state.totals.tokens += outcome.tokens;
-        state.totals.label_tokens += outcome.label_tokens;
+        standing.totals.steps += 1;
+        standing.totals.tokens += outcome.tokens;
+        standing.totals.label_tokens += outcome.label_tokens;
         let losses = Losses { loss: row.loss, penalty: row.penalty };
-        state.first.get_or_insert(losses);
-        (state.last, state.bad_steps) = (Some(losses), 0);
+        standing.first.get_or_insert(losses);
+        (standing.last, standing.bad_steps) = (Some(losses), 0);
         self.metrics.iter_mut().try_for_each(|metrics| metrics.step(&row))?;
         self.progress.step(&row);
         if let Some(modules) = &mut self.modules {
@@ -258,15 +244,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report_skipped(&mut self, reason: NotFinite, state: Option<State>, samples: &[Vec<usize>]) -> Result<()> {
+    fn report_skipped(&mut self, reason: NotFinite, samples: &StepSamples) -> Result<()> {
         self.state.totals.skipped_steps += 1;
         self.state.bad_steps += 1;
-        let suspects = reason.micro_batch.map_or(samples, |micro| &samples[micro..=micro]);
-        let set = match (state, &self.prepared.alignment) {
-            (Some(State::Alignment), Some(alignment)) => &alignment.set,
-            _ => &self.prepared.train,
-        };
-        let places = suspects.iter().flatten().map(|&sample| set.origin(sample)).collect();
+        let places = samples.origins(reason.micro_batch);
         let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples: places };
         let text = format!("step {} skipped: {}; samples {}", row.step, row.skipped, listing(&row.samples, 8));
         log::warn(&text, serde_json::to_value(&row)?);

@@ -51,7 +51,7 @@ fn constrained_sft_equals_its_formula_and_finite_differences() {
         assert_eq!(losses(&model, &batch), before);
 
         let betas = ConstrainedSft::new(&BETAS).betas(&collate(&batch.examples()));
-        let objective = |i: usize, loss: f64| ConstrainedSft::objective(betas[i], loss, reference[i]);
+        let objective = |i: usize, loss: f64| ConstrainedSft::token_objective(betas[i], loss, reference[i]);
         for checkpointing in [true, false] {
             let mut gradients = Gradients::default();
             let (sequences, objective) = (batch.sequences(), Some(&objective as _));
@@ -88,7 +88,9 @@ fn constrained_sft_is_plain_training_where_the_model_has_not_moved() {
         let asft = AsftOptions { penalize: Penalize::None, ..Default::default() };
         let penalties = Penalties::new(&asft, &[], None, Some(&adapter), &model).unwrap();
         let mut trainer = Trainer::new(model, penalties, &TrainOptions::default(), false);
-        trainer.constrained = betas.map(ConstrainedSft::new);
+        if let Some(betas) = betas {
+            trainer.defence = Box::new(ConstrainedSft::new(betas));
+        }
         trainer
     };
     let batches = [collate(&GoldenBatch::load(case).examples())];

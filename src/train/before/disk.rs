@@ -4,7 +4,7 @@ use crate::adapter::Adapter;
 use crate::checkpoint::{Checkpoint, existing};
 use crate::config::Settings;
 use crate::ensure_valid;
-use crate::train::defence::DefenceKind;
+use crate::train::defence;
 use crate::train::folder::output::OutputFolder;
 use anyhow::{Context, Result};
 use indicatif::DecimalBytes;
@@ -46,8 +46,8 @@ fn bytes_needed(settings: &Settings, tensors: u64) -> u64 {
     // A new checkpoint is whole before an old one goes, and a stopped run writes one in any case.
     let regular = if output.save_every_steps.is_some() { (output.keep_last as u64).saturating_add(1) } else { 1 };
     let checkpoints = regular.saturating_add(u64::from(output.save_best));
-    // Each holds the parameters and AdamW's two moments, and the parameters at Lisa's last switch.
-    let of_each = 3 + u64::from(settings.defence.kind == DefenceKind::Lisa);
+    // Each holds the parameters and AdamW's two moments, and the copies that a defence keeps.
+    let of_each = 3 + defence::of(&settings.defence).needs().copies as u64;
     let copies = checkpoints.saturating_mul(of_each).saturating_add(1);
     tensors.saturating_mul(copies).saturating_add(SMALL_FILES_BYTES)
 }

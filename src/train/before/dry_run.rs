@@ -75,9 +75,9 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest());
-    let counts = inputs.sets.train.counts;
+    let counts = inputs.train.counts;
     Ok(Forecast {
-        samples: inputs.sets.train.examples.len(),
+        samples: inputs.train.examples.len(),
         tokens: counts.tokens,
         label_tokens: counts.label_tokens,
         steps_per_epoch: workload.steps_per_epoch,

@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::model::{BLOCK_LINEARS, ModelSpec};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
-use crate::train::defence::DefenceKind;
+use crate::train::defence::{self, Needs};
 use crate::train::options::Tuning;
 use anyhow::Result;
 use candle_core::DType;
@@ -31,8 +31,8 @@ const LOGIT_COPIES: usize = 4;
 pub struct Memory {
     /// Frozen weights, in the compute type.
     pub weights: usize,
-    /// What trains: values, gradients, AdamW's moments, in full tuning the weights that the penalty starts from, and with
-    /// Lisa the values at the last switch.
+    /// What trains: values, gradients, AdamW's moments, in full tuning the weights that the penalty starts from, and
+    /// the copies that a defence keeps.
     pub trained: usize,
     /// The penalty's U and c, and V's right singular vectors where they are used.
     pub direction: usize,
@@ -67,6 +67,8 @@ pub struct Estimate<'a> {
     settings: &'a Settings,
     /// The targeted linears by module path.
     targets: BTreeMap<String, ModuleSize>,
+    /// The defence's.
+    needs: Needs,
     on_cpu: bool,
 }
 
@@ -76,7 +78,8 @@ impl<'a> Estimate<'a> {
     /// # Errors
     /// `lora.rank_pattern` or `lora.alpha_pattern` that does not fit the targets.
     pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &[String]) -> Result<Self> {
-        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, on_cpu: true })
+        let needs = defence::of(&settings.defence).needs();
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, needs, on_cpu: true })
     }
 
     /// The same on a GPU, of whose memory it then tells.
@@ -91,7 +94,7 @@ impl<'a> Estimate<'a> {
             Tuning::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
             Tuning::Full => (self.full_bytes(), 0),
         };
-        let trained = trained + self.anchor_bytes();
+        let trained = trained + self.needs.copies * self.trained_elements() * F32;
         let kept_blocks = if self.settings.train.gradient_checkpointing {
             self.spec.num_hidden_layers * self.spec.hidden_size * self.width() + self.block_bytes()
         } else {
@@ -139,8 +142,8 @@ impl<'a> Estimate<'a> {
         let full = self.settings.train.method == Tuning::Full;
         // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);
-        // And once more without the adapter, for the losses that constrained SFT compares with.
-        let reference = usize::from(self.settings.defence.kind == DefenceKind::ConstrainedSft);
+        // And those without the adapter, whose losses a defence compares with.
+        let reference = self.needs.reference_passes;
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
         let linears: usize = self.linear_elements();
@@ -155,12 +158,11 @@ impl<'a> Estimate<'a> {
         Work { gemm_flops: gemm as f64, attention_flops: attention, traffic_bytes: traffic as f64 }
     }
 
-    /// What trains, as it was at Lisa's last switch.
-    fn anchor_bytes(&self) -> usize {
-        match (self.settings.defence.kind, self.settings.train.method) {
-            (DefenceKind::Lisa, Tuning::Lora) => self.adapter_elements() * F32,
-            (DefenceKind::Lisa, Tuning::Full) => self.model_elements() * F32,
-            _ => 0,
+    /// Values of all that trains.
+    fn trained_elements(&self) -> usize {
+        match self.settings.train.method {
+            Tuning::Lora => self.adapter_elements(),
+            Tuning::Full => self.model_elements(),
         }
     }
 

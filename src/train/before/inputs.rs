@@ -7,13 +7,15 @@ use crate::config::Settings;
 use crate::console::progress_bar;
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::ensure_valid;
-use crate::hub::{self, Resolved, ResolvedFile};
+use crate::hub::{self, Resolved, ResolvedFile, Split};
 use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
-use crate::train::defence::alignment_file;
+use crate::train::defence::{self, Defence, OwnSamples};
+use crate::train::plan::Pool;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How a model's folder is found: [`hub::resolve`], or [`hub::resolve_without_weights`] where these are not read.
 pub type FindModel = fn(&str, bool) -> Result<Resolved>;
@@ -22,17 +24,18 @@ pub type FindModel = fn(&str, bool) -> Result<Resolved>;
 pub struct Sources {
     pub base: Option<Resolved>,
     pub data: Option<SetFiles>,
-    /// Lisa's safety samples.
-    pub alignment: Option<ResolvedFile>,
+    /// The defence's own samples.
+    pub own: Option<(OwnSamples, ResolvedFile)>,
 }
 
 /// What a run trains on and is measured with, read to its end.
 pub struct Inputs {
     /// `None` where the samples are tokenized already.
     pub tokenizer: Option<Tokenizer>,
-    pub sets: Sets,
-    /// Lisa's safety samples.
-    pub alignment: Option<Dataset>,
+    pub train: Arc<Dataset>,
+    pub validation: Option<Dataset>,
+    /// The defence's own samples.
+    pub own: Option<Arc<Dataset>>,
 }
 
 impl Sources {
@@ -41,9 +44,13 @@ impl Sources {
         let Settings { data, model, defence, .. } = settings;
         let wanted = problems.0.is_empty() || hub::is_local(&data.train);
         let data = wanted.then(|| problems.note_all(SetFiles::resolve(data, false))).flatten();
-        let alignment = problems.note(alignment_file(defence)).flatten();
+        let find = |own: OwnSamples| {
+            let file = hub::resolve_dataset(&own.file, Split::Train, false).context(own.key);
+            Some((own, problems.note(file)?))
+        };
+        let own = defence::of(defence).needs().samples.and_then(find);
         let base = model_folder(&model.aligned, "model.aligned", find_model, problems);
-        Self { base, data, alignment }
+        Self { base, data, own }
     }
 
     /// The base model's, from config.json.
@@ -62,12 +69,26 @@ impl Sources {
         let progress = || progress_bar(0, "tokenising");
         let sets = data::load_sets(files, options, settings.train.seed, tokenizer.as_ref(), vocab_size, &progress);
         let sets = problems.note_all(sets);
-        let alignment = self.alignment.as_ref().map(|file| {
+        let own = self.own.as_ref().map(|(own, file)| {
             let set = data::load_set(file, &options.whole(), "", tokenizer.as_ref(), vocab_size, &progress());
-            set.context("defence.alignment_data")
+            set.map(Arc::new).context(own.key)
         });
-        let alignment = problems.note(alignment.transpose())?;
-        Some(Inputs { tokenizer, sets: sets?, alignment })
+        let own = problems.note(own.transpose())?;
+        let Sets { train, validation } = sets?;
+        Some(Inputs { tokenizer, train: Arc::new(train), validation, own })
+    }
+}
+
+impl Inputs {
+    /// The training samples in their order, and the defence, ready with its own.
+    ///
+    /// # Errors
+    /// Samples that the settings cannot make steps of.
+    pub fn planned(&self, settings: &Settings) -> Result<(Pool, Box<dyn Defence>)> {
+        let train = Pool::new(Arc::clone(&self.train), &settings.train, &settings.data)?;
+        let mut defence = defence::of(&settings.defence);
+        defence.prepare(self.own.clone(), settings, train.plan.total_steps)?;
+        Ok((train, defence))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
 use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::console::log;
-use crate::data::{Dataset, Sets};
+use crate::data::Dataset;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::hub::{self, Resolved};
@@ -202,16 +202,16 @@ impl Preflight<'_> {
     fn inputs(&mut self, sources: &Sources, model: &Model) -> Option<Inputs> {
         let inputs = sources.read(self.settings, &model.spec, &mut self.problems)?;
         let files = sources.data.as_ref()?;
-        let own = sources.alignment.as_ref();
+        let own = sources.own.iter().map(|(own, file)| (own.name.to_string(), file));
         let mix = files.mix.iter().enumerate().map(|(i, file)| (format!("mix-{}", i + 1), file));
-        let named = [("alignment", own), ("train", Some(&files.train)), ("validation", files.validation.as_ref())];
+        let named = [("train", Some(&files.train)), ("validation", files.validation.as_ref())];
         let named = named.into_iter().filter_map(|(name, file)| Some((name.to_string(), file?)));
-        for (name, file) in named.chain(mix) {
+        for (name, file) in own.chain(named).chain(mix) {
             self.record.input(&name, &file.source, self.problems.note(hash_file(&file.path))?);
         }
-        let Sets { train, validation } = &inputs.sets;
-        if let (Some(file), Some(set)) = (own, &inputs.alignment) {
-            say_counts("alignment", &file.source, set);
+        let Inputs { train, validation, own, .. } = &inputs;
+        if let (Some((wanted, file)), Some(set)) = (&sources.own, own) {
+            say_counts(wanted.name, &file.source, set);
         }
         say_counts("train", &files.train.source, train);
         for mixed in &train.mixed {

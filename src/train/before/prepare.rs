@@ -15,9 +15,9 @@ use crate::method::direction_file::Directions;
 use crate::model::Decoder;
 use crate::ranks::Ranks;
 use crate::report::RunRecord;
-use crate::train::defence::{Alignment, ConstrainedSft, DefenceKind, Lisa};
+use crate::train::defence;
 use crate::train::folder::output::OutputFolder;
-use crate::train::plan::Plan;
+use crate::train::plan::Pool;
 use crate::train::step::parallel::check_same_run;
 use crate::train::step::penalties::Penalties;
 use crate::train::step::probe::check_gradients;
@@ -37,11 +37,8 @@ pub struct Prepared {
     pub adapter: Option<Adapter>,
     /// Of the adapter's base, once a checkpoint needed it.
     pub identity: OnceCell<BaseIdentity>,
-    pub train: Dataset,
+    pub train: Pool,
     pub validation: Option<Dataset>,
-    /// Lisa's.
-    pub alignment: Option<Alignment>,
-    pub plan: Plan,
     pub record: RunRecord,
     /// Content hashes of the inputs by the settings that name them.
     pub inputs: BTreeMap<String, String>,
@@ -55,10 +52,7 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
         .and_then(|ready| check_inputs(settings, &ready, start, allowed).map(|()| ready));
     let mut ready = ranks.agree(ready)?;
     check_same_run(settings, &input_hashes(settings, &ready.record), &ready.device)?;
-    let lengths: Vec<usize> = ready.inputs.sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
-    let plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-    let alignment = ready.inputs.alignment.take();
-    let alignment = alignment.map(|set| Alignment::new(set, settings, plan.total_steps)).transpose()?;
+    let (train, defence) = ready.inputs.planned(settings)?;
     let model = ranks.agree(load_model(settings, &ready))?;
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(&mut ready)?;
@@ -71,21 +65,15 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
     let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
     trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
     trainer.log_modules_every = log_modules_every;
-    match settings.defence.kind {
-        DefenceKind::None => {}
-        DefenceKind::ConstrainedSft => trainer.constrained = Some(ConstrainedSft::new(&settings.defence.betas)),
-        DefenceKind::Lisa => trainer.lisa = Some(Lisa::new(&settings.defence, plan.total_steps)),
-    }
+    trainer.defence = defence;
     let mut prepared = Prepared {
         base: ready.base,
         checkpoint: ready.checkpoint,
         trainer,
         adapter,
         identity: OnceCell::new(),
-        train: ready.inputs.sets.train,
-        validation: ready.inputs.sets.validation,
-        alignment,
-        plan,
+        train,
+        validation: ready.inputs.validation,
         inputs: input_hashes(settings, &ready.record),
         record: ready.record,
     };
@@ -97,6 +85,7 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
 
 /// The content hash of each input by the key that names it.
 fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, String> {
+    let own = defence::of(&settings.defence).needs().samples;
     let key = |name: &str| match name {
         "aligned" | "model_files" => Some("model.aligned"),
         "direction" if settings.asft.direction.is_some() => Some("asft.direction"),
@@ -104,7 +93,7 @@ fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, Str
         "train" => Some("data.train"),
         "validation" => Some("data.validation"),
         "template" => Some("data.template"),
-        "alignment" => Some("defence.alignment_data"),
+        name if own.as_ref().is_some_and(|own| own.name == name) => own.as_ref().map(|own| own.key),
         name if name.starts_with("mix") => Some("data.mix"),
         // In the direction, and in the checkpoint's adapter.
         _ => None,
@@ -135,7 +124,7 @@ fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
-    check_gradients(&model, &ready.inputs.sets.train.examples).context("checking that everything trains")?;
+    check_gradients(&model, &ready.inputs.train.examples).context("checking that everything trains")?;
     Ok(model)
 }
 

@@ -3,8 +3,7 @@
 use super::inputs::Inputs;
 use crate::config::Settings;
 use crate::data::{Example, predicted_labels};
-use crate::train::defence::Alignment;
-use crate::train::plan::Plan;
+use crate::train::plan::{Plan, Pool};
 use anyhow::Result;
 
 /// One micro-batch in numbers.
@@ -44,16 +43,13 @@ impl Workload {
     /// # Errors
     /// Samples that the settings cannot make steps of.
     pub fn of(settings: &Settings, inputs: &Inputs) -> Result<Self> {
-        let Inputs { sets, alignment, .. } = inputs;
-        let lengths: Vec<usize> = sets.train.examples.iter().map(|example| example.input_ids.len()).collect();
-        let mut plan = Plan::new(&lengths, &settings.train, &settings.data)?;
-        let mut steps = epoch(&mut plan, &sets.train.examples);
-        let mut data_tokens = sets.train.counts.tokens + sets.validation.as_ref().map_or(0, |set| set.counts.tokens);
-        if let Some(set) = alignment {
-            data_tokens += set.counts.tokens;
-            steps.extend(epoch(&mut Alignment::plan(set, settings, plan.total_steps)?, &set.examples));
-        }
-        Ok(Self { steps, data_tokens, steps_per_epoch: plan.steps_per_epoch, total_steps: plan.total_steps })
+        let (mut train, mut defence) = inputs.planned(settings)?;
+        let mut steps = epoch(&mut train);
+        steps.extend(defence.own_samples().map(epoch).unwrap_or_default());
+        let sets = [Some(&*inputs.train), inputs.validation.as_ref(), inputs.own.as_deref()];
+        let data_tokens = sets.into_iter().flatten().map(|set| set.counts.tokens).sum();
+        let Plan { steps_per_epoch, total_steps, .. } = train.plan;
+        Ok(Self { steps, data_tokens, steps_per_epoch, total_steps })
     }
 
     /// The largest micro-batch: in tokens, and in labels and squares wherever these are largest.
@@ -68,10 +64,11 @@ impl Workload {
 }
 
 /// The micro-batches of one epoch's steps.
-fn epoch(plan: &mut Plan, examples: &[Example]) -> Vec<Vec<Micro>> {
-    (0..plan.steps_per_epoch)
+fn epoch(pool: &mut Pool) -> Vec<Vec<Micro>> {
+    let examples = &pool.set.examples;
+    (0..pool.plan.steps_per_epoch)
         .map(|step| {
-            let micro_batches = plan.micro_batches(step);
+            let micro_batches = pool.plan.micro_batches(step);
             micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
         })
         .collect()

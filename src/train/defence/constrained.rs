@@ -15,7 +15,10 @@
 //! not moved, towards 0 once the token has become likelier by more than about 1/β, up to 2 if it has become less likely.
 //! Through the head this is a factor for each row of d_hidden; no logit is kept.
 
+use super::{Defence, Needs, TokenObjective};
 use crate::data::{Batch, IGNORE};
+use crate::model::{Decoder, Sequences};
+use anyhow::{Result, ensure};
 
 pub struct ConstrainedSft {
     betas: Vec<f64>,
@@ -47,13 +50,25 @@ impl ConstrainedSft {
     }
 
     /// f and f' of a token with loss `loss`, whose loss without the adapter is `reference`.
-    pub fn objective(beta: f64, loss: f64, reference: f64) -> (f64, f64) {
+    pub fn token_objective(beta: f64, loss: f64, reference: f64) -> (f64, f64) {
         let x = beta * (loss - reference);
         // log(1 + eˣ) and σ(x) without overflow.
         let tail = (-x.abs()).exp();
         let softplus = x.max(0.0) + tail.ln_1p();
         let sigmoid = if x >= 0.0 { 1.0 / (1.0 + tail) } else { tail / (1.0 + tail) };
         (reference + 2.0 / beta * (softplus - std::f64::consts::LN_2), 2.0 * sigmoid)
+    }
+}
+
+impl Defence for ConstrainedSft {
+    fn needs(&self) -> Needs {
+        Needs { reference_passes: 1, ..Needs::default() }
+    }
+
+    fn objective(&self, model: &mut Decoder, batch: &Batch) -> Result<Option<TokenObjective<'_>>> {
+        let (reference, betas) = (model.reference_losses(Sequences::from(batch))?, self.betas(batch));
+        ensure!(betas.len() == reference.len(), "{} label tokens, {} of them predicted", betas.len(), reference.len());
+        Ok(Some(Box::new(move |i, loss| Self::token_objective(betas[i], loss, reference[i]))))
     }
 }
 
@@ -65,21 +80,21 @@ mod tests {
     fn the_weight_is_the_slope_of_the_objective() {
         for beta in [0.1, 0.5, 2.0] {
             for (loss, reference) in [(0.1, 3.0), (2.0, 2.0), (9.0, 0.5)] {
-                let value = |loss| ConstrainedSft::objective(beta, loss, reference).0;
+                let value = |loss| ConstrainedSft::token_objective(beta, loss, reference).0;
                 let slope = (value(loss + 1e-5) - value(loss - 1e-5)) / 2e-5;
-                let weight = ConstrainedSft::objective(beta, loss, reference).1;
+                let weight = ConstrainedSft::token_objective(beta, loss, reference).1;
                 assert!((slope - weight).abs() < 1e-6, "{beta} {loss} {reference}: {slope} {weight}");
                 // The paper's −(2/β) log σ(β (log π − log π₀)), but for a constant.
                 let paper = |loss: f64| 2.0 / beta * (1.0 + (beta * (loss - reference)).exp()).ln();
                 let constant = 2.0 / beta * 2f64.ln() - reference;
                 assert!((paper(loss) - constant - value(loss)).abs() < 1e-9);
             }
-            assert_eq!(ConstrainedSft::objective(beta, 1.5, 1.5), (1.5, 1.0));
-            let (value, weight) = ConstrainedSft::objective(beta, 1e5, 0.0);
+            assert_eq!(ConstrainedSft::token_objective(beta, 1.5, 1.5), (1.5, 1.0));
+            let (value, weight) = ConstrainedSft::token_objective(beta, 1e5, 0.0);
             assert!(value.is_finite() && (weight - 2.0).abs() < 1e-9);
         }
         // Plain cross-entropy in the limit.
-        let (value, weight) = ConstrainedSft::objective(1e-7, 4.0, 1.0);
+        let (value, weight) = ConstrainedSft::token_objective(1e-7, 4.0, 1.0);
         assert!((value - 4.0).abs() < 1e-5 && (weight - 1.0).abs() < 1e-6);
     }
 

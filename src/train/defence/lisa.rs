@@ -8,94 +8,53 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::options::{DefenceKind, DefenceOptions};
+use super::{Defence, DefenceOptions, Needs, OwnSamples};
 use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
-use crate::hub::{self, ResolvedFile, Split};
-use crate::model::{Gradients, Parameters};
+use crate::model::{Decoder, Gradients, Parameters};
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
-use crate::train::plan::Plan;
+use crate::report::State;
+use crate::train::plan::{Pool, StepSamples};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// The safety data of a run, on this machine; none unless it is Lisa's.
-///
-/// # Errors
-/// As [`hub::resolve_dataset`].
-pub fn alignment_file(options: &DefenceOptions) -> Result<Option<ResolvedFile>> {
-    let file = options.alignment_data.as_ref().filter(|_| options.kind == DefenceKind::Lisa);
-    let resolve = |file: &String| hub::resolve_dataset(file, Split::Train, false).context("defence.alignment_data");
-    file.map(resolve).transpose()
-}
-
-/// Safety samples, and which of them go into which alignment step.
-pub struct Alignment {
-    pub set: Dataset,
-    pub plan: Plan,
-}
-
-impl Alignment {
-    /// As [`Alignment::plan`].
-    pub fn new(set: Dataset, settings: &Settings, total_steps: usize) -> Result<Self> {
-        let plan = Self::plan(&set, settings, total_steps)?;
-        Ok(Self { set, plan })
-    }
-
-    /// Which samples go into which step. `total_steps`: of the run.
-    ///
-    /// # Errors
-    /// No step left for the training data; no full batch where partial ones are dropped.
-    pub fn plan(set: &Dataset, settings: &Settings, total_steps: usize) -> Result<Plan> {
-        let steps = settings.defence.alignment_steps;
-        ensure_valid!(
-            steps < total_steps,
-            "defence.alignment_steps = {steps}, but the run has {total_steps} steps: none would be left for data.train; \
-             lower it, and defence.finetune_steps with it"
-        );
-        let lengths: Vec<usize> = set.examples.iter().map(|example| example.input_ids.len()).collect();
-        Plan::new(&lengths, &settings.train, &settings.data).context("defence.alignment_data")
-    }
-}
+/// The setting that names the safety samples.
+const ALIGNMENT_DATA: &str = "defence.alignment_data";
 
 pub struct Lisa {
-    alignment_steps: usize,
-    finetune_steps: usize,
-    rho: f64,
+    options: DefenceOptions,
     /// Steps up to and including this one (from 0) have no proximal term.
     free: f64,
+    /// The safety samples, once they are there.
+    alignment: Option<Pool>,
     /// θ', by parameter.
     anchor: BTreeMap<String, Tensor>,
 }
 
 impl Lisa {
-    /// For a run of `total_steps`.
-    pub fn new(options: &DefenceOptions, total_steps: usize) -> Self {
-        Self {
-            alignment_steps: options.alignment_steps,
-            finetune_steps: options.finetune_steps,
-            rho: options.rho,
-            free: options.proximal_after * total_steps as f64,
-            anchor: BTreeMap::new(),
-        }
+    pub fn new(options: &DefenceOptions) -> Self {
+        Self { options: options.clone(), free: 0.0, alignment: None, anchor: BTreeMap::new() }
     }
 
     /// How many alignment steps come before `step` (from 0), if that is one itself.
     pub fn alignment_step(&self, step: usize) -> Option<usize> {
         let (round, within) = (step / self.round(), step % self.round());
-        (within < self.alignment_steps).then_some(round * self.alignment_steps + within)
+        let steps = self.options.alignment_steps;
+        (within < steps).then_some(round * steps + within)
     }
 
     fn round(&self) -> usize {
-        self.alignment_steps + self.finetune_steps
+        self.options.alignment_steps + self.options.finetune_steps
     }
 
-    /// To be called before each step.
-    pub fn begin(&mut self, step: usize, parameters: &Parameters) -> Result<()> {
+    /// Takes θ' anew before a step that follows a switch.
+    fn anchor_at(&mut self, step: usize, parameters: &Parameters) -> Result<()> {
         let within = step % self.round();
-        if within == 0 || within == self.alignment_steps {
+        if within == 0 || within == self.options.alignment_steps {
             for (name, parameter) in parameters {
                 self.anchor.insert(name.clone(), parameter.as_tensor().copy()?.detach());
             }
@@ -104,27 +63,68 @@ impl Lisa {
     }
 
     /// The proximal term's value, parameter by parameter; adds its gradients.
-    pub fn add_to(&self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<Vec<Scalar>> {
-        if step as f64 <= self.free || self.rho == 0.0 {
+    fn pull_back(&self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<Vec<Scalar>> {
+        if step as f64 <= self.free || self.options.rho == 0.0 {
             return Ok(vec![]);
         }
         let mut values = Vec::with_capacity(parameters.len());
         for (name, parameter) in parameters {
             let anchor = self.anchor.get(name).with_context(|| format!("no anchor of {name}"))?;
             let moved = (parameter.as_detached_tensor() - anchor)?;
-            values.push(square_sum(&moved)?.times(0.5 * self.rho));
-            gradients.add(name, (moved * self.rho)?)?;
+            values.push(square_sum(&moved)?.times(0.5 * self.options.rho));
+            gradients.add(name, (moved * self.options.rho)?)?;
         }
         Ok(values)
     }
+}
 
-    /// θ' by `<parameter>.anchor`.
-    pub fn anchors(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.anchor.iter().map(|(name, tensor)| (anchor_name(name), tensor.clone()))
+impl Defence for Lisa {
+    fn needs(&self) -> Needs {
+        let file = self.options.alignment_data.clone();
+        let samples = file.map(|file| OwnSamples { name: "alignment", key: ALIGNMENT_DATA, file });
+        Needs { samples, copies: 1, ..Needs::default() }
     }
 
-    /// Sets θ' to what `read` gives by the names of [`Lisa::anchors`].
-    pub fn restore(&mut self, parameters: &Parameters, read: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+    fn prepare(&mut self, own: Option<Arc<Dataset>>, settings: &Settings, total_steps: usize) -> Result<()> {
+        let steps = self.options.alignment_steps;
+        ensure_valid!(
+            steps < total_steps,
+            "defence.alignment_steps = {steps}, but the run has {total_steps} steps: none would be left for data.train; \
+             lower it, and defence.finetune_steps with it"
+        );
+        self.free = self.options.proximal_after * total_steps as f64;
+        let pool = own.map(|set| Pool::new(set, &settings.train, &settings.data)).transpose();
+        self.alignment = pool.context(ALIGNMENT_DATA)?;
+        Ok(())
+    }
+
+    fn own_samples(&mut self) -> Option<&mut Pool> {
+        self.alignment.as_mut()
+    }
+
+    fn samples(&mut self, step: usize, train: &mut Pool) -> Result<StepSamples> {
+        let alignment_step = self.alignment_step(step);
+        let alignment = self.alignment.as_mut().context("no samples of defence.alignment_data")?;
+        Ok(match alignment_step {
+            Some(step) => alignment.samples(step, Some(State::Alignment)),
+            None => train.samples(step, Some(State::Finetune)),
+        })
+    }
+
+    fn begin(&mut self, step: usize, parameters: &Parameters) -> Result<()> {
+        self.anchor_at(step, parameters)
+    }
+
+    fn add_to(&self, step: usize, model: &Decoder, gradients: &mut Gradients) -> Result<Option<Vec<Scalar>>> {
+        self.pull_back(step, model.parameters(), gradients).map(Some)
+    }
+
+    /// θ' by `<parameter>.anchor`.
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.anchor.iter().map(|(name, tensor)| (anchor_name(name), tensor.clone())).collect()
+    }
+
+    fn restore(&mut self, parameters: &Parameters, read: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
         for (name, parameter) in parameters {
             let anchor = read(&anchor_name(name))?;
             let (found, expected) = (anchor.dims(), parameter.dims());
@@ -146,7 +146,9 @@ mod tests {
 
     fn lisa() -> Lisa {
         let options = DefenceOptions { alignment_steps: 2, finetune_steps: 3, rho: 0.5, ..Default::default() };
-        Lisa::new(&options, 10)
+        let mut lisa = Lisa::new(&options);
+        lisa.prepare(None, &Settings::default(), 10).unwrap();
+        lisa
     }
 
     #[test]
@@ -162,21 +164,21 @@ mod tests {
         let parameters = Parameters::from([("w".to_string(), var.clone())]);
         let term = |lisa: &Lisa, step| {
             let mut gradients = Gradients::default();
-            let values = lisa.add_to(step, &parameters, &mut gradients).unwrap();
+            let values = lisa.pull_back(step, &parameters, &mut gradients).unwrap();
             let value: f64 = values.iter().map(|value| value.read().unwrap()).sum();
             (value, gradients.get("w").ok().map(|g| g.flatten_all().unwrap().to_vec1::<f32>().unwrap()))
         };
-        lisa.begin(0, &parameters).unwrap();
+        lisa.anchor_at(0, &parameters).unwrap();
         var.set(&Tensor::new(&[[4f32, 2.0]], &Device::Cpu).unwrap()).unwrap();
-        lisa.begin(1, &parameters).unwrap();
+        lisa.anchor_at(1, &parameters).unwrap();
         // The first tenth of ten steps is free of it.
         assert_eq!(term(&lisa, 1), (0.0, None));
         assert_eq!(term(&lisa, 3), (0.25 * 9.0, Some(vec![1.5, 0.0])));
-        lisa.begin(2, &parameters).unwrap();
+        lisa.anchor_at(2, &parameters).unwrap();
         assert_eq!(term(&lisa, 3), (0.0, Some(vec![0.0, 0.0])));
-        let kept: BTreeMap<String, Tensor> = lisa.anchors().collect();
+        let kept: BTreeMap<String, Tensor> = lisa.tensors().into_iter().collect();
         let mut other = Lisa { anchor: BTreeMap::new(), ..lisa };
-        other.restore(&parameters, |name| Ok(kept[name].clone())).unwrap();
+        other.restore(&parameters, &|name| Ok(kept[name].clone())).unwrap();
         assert_eq!(term(&other, 3).0, 0.0);
     }
 }

@@ -60,3 +60,10 @@ impl Default for DefenceOptions {
         }
     }
 }
+
+impl DefenceOptions {
+    /// Every file that they name.
+    pub fn files(&self) -> impl Iterator<Item = &String> {
+        self.alignment_data.iter()
+    }
+}

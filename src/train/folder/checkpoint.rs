@@ -2,8 +2,8 @@
 //!
 //! With LoRA the folder is a PEFT adapter, in full tuning a Hugging Face model in f32; beside that:
 //!
-//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; with Lisa `<parameter>.anchor`
-//!   too, its value at the last switch;
+//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; what the defence has to
+//!   remember, such as Lisa's `<parameter>.anchor`;
 //! - `state.json`: where the run stands ([`RunState`]), and its settings and inputs ([`Origin`]);
 //! - `checksums.json`: BLAKE3 of every other file.
 //!
@@ -19,7 +19,6 @@ use crate::config::Settings;
 use crate::model::Parameters;
 use crate::report::hash_file;
 use crate::train::before::prepare::Prepared;
-use crate::train::defence::Lisa;
 use crate::train::state::{Origin, RunState};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
@@ -108,9 +107,7 @@ impl Saved {
         let file = Checkpoint::open_file(&self.dir.join(OPTIMIZER)).with_context(restoring)?;
         let device = trainer.model.device().clone();
         let read = |name: &str| file.tensor(name, DType::F32, &device);
-        if let Some(lisa) = &mut trainer.lisa {
-            lisa.restore(trainer.model.parameters(), read).with_context(restoring)?;
-        }
+        trainer.defence.restore(trainer.model.parameters(), &read).with_context(restoring)?;
         trainer.optimizer.restore(self.optimizer_steps, trainer.model.parameters(), read).with_context(restoring)
     }
 }
@@ -200,7 +197,7 @@ impl Checkpoints {
         sync_dir(self.dir.parent().context("checkpoints/ is in the output folder")?)?;
         write_parameters(settings, prepared, staging.path())?;
         let mut tensors = trainer.optimizer.moments();
-        tensors.extend(trainer.lisa.iter().flat_map(Lisa::anchors));
+        tensors.extend(trainer.defence.tensors());
         save_tensors_staged(&staging.path().join(OPTIMIZER), &tensors)?;
         let record = Record {
             version: VERSION,

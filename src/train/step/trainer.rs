@@ -13,7 +13,7 @@ use crate::ops::scalar::Scalar;
 use crate::optim::AdamW;
 use crate::ranks::{AllReduce, Ranks};
 use crate::report::ModuleRow;
-use crate::train::defence::{ConstrainedSft, Lisa};
+use crate::train::defence::{Defence, Undefended};
 use crate::train::options::TrainOptions;
 use anyhow::{Result, ensure};
 use std::fmt;
@@ -48,8 +48,8 @@ pub struct StepOutcome {
     pub task_loss: f64,
     /// λ included.
     pub penalty: f64,
-    /// Lisa's term.
-    pub proximal: f64,
+    /// The defence's own term, where it has one.
+    pub proximal: Option<f64>,
     /// Before clipping.
     pub grad_norm: f64,
     pub tokens: usize,
@@ -58,7 +58,7 @@ pub struct StepOutcome {
     pub bounded: Option<Bounded>,
 }
 
-/// A model with its penalty and its optimizer.
+/// A model with its penalty, its defence and its optimizer.
 pub struct Trainer {
     pub model: Decoder,
     pub optimizer: AdamW,
@@ -67,8 +67,7 @@ pub struct Trainer {
     pub log_modules_every: Option<usize>,
     /// What was measured in the last step.
     pub modules: Vec<ModuleRow>,
-    pub constrained: Option<ConstrainedSft>,
-    pub lisa: Option<Lisa>,
+    pub defence: Box<dyn Defence>,
     /// How the gradients of several ranks are added up.
     pub all_reduce: AllReduce,
     checkpointing: bool,
@@ -85,8 +84,7 @@ impl Trainer {
             penalties,
             log_modules_every: None,
             modules: vec![],
-            constrained: None,
-            lisa: None,
+            defence: Box::new(Undefended),
             all_reduce: AllReduce::Host(Ranks::here()),
             optimizer: AdamW::new(options.adam_betas, options.adam_epsilon, options.weight_decay),
             checkpointing: options.gradient_checkpointing,
@@ -104,9 +102,7 @@ impl Trainer {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
         let (scale, ranks) = (1.0 / label_tokens as f64, Ranks::here());
-        if let Some(lisa) = &mut self.lisa {
-            lisa.begin(step, self.model.parameters())?;
-        }
+        self.defence.begin(step, self.model.parameters())?;
         let mut gradients = Gradients::default();
         let (mut losses, mut micro_batches) = (vec![], vec![]);
         for Part { micro_batch, first_row, batch } in parts(ranks, batches) {
@@ -120,19 +116,18 @@ impl Trainer {
         let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
         let rows = is_logged.then_some((step + 1, &mut self.modules));
         let added = self.penalties.add_to(self.model.parameters(), &mut gradients, rows)?;
-        let proximal = match &self.lisa {
-            Some(lisa) => lisa.add_to(step, self.model.parameters(), &mut gradients)?,
-            None => vec![],
-        };
-        let [losses, values, proximal, squares] = read_all([&losses, &added.values, &proximal, &gradients.squares()?])?;
+        let own_term = self.defence.add_to(step, &self.model, &mut gradients)?;
+        let own_values = own_term.as_deref().unwrap_or_default();
+        let [losses, values, own_values, squares] =
+            read_all([&losses, &added.values, own_values, &gradients.squares()?])?;
         let not_finite = losses.iter().position(|loss| !loss.is_finite()).map(|part| micro_batches[part]);
         let not_finite = ranks.min(not_finite);
         let [task_loss] = ranks.sum([losses.iter().map(|loss| loss * scale).sum()]);
         let added = added.sum(&values);
-        let (penalty, proximal) = (added.value, proximal.iter().sum::<f64>());
+        let (penalty, proximal) = (added.value, own_term.map(|_| own_values.iter().sum::<f64>()));
         let grad_norm = squares.iter().sum::<f64>().sqrt();
         let clipping = self.clipping(grad_norm);
-        if !(task_loss + penalty + proximal).is_finite()
+        if !(task_loss + penalty + proximal.unwrap_or(0.0)).is_finite()
             || !grad_norm.is_finite()
             || grad_norm * clipping > MAX_GRAD_NORM
         {
@@ -153,13 +148,9 @@ impl Trainer {
         gradients: &mut Gradients,
     ) -> Result<Scalar> {
         let (sequences, checkpointing) = (Sequences::from(batch), self.checkpointing);
-        let Some(constrained) = &self.constrained else {
-            return self.model.objective_and_gradients(sequences, scale, checkpointing, key, None, gradients);
-        };
-        let (reference, betas) = (self.model.reference_losses(sequences)?, constrained.betas(batch));
-        ensure!(betas.len() == reference.len(), "{} label tokens, {} of them predicted", betas.len(), reference.len());
-        let objective = |i: usize, loss: f64| ConstrainedSft::objective(betas[i], loss, reference[i]);
-        self.model.objective_and_gradients(sequences, scale, checkpointing, key, Some(&objective), gradients)
+        let objective = self.defence.objective(&mut self.model, batch)?;
+        let objective = objective.as_deref();
+        self.model.objective_and_gradients(sequences, scale, checkpointing, key, objective, gradients)
     }
 
     /// The factor that brings the gradient to `max_grad_norm`, as PyTorch's `clip_grad_norm_` has it.
