@@ -4,19 +4,17 @@
 
 use super::preflight::{Direction, Ready, open_direction, preflight};
 use super::resume::Start;
-use crate::adapter::{Adapter, BaseIdentity};
-use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
 use crate::data::Dataset;
-use crate::hub::Resolved;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
 use crate::model::Decoder;
 use crate::ranks::Ranks;
 use crate::report::RunRecord;
-use crate::train::defence;
+use crate::train::defence::{self, Defence};
 use crate::train::folder::output::OutputFolder;
+use crate::train::folder::trained::Trained;
 use crate::train::plan::Pool;
 use crate::train::step::parallel::check_same_run;
 use crate::train::step::penalties::Penalties;
@@ -24,29 +22,24 @@ use crate::train::step::probe::check_gradients;
 use crate::train::step::trainer::Trainer;
 use anyhow::{Context, Result};
 use serde_json::json;
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// A run that is ready for a step.
 pub struct Prepared {
-    pub base: Resolved,
-    pub checkpoint: Checkpoint,
-    pub trainer: Trainer,
-    /// As it was before training; `None` in full tuning.
-    pub adapter: Option<Adapter>,
-    /// Of the adapter's base, once a checkpoint needed it.
-    pub identity: OnceCell<BaseIdentity>,
+    pub trained: Trained,
     pub train: Pool,
     pub validation: Option<Dataset>,
     pub record: RunRecord,
-    /// Content hashes of the inputs by the settings that name them.
-    pub inputs: BTreeMap<String, String>,
 }
 
 /// Checks and loads all inputs of a run, and puts it where `start` says. `allowed`: keys of inputs that may have
-/// changed since.
+/// changed since. If any rank cannot, none can, and what was written goes.
 pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[String]) -> Result<Prepared> {
+    Ranks::here().agree(load(settings, output, start, allowed)).inspect_err(|_| output.undo())
+}
+
+fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[String]) -> Result<Prepared> {
     let ranks = Ranks::here();
     let ready = preflight(settings, output, start)
         .and_then(|ready| check_inputs(settings, &ready, start, allowed).map(|()| ready));
@@ -57,30 +50,31 @@ pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowe
     // Last, for it may write a file: everything cheaper to find wrong has been looked at.
     let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
-    let adapter = ready.adapter;
-    let log_modules_every = settings.output.log_modules_every;
+    let trainer = trainer(settings, &ready, model, defence, directions.as_ref())?;
+    let inputs = input_hashes(settings, &ready.record);
+    let mut trained = Trained::new(trainer, ready.base, ready.checkpoint, ready.adapter, inputs);
+    if let Some(saved) = start.saved() {
+        saved.restore(&mut trained)?;
+    }
+    Ok(Prepared { trained, train, validation: ready.inputs.validation, record: ready.record })
+}
+
+fn trainer(
+    settings: &Settings,
+    ready: &Ready,
+    model: Decoder,
+    defence: Box<dyn Defence>,
+    directions: Option<&Directions>,
+) -> Result<Trainer> {
+    let (adapter, log_modules_every) = (ready.adapter.as_ref(), settings.output.log_modules_every);
     let penalties = if log_modules_every.is_some() { Penalties::measured } else { Penalties::new };
-    let penalties = penalties(&settings.asft, &ready.targets, directions.as_ref(), adapter.as_ref(), &model)?;
-    let dropout = adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0);
+    let penalties = penalties(&settings.asft, &ready.targets, directions, adapter, &model)?;
+    let dropout = adapter.is_some_and(|adapter| adapter.dropout > 0.0);
     let mut trainer = Trainer::new(model, penalties, &settings.train, dropout);
     trainer.optimizer.set_lora_b_ratio(settings.lora.loraplus_lr_ratio.unwrap_or(1.0));
     trainer.log_modules_every = log_modules_every;
     trainer.defence = defence;
-    let mut prepared = Prepared {
-        base: ready.base,
-        checkpoint: ready.checkpoint,
-        trainer,
-        adapter,
-        identity: OnceCell::new(),
-        train,
-        validation: ready.inputs.validation,
-        inputs: input_hashes(settings, &ready.record),
-        record: ready.record,
-    };
-    if let Some(saved) = start.saved() {
-        saved.restore(&mut prepared)?;
-    }
-    Ok(prepared)
+    Ok(trainer)
 }
 
 /// The content hash of each input by the key that names it.

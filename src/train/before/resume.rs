@@ -4,16 +4,28 @@ use crate::checkpoint::sync_dir;
 use crate::config::Settings;
 use crate::console::log;
 use crate::error::listing;
+use crate::ranks::Ranks;
 use crate::report::Metrics;
 use crate::train::folder::checkpoint::{Checkpoints, Saved};
+use crate::train::folder::origin::{Origin, check_allowed};
 use crate::train::folder::output::{Content, OutputFolder, remove};
-use crate::train::run::RunFlags;
-use crate::train::state::{Origin, RunState, check_allowed};
+use crate::train::state::RunState;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// How a run behaves beside its settings.
+#[derive(Clone, Debug, Default)]
+pub struct RunFlags {
+    /// Replace what an earlier run left in the output folder.
+    pub overwrite: bool,
+    /// Go on with that run.
+    pub resume: bool,
+    /// Settings, and inputs by the settings that name them, that may differ from those of the run to resume.
+    pub allow_change: Vec<String>,
+}
 
 /// Where a run starts.
 pub enum Start {
@@ -69,12 +81,22 @@ impl Start {
     }
 }
 
-/// Looks at what is in the output folder, and changes nothing there. `None`: the run there is finished.
+/// Looks at what is in the output folder, and changes nothing there; all ranks find the same. `None`: the run there is
+/// finished.
 ///
 /// # Errors
 /// An earlier run and neither `--resume` nor `--overwrite`; a run with other settings than these; a run none of whose
 /// checkpoints is usable.
 pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
+    let ranks = Ranks::here();
+    let start = ranks.agree(look(settings, flags, output))?;
+    // All have looked before the first changes anything there.
+    let step = start.as_ref().map(|start| start.saved().map(|saved| saved.state.step));
+    ranks.check_same("the contents of output.dir", format!("{step:?}").as_bytes())?;
+    Ok(start)
+}
+
+fn look(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
     check_allowed(&flags.allow_change)?;
     let say = |text: &str| log::info(&format!("{}: {text}", output.dir().display()), Value::Null);
     match (output.content()?, flags.resume) {

@@ -9,17 +9,17 @@
 //!
 //! A folder gets its name when it is whole and on the disk. One that was damaged later is found out by its checksums.
 
-use super::export::{objective, trained};
+use super::origin::Origin;
 use super::output::OutputFolder;
-use crate::adapter::{self, BaseIdentity, model_card};
+use super::trained::{Trained, card};
+use crate::adapter;
 use crate::checkpoint::{
     Checkpoint, publish, remove_staged, rewrite_into, save_tensors_staged, stage, sync_dir, write_atomic,
 };
 use crate::config::Settings;
 use crate::model::Parameters;
 use crate::report::hash_file;
-use crate::train::before::prepare::Prepared;
-use crate::train::state::{Origin, RunState};
+use crate::train::state::RunState;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
@@ -98,10 +98,10 @@ impl Saved {
     }
 
     /// Puts parameters and optimizer to where they were.
-    pub fn restore(&self, prepared: &mut Prepared) -> Result<()> {
+    pub fn restore(&self, trained: &mut Trained) -> Result<()> {
         let restoring = || format!("restoring {}", self.dir.display());
-        let is_lora = prepared.adapter.is_some();
-        let trainer = &mut prepared.trainer;
+        let is_lora = trained.adapter.is_some();
+        let trainer = &mut trained.trainer;
         trainer.penalties.set_dual(self.state.dual);
         restore_parameters(&self.dir, is_lora, trainer.model.parameters()).with_context(restoring)?;
         let file = Checkpoint::open_file(&self.dir.join(OPTIMIZER)).with_context(restoring)?;
@@ -182,20 +182,20 @@ impl Checkpoints {
     }
 
     /// Writes the checkpoint of `state`, and removes those that need not be kept.
-    pub fn save(&self, settings: &Settings, prepared: &Prepared, state: &RunState) -> Result<PathBuf> {
+    pub fn save(&self, settings: &Settings, trained: &Trained, state: &RunState) -> Result<PathBuf> {
         let dir = self.path(state.step);
         let saving = || format!("saving checkpoint {}; those before it are as they were", dir.display());
-        self.write(settings, prepared, state, &dir).with_context(saving)?;
+        self.write(settings, trained, state, &dir).with_context(saving)?;
         self.prune()?;
         Ok(dir)
     }
 
-    fn write(&self, settings: &Settings, prepared: &Prepared, state: &RunState, dir: &Path) -> Result<()> {
-        let trainer = &prepared.trainer;
+    fn write(&self, settings: &Settings, trained: &Trained, state: &RunState, dir: &Path) -> Result<()> {
+        let trainer = &trained.trainer;
         check_finite(trainer.model.parameters())?;
         let staging = stage(dir)?;
         sync_dir(self.dir.parent().context("checkpoints/ is in the output folder")?)?;
-        write_parameters(settings, prepared, staging.path())?;
+        write_parameters(settings, trained, staging.path())?;
         let mut tensors = trainer.optimizer.moments();
         tensors.extend(trainer.defence.tensors());
         save_tensors_staged(&staging.path().join(OPTIMIZER), &tensors)?;
@@ -204,7 +204,7 @@ impl Checkpoints {
             asft_version: env!("CARGO_PKG_VERSION").to_string(),
             optimizer_steps: trainer.optimizer.steps(),
             state: state.clone(),
-            origin: Origin { settings: settings.by_key()?, inputs: prepared.inputs.clone() },
+            origin: Origin { settings: settings.by_key()?, inputs: trained.inputs.clone() },
         };
         write_json(&staging.path().join(STATE), &record)?;
         let mut checksums = BTreeMap::new();
@@ -239,27 +239,17 @@ impl Checkpoints {
 }
 
 /// The trained tensors as a folder that other tools read too.
-fn write_parameters(settings: &Settings, prepared: &Prepared, dir: &Path) -> Result<()> {
-    let parameters = prepared.trainer.model.parameters();
-    let Some(adapter) = &prepared.adapter else {
-        let trained = |name: &str| Ok(trained(prepared, name));
+fn write_parameters(settings: &Settings, trained: &Trained, dir: &Path) -> Result<()> {
+    let Some(adapter) = &trained.adapter else {
+        let tensor = |name: &str| Ok(trained.tensor(name));
         let hidden = ProgressBar::hidden();
-        return rewrite_into(&prepared.base.dir, &prepared.checkpoint, dir, Some(DType::F32), trained, &hidden);
+        return rewrite_into(&trained.base.dir, &trained.checkpoint, dir, Some(DType::F32), tensor, &hidden);
     };
-    let trained = adapter.with_values(parameters)?;
-    let identity = match prepared.identity.get() {
-        Some(identity) => identity,
-        None => {
-            let identity = BaseIdentity::of(&trained, &prepared.checkpoint)?;
-            prepared.identity.get_or_init(|| identity)
-        }
-    };
-    let card = model_card(
-        &trained,
-        objective(settings.asft.penalize),
-        &[("state", "a checkpoint of a run that goes on".to_string())],
-    );
-    adapter::write_into(&trained, prepared.trainer.model.spec(), identity, &card, dir)
+    let adapter = adapter.with_values(trained.parameters())?;
+    let rows = [("state", "a checkpoint of a run that goes on".to_string())];
+    let card = card(&adapter, settings.asft.penalize, &rows);
+    let identity = trained.identity(&adapter)?;
+    adapter::write_into(&adapter, trained.trainer.model.spec(), identity, &card, dir)
 }
 
 fn check_finite(parameters: &Parameters) -> Result<()> {

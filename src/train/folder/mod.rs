@@ -2,4 +2,6 @@
 
 pub mod checkpoint;
 pub mod export;
+pub mod origin;
 pub mod output;
+pub mod trained;

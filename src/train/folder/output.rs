@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
+use crate::ranks::Ranks;
 use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
 use crate::train::options::Tuning;
 use crate::{ensure_valid, invalid};
@@ -108,11 +109,17 @@ impl OutputFolder {
 
     /// As [`OutputFolder::lock`], where there is a folder.
     pub fn lock_existing(&self) -> Result<Option<File>> {
-        self.dir.is_dir().then(|| self.lock()).transpose()
+        let lock = || self.dir.is_dir().then(|| self.open_locked()).transpose();
+        Ok(Ranks::here().on_first(lock)?.flatten())
     }
 
-    /// Keeps other processes from writing here for as long as the returned file is open.
-    pub fn lock(&self) -> Result<File> {
+    /// Keeps other processes from writing here for as long as the file that the first rank gets is open. `held`: by
+    /// [`OutputFolder::lock_existing`].
+    pub fn lock(&self, held: Option<File>) -> Result<Option<File>> {
+        Ranks::here().on_first(|| held.map_or_else(|| self.open_locked(), Ok))
+    }
+
+    fn open_locked(&self) -> Result<File> {
         let opening = || format!("opening {}", self.dir.display());
         std::fs::create_dir_all(&self.dir).with_context(opening)?;
         let file = File::open(&self.dir).with_context(opening)?;
@@ -153,6 +160,9 @@ impl OutputFolder {
 
     /// A run that cannot start leaves nothing behind, the direction that it computed included.
     pub fn undo(&self) {
+        if !Ranks::here().is_first() {
+            return;
+        }
         if !self.had_dir {
             let _best_effort = std::fs::remove_dir_all(&self.dir);
         } else if !self.had_direction {

@@ -104,11 +104,20 @@ fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -
     Ok(())
 }
 
-/// How the ranks of this run add up tensors on `device`; told, where it is not the plain way.
+/// Makes the ranks ready for a first step: how their gradients are added up. `parameters`: of the model on `device`.
 ///
 /// # Errors
-/// GPUs that cannot be connected.
-pub fn connect(device: &Device) -> Result<AllReduce> {
+/// GPUs that cannot be connected; parameters that are not the same everywhere.
+pub fn join(settings: &Settings, device: &Device, parameters: &Parameters) -> Result<AllReduce> {
+    // Not agreed on: where GPUs cannot be connected for one rank, the others wait for it until it ends the job.
+    let all_reduce = connect(device)?;
+    check_same_parameters(parameters)?;
+    warn_of_idle_ranks(settings);
+    Ok(all_reduce)
+}
+
+/// How the ranks of this run add up tensors on `device`; told, where it is not the plain way.
+fn connect(device: &Device) -> Result<AllReduce> {
     let all_reduce = AllReduce::on(device)?;
     if let Some(version) = all_reduce.nccl_version() {
         log::info(&format!("gradients are summed by NCCL {version}"), json!({"nccl": version}));
@@ -117,7 +126,7 @@ pub fn connect(device: &Device) -> Result<AllReduce> {
 }
 
 /// Says so if there are not enough samples in a step.
-pub fn warn_of_idle_ranks(settings: &Settings) {
+fn warn_of_idle_ranks(settings: &Settings) {
     let (ranks, train) = (Ranks::here().size(), &settings.train);
     let samples = train.batch_size.saturating_mul(train.gradient_accumulation);
     // A packed row is cut between its samples.

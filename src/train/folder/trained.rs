@@ -1,0 +1,90 @@
+//! What a run trains and what that belongs to: all that checkpoints and the result are made of.
+
+use crate::adapter::{Adapter, BaseIdentity, model_card};
+use crate::checkpoint::Checkpoint;
+use crate::hub::Resolved;
+use crate::method::Penalize;
+use crate::model::Parameters;
+use crate::train::step::trainer::Trainer;
+use anyhow::Result;
+use candle_core::Tensor;
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A model in training and its base.
+pub struct Trained {
+    pub trainer: Trainer,
+    pub base: Resolved,
+    /// The base's weights.
+    pub checkpoint: Checkpoint,
+    /// As it was before training; `None` in full tuning.
+    pub adapter: Option<Adapter>,
+    /// Content hashes of the inputs by the settings that name them.
+    pub inputs: BTreeMap<String, String>,
+    /// Of the adapter's base, once a checkpoint needed it.
+    identity: OnceCell<BaseIdentity>,
+}
+
+impl Trained {
+    pub fn new(
+        trainer: Trainer,
+        base: Resolved,
+        checkpoint: Checkpoint,
+        adapter: Option<Adapter>,
+        inputs: BTreeMap<String, String>,
+    ) -> Self {
+        Self { trainer, base, checkpoint, adapter, inputs, identity: OnceCell::new() }
+    }
+
+    pub fn parameters(&self) -> &Parameters {
+        self.trainer.model.parameters()
+    }
+
+    /// What full tuning made of a tensor of the base.
+    pub fn tensor(&self, name: &str) -> Option<Tensor> {
+        // A tied head may be stored all the same; left as it was, transformers would untie the two.
+        let tied = self.trainer.model.spec().tie_word_embeddings;
+        let name = if tied && name == HEAD { EMBEDDING } else { name };
+        self.parameters().get(name).map(|var| var.as_detached_tensor())
+    }
+
+    /// Of the base of `adapter`; it takes a reading of the weights, the first time.
+    pub fn identity(&self, adapter: &Adapter) -> Result<&BaseIdentity> {
+        if let Some(identity) = self.identity.get() {
+            return Ok(identity);
+        }
+        let identity = BaseIdentity::of(adapter, &self.checkpoint)?;
+        Ok(self.identity.get_or_init(|| identity))
+    }
+}
+
+/// The model card of an adapter trained with this penalty, with `rows` for its table.
+pub fn card(adapter: &Adapter, penalize: Penalize, rows: &[(&str, String)]) -> String {
+    model_card(adapter, objective(penalize), rows)
+}
+
+/// What the loss was, for the model card.
+fn objective(penalize: Penalize) -> &'static str {
+    match penalize {
+        Penalize::Orthogonal => {
+            "with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during fine-tuning) the loss carries a \
+             penalty on the part of each update that leaves the model's alignment direction"
+        }
+        Penalize::OrthogonalReverse => {
+            "with [AsFT](https://arxiv.org/abs/2506.08473) (anchoring safety during fine-tuning) the loss carries a \
+             penalty on the part of each update that leaves the model's alignment direction, and here also on what moves \
+             against it"
+        }
+        Penalize::Aligned => {
+            "the loss carries a penalty on the part of each update along the model's alignment direction, the ablation \
+             of [AsFT](https://arxiv.org/abs/2506.08473)"
+        }
+        Penalize::All => {
+            "the loss carries a penalty on the size of each update (plain shrinkage, no alignment direction)"
+        }
+        Penalize::None => "plain fine-tuning, without a penalty",
+    }
+}

@@ -1,0 +1,172 @@
+//! The books of a run: where it stands, what each step came to, how long it took, and the files and the screen that say so.
+
+use super::before::resume::Start;
+use super::folder::checkpoint::Checkpoints;
+use super::folder::output::OutputFolder;
+use super::plan::{Plan, StepSamples};
+use super::state::{Losses, RunState};
+use super::step::trainer::{NotFinite, StepOutcome, Trainer};
+use crate::config::Settings;
+use crate::console::log;
+use crate::error::listing;
+use crate::eval::MeanLoss;
+use crate::memory;
+use crate::ranks::Ranks;
+use crate::report::{EvalRow, Metrics, RunRecord, SkippedRow, State, StepRow, Totals, TrainProgress, UpdateNorm};
+use anyhow::Result;
+use std::time::Instant;
+
+pub struct Ledger {
+    state: RunState,
+    /// As it was after the last step that was not skipped; parameters and optimizer are still the same.
+    good: RunState,
+    /// The first rank's.
+    metrics: Option<Metrics>,
+    /// The first rank's, if modules are logged.
+    modules: Option<Metrics>,
+    progress: TrainProgress,
+    record: RunRecord,
+    steps_per_epoch: usize,
+    /// Training seconds and all seconds of earlier processes.
+    earlier: (f64, f64),
+    began: Instant,
+}
+
+impl Ledger {
+    /// Opens the books at the step that `start` names. The first rank makes the output folder what it was then, for all
+    /// the ranks. `record`: as far as the preparation has filled it.
+    pub fn open(
+        settings: &Settings,
+        output: &OutputFolder,
+        start: &Start,
+        plan: &Plan,
+        record: RunRecord,
+    ) -> Result<Self> {
+        let state = start.saved().map_or_else(RunState::default, |saved| saved.resumed(settings));
+        let checkpoints = Checkpoints::new(output, settings);
+        let files = Ranks::here().on_first(|| start.open(settings, output, &checkpoints, &state))?;
+        let (metrics, modules) = files.map_or((None, None), |(metrics, modules)| (Some(metrics), modules));
+        Ok(Self {
+            good: state.clone(),
+            metrics,
+            modules,
+            progress: TrainProgress::new(plan.total_steps, state.step),
+            record,
+            steps_per_epoch: plan.steps_per_epoch,
+            earlier: (state.training_seconds, state.totals.elapsed_seconds),
+            began: Instant::now(),
+            state,
+        })
+    }
+
+    pub fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    /// Enters a step that was taken. `began`: when.
+    pub fn taken(
+        &mut self,
+        outcome: &StepOutcome,
+        kind: Option<State>,
+        learning_rate: f64,
+        began: Instant,
+        trainer: &Trainer,
+    ) -> Result<()> {
+        self.state.step += 1;
+        let row = StepRow {
+            step: self.state.step,
+            epoch: self.state.step as f64 / self.steps_per_epoch as f64,
+            state: kind,
+            loss: outcome.task_loss + outcome.penalty + outcome.proximal.unwrap_or(0.0),
+            task_loss: outcome.task_loss,
+            penalty: outcome.penalty,
+            lambda: outcome.bounded.map(|bounded| bounded.lambda),
+            penalised_share: outcome.bounded.map(|bounded| bounded.share),
+            proximal: outcome.proximal,
+            grad_norm: outcome.grad_norm,
+            learning_rate,
+            tokens: outcome.tokens,
+            label_tokens: outcome.label_tokens,
+            tokens_per_second: outcome.tokens as f64 / began.elapsed().as_secs_f64(),
+            elapsed_seconds: self.training_seconds(),
+            peak_memory_bytes: memory::peak_bytes(),
+        };
+        let state = &mut self.state;
+        state.totals.steps += 1;
+        state.totals.tokens += outcome.tokens;
+        state.totals.label_tokens += outcome.label_tokens;
+        let losses = Losses { loss: row.loss, penalty: row.penalty };
+        state.first.get_or_insert(losses);
+        (state.last, state.bad_steps) = (Some(losses), 0);
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.step(&row))?;
+        self.progress.step(&row);
+        self.modules.iter_mut().try_for_each(|file| trainer.modules.iter().try_for_each(|row| file.module(row)))
+    }
+
+    /// Enters a step that was not taken.
+    pub fn skipped(&mut self, reason: NotFinite, samples: &StepSamples) -> Result<()> {
+        self.state.step += 1;
+        self.state.totals.skipped_steps += 1;
+        self.state.bad_steps += 1;
+        let samples = samples.origins(reason.micro_batch);
+        let row = SkippedRow { step: self.state.step, skipped: reason.to_string(), samples };
+        let text = format!("step {} skipped: {}; samples {}", row.step, row.skipped, listing(&row.samples, 8));
+        log::warn(&text, serde_json::to_value(&row)?);
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.skipped(&row))
+    }
+
+    /// Enters a validation; whether its loss is the lowest so far.
+    pub fn validated(&mut self, mean: &MeanLoss) -> Result<bool> {
+        let row = EvalRow { step: self.state.step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.eval(&row))?;
+        self.progress.eval(&row);
+        Ok(self.state.validated(mean.loss, mean.label_tokens))
+    }
+
+    /// Brings the state up to date with the clocks, the files and λ.
+    pub fn take_stock(&mut self, trainer: &Trainer) {
+        self.state.training_seconds = self.training_seconds();
+        self.state.totals.elapsed_seconds = self.elapsed_seconds();
+        if let Some(metrics) = &self.metrics {
+            self.state.metrics_bytes = metrics.bytes();
+        }
+        if let Some(modules) = &self.modules {
+            self.state.modules_bytes = modules.bytes();
+        }
+        self.state.dual = trainer.penalties.dual();
+        if self.state.bad_steps == 0 {
+            self.good = self.state.clone();
+        }
+    }
+
+    /// Goes back to the last step that was not skipped; `false` if there is none.
+    pub fn go_back(&mut self) -> bool {
+        self.state = self.good.clone();
+        self.state.step > 0
+    }
+
+    /// Makes what is in the files survive a crash of the system.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.iter().chain(&self.modules).try_for_each(Metrics::sync)
+    }
+
+    /// Writes what the run was made of and came to.
+    pub fn write_record(&mut self, output: &OutputFolder, updates: &[UpdateNorm]) -> Result<()> {
+        self.state.totals.elapsed_seconds = self.elapsed_seconds();
+        output.write_record(&self.record, &self.state.totals, updates)
+    }
+
+    /// Closes the books of a finished run.
+    pub fn close(self) -> Totals {
+        self.progress.finish();
+        self.state.totals
+    }
+
+    fn training_seconds(&self) -> f64 {
+        self.earlier.0 + self.began.elapsed().as_secs_f64()
+    }
+
+    fn elapsed_seconds(&self) -> f64 {
+        self.earlier.1 + self.record.elapsed_seconds()
+    }
+}
