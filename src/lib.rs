@@ -17,7 +17,7 @@
 //! | [`model`] | `config.json` to decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives: forward and backward, a generic body and CPU kernels |
 //! | [`device`] | what this build can compute on |
-//! | [`checkpoint`], [`hub`], [`tokenizer`], [`report`], [`plot`], [`console`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, what a run leaves, pictures, lines and bars, module names, exit codes, memory in use, processes that work as one, work that can be given up, what this build is |
+//! | [`checkpoint`], [`hub`], [`tokenizer`], [`toml_reader`], [`report`], [`plot`], [`console`], [`names`], [`error`], [`memory`], [`ranks`], [`untrusted`], [`version`] | files, downloads, text, what users write, what a run leaves, pictures, lines and bars, module names, exit codes, memory in use, processes that work as one, work that can be given up, what this build is |
 
 // Allowed again in files of ops/ only, for a reason each (tests/it/memory_safety.rs).
 #![deny(unsafe_code)]
@@ -45,6 +45,7 @@ pub mod ranks;
 pub mod report;
 pub mod stop;
 pub mod tokenizer;
+pub mod toml_reader;
 pub mod train;
 pub mod untrusted;
 pub mod version;

@@ -1,9 +1,10 @@
 //! What `asft compare` compares: a TOML file that names a base config, a suite of evaluations, and methods.
 
-use crate::{ensure_valid, invalid};
+use crate::toml_reader::{self, Mistakes, Schema};
 use anyhow::Result;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -22,7 +23,7 @@ pub struct CompareOptions {
     pub seeds: Vec<u64>,
     /// Settings that every method is run with: dotted keys, each with a list of values.
     #[serde(default)]
-    #[schemars(with = "std::collections::BTreeMap<String, Vec<serde_json::Value>>")]
+    #[schemars(with = "std::collections::BTreeMap<String, Swept>")]
     pub sweep: Table,
     /// Samples measured at once.
     #[serde(default = "default_batch_size")]
@@ -46,7 +47,7 @@ pub struct Contender {
     pub set: Table,
     /// Settings that are run with each value of a list.
     #[serde(default)]
-    #[schemars(with = "std::collections::BTreeMap<String, Vec<serde_json::Value>>")]
+    #[schemars(with = "std::collections::BTreeMap<String, Swept>")]
     pub sweep: Table,
     /// Text put before each prompt when the result is measured (the secret of backdoor-enhanced alignment).
     #[serde(default)]
@@ -102,6 +103,25 @@ pub struct Figure {
     pub y: String,
 }
 
+/// What stands behind a key of a sweep: its values or, where the key is part of a dotted one, a table.
+enum Swept {}
+
+impl JsonSchema for Swept {
+    fn schema_name() -> Cow<'static, str> {
+        "Swept".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> schemars::Schema {
+        let inner = generator.subschema_for::<Self>();
+        json_schema!({
+            "anyOf": [
+                { "type": "array", "items": true, "minItems": 1 },
+                { "type": "object", "additionalProperties": inner },
+            ],
+        })
+    }
+}
+
 fn default_seeds() -> Vec<u64> {
     vec![42]
 }
@@ -114,79 +134,91 @@ fn default_within() -> f64 {
     0.01
 }
 
+/// Before several mistakes.
+const UNUSABLE: &str = "the comparison cannot be used";
+
 impl CompareOptions {
     /// Reads and checks a comparison.
     ///
     /// # Errors
-    /// A file that cannot be read or is not such a TOML; methods that share a name, project what there is not, or sweep
-    /// over something else than lists.
+    /// A file that cannot be read or is not TOML; unknown keys and wrong types, or methods that share a name, project
+    /// what there is not, or sweep over something else than lists, all of a kind in one message.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-        let options: Self = toml::from_str(&text).map_err(|e| {
-            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            invalid!("{}: line {line}: {}", path.display(), e.message().replace('\n', " "))
-        })?;
-        options.validate().map_err(|e| invalid!("{}: {e:#}", path.display()))?;
+        let options: Self = toml_reader::load(path, "comparison")?;
+        let mut mistakes = Mistakes::default();
+        mistakes.add_all(&path.display().to_string(), options.mistakes());
+        mistakes.refuse(UNUSABLE)?;
         Ok(options)
     }
 
-    fn validate(&self) -> Result<()> {
-        ensure_valid!(!self.method.is_empty(), "there is no [[method]]");
-        ensure_valid!(!self.seeds.is_empty(), "`seeds` is empty");
-        ensure_valid!(self.batch_size > 0, "`batch_size` should be at least 1");
-        check_sweep(&self.sweep, "sweep")?;
-        for (i, method) in self.method.iter().enumerate() {
-            let name = &method.name;
-            ensure_valid!(!name.trim().is_empty(), "[[method]] {} has an empty `name`", i + 1);
-            let known = |other: &str| self.method.iter().any(|m| m.name == other && m.project.is_none());
-            ensure_valid!(
-                self.method.iter().take(i).all(|other| other.name != *name),
-                "two methods are called \"{name}\"; give each a name of its own"
-            );
-            check_sweep(&method.sweep, &format!("method \"{name}\": sweep"))?;
-            let Some(project) = &method.project else { continue };
-            ensure_valid!(
-                known(&project.of),
-                "method \"{name}\" projects \"{}\", which is no method that trains",
-                project.of
-            );
-            ensure_valid!(!project.threshold.is_empty(), "method \"{name}\": `threshold` is an empty list");
-            let trains = !method.set.is_empty() || !method.sweep.is_empty() || method.extrapolate.is_some();
-            ensure_valid!(!trains, "method \"{name}\" only projects: `set`, `sweep` and `extrapolate` have no effect");
-        }
-        if let Some(select) = &self.select {
-            let baseline = &select.baseline;
+    /// The JSON schema of a comparison (draft 2020-12), for editors and other tools.
+    pub fn json_schema() -> serde_json::Value {
+        Schema::of::<Self>().into_json("Comparison of asft training runs")
+    }
+
+    fn mistakes(&self) -> Mistakes {
+        let mut found = Mistakes::default();
+        found.unless(!self.method.is_empty(), "there is no [[method]]");
+        found.unless(!self.seeds.is_empty(), "`seeds` is empty");
+        found.unless(self.batch_size > 0, "`batch_size` should be at least 1");
+        if let Some(Select { baseline, .. }) = &self.select {
             let known = self.method.iter().any(|method| method.name == *baseline);
-            ensure_valid!(known, "select.baseline is \"{baseline}\", which is no method");
+            found.unless(known, format!("select.baseline is \"{baseline}\", which is no method"));
         }
-        Ok(())
+        check_sweep(&self.sweep, "sweep", &mut found);
+        (0..self.method.len()).for_each(|i| self.check_method(i, &mut found));
+        found
+    }
+
+    /// What is wrong with `self.method[i]`.
+    fn check_method(&self, i: usize, found: &mut Mistakes) {
+        let method = &self.method[i];
+        let name = &method.name;
+        found.unless(!name.trim().is_empty(), format!("[[method]] {} has an empty `name`", i + 1));
+        found.unless(
+            self.method.iter().take(i).all(|other| other.name != *name),
+            format!("two methods are called \"{name}\"; give each a name of its own"),
+        );
+        if let Some(project) = &method.project {
+            let known = self.method.iter().any(|other| other.name == project.of && other.project.is_none());
+            found.unless(
+                known,
+                format!("method \"{name}\" projects \"{}\", which is no method that trains", project.of),
+            );
+            found.unless(!project.threshold.is_empty(), format!("method \"{name}\": `threshold` is an empty list"));
+            let trains = !method.set.is_empty() || !method.sweep.is_empty() || method.extrapolate.is_some();
+            found.unless(
+                !trains,
+                format!("method \"{name}\" only projects: `set`, `sweep` and `extrapolate` have no effect"),
+            );
+        }
+        check_sweep(&method.sweep, &format!("method \"{name}\": sweep"), found);
     }
 
     /// Checks that what `select` and `figure` name is among the evaluations.
     ///
     /// # Errors
-    /// The first name that is not.
+    /// Every name that is not.
     pub fn check_names(&self, evaluations: &[String]) -> Result<()> {
         let select = self.select.iter().flat_map(|s| [("select.task", &s.task), ("select.harm", &s.harm)]);
         let figure = self.figure.iter().flat_map(|f| [("figure.x", &f.x), ("figure.y", &f.y)]);
+        let mut found = Mistakes::default();
         for (key, name) in select.chain(figure) {
-            ensure_valid!(
+            let there = evaluations.join(", ");
+            found.unless(
                 evaluations.contains(name),
-                "{key} is \"{name}\", which is no evaluation of {}; there are: {}",
-                self.suite,
-                evaluations.join(", ")
+                format!("{key} is \"{name}\", which is no evaluation of {}; there are: {there}", self.suite),
             );
         }
-        Ok(())
+        found.refuse(UNUSABLE)
     }
 }
 
-fn check_sweep(sweep: &Table, what: &str) -> Result<()> {
+fn check_sweep(sweep: &Table, what: &str, found: &mut Mistakes) {
     for (key, values) in flatten(sweep) {
         let listed = values.as_array().is_some_and(|values| !values.is_empty());
-        ensure_valid!(listed, "{what}: `{key}` should be a list of values, got {values}");
+        found.unless(listed, format!("{what}: `{key}` should be a list of values, got {values}"));
     }
-    Ok(())
 }
 
 /// Dotted keys and values; tables inside are keys too, so that `a.b = 1` and `"a.b" = 1` are the same.
@@ -217,13 +249,14 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, words) in [
-            ("", "missing field `method`"),
+            ("", "missing key `method` in "),
             ("method = []", "no [[method]]"),
             ("[[method]]\nname = 'a'\n[[method]]\nname = 'a'", "two methods are called"),
-            ("[[method]]\nname = 'a'\nsweep = { 'asft.lambda' = 3 }", "`asft.lambda` should be a list"),
+            ("[[method]]\nname = 'a'\nsweep = { 'asft.lambda' = 3 }", "`sweep.asft.lambda` in an item of `method` in "),
+            ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [] }", "`asft.lambda` should be a list"),
             ("[[method]]\nname = 'a'\nproject = { of = 'b', threshold = [0.5] }", "no method that trains"),
             ("seeds = []\n[[method]]\nname = 'a'", "`seeds` is empty"),
-            ("[[method]]\nname = 'a'\nsett = {}", "unknown field `sett`"),
+            ("[[method]]\nname = 'a'\nsett = {}", "did you mean `set`?"),
             ("[[method]]\nname = 'a'\n[select]\ntask = 't'\nharm = 'h'\nbaseline = 'x'", "select.baseline is \"x\""),
         ] {
             let error = format!("{:#}", options(text).unwrap_err());
@@ -232,11 +265,48 @@ mod tests {
     }
 
     #[test]
+    fn every_mistake_is_told_at_once() {
+        let lines = |text: &str| -> Vec<String> {
+            let error = options(text).unwrap_err().to_string();
+            error.lines().map(|line| line.split("compare.toml").last().unwrap().to_string()).collect()
+        };
+        let text = "sedes = [1]\nbatch_size = '64'\nsweep = { data.train = 'a' }\n[[method]]\nname = 'a'\nswep = {}\nproject = { \
+                    of = 'b', treshold = [0.5] }\n[select]\ntask = 't'\nharm = 'h'\n";
+        assert_eq!(
+            lines(text),
+            [
+                "the comparison cannot be read, 7 problems:",
+                ":4; did you mean `seeds`?",
+                ":5: expected a whole number of 0 or more, found string \"64\"",
+                ":6: expected a list of values or a table, found string \"a\"",
+                ":9; did you mean `sweep`?",
+                ":10",
+                ":10; did you mean `project.threshold`?",
+                ":11",
+            ]
+        );
+        let text = "seeds = []\nbatch_size = 0\n[[method]]\nname = ''\nproject = { of = 'b', threshold = [] }";
+        assert_eq!(
+            lines(text),
+            [
+                "the comparison cannot be used, 5 problems:",
+                ": `seeds` is empty",
+                ": `batch_size` should be at least 1",
+                ": [[method]] 1 has an empty `name`",
+                ": method \"\" projects \"b\", which is no method that trains",
+                ": method \"\": `threshold` is an empty list",
+            ]
+        );
+    }
+
+    #[test]
     fn evaluations_have_to_be_there() {
         let text = "[[method]]\nname = 'a'\n[figure]\nx = 'task'\ny = 'harm'";
         let options = options(text).unwrap();
         options.check_names(&["harm".into(), "task".into()]).unwrap();
         assert!(options.check_names(&["harm".into()]).unwrap_err().to_string().contains("figure.x"));
+        let neither = options.check_names(&[]).unwrap_err().to_string();
+        assert!(neither.contains("figure.x") && neither.contains("figure.y"), "{neither}");
     }
 
     #[test]

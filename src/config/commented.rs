@@ -1,7 +1,7 @@
 //! A config file with every key, what each means, its choices and its default: all from the settings' schema.
 
 use super::Settings;
-use super::schema::Schema;
+use crate::toml_reader::Schema;
 use anyhow::Result;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ const WIDTH: usize = 100;
 
 /// `settings` as TOML; keys that are not set are commented out. `notes` are added to what a key means.
 pub fn config(settings: &Settings, notes: &BTreeMap<&str, String>) -> Result<String> {
-    let schema = Schema::of_settings();
+    let schema = Schema::of::<Settings>();
     let (values, defaults) = (Table::try_from(settings)?, Table::try_from(Settings::default())?);
     let mut text = String::new();
     for section in schema.sections() {
@@ -103,7 +103,7 @@ mod tests {
         let notes = BTreeMap::from([("output.save_every_steps", "Often.".to_string())]);
         let text = config(&settings, &notes).unwrap();
         assert_eq!(Settings::from_toml(&text, "init.toml", &[]).unwrap(), settings, "{text}");
-        for key in Schema::of_settings().keys() {
+        for key in Schema::of::<Settings>().keys() {
             let name = key.split('.').next_back().unwrap();
             let lines = text
                 .lines()

@@ -1,13 +1,9 @@
 //! TOML text and `key=value` overrides to [`Settings`], with every wrong key and type reported at its line.
 
-use super::Settings;
-use super::entries::{Entry, assemble, file_entries, override_entries};
-use super::schema::Schema;
-use super::validate;
-use crate::error::nearest;
+use super::{Settings, overrides, validate};
 use crate::invalid;
+use crate::toml_reader::{Document, Mistakes, Schema, text_of};
 use anyhow::Result;
-use serde::Deserialize;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,26 +15,21 @@ impl Settings {
     /// A file that cannot be read or is not TOML; unknown keys, wrong types or values out of range, all of a kind in
     /// one message.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read config {}: {e}", path.display()))?;
-        Self::from_toml(&text, &path.display().to_string(), overrides)
+        Self::from_toml(&text_of(path, "config")?, &path.display().to_string(), overrides)
     }
 
     /// As [`Settings::load`], from TOML text; `origin` names it in messages.
     pub fn from_toml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
-        let schema = Schema::of_settings();
-        let mut entries = file_entries(&schema, text, origin)?;
-        let mut problems = vec![];
+        let mut document = Document::<Self>::parse(text, origin)?;
+        let mut mistakes = Mistakes::default();
         for text in overrides {
-            match override_entries(&schema, text) {
-                Ok(more) => entries.extend(more),
-                Err(problem) => problems.push(problem),
+            match overrides::parse(document.schema(), text) {
+                Ok((path, value)) => document.set(path, value, &format!("--set {text}")),
+                Err(mistake) => mistakes.add(mistake),
             }
         }
-        problems.extend(entries.iter().filter_map(|entry| problem_of(&schema, entry)));
-        refuse(&problems, "cannot be read")?;
-        let settings = Self::deserialize(toml::Value::Table(assemble(entries)))
-            .map_err(|e| invalid!("{origin}: {}", e.to_string().trim_end()))?;
-        refuse(&validate::problems(&settings), "cannot be used")?;
+        let settings = document.read("config", mistakes)?;
+        validate::mistakes(&settings).refuse("the config cannot be used")?;
         Ok(settings)
     }
 
@@ -56,72 +47,17 @@ impl Settings {
 
     /// Checks that `key` is one, such as `train.epochs`.
     pub fn check_key(key: &str) -> Result<()> {
-        let schema = Schema::of_settings();
+        let schema = Schema::of::<Self>();
         if schema.keys().iter().any(|known| known == key) {
             return Ok(());
         }
-        let hint = suggestion(&schema, key).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-        Err(invalid!("unknown key `{key}`{hint}"))
+        Err(invalid!("unknown key `{key}`{}", schema.hint(schema.root(), key)))
     }
 
     /// Every setting as TOML; reading it back gives equal settings. Optional keys that are not set are left out.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
     }
-}
-
-/// One error for all problems, if there are any.
-fn refuse(problems: &[String], what: &str) -> Result<()> {
-    match problems {
-        [] => Ok(()),
-        [problem] => Err(invalid!("{problem}")),
-        _ => Err(invalid!("the config {what}, {} problems:\n  {}", problems.len(), problems.join("\n  "))),
-    }
-}
-
-/// What is wrong with an entry, if anything is: an unknown key, or a value of the wrong type.
-fn problem_of(schema: &Schema, entry: &Entry) -> Option<String> {
-    let key = entry.path.join(".");
-    let place = &entry.place;
-    match schema.get(&entry.path) {
-        None => {
-            let hint = suggestion(schema, &key).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-            Some(format!("unknown key `{key}` in {place}{hint}"))
-        }
-        Some(wanted) if !schema.accepts(wanted, &entry.value) => Some(format!(
-            "wrong type for `{key}` in {place}: expected {}, found {} {}",
-            schema.expected(wanted),
-            entry.value.type_str(),
-            entry.value
-        )),
-        Some(wanted) => {
-            let (unknown, known) = schema.unknown_inside(wanted, &entry.value)?;
-            let hint = nearest(&unknown, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-            Some(format!("unknown key `{unknown}` in an item of `{key}` in {place}{hint}"))
-        }
-    }
-}
-
-/// The known key that an unknown one most likely stands for.
-fn suggestion(schema: &Schema, key: &str) -> Option<String> {
-    let keys = schema.keys();
-    let name_of = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
-    let sections: Vec<&str> = schema.sections().collect();
-    // The right name in the wrong section, then a slip within the section, then anything alike.
-    if let Some(same_name) = keys.iter().find(|known| name_of(known) == name_of(key)) {
-        return Some(same_name.clone());
-    }
-    if let Some((section, name)) = key.split_once('.')
-        && let Some(section) = sections.iter().find(|known| **known == section)
-    {
-        let prefix = format!("{section}.");
-        let near = nearest(name, keys.iter().filter_map(|known| known.strip_prefix(&prefix)));
-        if let Some(near) = near {
-            return Some(format!("{prefix}{near}"));
-        }
-    }
-    let known = keys.iter().map(String::as_str).chain(sections);
-    nearest(key, known).map(str::to_string)
 }
 
 #[cfg(test)]
@@ -193,7 +129,7 @@ train = "train.jsonl"
         let text = settings.to_toml().unwrap();
         assert_eq!(Settings::from_toml(&text, "config.toml", &[]).unwrap(), settings, "{text}");
         // Every key that has a value is written out, defaults too.
-        for key in Schema::of_settings().keys() {
+        for key in Schema::of::<Settings>().keys() {
             let (section, name) = key.split_once('.').unwrap();
             let table: toml::Table = text.parse().unwrap();
             let unset = [

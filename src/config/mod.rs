@@ -5,9 +5,8 @@
 //! relative to the directory that asft is run in, not to the config file.
 
 mod commented;
-mod entries;
 mod load;
-mod schema;
+mod overrides;
 pub mod suggest;
 mod validate;
 
@@ -16,6 +15,7 @@ use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
 use crate::report::LoggingOptions;
+use crate::toml_reader::Schema;
 use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,13 +45,9 @@ pub struct Settings {
 impl Settings {
     /// The JSON schema of the config (draft 2020-12), for editors and other tools.
     pub fn json_schema() -> serde_json::Value {
-        let mut schema = schema::Schema::of_settings().into_json();
-        schema["title"] = "Config of an asft training run".into();
-        schema
+        Schema::of::<Self>().into_json("Config of an asft training run")
     }
-}
 
-impl Settings {
     /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.
     pub fn uses_direction(&self) -> bool {
         let penalty = self.asft.is_active() && self.asft.needs_direction();

@@ -3,11 +3,12 @@
 use super::Settings;
 use crate::data::{Format, Mix, Validation};
 use crate::names::Targets;
+use crate::toml_reader::Mistakes;
 use crate::train::{DefenceKind, Tuning};
 
 /// Everything that is wrong with the settings, a line each.
-pub fn problems(settings: &Settings) -> Vec<String> {
-    let mut found = Problems(vec![]);
+pub fn mistakes(settings: &Settings) -> Mistakes {
+    let mut found = Mistakes::default();
     required(settings, &mut found);
     lora(settings, &mut found);
     asft(settings, &mut found);
@@ -15,28 +16,10 @@ pub fn problems(settings: &Settings) -> Vec<String> {
     data(settings, &mut found);
     output(settings, &mut found);
     train(settings, &mut found);
-    found.0
+    found
 }
 
-struct Problems(Vec<String>);
-
-impl Problems {
-    fn unless(&mut self, ok: bool, message: impl Into<String>) {
-        if !ok {
-            self.0.push(message.into());
-        }
-    }
-
-    fn range(&mut self, ok: bool, key: &str, wanted: &str, value: impl std::fmt::Debug) {
-        self.unless(ok, format!("`{key}` must be {wanted}, found {value:?}"));
-    }
-
-    fn at_least_one(&mut self, key: &str, value: usize) {
-        self.range(value >= 1, key, "at least 1", value);
-    }
-}
-
-fn required(settings: &Settings, found: &mut Problems) {
+fn required(settings: &Settings, found: &mut Mistakes) {
     let Settings { model, asft, data, output, .. } = settings;
     found.unless(!model.aligned.is_empty(), "`model.aligned` is required: the model to fine-tune, a folder or hub id");
     found.unless(
@@ -59,7 +42,7 @@ fn required(settings: &Settings, found: &mut Problems) {
     }
 }
 
-fn lora(settings: &Settings, found: &mut Problems) {
+fn lora(settings: &Settings, found: &mut Mistakes) {
     let lora = &settings.lora;
     found.at_least_one("lora.rank", lora.rank);
     found.at_least_one("lora.alpha", lora.alpha);
@@ -90,7 +73,7 @@ fn lora(settings: &Settings, found: &mut Problems) {
             ("lora.loraplus_lr_ratio", lora.loraplus_lr_ratio.is_some()),
         ];
         for (key, _) in unused.into_iter().filter(|(_, given)| *given) {
-            found.0.push(format!("`{key}` has no use with `train.method = \"full\"`"));
+            found.add(format!("`{key}` has no use with `train.method = \"full\"`"));
         }
     }
     found.unless(
@@ -100,9 +83,9 @@ fn lora(settings: &Settings, found: &mut Problems) {
     );
 }
 
-fn asft(settings: &Settings, found: &mut Problems) {
+fn asft(settings: &Settings, found: &mut Mistakes) {
     if let Err(problem) = settings.asft.validate() {
-        found.0.push(problem.to_string());
+        found.add(problem.to_string());
     }
     found.unless(
         !settings.asft.scaled || settings.train.method == Tuning::Lora,
@@ -110,7 +93,7 @@ fn asft(settings: &Settings, found: &mut Problems) {
     );
 }
 
-fn defence(settings: &Settings, found: &mut Problems) {
+fn defence(settings: &Settings, found: &mut Mistakes) {
     let defence = &settings.defence;
     let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
     found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
@@ -133,15 +116,15 @@ fn defence(settings: &Settings, found: &mut Problems) {
     found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
 }
 
-fn data(settings: &Settings, found: &mut Problems) {
+fn data(settings: &Settings, found: &mut Mistakes) {
     let data = &settings.data;
     found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
     found.at_least_one("data.max_samples", data.max_samples.unwrap_or(1));
     if let Some(problem) = data.columns.problem(data.format.fields()) {
-        found.0.push(format!("`data.columns`: {problem}"));
+        found.add(format!("`data.columns`: {problem}"));
     }
     if let Some(problem) = Mix::problem(&data.mix) {
-        found.0.push(format!("`data.mix`: {problem}"));
+        found.add(format!("`data.mix`: {problem}"));
     }
     let without_user = matches!(data.format, Format::Text | Format::Tokenized);
     found.unless(
@@ -158,7 +141,7 @@ fn data(settings: &Settings, found: &mut Problems) {
     }
 }
 
-fn output(settings: &Settings, found: &mut Problems) {
+fn output(settings: &Settings, found: &mut Mistakes) {
     let Settings { output, train, data, .. } = settings;
     if let Some(steps) = output.eval_every_steps {
         found.at_least_one("output.eval_every_steps", steps);
@@ -178,7 +161,7 @@ fn output(settings: &Settings, found: &mut Problems) {
     }
 }
 
-fn train(settings: &Settings, found: &mut Problems) {
+fn train(settings: &Settings, found: &mut Mistakes) {
     let train = &settings.train;
     let positive = |value: f64| value > 0.0 && value.is_finite();
     let not_negative = |value: f64| value >= 0.0 && value.is_finite();
@@ -220,7 +203,8 @@ mod tests {
     fn check(change: impl FnOnce(&mut Settings), expected: &[&str]) {
         let mut settings = usable();
         change(&mut settings);
-        let problems = problems(&settings);
+        let mistakes = mistakes(&settings);
+        let problems = mistakes.lines();
         assert_eq!(problems.len(), expected.len(), "{problems:#?}");
         for (problem, part) in problems.iter().zip(expected) {
             assert!(problem.contains(part), "{part} is not in {problem}");

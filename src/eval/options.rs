@@ -1,8 +1,7 @@
 //! What to measure: one evaluation, or a suite of them from a TOML file.
 
 use crate::data::{Columns, Format};
-use crate::error::nearest;
-use crate::{ensure_valid, invalid};
+use crate::toml_reader::{self, Mistakes, Schema};
 use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
@@ -177,41 +176,42 @@ impl Evaluation {
     /// # Errors
     /// Values out of range, settings that the metric does not use, missing settings that it needs.
     pub fn validate(&self) -> Result<()> {
+        self.mistakes().refuse("the evaluation cannot be used")
+    }
+
+    fn mistakes(&self) -> Mistakes {
+        let mut found = Mistakes::default();
         let metric = self.metric();
-        ensure_valid!(!self.data.is_empty(), "an evaluation needs `data`, the file of its samples");
+        found.unless(!self.data.is_empty(), "an evaluation needs `data`, the file of its samples");
         for (name, value) in [
             ("limit", self.limit),
             ("max_length", self.max_length),
             ("max_new_tokens", self.max_new_tokens),
             ("judge_max_length", self.judge_max_length),
         ] {
-            ensure_valid!(value != Some(0), "{name} should be at least 1");
+            found.unless(value != Some(0), format!("{name} should be at least 1"));
         }
         let threshold = self.judge_threshold.unwrap_or(0.5);
-        ensure_valid!((0.0..1.0).contains(&threshold), "judge_threshold should be in [0, 1), got {threshold}");
-        let belongs = |given: bool, name: &str, to: Metric| {
-            ensure_valid!(!given || metric == to, "`{name}` has no effect on the metric {metric:?}");
-            Ok(())
-        };
-        belongs(self.matching.is_some(), "match", Metric::Accuracy)?;
-        belongs(self.marker.is_some(), "marker", Metric::Accuracy)?;
-        belongs(!self.labels.is_empty(), "labels", Metric::Accuracy)?;
-        belongs(self.phrases.is_some(), "phrases", Metric::Refusal)?;
-        for (given, name) in [
-            (self.judge.is_some(), "judge"),
-            (self.judge_prompt.is_some(), "judge_prompt"),
-            (self.judge_max_length.is_some(), "judge_max_length"),
-            (self.judge_threshold.is_some(), "judge_threshold"),
+        found.unless((0.0..1.0).contains(&threshold), format!("judge_threshold should be in [0, 1), got {threshold}"));
+        for (given, name, owner) in [
+            (self.matching.is_some(), "match", Metric::Accuracy),
+            (self.marker.is_some(), "marker", Metric::Accuracy),
+            (!self.labels.is_empty(), "labels", Metric::Accuracy),
+            (self.phrases.is_some(), "phrases", Metric::Refusal),
+            (self.judge.is_some(), "judge", Metric::Judge),
+            (self.judge_prompt.is_some(), "judge_prompt", Metric::Judge),
+            (self.judge_max_length.is_some(), "judge_max_length", Metric::Judge),
+            (self.judge_threshold.is_some(), "judge_threshold", Metric::Judge),
         ] {
-            belongs(given, name, Metric::Judge)?;
+            found.unless(!given || metric == owner, format!("`{name}` has no effect on the metric {metric:?}"));
         }
-        ensure_valid!(
+        found.unless(
             metric != Metric::Judge || self.judge.is_some(),
-            "the metric judge needs `judge`, a moderation model's folder or id"
+            "the metric judge needs `judge`, a moderation model's folder or id",
         );
-        let marked = self.marker.is_none() || self.matching() == Match::Number;
-        ensure_valid!(marked, "`marker` has no effect without match = \"number\"");
-        Ok(())
+        let marked = self.marker.is_none() || metric != Metric::Accuracy || self.matching() == Match::Number;
+        found.unless(marked, "`marker` has no effect without match = \"number\"");
+        found
     }
 }
 
@@ -227,37 +227,28 @@ impl Suite {
     /// Reads and checks a suite.
     ///
     /// # Errors
-    /// A file that cannot be read or is not TOML; unknown keys; evaluations that contradict themselves or share a name.
+    /// A file that cannot be read or is not TOML; unknown keys and wrong types, or evaluations that contradict themselves
+    /// or share a name, all of a kind in one message.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read suite {}: {e}", path.display()))?;
-        let suite: Self = toml::from_str(&text).map_err(|e| invalid!("{}: {}", path.display(), explain(&text, &e)))?;
-        ensure_valid!(!suite.eval.is_empty(), "{} has no [[eval]]", path.display());
+        let suite: Self = toml_reader::load(path, "suite")?;
         let eval: Vec<Evaluation> = suite.eval.into_iter().map(Evaluation::resolved).collect();
+        let (mut mistakes, file) = (Mistakes::default(), path.display().to_string());
+        mistakes.unless(!eval.is_empty(), format!("{file} has no [[eval]]"));
         for (i, evaluation) in eval.iter().enumerate() {
             let title = evaluation.title();
-            evaluation.validate().map_err(|e| invalid!("{}: [[eval]] {} ({title}): {e:#}", path.display(), i + 1))?;
-            ensure_valid!(
+            mistakes.add_all(&format!("{file}: [[eval]] {} ({title})", i + 1), evaluation.mistakes());
+            mistakes.unless(
                 eval.iter().take(i).all(|other| other.title() != title),
-                "{}: two evaluations are called \"{title}\"; give each a `name` of its own",
-                path.display()
+                format!("{file}: two evaluations are called \"{title}\"; give each a `name` of its own"),
             );
         }
+        mistakes.refuse("the suite cannot be used")?;
         Ok(Self { eval })
     }
-}
 
-/// The parser's message on one line with the place, and the nearest key where one is unknown.
-fn explain(text: &str, error: &toml::de::Error) -> String {
-    let message = error.message().replace('\n', " ");
-    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
-    let hint = unknown
-        .and_then(|word| nearest(word, known.iter().copied()))
-        .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-    match line {
-        Some(line) => format!("line {line}: {message}{hint}"),
-        None => format!("{message}{hint}"),
+    /// The JSON schema of a suite (draft 2020-12), for editors and other tools.
+    pub fn json_schema() -> serde_json::Value {
+        Schema::of::<Self>().into_json("Suite of asft evaluations")
     }
 }
 
@@ -285,9 +276,42 @@ mod tests {
     }
 
     #[test]
+    fn every_mistake_is_told_at_once() {
+        let lines = |text: &str| -> Vec<String> {
+            let error = suite(text).unwrap_err().to_string();
+            error.lines().map(|line| line.split("suite.toml").last().unwrap().to_string()).collect()
+        };
+        let text = "[[eval]]\ndata = 'a'\nmatric = 'loss'\nlimit = 'all'\n[[eval]]\ndata = 'b'\nmax_tokens = 5\nmatch = \
+                    'same'\n";
+        assert_eq!(
+            lines(text),
+            [
+                "the suite cannot be read, 4 problems:",
+                ":3; did you mean `metric`?",
+                ":4: expected a whole number of 0 or more, found string \"all\"",
+                ":7; did you mean `max_new_tokens`?",
+                ":8: expected \"exact\", \"contains\", \"regex\", \"number\" or \"choice\", found string \"same\"",
+            ]
+        );
+        let text = "[[eval]]\ndata = 'a'\nmetric = 'judge'\nlimit = 0\n[[eval]]\nname = 'harm'\nmetric = 'refusal'\nmarker = \
+                    'x'\n[[eval]]\nname = 'harm'\ndata = 'c'";
+        assert_eq!(
+            lines(text),
+            [
+                "the suite cannot be used, 5 problems:",
+                ": [[eval]] 1 (harmful score): limit should be at least 1",
+                ": [[eval]] 1 (harmful score): the metric judge needs `judge`, a moderation model's folder or id",
+                ": [[eval]] 2 (harm): an evaluation needs `data`, the file of its samples",
+                ": [[eval]] 2 (harm): `marker` has no effect on the metric Refusal",
+                ": two evaluations are called \"harm\"; give each a `name` of its own",
+            ]
+        );
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, word) in [
-            ("", "missing field `eval`"),
+            ("", "missing key `eval` in "),
             ("eval = []", "no [[eval]]"),
             ("[[eval]]\ndata = 'a'\nmatric = 'loss'", "did you mean `metric`"),
             ("[[eval]]\nmetric = 'loss'", "needs `data`"),

@@ -101,7 +101,7 @@ fn every_run_s_settings_are_checked_before_the_first_trains() {
         ("[[method]]\nname = 'a'\n[[method]]\nname = 'b'\nset = { asft.lamda = 1 }", "did you mean `asft.lambda`"),
         ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [1, 'x'] }", "asft.lambda"),
         ("[[method]]\nname = 'a'\n[figure]\nx = 'task'\ny = 'hram'", "figure.y is \"hram\""),
-        ("", "missing field `method`"),
+        ("", "missing key `method`"),
     ] {
         let config = write(dir.path(), methods);
         ends(compare(&config, &[]), 2, &[words]);

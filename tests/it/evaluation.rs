@@ -151,7 +151,7 @@ fn mistakes_exit_with_2_and_say_where() {
         (vec!["--data", data, "--metric", "judge"], vec!["needs `judge`"]),
         (vec!["--data", data, "--metric", "judge", "--judge", judge], vec!["score.weight"]),
         (vec!["--data", data, "--metric", "accuracy", "--match", "choice"], vec!["nothing to choose from"]),
-        (vec!["--suite", suite], vec!["line 3", "did you mean `metric`"]),
+        (vec!["--suite", suite], vec!["suite.toml:3", "did you mean `metric`"]),
         (vec!["--suite", "/nowhere.toml"], vec!["/nowhere.toml"]),
         (vec!["--data", "/nowhere.jsonl", "--metric", "refusal"], vec!["/nowhere.jsonl"]),
         (vec!["--data", data, "--metric", "refusal", "--adapter", "/nowhere"], vec!["/nowhere"]),

@@ -1,0 +1,68 @@
+//! What is wrong with a user's values, by the schema that they have to meet.
+
+use super::entries::{Entry, Source, entries};
+use super::schema::Schema;
+use serde_json::Value as Json;
+use toml::{Table, Value};
+
+/// A mistake, and the bytes before it in the file.
+pub struct Found {
+    pub offset: usize,
+    pub mistake: String,
+}
+
+/// Looks at values that were given in one place.
+pub struct Check<'a> {
+    pub schema: &'a Schema,
+    /// What the keys are keys of.
+    pub node: &'a Json,
+    pub source: Source<'a>,
+    /// For messages: of what list the table is an item, if it is one.
+    pub within: String,
+}
+
+impl Check<'_> {
+    /// Unknown keys, values of a wrong type, and the same in lists of tables.
+    pub fn entry(&self, entry: &Entry) -> Vec<Found> {
+        let Self { schema, node, within, .. } = self;
+        let (key, place) = (entry.path.join("."), &entry.place.text);
+        let found = |mistake| vec![Found { offset: entry.place.offset, mistake }];
+        let Some(wanted) = schema.find(node, &entry.path) else {
+            return found(format!("unknown key `{key}`{within} in {place}{}", schema.hint(node, &key)));
+        };
+        if !schema.accepts(wanted, &entry.value) {
+            return found(format!(
+                "wrong type for `{key}`{within} in {place}: expected {}, found {} {}",
+                schema.expected(wanted),
+                entry.value.type_str(),
+                entry.value
+            ));
+        }
+        let (Some(node), Some(items)) = (schema.item(wanted), entry.value.as_array()) else { return vec![] };
+        let within = format!(" in an item of `{key}`{within}");
+        let item = |(i, item): (usize, &Value)| {
+            let check = Check { schema, node, source: self.source.item(&entry.path, i), within: within.clone() };
+            item.as_table().map_or(vec![], |table| check.table(table))
+        };
+        items.iter().enumerate().flat_map(item).collect()
+    }
+
+    /// As [`Check::entry`] for each key of a table, and the keys that it lacks.
+    pub fn table(&self, table: &Table) -> Vec<Found> {
+        let given = entries(self.schema, self.node, vec![], Value::Table(table.clone()), &self.source);
+        let wrong = given.iter().flat_map(|entry| self.entry(entry));
+        wrong.chain(self.missing(&[], table)).collect()
+    }
+
+    /// The keys that the section at `path`, and those in it, must have and lack.
+    pub fn missing(&self, path: &[String], table: &Table) -> Vec<Found> {
+        let Some(node) = self.schema.find(self.node, path) else { return vec![] };
+        let key = |name: &str| [path, &[name.to_string()]].concat();
+        let lacking = self.schema.required(node).into_iter().filter(|name| !table.contains_key(*name)).map(|name| {
+            let (key, place) = (key(name).join("."), self.source.place(path));
+            Found { offset: place.offset, mistake: format!("missing key `{key}`{} in {}", self.within, place.text) }
+        });
+        let inner = table.iter().filter_map(|(name, value)| Some((name, value.as_table()?)));
+        lacking.chain(inner.flat_map(|(name, table)| self.missing(&key(name), table))).collect()
+    }
+}

@@ -1,0 +1,99 @@
+//! Reads the TOML that users write (a run's settings, suites of evaluations, comparisons) into serde types.
+//!
+//! Everything that is wrong is said in one message: keys that there are not, each with the nearest that there is, values
+//! of a wrong type, words that are none of a key's, keys that are missing; all with their lines. What there is, the
+//! type's JSON schema says. Checks that no type can express are the reader's user's.
+
+mod check;
+mod entries;
+mod mistakes;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+pub use mistakes::Mistakes;
+pub use schema::Schema;
+
+use crate::invalid;
+use anyhow::Result;
+use check::Check;
+use entries::{Entry, Source, assemble, entries, line};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use std::path::Path;
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+/// Reads a file. `what`: what it is, for messages, such as "suite".
+///
+/// # Errors
+/// A file that cannot be read or is not TOML; otherwise everything in it that is no `T`, in one message.
+pub fn load<T: DeserializeOwned + JsonSchema>(path: &Path, what: &str) -> Result<T> {
+    let text = text_of(path, what)?;
+    Document::parse(&text, &path.display().to_string())?.read(what, Mistakes::default())
+}
+
+/// The text of a file.
+pub fn text_of(path: &Path, what: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {what} {}: {e}", path.display()))
+}
+
+/// The values of a file that is to be a `T`, those set on top of it, and all that is wrong with them.
+pub struct Document<T> {
+    schema: Schema,
+    origin: String,
+    entries: Vec<Entry>,
+    mistakes: Mistakes,
+    kind: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned + JsonSchema> Document<T> {
+    /// Takes a file apart; `origin` names it in messages.
+    ///
+    /// # Errors
+    /// What is not TOML.
+    pub fn parse(text: &str, origin: &str) -> Result<Self> {
+        let schema = Schema::of::<T>();
+        let not_toml = |e: toml::de::Error| {
+            let line = e.span().map_or(1, |span| line(text, span.start));
+            invalid!("{origin}:{line} is not valid TOML: {}", e.message())
+        };
+        let table: Table = text.parse().map_err(not_toml)?;
+        let spans = DeTable::parse(text).map_err(not_toml)?;
+        let source = Source::file(text, origin, spans.get_ref());
+        let check = Check { schema: &schema, node: schema.root(), source, within: String::new() };
+        let mut found = check.missing(&[], &table);
+        let mut entries = entries(&schema, schema.root(), vec![], Value::Table(table), &source);
+        entries.sort_by_key(|entry| entry.place.offset);
+        found.extend(entries.iter().flat_map(|entry| check.entry(entry)));
+        found.sort_by_key(|found| found.offset);
+        let mut mistakes = Mistakes::default();
+        mistakes.extend(found.into_iter().map(|found| found.mistake));
+        Ok(Self { mistakes, schema, origin: origin.to_string(), entries, kind: PhantomData })
+    }
+
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Sets the key, section or table at `path`, whatever the file says of it; `place` is where that was asked for.
+    pub fn set(&mut self, path: Vec<String>, value: Value, place: &str) {
+        let (schema, source) = (&self.schema, Source::option(place));
+        let check = Check { schema, node: schema.root(), source, within: String::new() };
+        let entries = entries(schema, schema.root(), path, value, &source);
+        self.mistakes.extend(entries.iter().flat_map(|entry| check.entry(entry)).map(|found| found.mistake));
+        self.entries.extend(entries);
+    }
+
+    /// The whole. `what`: what it is, for messages.
+    ///
+    /// # Errors
+    /// Everything that is no `T`, after `earlier` mistakes.
+    pub fn read(self, what: &str, mut earlier: Mistakes) -> Result<T> {
+        earlier.extend(self.mistakes.lines().iter().cloned());
+        earlier.refuse(&format!("the {what} cannot be read"))?;
+        T::deserialize(Value::Table(assemble(self.entries)))
+            .map_err(|e| invalid!("{}: {}", self.origin, e.to_string().trim_end()))
+    }
+}
