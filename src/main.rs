@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use asft::cli::{Cli, Command};
+use asft::cli::{Cli, Command, LogArgs};
 use asft::commands;
-use asft::console::log;
+use asft::console::log::{self, Verbosity};
 use asft::ensure_valid;
 use asft::error::Agreed;
 use asft::ranks::{self, Ranks};
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     asft::ops::allocator::keep_freed_buffers();
     let Cli { command, output } = Cli::parse();
     let joined = ranks::join();
-    log::init(output.verbosity(), output.log_format.into(), Ranks::here().is_first());
+    log::init(verbosity(&output), output.log_format, Ranks::here().is_first());
     // Held to the end: MPI is started and shut down on the main thread, before and after all others.
     let _job = match joined {
         Ok(job) => job,
@@ -41,6 +41,14 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
+    }
+}
+
+fn verbosity(args: &LogArgs) -> Verbosity {
+    match (args.quiet, args.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, true) => Verbosity::Verbose,
+        (false, false) => Verbosity::Normal,
     }
 }
 
@@ -74,7 +82,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Landscape(args) => commands::landscape::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Init(args) => commands::init::run(args),
-        Command::Schema => commands::meta::schema(),
+        Command::Schema(args) => commands::meta::schema(args),
         Command::Completions(args) => commands::meta::completions(args),
         Command::Man(args) => commands::meta::man(args),
     };

@@ -1,6 +1,6 @@
 //! Arguments of the commands around a run: its report, a first config, what a shell wants to know.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
 
@@ -27,6 +27,27 @@ pub struct InitArgs {
     /// The config to write; - prints it. Without it, the model's name with .toml
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft schema > asft.schema.json
+  asft schema suite > asft-suite.schema.json
+  asft schema compare > asft-compare.schema.json")]
+pub struct SchemaArgs {
+    /// What the file holds
+    #[arg(value_name = "KIND", value_enum, default_value_t = SchemaOf::Run)]
+    pub of: SchemaOf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SchemaOf {
+    /// The settings of a run, as for asft train --config
+    Run,
+    /// Evaluations, as for asft eval --suite
+    Suite,
+    /// A comparison, as for asft compare --config
+    Compare,
 }
 
 #[derive(Args)]

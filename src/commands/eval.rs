@@ -2,31 +2,18 @@
 
 use super::{load_base, print};
 use crate::checkpoint::{check_writable_file, write_atomic};
-use crate::cli::{EvalArgs, FormatArg};
+use crate::cli::EvalArgs;
 use crate::console::Table;
-use crate::data::{Columns, Format, PROMPT_FIELDS};
+use crate::data::{Columns, PROMPT_FIELDS};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value, locate};
 use crate::hub;
-use crate::model::{DeviceKind, ModelSpec};
+use crate::model::ModelSpec;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
-
-impl From<FormatArg> for Format {
-    fn from(format: FormatArg) -> Self {
-        match format {
-            FormatArg::Alpaca => Self::Alpaca,
-            FormatArg::Chat => Self::Chat,
-            FormatArg::Sharegpt => Self::Sharegpt,
-            FormatArg::PromptCompletion => Self::PromptCompletion,
-            FormatArg::Text => Self::Text,
-            FormatArg::Tokenized => Self::Tokenized,
-        }
-    }
-}
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
@@ -39,7 +26,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     // Files are found before weights are fetched, and samples looked at before they are loaded.
     let located = locate(evaluations)?;
     let dir = hub::resolve(&args.base.model, false)?.dir;
-    let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.base.device).open()?);
+    let (spec, device) = (ModelSpec::load(&dir)?, args.base.device.open()?);
     let prepared = Prepared::new(&located, &dir, &spec, (&device, args.base.dtype.into()))?;
     let mut base = load_base(&args.base, &adapters)?;
     let mut rows = vec![];
@@ -62,7 +49,6 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
 /// What the options ask for: an evaluation for each metric.
 fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
-    let format = Format::from(args.format);
     let metrics: Vec<Option<Metric>> =
         if args.metric.is_empty() { vec![None] } else { args.metric.iter().copied().map(Some).collect() };
     let evaluation = |metric: Option<Metric>| {
@@ -71,7 +57,7 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
             data: args.data.clone().unwrap_or_default(),
             metric,
             preset: args.preset,
-            format,
+            format: args.format,
             columns: Columns::default(),
             template: args.template.clone(),
             limit: args.limit,
@@ -87,7 +73,7 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
             ..Default::default()
         }
         .resolved();
-        let fields = if evaluation.metric() == Metric::Loss { format.fields() } else { &PROMPT_FIELDS[..] };
+        let fields = if evaluation.metric() == Metric::Loss { args.format.fields() } else { &PROMPT_FIELDS[..] };
         let columns = Columns::parse(&args.column, fields)?;
         let evaluation = Evaluation { columns, ..evaluation };
         evaluation.validate()?;

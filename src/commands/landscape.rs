@@ -2,30 +2,20 @@
 
 use super::load_model;
 use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
-use crate::cli::{LandscapeArgs, UnitArg};
+use crate::cli::LandscapeArgs;
 use crate::console::{log, progress_bar};
-use crate::data::Format;
 use crate::ensure_valid;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
 use crate::eval::{Evaluation, Located, Metric, Prepared, Suite, locate};
 use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
-use crate::model::{DeviceKind, ModelSpec};
+use crate::model::ModelSpec;
 use crate::plot::{self, Frame, Picture};
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
-
-impl From<UnitArg> for Unit {
-    fn from(unit: UnitArg) -> Self {
-        match unit {
-            UnitArg::Weight => Self::Weight,
-            UnitArg::Direction => Self::Direction,
-        }
-    }
-}
 
 pub fn run(args: LandscapeArgs) -> Result<()> {
     check(&args)?;
@@ -40,12 +30,12 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
         Some((name.clone(), (d_out, d_in)))
     });
     directions.check_against(&shapes.collect::<Vec<_>>(), &checkpoint)?;
-    let perturbation = Perturbation::new(&checkpoint, &directions, args.unit.into(), args.seed);
+    let perturbation = Perturbation::new(&checkpoint, &directions, args.unit, args.seed);
     ensure_valid!(
         !perturbation.modules().is_empty(),
         "V = 0 in every module of the direction: there is no way along it"
     );
-    let (spec, device) = (ModelSpec::load(&dir)?, DeviceKind::from(args.model.base.device).open()?);
+    let (spec, device) = (ModelSpec::load(&dir)?, args.model.base.device.open()?);
     let gauge = |located: &Located| -> Result<Box<dyn Gauge>> {
         let compute = (&device, args.model.base.dtype.into());
         let prepared = Prepared::new(std::slice::from_ref(located), &dir, &spec, compute)?;
@@ -76,8 +66,8 @@ fn check(args: &LandscapeArgs) -> Result<()> {
 
 fn range(args: &LandscapeArgs) -> f64 {
     args.range.unwrap_or(match args.unit {
-        UnitArg::Weight => 0.5,
-        UnitArg::Direction => 3.0,
+        Unit::Weight => 0.5,
+        Unit::Direction => 3.0,
     })
 }
 
@@ -91,7 +81,7 @@ fn evaluations(args: &LandscapeArgs) -> Result<Vec<Evaluation>> {
             name,
             data,
             metric: Some(Metric::Loss),
-            format: Format::from(args.format),
+            format: args.format,
             limit: args.limit,
             max_length: args.max_length,
             ..Default::default()
@@ -124,7 +114,7 @@ fn save(
     perturbation: &Perturbation,
 ) -> Result<()> {
     let (nearest, median, farthest) = perturbation.unaligned_at()?;
-    let frame = |subject| Frame { subject, unit: args.unit.into(), unaligned_at: median };
+    let frame = |subject| Frame { subject, unit: args.unit, unaligned_at: median };
     let subject = match &args.model.adapter {
         Some(adapter) => format!("{} + {}", short(&args.model.base.model), short(&adapter.to_string_lossy())),
         None => short(&args.model.base.model),
@@ -147,7 +137,7 @@ fn save(
         "evaluations": evaluations,
         "seed": args.seed,
         "modules": perturbation.modules(),
-        "unit": Unit::from(args.unit),
+        "unit": args.unit,
         "unaligned_at": {"nearest": nearest, "median": median, "farthest": farthest},
         "landscape": landscape,
     });

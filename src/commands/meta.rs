@@ -2,9 +2,11 @@
 
 use super::print;
 use crate::checkpoint::{check_writable, write_atomic};
-use crate::cli::{Cli, CompletionsArgs, ManArgs};
+use crate::cli::{Cli, CompletionsArgs, ManArgs, SchemaArgs, SchemaOf};
+use crate::compare::CompareOptions;
 use crate::config::Settings;
 use crate::console::log;
+use crate::eval::Suite;
 use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -12,8 +14,13 @@ use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 
-pub fn schema() -> Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(&Settings::json_schema())?))
+pub fn schema(args: SchemaArgs) -> Result<()> {
+    let schema = match args.of {
+        SchemaOf::Run => Settings::json_schema(),
+        SchemaOf::Suite => Suite::json_schema(),
+        SchemaOf::Compare => CompareOptions::json_schema(),
+    };
+    print(&format!("{}\n", serde_json::to_string_pretty(&schema)?))
 }
 
 pub fn completions(args: CompletionsArgs) -> Result<()> {

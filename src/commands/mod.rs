@@ -15,34 +15,12 @@ pub mod report;
 pub mod train;
 
 use crate::adapter::Base;
-use crate::cli::{BaseArgs, DeviceArg, DtypeArg, ModelArgs};
-use crate::model::{Decoder, DeviceKind};
+use crate::cli::{BaseArgs, ModelArgs};
+use crate::model::Decoder;
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
-use candle_core::DType;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-impl From<DeviceArg> for DeviceKind {
-    fn from(device: DeviceArg) -> Self {
-        match device {
-            DeviceArg::Auto => Self::Auto,
-            DeviceArg::Cpu => Self::Cpu,
-            DeviceArg::Cuda => Self::Cuda,
-            DeviceArg::Metal => Self::Metal,
-        }
-    }
-}
-
-impl From<DtypeArg> for DType {
-    fn from(dtype: DtypeArg) -> Self {
-        match dtype {
-            DtypeArg::F32 => Self::F32,
-            DtypeArg::F16 => Self::F16,
-            DtypeArg::Bf16 => Self::BF16,
-        }
-    }
-}
 
 /// Writes to standard output, on the first rank. Unlike `print!` it does not panic where nothing can be written (a full disk, a closed pipe).
 fn print(text: &str) -> Result<()> {
@@ -63,5 +41,5 @@ fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
 
 /// Loads a model that the adapters fit.
 fn load_base(args: &BaseArgs, adapters: &[&Path]) -> Result<Base> {
-    Base::load(&args.model, args.device.into(), args.dtype.into(), adapters)
+    Base::load(&args.model, args.device, args.dtype.into(), adapters)
 }

@@ -7,6 +7,7 @@
 //! A command line tool has a dozen such places and one thread that writes; that is less than a logging framework costs.
 
 use super::utc_now;
+use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write, stderr};
@@ -25,7 +26,7 @@ pub enum Verbosity {
 }
 
 /// How it is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     #[default]
     Text,

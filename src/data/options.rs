@@ -1,12 +1,14 @@
 //! `[data]` of the config: where the samples come from and how they become label tokens.
 
 use super::{Columns, Mix};
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the records of a dataset are laid out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Format {
     /// `instruction`, optional `input`, `output`; rendered as one user and one assistant turn.
     #[default]

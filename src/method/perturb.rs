@@ -21,6 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::model::Decoder;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use clap::ValueEnum;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -37,12 +38,12 @@ pub enum Axis {
 }
 
 /// What a step of 1 is long, in each module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// ‖W‖
+    /// The norm of each module's weight
     Weight,
-    /// ‖V‖
+    /// The norm of each module's V: along V, -1 is the unaligned model
     Direction,
 }
 

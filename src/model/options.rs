@@ -4,13 +4,15 @@ use crate::device::{self, Accelerator};
 use crate::ranks::Ranks;
 use anyhow::Result;
 use candle_core::{DType, Device};
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The type of frozen weights and of activations. What is trained, norms, softmax, the loss and the method's maths are
 /// f32 whatever this says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Dtype {
     #[default]
     F32,
@@ -31,8 +33,9 @@ impl From<Dtype> for DType {
 }
 
 /// The device to compute on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// A GPU if this build supports one and the machine has one, else the CPU.
     #[default]

@@ -1,20 +1,23 @@
-//! The schema of a config, as editors are given it.
+//! The schemas of configs, suites and comparisons, as editors are given them.
 
 use crate::shipped_configs::configs;
-use crate::support::command::{asft, json};
+use crate::support::command::{asft, json, refused};
 use serde_json::{Value, json};
 
-fn schema() -> Value {
-    json(asft(&["schema"]))
+fn schema(kind: &[&str]) -> Value {
+    json(asft(&[&["schema"], kind].concat()))
 }
 
-/// Whether `value` meets `schema`, by the part of JSON Schema that the config's makes use of.
+/// Whether `value` meets `schema`, by the part of JSON Schema that these make use of.
 fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
     let known =
         ["$defs", "$ref", "$schema", "additionalProperties", "anyOf", "const", "default", "description", "enum"];
     let known = [&known[..], &["format", "items", "maxItems", "minItems", "minimum", "oneOf", "properties"]].concat();
     schema.as_object().into_iter().flatten().for_each(|(key, _)| {
-        assert!(known.contains(&key.as_str()) || ["title", "type", "maximum"].contains(&key.as_str()), "{key}");
+        assert!(
+            known.contains(&key.as_str()) || ["title", "type", "maximum", "required"].contains(&key.as_str()),
+            "{key}"
+        );
     });
     let target = schema["$ref"].as_str().map(|pointer| root.pointer(&pointer[1..]).unwrap());
     let kinds: Vec<&str> = match &schema["type"] {
@@ -46,6 +49,8 @@ fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
         },
         known => meets(root, known, field),
     });
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let complete = value.as_object().is_none_or(|fields| required.into_iter().all(|name| fields.contains_key(name)));
     target.is_none_or(|target| meets(root, target, value))
         && (kinds.is_empty() || kinds.iter().any(is))
         && schema.get("const").is_none_or(|only| only == value)
@@ -57,19 +62,25 @@ fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
         && one_of("anyOf", false)
         && items
         && fields
+        && complete
+}
+
+/// Checks that the shipped files of `folders` meet `schema`, and that what is `wrong` does not; returns how many there are.
+fn check(schema: &Value, folders: &[&str], wrong: &[Value]) -> usize {
+    let files: Vec<_> = folders.iter().copied().flat_map(configs).collect();
+    for path in &files {
+        let file: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        assert!(meets(schema, schema, &serde_json::to_value(file).unwrap()), "{}", path.display());
+    }
+    for wrong in wrong {
+        assert!(!meets(schema, schema, wrong), "{wrong}");
+    }
+    files.len()
 }
 
 #[test]
 fn the_shipped_configs_meet_the_schema() {
-    let schema = schema();
-    let mut checked = 0;
-    for path in ["", "models", "sandbox"].into_iter().flat_map(configs) {
-        let config: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
-        assert!(meets(&schema, &schema, &serde_json::to_value(config).unwrap()), "{}", path.display());
-        checked += 1;
-    }
-    assert!(checked >= 8);
-    for wrong in [
+    let wrong = [
         json!({"lora": {"rnak": 4}}),
         json!({"lora": {"rank": "4"}}),
         json!({"lora": {"layers_to_transform": [0, -1]}}),
@@ -77,7 +88,32 @@ fn the_shipped_configs_meet_the_schema() {
         json!({"train": {"schedule": "cosin"}}),
         json!({"train": {"adam_betas": [0.9]}}),
         json!({"lorra": {}}),
-    ] {
-        assert!(!meets(&schema, &schema, &wrong), "{wrong}");
-    }
+    ];
+    assert!(check(&schema(&[]), &["", "models", "sandbox"], &wrong) >= 8);
+    assert_eq!(schema(&["run"]), schema(&[]));
+}
+
+#[test]
+fn the_shipped_suites_meet_their_schema() {
+    let wrong = [
+        json!({}),
+        json!({"eval": [{"data": "a", "matric": "loss"}]}),
+        json!({"eval": [{"data": "a", "metric": "los"}]}),
+        json!({"eval": [{"data": "a", "limit": -1}]}),
+    ];
+    assert_eq!(check(&schema(&["suite"]), &["sandbox/suites"], &wrong), 2);
+}
+
+#[test]
+fn the_shipped_comparisons_meet_their_schema() {
+    let with = |method: Value| json!({"config": "c", "suite": "s", "dir": "d", "method": [method]});
+    let wrong = [
+        json!({"config": "c", "suite": "s", "dir": "d"}),
+        with(json!({"nmae": "a"})),
+        with(json!({"name": "a", "sweep": {"asft": {"lambda": 1}}})),
+        with(json!({"name": "a", "sweep": {"asft.lambda": []}})),
+        with(json!({"name": "a", "project": {"of": "b"}})),
+    ];
+    assert_eq!(check(&schema(&["compare"]), &["sandbox/comparisons"], &wrong), 4);
+    refused(asft(&["schema", "sweet"]), &["sweet", "run, suite, compare"]);
 }

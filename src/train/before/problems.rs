@@ -1,12 +1,12 @@
-//! Collects everything that is wrong with a run, for one message.
+//! Everything that is wrong with a run, for one message.
 
 use crate::error::joined;
 use anyhow::Result;
 
-/// What cannot be done if [`Problems`] stand in the way of a run.
+/// What cannot be done where [`Problems`] stand in the way of a run.
 pub const START: &str = "training cannot start";
 
-/// Collected errors.
+/// Errors, gathered.
 #[derive(Debug, Default)]
 pub struct Problems(pub Vec<anyhow::Error>);
 

@@ -24,7 +24,7 @@ pub struct Trained {
     pub adapter: Option<Adapter>,
     /// Content hashes of the inputs by the settings that name them.
     pub inputs: BTreeMap<String, String>,
-    /// The identity of the adapter's base, computed when a checkpoint first needs it.
+    /// Of the adapter's base, once a checkpoint needed it.
     identity: OnceCell<BaseIdentity>,
 }
 
@@ -43,9 +43,9 @@ impl Trained {
         self.trainer.model.parameters()
     }
 
-    /// The trained version of a tensor of the base, after full tuning.
+    /// What full tuning made of a tensor of the base.
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        // A tied head may be stored nevertheless; if it were left as it was, transformers would untie the two.
+        // A tied head may be stored all the same; left as it was, transformers would untie the two.
         let tied = self.trainer.model.spec().tie_word_embeddings;
         let name = if tied && name == HEAD { EMBEDDING } else { name };
         self.parameters().get(name).map(|var| var.as_detached_tensor())

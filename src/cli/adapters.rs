@@ -1,0 +1,81 @@
+//! Arguments of the commands that look at finished weights, or make others of them: merge, project, inspect.
+
+use crate::method::inspect::Order;
+use crate::model::Dtype;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft merge --model tests/tiny/aligned --adapter runs/tiny/adapter --out merged")]
+pub struct MergeArgs {
+    /// Model folder, or hub id with an optional @revision
+    #[arg(long, value_name = "ID|DIR")]
+    pub model: String,
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// The model folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Store weights in this type instead of the model's own
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft project --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors --out projected
+  asft project --adapter ./adapter --direction d.safetensors --out projected --layers 10 --json")]
+pub struct ProjectArgs {
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Direction file of the adapter's base, from `asft direction`
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// The adapter folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Project the modules whose cos(C dW, dW) is at most this
+    #[arg(long, value_name = "COSINE", default_value_t = 0.5, conflicts_with = "layers")]
+    pub threshold: f64,
+    /// Project this many modules, those with the lowest cosines
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:
+  asft inspect --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors
+  asft inspect --adapter ./adapter --direction d.safetensors --sort signed --svg adapter.svg
+  asft inspect --model ./tuned --base ./chat --direction d.safetensors --json",
+    group = clap::ArgGroup::new("update").required(true).args(["adapter", "model"])
+)]
+pub struct InspectArgs {
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A whole model instead: dW is its difference from --base
+    #[arg(long, value_name = "ID|DIR", requires = "base")]
+    pub model: Option<String>,
+    /// What --model was tuned from: the direction's aligned model
+    #[arg(long, value_name = "ID|DIR", requires = "model")]
+    pub base: Option<String>,
+    /// Direction file, from `asft direction`
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// The table's order
+    #[arg(long, value_enum, default_value_t = Order::Layer)]
+    pub sort: Order,
+    /// Draw a heat map, layer by module
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

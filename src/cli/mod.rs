@@ -1,0 +1,76 @@
+//! Command-line arguments as typed. What they resolve to is the commands' business.
+
+mod adapters;
+mod measuring;
+mod meta;
+mod model;
+mod training;
+
+pub use adapters::{InspectArgs, MergeArgs, ProjectArgs};
+pub use measuring::{EvalArgs, GenerateArgs, LandscapeArgs};
+pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
+pub use model::{BaseArgs, ModelArgs};
+pub use training::{CompareArgs, DataArgs, DirectionArgs, TrainArgs};
+
+use crate::console::log::LogFormat;
+use crate::version::VERSION;
+use clap::{Args, Parser, Subcommand};
+
+/// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
+#[derive(Parser)]
+#[command(name = "asft", version = VERSION.as_str(), arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub output: LogArgs,
+}
+
+/// What is told on stderr, for every command.
+#[derive(Args)]
+#[command(next_help_heading = "Messages")]
+pub struct LogArgs {
+    /// Tell warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Tell each step, and what is being done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Text, or a JSON object a line with time, level, message and fields
+    #[arg(long, value_enum, value_name = "FORMAT", global = true, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Compute the alignment directions V = W_aligned - W_unaligned of a model pair, layer by layer
+    Direction(DirectionArgs),
+    /// Show what a config trains on: counts, lengths, and samples with their label tokens marked
+    Data(DataArgs),
+    /// Fine-tune with the AsFT penalty and export a PEFT adapter
+    Train(TrainArgs),
+    /// Measure a model, with or without an adapter, on a dataset
+    Eval(EvalArgs),
+    /// Answer prompts
+    Generate(GenerateArgs),
+    /// Fold an adapter into its base model
+    Merge(MergeArgs),
+    /// Train and measure several defences side by side: one table and one figure
+    Compare(CompareArgs),
+    /// Project an adapter onto the alignment direction where it leaves it (Safe LoRA)
+    Project(ProjectArgs),
+    /// Show how much of an adapter or a tuned model is aligned, orthogonal, or against the alignment direction
+    Inspect(InspectArgs),
+    /// Draw the safety basin: harmful score, accuracy or loss as the model is moved along the alignment direction and across it
+    Landscape(LandscapeArgs),
+    /// Write report.html for a run: charts, settings and versions on one page
+    Report(ReportArgs),
+    /// Write a commented config for a model
+    Init(InitArgs),
+    /// Print the JSON schema of a run's config, of a suite of evaluations, or of a comparison
+    Schema(SchemaArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Write a man page for each command
+    Man(ManArgs),
+}
