@@ -12,7 +12,7 @@ use clap::Parser;
 use serde_json::json;
 use std::process::ExitCode;
 
-/// Stack of a worker thread, in bytes: that of an ordinary main thread, since commands run on one.
+/// Stack of a worker thread, in bytes: as large as an ordinary main thread's, since commands run on one.
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
@@ -26,8 +26,8 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error),
     };
     let threads = Ranks::here().threads();
-    // Inside the pool, an operation shares its work out at once; from outside, each would wait for a thread to wake up
-    // and take it. Fails only where a pool exists already, which serves as well.
+    // Inside the pool, an operation distributes its work at once; from outside, each would wait for a thread to wake up
+    // and take it. Fails only if a pool exists already, which serves as well.
     let _own_pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build_global();
     if Ranks::here().are_many() {
         let (ranks, threads) = (Ranks::here(), rayon::current_num_threads());
@@ -52,8 +52,8 @@ fn verbosity(args: &LogArgs) -> Verbosity {
     }
 }
 
-/// Says what went wrong. Of several ranks the first does, where all know of it; else the one that it happened to, which
-/// then ends the others, as they may be waiting for it.
+/// Says what went wrong. With several ranks, the first rank does if all know of the error; otherwise the rank it
+/// happened on does, and then ends the others, as they may be waiting for it.
 fn failed(error: &anyhow::Error) -> ExitCode {
     let (exit_code, ranks) = (asft::error::exit_code(error), Ranks::here());
     let is_agreed = error.is::<Agreed>();
@@ -89,7 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Refuses to do the work of a command as often as there are processes.
+/// Refuses to do a command's work once per process.
 fn check_shared(command: &Command) -> anyhow::Result<()> {
     ensure_valid!(
         matches!(command, Command::Train(_) | Command::Direction(_)) || !Ranks::here().are_many(),

@@ -1,4 +1,4 @@
-//! Command-line arguments as typed. What they resolve to is the commands' business.
+//! Command-line arguments as typed. The commands resolve them.
 
 mod adapters;
 mod measuring;

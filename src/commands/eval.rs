@@ -23,7 +23,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => evaluations(&args)?,
     };
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
-    // Files are found before weights are fetched, and samples looked at before they are loaded.
+    // Files are located before weights are fetched, and samples are checked before weights are loaded.
     let located = locate(evaluations)?;
     let dir = hub::resolve(&args.base.model, false)?.dir;
     let (spec, device) = (ModelSpec::load(&dir)?, args.base.device.open()?);
@@ -84,7 +84,7 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
 
 type Row = (String, Vec<Outcome>);
 
-/// One model: the values of its one evaluation on a line, or of several below one another.
+/// One model: the values of its only evaluation on a line, or those of several below one another.
 fn listing(outcomes: &[Outcome]) -> String {
     let named = |(name, value): &(&str, Value)| (name.replace('_', " "), value.text());
     if let [outcome] = outcomes {

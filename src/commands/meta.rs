@@ -1,4 +1,4 @@
-//! `asft schema`, `asft completions` and `asft man`: what asft says of itself.
+//! `asft schema`, `asft completions` and `asft man`: what asft says about itself.
 
 use super::print;
 use crate::checkpoint::{check_writable, write_atomic};
@@ -24,7 +24,7 @@ pub fn schema(args: SchemaArgs) -> Result<()> {
 }
 
 pub fn completions(args: CompletionsArgs) -> Result<()> {
-    // Into memory first: the generator panics where it cannot write.
+    // Into memory first: the generator panics if it cannot write.
     let mut script = vec![];
     clap_complete::generate(args.shell, &mut Cli::command(), "asft", &mut script);
     print(&String::from_utf8(script)?)

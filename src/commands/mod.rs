@@ -22,7 +22,8 @@ use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Writes to standard output, on the first rank. Unlike `print!` it does not panic where nothing can be written (a full disk, a closed pipe).
+/// Writes to standard output, on the first rank. Unlike `print!` it does not panic if nothing can be written (a full
+/// disk, a closed pipe).
 fn print(text: &str) -> Result<()> {
     if !Ranks::here().is_first() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The files of samples that a result depends on, by content: one that changes makes results stale.
+//! The sample files that a result depends on, by content: a change to one makes results stale.
 
 use crate::config::Settings;
 use crate::data::Validation;
@@ -13,8 +13,8 @@ pub type Contents = BTreeMap<String, String>;
 
 const DIGITS: usize = 16;
 
-/// The local files that a run trains on; those that are `known` are not read again, and the others are from now on. What
-/// is not there is left to the run, which says so.
+/// The local files that a run trains on. Those `known` are not read again; the others become known. Missing files are
+/// left for the run to report.
 ///
 /// # Errors
 /// A file that cannot be read.

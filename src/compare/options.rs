@@ -195,7 +195,7 @@ impl CompareOptions {
         check_sweep(&method.sweep, &format!("method \"{name}\": sweep"), found);
     }
 
-    /// Checks that what `select` and `figure` name is among the evaluations.
+    /// Checks that `select` and `figure` name existing evaluations.
     ///
     /// # Errors
     /// Every name that is not.

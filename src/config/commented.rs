@@ -1,4 +1,4 @@
-//! A config file with every key, what each means, its choices and its default: all from the settings' schema.
+//! A config file with every key, its meaning, its choices and its default, all from the settings' schema.
 
 use super::Settings;
 use crate::toml_reader::Schema;
@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 const WIDTH: usize = 100;
 
-/// `settings` as TOML; keys that are not set are commented out. `notes` are added to what a key means.
+/// `settings` as TOML; keys that are not set are commented out. `notes` are added to a key's description.
 pub fn config(settings: &Settings, notes: &BTreeMap<&str, String>) -> Result<String> {
     let schema = Schema::of::<Settings>();
     let (values, defaults) = (Table::try_from(settings)?, Table::try_from(Settings::default())?);
@@ -65,7 +65,7 @@ fn is_empty(value: &Value) -> bool {
     value.as_str().is_some_and(str::is_empty)
 }
 
-/// What the doc comment says, on one line.
+/// The doc comment, on one line.
 fn description(schema: &Json) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! TOML text and `key=value` overrides to [`Settings`], with every wrong key and type reported at its line.
+//! From TOML text and `key=value` overrides to [`Settings`], with every wrong key and type reported with its line.
 
 use super::{Settings, overrides, validate};
 use crate::invalid;
@@ -33,7 +33,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The value of every dotted key that has one.
+    /// The value of every dotted key that is set.
     pub fn by_key(&self) -> Result<BTreeMap<String, Json>> {
         let Json::Object(sections) = serde_json::to_value(self)? else { anyhow::bail!("settings without sections") };
         let mut values = BTreeMap::new();
@@ -45,7 +45,7 @@ impl Settings {
         Ok(values)
     }
 
-    /// Checks that `key` is one, such as `train.epochs`.
+    /// Checks that `key` is a valid key, such as `train.epochs`.
     pub fn check_key(key: &str) -> Result<()> {
         let schema = Schema::of::<Self>();
         if schema.keys().iter().any(|known| known == key) {
@@ -128,7 +128,7 @@ train = "train.jsonl"
         let settings = with(&everything).unwrap();
         let text = settings.to_toml().unwrap();
         assert_eq!(Settings::from_toml(&text, "config.toml", &[]).unwrap(), settings, "{text}");
-        // Every key that has a value is written out, defaults too.
+        // Every key that has a value is written, defaults included.
         for key in Schema::of::<Settings>().keys() {
             let (section, name) = key.split_once('.').unwrap();
             let table: toml::Table = text.parse().unwrap();
@@ -227,7 +227,7 @@ train = "train.jsonl"
     #[test]
     fn a_malformed_override_says_what_is_wanted() {
         assert!(refusal(MINIMAL, &["asft.lambda"]).contains("expected key=value"));
-        // `--set lora.target_modules=["q_proj"]` after the shell has eaten the quotes.
+        // `--set lora.target_modules=["q_proj"]` after the shell has removed the quotes.
         assert!(refusal(MINIMAL, &["lora.target_modules=[q_proj]"]).contains("quote it for the shell"));
     }
 

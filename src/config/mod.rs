@@ -1,8 +1,8 @@
 //! The settings of a run: a TOML file and `--set` overrides in, validated settings out.
 //!
 //! Each section is declared once, beside the code it configures; here they are composed. Key names, types and the
-//! suggestions for misspelt keys come from the sections' JSON schema. Relative paths stay as written: they are
-//! relative to the directory that asft is run in, not to the config file.
+//! suggestions for misspelt keys come from the sections' JSON schema. Relative paths stay as written: they are relative
+//! to the directory in which asft is run, not to the config file.
 
 mod commented;
 mod load;

@@ -3,7 +3,7 @@
 use crate::toml_reader::Schema;
 use toml::{Table, Value};
 
-/// The key and the value of one `key=value`. The value is TOML; a bare word that is not is taken as a string.
+/// The key and the value of one `key=value`. The value is TOML; a bare word that is not TOML is taken as a string.
 pub fn parse(schema: &Schema, text: &str) -> Result<(Vec<String>, Value), String> {
     let Some((key, given)) = text.split_once('=') else {
         return Err(format!("--set {text}: expected key=value, for example --set asft.lambda=0.1"));
@@ -14,12 +14,12 @@ pub fn parse(schema: &Schema, text: &str) -> Result<(Vec<String>, Value), String
     };
     let word = Value::String(given.to_string());
     let value = match given.parse::<Value>() {
-        // `--set output.dir=2026`: a number where only a string will do is a word that looks like a number.
+        // `--set output.dir=2026`: where only a string will do, a number is a word that looks like one.
         Ok(value) => match schema.get(&path) {
             Some(wanted) if !schema.accepts(wanted, &value) && schema.accepts(wanted, &word) => word,
             _ => value,
         },
-        // A list whose quotes the shell has eaten must not become a string.
+        // A list whose quotes the shell has removed must not become a string.
         Err(_) if given.starts_with(['[', '{', '"', '\'']) => {
             return Err(format!(
                 "--set {text}: the value is not valid TOML; quote it for the shell, as in \
@@ -36,7 +36,7 @@ fn key_path(key: &str) -> Option<Vec<String>> {
     let mut path = vec![];
     let mut value = match format!("{key} = 0").parse::<Table>() {
         Ok(table) => Value::Table(table),
-        // A key of bare words is taken as it is, to be compared with those that there are.
+        // A key of bare words is taken as it is, to be compared with existing ones.
         Err(_) => return (!key.contains('"')).then(|| key.split('.').map(|part| part.trim().to_string()).collect()),
     };
     while let Value::Table(table) = value {

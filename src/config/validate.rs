@@ -1,4 +1,4 @@
-//! Ranges and cross-checks of [`Settings`]: what types alone cannot say.
+//! Ranges and cross-checks of [`Settings`]: what types alone cannot express.
 
 use super::Settings;
 use crate::data::{Format, Mix, Validation};
@@ -6,7 +6,7 @@ use crate::names::Targets;
 use crate::toml_reader::Mistakes;
 use crate::train::{DefenceKind, Tuning};
 
-/// Everything that is wrong with the settings, a line each.
+/// Everything that is wrong with the settings, one line each.
 pub fn mistakes(settings: &Settings) -> Mistakes {
     let mut found = Mistakes::default();
     required(settings, &mut found);

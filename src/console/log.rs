@@ -1,10 +1,10 @@
-//! Every line on stderr is made here: text for people, or one JSON object a line (`--log-format json`) for collectors.
+//! Every line on stderr is made here: text for people, or one JSON object per line (`--log-format json`) for
+//! collectors.
 //!
-//! A JSON line has `time` (UTC), `level` (`error`, `warn`, `info` or `debug`), `message`, the text that a person would
-//! have read, and `fields`, its numbers and names by key. What is asked of a command, its result, goes to stdout and is
-//! not a log line.
+//! A JSON line has `time` (UTC), `level` (`error`, `warn`, `info` or `debug`), `message`, the text that would otherwise
+//! be shown, and `fields`, its numbers and names by key. A command's result goes to stdout and is not a log line.
 //!
-//! A command line tool has a dozen such places and one thread that writes; that is less than a logging framework costs.
+//! A command-line tool has a dozen such places and one writing thread; that costs less than a logging framework.
 
 use super::utc_now;
 use clap::ValueEnum;
@@ -14,18 +14,18 @@ use std::io::{IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
-/// How much is told.
+/// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Warnings, errors, and what must be known to go on.
+    /// Warnings, errors, and what the user must know to continue.
     Quiet,
     #[default]
     Normal,
-    /// Each step, and what is being done.
+    /// Also each step, and what is being done.
     Verbose,
 }
 
-/// How it is written.
+/// How lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     #[default]
@@ -37,26 +37,26 @@ pub enum LogFormat {
 struct Options {
     verbosity: Verbosity,
     format: LogFormat,
-    /// Whether this process speaks for all that work as one.
+    /// Whether this process is the one of its job that logs.
     is_first: bool,
 }
 
 static OPTIONS: OnceLock<Options> = OnceLock::new();
 
-/// Whether what is done now is a part of something larger, which tells of it.
+/// Whether the current work is part of something larger that reports it.
 static WITHIN: AtomicBool = AtomicBool::new(false);
 
 /// The bars on the screen, which must make room for a line.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Chooses how the process logs; once, before it does. `is_first`: whether it is the first of those that work as one, or
-/// alone; the others tell nothing but errors.
+/// Chooses how the process logs. Call once, before anything is logged. `is_first`: whether this is the first process of
+/// its job, or the only one; the others log only errors.
 pub fn init(verbosity: Verbosity, format: LogFormat, is_first: bool) {
-    // A second call would be a slip; the first choice stands.
+    // A second call would be a mistake; the first choice stands.
     let _first_wins = OPTIONS.set(Options { verbosity, format, is_first });
 }
 
-/// Does a part of something larger that tells of it itself: what the part would tell, only a verbose command does.
+/// Does a part of something larger that reports it itself: what the part logs is shown only by a verbose command.
 pub fn within<T>(part: impl FnOnce() -> T) -> T {
     WITHIN.store(true, Ordering::Relaxed);
     let done = part();
@@ -75,18 +75,18 @@ fn options() -> Options {
     Options { verbosity, ..options }
 }
 
-/// Whether each step and each decision is told.
+/// Whether each step and each decision is logged.
 pub fn is_verbose() -> bool {
     options().verbosity == Verbosity::Verbose
 }
 
-/// Whether bars are drawn: for a person, on a terminal.
+/// Whether bars are drawn: only for a person at a terminal.
 pub fn draws_bars() -> bool {
     let Options { verbosity, format, is_first } = options();
     verbosity != Verbosity::Quiet && format == LogFormat::Text && is_first && stderr().is_terminal()
 }
 
-/// A bar that makes room for lines; hidden where none are drawn.
+/// A bar that makes room for lines; hidden where bars are not drawn.
 pub fn shown(bar: ProgressBar) -> ProgressBar {
     if draws_bars() { BARS.add(bar) } else { ProgressBar::hidden() }
 }
@@ -115,7 +115,7 @@ pub fn warn(message: &str, fields: Value) {
     emit("warn", "warning: ", message, fields);
 }
 
-/// What the user needs to go on, even when quiet, without being a warning.
+/// What the user needs to continue, even when quiet, without being a warning.
 pub fn notice(message: &str, fields: Value) {
     emit("info", "", message, fields);
 }
@@ -135,7 +135,7 @@ pub fn debug(message: &str, fields: Value) {
 }
 
 fn emit(level: &str, mark: &str, message: &str, fields: Value) {
-    // One rank speaks for all; an error is told by whoever has it.
+    // One rank speaks for all; an error is logged by whichever rank has it.
     let Options { format, is_first, .. } = options();
     if level != "error" && !is_first {
         return;

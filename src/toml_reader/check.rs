@@ -1,23 +1,23 @@
-//! What is wrong with a user's values, by the schema that they have to meet.
+//! What is wrong with a user's values, according to the schema that they must meet.
 
 use super::entries::{Entry, Source, entries};
 use super::schema::Schema;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
-/// A mistake, and the bytes before it in the file.
+/// A mistake, and its byte offset in the file.
 pub struct Found {
     pub offset: usize,
     pub mistake: String,
 }
 
-/// Looks at values that were given in one place.
+/// Checks values that were given in one place.
 pub struct Check<'a> {
     pub schema: &'a Schema,
     /// What the keys are keys of.
     pub node: &'a Json,
     pub source: Source<'a>,
-    /// For messages: of what list the table is an item, if it is one.
+    /// For messages: the list of which the table is an item, if it is one.
     pub within: String,
 }
 
@@ -54,7 +54,7 @@ impl Check<'_> {
         wrong.chain(self.missing(&[], table)).collect()
     }
 
-    /// The keys that the section at `path`, and those in it, must have and lack.
+    /// The keys that the section at `path`, and those in it, must have but lack.
     pub fn missing(&self, path: &[String], table: &Table) -> Vec<Found> {
         let Some(node) = self.schema.find(self.node, path) else { return vec![] };
         let key = |name: &str| [path, &[name.to_string()]].concat();

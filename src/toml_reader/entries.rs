@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-/// One value given by the user, and where. Lists are one value, tables in them too.
+/// One value given by the user, and where. A list is one value, including tables in it.
 pub struct Entry {
     pub path: Vec<String>,
     pub value: Value,
@@ -14,9 +14,9 @@ pub struct Entry {
 
 /// Where something was given.
 pub struct Place {
-    /// Bytes before it in the file.
+    /// Byte offset in the file.
     pub offset: usize,
-    /// `FILE:LINE`, the file alone for what concerns all of it, or the option on the command line.
+    /// `FILE:LINE`, only the file for what concerns all of it, or the option on the command line.
     pub text: String,
 }
 
@@ -76,7 +76,7 @@ pub fn line(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// Where the key at `path` begins, and its value. Of a path that leads into a value, the value's.
+/// Where the key at `path` begins, and its value. For a path that leads into a value, those of the value.
 fn find<'a>(table: &'a DeTable<'a>, path: &[String]) -> Option<(usize, &'a Spanned<DeValue<'a>>)> {
     let (name, rest) = path.split_first()?;
     let (key, value) = table.get_key_value(name.as_str())?;
@@ -86,8 +86,8 @@ fn find<'a>(table: &'a DeTable<'a>, path: &[String]) -> Option<(usize, &'a Spann
     }
 }
 
-/// The entries of a value at `path` from `node`: sections, and tables of the user's own keys, are split into their keys,
-/// anything else stays whole.
+/// The entries of a value at `path` from `node`: sections, and tables with keys of the user's own, are split into their
+/// keys; anything else stays whole.
 pub fn entries(schema: &Schema, node: &Json, path: Vec<String>, value: Value, source: &Source) -> Vec<Entry> {
     let found = schema.find(node, &path);
     let is_section = found.is_some_and(|found| schema.properties(found).is_some() || schema.any_key(found).is_some());
@@ -100,7 +100,7 @@ pub fn entries(schema: &Schema, node: &Json, path: Vec<String>, value: Value, so
     }
 }
 
-/// Entries to one table; a later entry for a key replaces an earlier one.
+/// Assembles entries into one table; a later entry for a key replaces an earlier one.
 pub fn assemble(entries: Vec<Entry>) -> Table {
     let mut root = Table::new();
     for Entry { mut path, value, .. } in entries {

@@ -1,11 +1,11 @@
-//! What is wrong with values that a user wrote, gathered for one message.
+//! Collects what is wrong with values that a user wrote, for one message.
 
 use crate::error::joined;
 use crate::invalid;
 use anyhow::Result;
 use std::fmt::Debug;
 
-/// Mistakes, a line each.
+/// Mistakes, one line each.
 #[derive(Default)]
 pub struct Mistakes(Vec<String>);
 
@@ -29,7 +29,7 @@ impl Mistakes {
         self.range(value >= 1, key, "at least 1", value);
     }
 
-    /// Adds those of a part, each after the part's name.
+    /// Adds the mistakes of a part, each prefixed with the part's name.
     pub fn add_all(&mut self, part: &str, others: Self) {
         self.extend(others.0.into_iter().map(|mistake| format!("{part}: {mistake}")));
     }
@@ -38,7 +38,7 @@ impl Mistakes {
         &self.0
     }
 
-    /// `what` cannot be done with these.
+    /// Fails if there are mistakes; `what` is what cannot be done with them.
     ///
     /// # Errors
     /// One for all mistakes, if there are any.

@@ -1,8 +1,8 @@
 //! Reads the TOML that users write (a run's settings, suites of evaluations, comparisons) into serde types.
 //!
-//! Everything that is wrong is said in one message: keys that there are not, each with the nearest that there is, values
-//! of a wrong type, words that are none of a key's, keys that are missing; all with their lines. What there is, the
-//! type's JSON schema says. Checks that no type can express are the reader's user's.
+//! Everything that is wrong is reported in one message: unknown keys, each with the nearest known one, values of a
+//! wrong type, words that a key does not allow, missing keys; all with their lines. The type's JSON schema says what is
+//! known. Checks that no type can express are up to the caller.
 
 mod check;
 mod entries;
@@ -25,10 +25,10 @@ use std::path::Path;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-/// Reads a file. `what`: what it is, for messages, such as "suite".
+/// Reads a file. `what`: its kind, for messages, such as "suite".
 ///
 /// # Errors
-/// A file that cannot be read or is not TOML; otherwise everything in it that is no `T`, in one message.
+/// A file that cannot be read or is not TOML; otherwise everything in it that does not fit `T`, in one message.
 pub fn load<T: DeserializeOwned + JsonSchema>(path: &Path, what: &str) -> Result<T> {
     let text = text_of(path, what)?;
     Document::parse(&text, &path.display().to_string())?.read(what, Mistakes::default())
@@ -39,7 +39,7 @@ pub fn text_of(path: &Path, what: &str) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {what} {}: {e}", path.display()))
 }
 
-/// The values of a file that is to be a `T`, those set on top of it, and all that is wrong with them.
+/// The values of a file meant to be a `T`, those set on top of it, and all that is wrong with them.
 pub struct Document<T> {
     schema: Schema,
     origin: String,
@@ -49,10 +49,10 @@ pub struct Document<T> {
 }
 
 impl<T: DeserializeOwned + JsonSchema> Document<T> {
-    /// Takes a file apart; `origin` names it in messages.
+    /// Parses a file; `origin` names it in messages.
     ///
     /// # Errors
-    /// What is not TOML.
+    /// Text that is not TOML.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let schema = Schema::of::<T>();
         let not_toml = |e: toml::de::Error| {
@@ -77,7 +77,7 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
         &self.schema
     }
 
-    /// Sets the key, section or table at `path`, whatever the file says of it; `place` is where that was asked for.
+    /// Sets the key, section or table at `path`, whatever the file says; `place` is where that was asked for.
     pub fn set(&mut self, path: Vec<String>, value: Value, place: &str) {
         let (schema, source) = (&self.schema, Source::option(place));
         let check = Check { schema, node: schema.root(), source, within: String::new() };
@@ -86,10 +86,10 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
         self.entries.extend(entries);
     }
 
-    /// The whole. `what`: what it is, for messages.
+    /// The complete value. `what`: its kind, for messages.
     ///
     /// # Errors
-    /// Everything that is no `T`, after `earlier` mistakes.
+    /// Everything that does not fit `T`, after `earlier` mistakes.
     pub fn read(self, what: &str, mut earlier: Mistakes) -> Result<T> {
         earlier.extend(self.mistakes.lines().iter().cloned());
         earlier.refuse(&format!("the {what} cannot be read"))?;

@@ -1,4 +1,4 @@
-//! What a type's JSON schema says of a key: whether it exists, and which values it takes.
+//! What a type's JSON schema says about a key: whether it exists, and which values it takes.
 //!
 //! Only the part of JSON schema that `schemars` writes for the option structs is understood: objects with properties,
 //! `$ref`, `anyOf`/`oneOf`, `const`/`enum`, plain types, and `true`.
@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value as Json};
 use toml::Value;
 
-/// A type's schema. A *node* is the schema of a part of it.
+/// A type's schema. A *node* is the schema of a part of the type.
 pub struct Schema {
     root: Json,
 }
@@ -28,7 +28,7 @@ impl Schema {
         &self.root
     }
 
-    /// The words that a key takes, if it takes only some, with what each means.
+    /// The words that a key takes, if only some are allowed, with what each means.
     pub fn choices<'a>(&'a self, node: &'a Json) -> Vec<(&'a str, String)> {
         let meaning = |node: &Json| {
             let text = node["description"].as_str().unwrap_or_default();
@@ -51,13 +51,14 @@ impl Schema {
         })
     }
 
-    /// What every value of a table must meet whose keys are the user's own, or `None` where `node` is another's.
+    /// The node that every value must meet in a table whose keys are the user's own; `None` if `node` is not such a
+    /// table.
     pub(super) fn any_key<'a>(&'a self, node: &'a Json) -> Option<&'a Json> {
         let values = |node: &'a Json| node.get("additionalProperties").filter(|values| values.is_object());
         self.alternatives(node).into_iter().find_map(values)
     }
 
-    /// The keys of a section, or `None` where `node` is a value's.
+    /// The keys of a section, or `None` if `node` is that of a value.
     pub fn properties<'a>(&'a self, node: &'a Json) -> Option<&'a Map<String, Json>> {
         self.alternatives(node).into_iter().find_map(|node| node.get("properties")?.as_object())
     }
@@ -68,7 +69,7 @@ impl Schema {
         names.into_iter().flatten().filter_map(Json::as_str).collect()
     }
 
-    /// The node of the items of a list of tables, or `None` where `node` is another's.
+    /// The node of the items of a list of tables, or `None` if `node` is not such a list.
     pub(super) fn item<'a>(&'a self, node: &'a Json) -> Option<&'a Json> {
         let item = self.alternatives(node).into_iter().find_map(|node| node.get("items"))?;
         self.properties(item).map(|_| item)
@@ -94,7 +95,7 @@ impl Schema {
         self.properties(node).into_iter().flatten().map(|(name, _)| name.as_str())
     }
 
-    /// Which key of `node` an unknown one most likely stands for, as the end of a message; empty if none is alike.
+    /// Which key of `node` an unknown one most likely means, as the end of a message; empty if none is similar.
     pub fn hint(&self, node: &Json, key: &str) -> String {
         self.nearest_key(node, key).map_or(String::new(), |near| format!("; did you mean `{near}`?"))
     }
@@ -103,7 +104,7 @@ impl Schema {
         let keys = self.keys_of(node);
         let name_of = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
         let sections: Vec<&str> = self.names_of(node).collect();
-        // The right name in the wrong section, then a slip within the section, then anything alike.
+        // The right name in the wrong section, then a misspelling within the section, then anything similar.
         if let Some(same_name) = keys.iter().find(|known| name_of(known) == name_of(key)) {
             return Some(same_name.clone());
         }
@@ -135,7 +136,7 @@ impl Schema {
         self.root.pointer(pointer.trim_start_matches('#')).map_or(node, |target| self.resolve(target))
     }
 
-    /// The nodes of which a value has to meet one: a single one unless `node` is a union.
+    /// The nodes of which a value must meet one: a single one unless `node` is a union.
     fn alternatives<'a>(&'a self, node: &'a Json) -> Vec<&'a Json> {
         let node = self.resolve(node);
         match node["anyOf"].as_array().or_else(|| node["oneOf"].as_array()) {
@@ -144,7 +145,7 @@ impl Schema {
         }
     }
 
-    /// Whether `value` may stand where `node` is asked for. Keys within it, and ranges, are looked at elsewhere.
+    /// Whether `value` fits `node`. Keys within it, and ranges, are checked elsewhere.
     pub fn accepts(&self, node: &Json, value: &Value) -> bool {
         self.alternatives(node).into_iter().any(|node| {
             let constants = constants(node);
@@ -155,7 +156,7 @@ impl Schema {
                 || types(node).into_iter().any(|kind| match (kind, value) {
                     ("string", Value::String(_)) | ("boolean", Value::Boolean(_)) | ("object", Value::Table(_)) => true,
                     ("number", Value::Integer(_) | Value::Float(_)) => true,
-                    // No option takes a negative whole number.
+                    // No option takes a negative integer.
                     ("integer", Value::Integer(number)) => *number >= 0,
                     ("array", Value::Array(items)) => {
                         let length = node["maxItems"].as_u64();
@@ -167,7 +168,7 @@ impl Schema {
         })
     }
 
-    /// What `node` asks for, in words.
+    /// What `node` expects, in words.
     pub fn expected(&self, node: &Json) -> String {
         let mut words: Vec<String> = vec![];
         for node in self.alternatives(node) {

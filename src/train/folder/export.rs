@@ -34,7 +34,7 @@ pub fn result(
     }
 }
 
-/// Writes the adapter as trained up to `step` to `dir` and reads it back to compare.
+/// Writes the adapter as trained up to `step` to `dir`, and reads it back to compare.
 fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> Result<()> {
     let adapter = trained.adapter.as_ref().context("no adapter was trained")?;
     let adapter = adapter.with_values(trained.parameters())?;
