@@ -1,5 +1,5 @@
-//! Seen by the allocator: what loading a model holds at its peak, and how many tensors a step makes in the operations for
-//! any device, each of which is a kernel's launch on a GPU.
+//! Seen by the allocator: what loading a model holds at its peak, and how many tensors a step makes with the operations
+//! for any device, each of which is a kernel launch on a GPU.
 
 use asft::adapter::{Adapter, ModuleSize, fresh_modules};
 use asft::checkpoint::{Checkpoint, save_tensors};
@@ -15,20 +15,20 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-/// The system's allocator, with the bytes that are held, the most that were, and the number of large blocks asked for.
+/// The system's allocator, with the bytes held, their maximum, and the number of large blocks requested.
 struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static LARGE: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes of the smallest block that is a tensor's values, in the step below, and of none that is bookkeeping.
+/// Size in bytes that separates blocks of tensor values from bookkeeping, in the step below.
 const LARGE_BYTES: usize = 512;
 
 /// Only one test at a time: others would allocate too.
 static ALONE: Mutex<()> = Mutex::new(());
 
-// SAFETY: everything is passed on to the system's allocator as it came.
+// SAFETY: everything is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();

@@ -1,9 +1,9 @@
-//! What fuzzing has found, and what it starts from: every input of fuzz/corpus as it is, and changed at random.
+//! What fuzzing has found and starts from: every input in fuzz/corpus, unchanged and mutated at random.
 //!
 //! The same targets run under cargo-fuzz; see docs/fuzzing.md. ASFT_FUZZ_SECONDS sets how long each target is given
-//! changed inputs, ASFT_FUZZ_SEED which ones, ASFT_FUZZ_TARGET one target only.
+//! mutated inputs, ASFT_FUZZ_SEED which ones, ASFT_FUZZ_TARGET selects one target.
 //!
-//! A binary of its own: what is measured is the memory of the whole process, and work that is given up goes on in it.
+//! A separate binary: it measures the memory of the whole process, in which abandoned work keeps running.
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The longest that one input may take, on a machine with much else to do.
+/// The longest that one input may take, on a busy machine.
 const SLOW: Duration = Duration::from_secs(30);
 /// Memory that all inputs together may take, in bytes. A single template may not take half of it.
 const MEMORY: u64 = 4 << 30;
@@ -89,11 +89,11 @@ fn changed_inputs_are_read_or_refused() {
         }
         println!("{target}: {runs} executions");
     }
-    // No more than a word: a thread that was given up goes on here, while the program would end.
+    // Only logged: an abandoned thread keeps running here, whereas the program would end.
     println!("{} MiB at most", asft::memory::peak_bytes() >> 20);
 }
 
-/// An input of the corpus after one change or a few.
+/// An input of the corpus after one or a few mutations.
 fn changed(inputs: &[Vec<u8>], words: &[Vec<u8>], random: &mut SmallRng) -> Vec<u8> {
     let mut input = inputs.choose(random).cloned().unwrap_or_default();
     for _ in 0..1 << random.random_range(0..5) {
@@ -104,7 +104,7 @@ fn changed(inputs: &[Vec<u8>], words: &[Vec<u8>], random: &mut SmallRng) -> Vec<
             1 if at < input.len() => input[at] = random.random(),
             2 => drop(input.drain(at..end)),
             3 => {
-                // A part again, perhaps many times.
+                // Repeats a part, perhaps many times.
                 let part = input[at..end].repeat(1 << random.random_range(0..7));
                 input.splice(at..at, part);
             }
@@ -116,7 +116,7 @@ fn changed(inputs: &[Vec<u8>], words: &[Vec<u8>], random: &mut SmallRng) -> Vec<
             }
             5 => input.truncate(at),
             6 => {
-                // A number, if one stands there, becomes another.
+                // Replaces a number, if there is one, by another.
                 let length = input[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
                 let numbers: [&[u8]; 8] =
                     [b"0", b"-1", b"1e308", b"18446744073709551616", b"4294967296", b"0.5", b"null", b"65537"];

@@ -16,7 +16,7 @@ use support::files::{read_json, read_json_lines, root};
 use support::runs::{TIMING, WEIGHTS, interrupt, metrics, metrics_so_far, same_file, same_run};
 use support::tensors::{relative_error, to_vec};
 
-/// All that could depend on how samples are shared out: dropout, packing, accumulation, uneven batches, clipping.
+/// All that could depend on how samples are distributed: dropout, packing, accumulation, uneven batches, clipping.
 const EVERYTHING: [&str; 13] = [
     "lora.dropout=0.1",
     "data.packing=true",
@@ -35,7 +35,7 @@ const EVERYTHING: [&str; 13] = [
 /// Of a rank, by Open MPI.
 const RANK: &str = "OMPI_COMM_WORLD_RANK=1";
 
-/// `ranks` processes of the binary, or without a launcher one.
+/// `ranks` processes of the binary, or one without a launcher.
 fn launched(ranks: usize) -> Command {
     let mut command = asft(&[]);
     if ranks > 1 {
@@ -143,7 +143,7 @@ fn gpus_train_as_one_by_nccl() {
 #[test]
 fn ranks_without_samples_and_the_other_objectives() {
     let scratch = tempfile::tempdir().unwrap();
-    // Two samples a step, and the defences that look at single tokens or at earlier parameters.
+    // Two samples per step, and the defences that look at single tokens or at earlier parameters.
     let lisa = ["defence.kind=lisa", "defence.alignment_data=tests/tiny/train.jsonl", "defence.alignment_steps=2"];
     let few = ["train.batch_size=1", "train.gradient_accumulation=2", "train.max_steps=6", "train.learning_rate=1e-3"];
     let cases: [&[&str]; 3] = [
@@ -193,7 +193,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     ends(run(2, &parts, &EVERYTHING, &[]), 2, &["holds an earlier run"]);
 }
 
-/// Signals rank 1 of a run once it has written so many rows.
+/// Signals rank 1 of a run once it has written this many rows.
 fn signal_rank(child: &Child, dir: &Path, steps: usize, signal: &str) {
     let began = Instant::now();
     while metrics_so_far(dir).len() < steps {
@@ -265,7 +265,7 @@ fn what_is_wrong_on_one_rank_is_told_once_and_ends_all() {
     command.args(["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"]);
     let told = ends(command, 2, &["only asft train and asft direction"]);
     assert_eq!(told.matches("error: ").count(), 1, "{told}");
-    // What only the first can see, all learn.
+    // What only the first rank can see, all learn.
     std::fs::write(&dir, "a file").unwrap();
     ends(run(2, &dir, &[], &[]), 2, &["is not a folder"]);
 }
@@ -292,7 +292,7 @@ fn a_direction_is_the_same_file_for_any_number_of_ranks() {
         let many = compute(ranks);
         assert!(one.0 == many.0 && one.1 == many.1, "{ranks} ranks");
     }
-    // Nothing is written where a rank fails.
+    // Nothing is written if a rank fails.
     let mut command = launched(2);
     command.args(["direction", "--aligned", "sandbox/aligned", "--unaligned", "tests/tiny/unaligned", "--out"]);
     command.arg(scratch.path().join("none.safetensors"));

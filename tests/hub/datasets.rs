@@ -1,4 +1,4 @@
-//! Datasets of the hub: the file that is meant, or the list of those that could be.
+//! Datasets on the hub: the file that is meant, or the list of candidates.
 
 use super::server::{Fault, Hub, Repository};
 use super::support::command::{stdout, succeeds, train_arguments};

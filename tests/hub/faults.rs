@@ -99,7 +99,7 @@ fn recovers_from(fault: Fault, path: &str, needles: &[&str]) -> Vec<super::Reque
     }
     fails(command, 1, &[&["org/tiny", path], needles].concat());
     assert_cache_is_right(&home, &tiny().files);
-    // A snapshot that is not whole is not what the branch stands for.
+    // An incomplete snapshot is not what the branch points to.
     assert!(!home.path().join("hub/models--org--tiny/refs/main").exists());
     hub.change(|repository| repository.file(path).fault = None);
     hub.log();
@@ -159,7 +159,7 @@ fn silence_has_an_end() {
 fn slowness_is_no_fault_and_two_runs_share_one_download() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with("models", "org/tiny", tiny());
-    // Longer in all than the longest silence allowed.
+    // Longer in total than the longest silence allowed.
     hub.change(|repository| repository.file(WEIGHTS).fault = Some(Fault::Slow(Duration::from_millis(700))));
     let run = || {
         let mut command = eval(&hub, home.path(), "org/tiny");

@@ -14,7 +14,7 @@ use std::process::Command;
 use support::command::json;
 use tempfile::TempDir;
 
-/// The binary with a hub and a cache, and nothing of the user's.
+/// The binary with a hub and a cache, and nothing from the user's environment.
 fn asft(hub: &Hub, home: &Path) -> Command {
     let mut command = support::command::asft(&[]);
     for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
@@ -83,7 +83,7 @@ fn assert_cache_is_right(home: &TempDir, files: &BTreeMap<String, RepoFile>) {
     }
 }
 
-/// Method and file of every request for a file that came to the hub itself.
+/// Method and file of every request for a file that reached the hub itself.
 fn file_requests(log: &[Request]) -> Vec<String> {
     let file = |request: &Request| {
         let path = request.target.split_once("/resolve/")?.1.split_once('/')?.1.to_string();

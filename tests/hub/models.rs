@@ -25,7 +25,7 @@ fn a_model_is_fetched_once_and_works_offline() {
     assert!(file_requests(&log).contains(&"GET model.safetensors".to_string()));
     assert!(log.iter().any(|request| request.storage && request.method == "GET"));
 
-    // A second run asks what the revision is, and for no file.
+    // A second run asks for the revision, and for no file.
     loss(eval(&hub, home.path(), "org/tiny@main"));
     let log = hub.log();
     assert!(!log.is_empty() && file_requests(&log).is_empty(), "{log:?}");

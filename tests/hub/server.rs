@@ -1,6 +1,5 @@
 //! A model hub on the loopback interface, as far as its clients ask: repository information, listings, HEAD and GET
-//! with Range, large files behind a redirect to a storage host. It can be told to misbehave, and remembers every
-//! request.
+//! with Range, large files behind a redirect to a storage host. It can be told to misbehave, and records every request.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -52,7 +51,7 @@ pub struct Repository {
     pub files: BTreeMap<String, RepoFile>,
     /// Only for this token.
     pub gated: Option<String>,
-    /// Its new id: every request is sent on there.
+    /// Its new id, to which every request is redirected.
     pub moved: Option<String>,
 }
 

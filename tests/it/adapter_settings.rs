@@ -1,4 +1,4 @@
-//! LoRA's finer settings in whole runs, and adapters that do not say what PEFT would make of them.
+//! LoRA's finer settings in whole runs, and adapters whose config contradicts their matrices.
 
 use crate::support::command::{asft, refused, refused_unwritten, succeeds, train};
 use crate::support::files::read_json;

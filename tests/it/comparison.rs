@@ -41,7 +41,7 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let output = compare(&config, &[]).output().unwrap();
     let (table, told) = (String::from_utf8(output.stdout.clone()).unwrap(), stderr(&output));
     assert!(output.status.success(), "{told}");
-    // A line for each of the pair and each run; the runs themselves tell nothing.
+    // A line for each model of the pair and each run; the runs themselves log nothing.
     assert!(told.lines().count() == 2 + 10 && !told.contains("tokens/s"), "{told}");
     for name in [
         "aligned model",

@@ -28,7 +28,7 @@ fn losses(model: &Decoder, batch: &GoldenBatch) -> Vec<f64> {
     losses
 }
 
-/// The objective of the batch, summed, as the paper has it but for its constant.
+/// The summed objective of the batch, as in the paper up to a constant.
 fn literal(model: &Decoder, batch: &GoldenBatch, reference: &[f64]) -> f64 {
     let betas = ConstrainedSft::new(&BETAS).betas(&collate(&batch.examples()));
     let losses = losses(model, batch);

@@ -1,4 +1,4 @@
-//! Other files mixed into what is trained on.
+//! Other files mixed into the training data.
 
 use crate::support::command::{asft, json, refused, set, succeeds, train};
 use crate::support::files::read_json;

@@ -29,7 +29,7 @@ fn defences_go_on_exactly() {
     let states: String = rows.iter().map(|row| &row["state"].as_str().unwrap()[..1]).collect();
     assert_eq!(states, "aaaffffaaaff");
     let proximal: Vec<f64> = rows.iter().map(|row| row["proximal"].as_f64().unwrap()).collect();
-    // Free of it for a tenth of twelve steps; nothing has moved yet at a switch.
+    // No proximal term for a tenth of twelve steps; nothing has moved yet at a switch.
     assert!(proximal[..2] == [0.0; 2] && proximal[2] > 0.0 && proximal[5] > 0.0, "{proximal:?}");
     assert_eq!([proximal[3], proximal[7], proximal[10]], [0.0; 3]);
     let none = scratch.path().join("none");

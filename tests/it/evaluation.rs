@@ -24,7 +24,7 @@ fn accuracy_counts_what_generate_answers() {
     write_json_lines(&data, &prompts.iter().map(|prompt| json!({"prompt": prompt})).collect::<Vec<_>>());
     let generate = ["generate", "--model", "tests/tiny/aligned", "--max-new-tokens", "12", "--batch-size", "1"];
     let lines = json_lines(&stdout(asft(&generate).arg("--data").arg(&data)));
-    // The references: the model's own answers, two of them spoilt.
+    // The references: the model's own answers, two of them altered.
     let answer = |i: usize| lines[i]["answer"].as_str().unwrap().trim().to_string();
     let reference = |i: usize| if i < 2 { format!("not {}", answer(i)) } else { answer(i) };
     let records: Vec<Value> = (0..7).map(|i| json!({"prompt": prompts[i], "output": reference(i)})).collect();
@@ -74,7 +74,7 @@ fn a_suite_compares_adapters_in_a_table() {
     assert!(lines[1].starts_with("tests/tiny/aligned") && lines[2].contains("/run/adapter"), "{table}");
 }
 
-/// The choice with the highest sum of log-probabilities, computed anew from whole logits.
+/// The choice with the highest sum of log-probabilities, computed separately from full logits.
 #[test]
 fn choice_takes_the_likeliest() {
     let dir = tempfile::tempdir().unwrap();

@@ -80,7 +80,7 @@ fn an_adapter_for_another_base_is_refused() {
     assert_eq!(asft::error::exit_code(&error), 2);
     assert!(error.to_string().contains("fixtures/llama_gqa"), "{error:#}");
 
-    // Same shapes, other weights: told by the recorded identity.
+    // Same shapes, other weights: detected by the recorded identity.
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("adapter");
     let adapter = golden_adapter("llama_gqa");

@@ -49,7 +49,7 @@ fn compute_within(v: &[f32], d_out: usize, d_in: usize, keep: Keep, memory: usiz
     factorize(&|| Ok(v.to_vec()), (d_out, d_in), &setting).unwrap().0
 }
 
-/// ‖C − U diag(c) Uᵀ‖₂, truly.
+/// The true ‖C − U diag(c) Uᵀ‖₂.
 fn true_residual(found: &ModuleDirection, truth: &Truth) -> f64 {
     let k = found.rank();
     let u = matrix(&found.basis, found.d_out, k);

@@ -1,4 +1,4 @@
-//! What the families add to the parity tests: rope scalings, half precision, and sequences side by side in a batch.
+//! What the families add to the parity tests: rope scalings, half precision, and several sequences in a batch.
 //!
 //! Goldens: `tests/fixtures/make/goldens.py`. Run with `ASFT_OPS=generic` too: the code that an accelerator runs.
 
@@ -76,9 +76,9 @@ fn distance(case: &str, golden: &str) -> (f64, f64) {
     (max_difference(&logits, &exact), gradients.fold(0.0, f64::max))
 }
 
-/// bf16 has 8 bits of mantissa, so two right computations differ by what rounding makes of them; no fixed number says
-/// how much. PyTorch's own distance between bf16 and f32 does: ours may not be further from f32 than 1.5 times that.
-/// f16 has 3 bits more and has to be at least four times nearer.
+/// bf16 has 8 bits of mantissa, so two correct computations differ by their rounding; no fixed number says by how much.
+/// PyTorch's own distance between bf16 and f32 does: ours may not be further from f32 than 1.5 times that. f16 has 3
+/// bits more and must be at least four times nearer.
 #[test]
 fn half_precision_is_as_near_to_f32_as_pytorch_s() {
     for case in CASES {

@@ -35,14 +35,14 @@ fn log_lines_are_json_where_asked_for_and_as_many_as_asked_for() {
     assert_eq!(text.lines().filter(|line| line.starts_with("step ")).count(), 12);
     assert_eq!(succeeds(train(&dir, &short, &["--overwrite", "-q"])), "");
 
-    // A warning is told even so, and an error is a line like any other.
+    // A warning is shown even so, and an error is a line like any other.
     let warned = train(&dir, &["train.max_steps=1", "lora.alpha_pattern.q_proj=8"], &["--overwrite", "-q"]);
     assert!(succeeds(warned).starts_with("warning: the adapter's modules have different ranks or alphas"));
     let lines = log_lines(&ends(train(&dir, &["lora.rank=0"], &["--log-format", "json"]), 2, &[]));
     assert_eq!(lines.len(), 1);
     assert_eq!((&lines[0]["level"], &lines[0]["fields"]["exit_code"]), (&json!("error"), &json!(2)));
 
-    // The options are every command's, before its name or after.
+    // The options work with every command, before or after its name.
     let adapter = dir.join("adapter");
     let merge = |flags: &[&str], out: &str| {
         let mut command = asft(flags);
@@ -144,14 +144,14 @@ fn tensorboard_files_hold_every_row_once_after_a_resume_too() {
         all.into_iter().filter(|(_, tag, _)| tag == "train/loss").map(|(step, ..)| step).collect::<Vec<_>>()
     };
     assert_eq!(steps(&dir), (1..=12).collect::<Vec<_>>());
-    // As if the run had been killed after step 12 with its newest checkpoint at step 5.
+    // As if the run had been killed after step 12, with its newest checkpoint at step 5.
     interrupt(&dir, "adapter", &[10, 12]);
-    // Without it, the files of before would tell of another run's steps.
+    // Without the option, the old files would show another run's steps.
     let without = [&sets[..sets.len() - 1], &["train.max_steps=7"]].concat();
     let flags = ["--resume", "--allow-change", "train.max_steps"];
     succeeds(train(&dir, &without, &flags));
     assert!(!dir.join("tensorboard").exists());
-    // And turned on again, they are whole.
+    // When it is turned on again, they are complete.
     succeeds(train(&dir, &sets, &flags));
     assert_eq!(steps(&dir), (1..=12).collect::<Vec<_>>());
     mirrors_the_metrics(&dir);

@@ -43,7 +43,7 @@ fn lambda_is_found_so_that_the_share_stays_under_its_bound() {
         let rows = metrics(&dir);
         let lambdas: Vec<f64> = rows.iter().map(|row| row["lambda"].as_f64().unwrap()).collect();
         assert!(lambdas[0] == 1.0 && lambdas.iter().all(|lambda| (1e-4..=1e4).contains(lambda)), "{lambdas:?}");
-        // The last row stands before the last step, whose rate is almost zero.
+        // The last row is from before the last step, whose rate is almost zero.
         let told = rows[rows.len() - 1]["penalised_share"].as_f64().unwrap();
         assert!((told / share - 1.0).abs() < 0.01, "{told} {share}");
     }

@@ -1,4 +1,4 @@
-//! What tells of a run beforehand (`asft train --dry-run`, `asft data`) refuses what the run would refuse.
+//! What describes a run beforehand (`asft train --dry-run`, `asft data`) refuses what the run would refuse.
 
 use crate::support::command::{asft, refused, refused_unwritten, train};
 use crate::support::files::{damaged, read_json};

@@ -11,7 +11,7 @@ use asft::data::collate;
 use asft::method::{AsftOptions, Penalize};
 use asft::train::{Penalties, TrainOptions, Trainer};
 
-/// The golden case's settings, by way of the command line's overrides.
+/// The golden case's settings, as overrides on the command line.
 fn options() -> LoraOptions {
     let case = read_json(&fixture("lora_options").join("case.json"));
     let lora = &case["lora"];

@@ -1,5 +1,5 @@
-//! All stories that can be told side by side in one process, a module each; what shares more code with its neighbours than
-//! with `support` stands in one folder with them.
+//! All stories that can run side by side in one process, one module each; those that share code beyond `support` are in
+//! one folder.
 
 #[path = "../support/mod.rs"]
 mod support;

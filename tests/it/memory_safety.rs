@@ -1,10 +1,10 @@
-//! Where `unsafe` may stand: in files of src/ops, and in two others, each of which says what for. That every block says why
-//! it is sound is clippy's to see (Cargo.toml).
+//! Where `unsafe` is allowed: in files of src/ops and in two others, each with its reason. Clippy checks that every
+//! block says why it is sound (Cargo.toml).
 
 use crate::support::files::root;
 use std::path::{Path, PathBuf};
 
-/// What cannot be had otherwise: the GPU driver's functions, found by name, and an allocator that counts.
+/// What needs `unsafe` elsewhere: the GPU driver's functions, found by name, and a counting allocator.
 const OTHERS: [&str; 2] = ["src/device/driver.rs", "tests/allocations.rs"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -1,4 +1,4 @@
-//! `modules.jsonl`: what part of each module's update the penalty sees, step by step.
+//! `modules.jsonl`: which part of each module's update the penalty sees, step by step.
 
 use crate::support::command::{asft, json, succeeds, train};
 use crate::support::files::read_json_lines;

@@ -69,7 +69,7 @@ fn full_loss_and_gradients_equal_transformers() {
     }
 }
 
-/// The Llama with its golden adapter and dropout on it.
+/// The Llama with its golden adapter, with dropout.
 fn with_dropout() -> Decoder {
     let mut model = base("llama_gqa", false);
     let mut adapter = golden_adapter("llama_gqa");
@@ -91,7 +91,7 @@ fn checkpointing_changes_no_bit_even_with_dropout() {
     assert_ne!(run(true, 5).0, run(true, 6).0);
 }
 
-/// What ranks rely on: the samples of a batch one by one, with their part of its dropout masks, add up to the batch.
+/// What ranks rely on: the samples of a batch one by one, with their parts of its dropout masks, add up to the batch.
 #[test]
 fn the_parts_of_a_batch_are_the_batch_even_with_dropout() {
     let (batch, model) = (collate(&GoldenBatch::load("llama_gqa").examples()), with_dropout());
@@ -108,7 +108,7 @@ fn the_parts_of_a_batch_are_the_batch_even_with_dropout() {
         let error = relative_error(&to_vec(sum.get(name).unwrap()), &to_vec(gradient));
         assert!(error < 1e-5, "{name}: {error}");
     }
-    // Masks that began anew with each sample would be others.
+    // Masks that started over with each sample would differ.
     let (_, second) = batch.part(1..2);
     let (start, anew) = (batch.lengths[0], &mut Gradients::default());
     assert_ne!(run(&second, start, anew), run(&second, 0, anew));
@@ -135,7 +135,7 @@ fn cached_decoding_equals_the_whole_sequence() {
     }
 }
 
-/// Five prompts in three slots, so that some join while others are under way, answer as each does alone.
+/// Five prompts in three slots, so that some join while others are running, get the same answers as alone.
 #[test]
 fn prompts_beside_one_another_answer_as_alone() {
     for case in CASES {

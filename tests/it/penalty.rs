@@ -200,7 +200,8 @@ fn inner(x: &Tensor, y: &Tensor) -> f64 {
     scalar(&(wide(x) * wide(y)).unwrap().sum_all().unwrap())
 }
 
-/// Value and gradient by ΔW (f64) of weight · (‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²), with every matrix formed.
+/// Value and gradient with respect to ΔW (f64) of weight · (‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²), with every matrix
+/// formed.
 fn literal_signed(v: &Tensor, delta: &Tensor, weight: f64) -> (f64, Tensor) {
     let (v, delta) = (wide(v), wide(delta));
     let c = (v.matmul(&v.t().unwrap()).unwrap() / norm(&v)).unwrap();

@@ -32,14 +32,15 @@ fn outputs_that_cannot_be_written_are_refused_before_the_work() {
         bytes[header..].fill(0xff);
         std::fs::write(&path, bytes).unwrap();
     });
-    // What the direction comes from is looked for before the weights are read, so theirs is not the first complaint.
+    // The direction's sources are looked for before the weights are read, so the first complaint is not about the
+    // weights.
     let dir = scratch.path().join("run");
     let refused_run = |sets: &[&str], needles: &[&str]| refused_unwritten(train(&dir, sets, &[]), &dir, needles);
     refused_run(&[&set, "model.unaligned=./nowhere"], &["model.unaligned", "nowhere"]);
     refused_run(&[&set, "asft.direction=nowhere.st"], &["asft.direction", "nowhere.st"]);
     let unaligned = set.trim_start_matches("model.aligned=");
     refused_unwritten(direction(&dir.join("deep/d.safetensors"), unaligned), &dir, &["not finite"]);
-    // Where nothing else is wrong, the weights are named by every command that computes with them.
+    // If nothing else is wrong, every command that computes with the weights names them.
     let needles = ["damaged", "NaN", "model.embed_tokens.weight"];
     refused_run(&[&set, "asft.penalize=none"], &needles);
     for arguments in [["generate", "--prompt", "hello"], ["eval", "--data", "tests/tiny/train.jsonl"]] {
@@ -80,7 +81,7 @@ fn bad_settings_are_refused() {
     refused(asft(&["train", "--config", "nowhere.toml"]), &["nowhere.toml"]);
 }
 
-/// A path that is no hub id is looked at whatever else is wrong: nothing is downloaded for it.
+/// A path that is not a hub id is checked whatever else is wrong: nothing is downloaded for it.
 #[test]
 fn a_missing_file_is_listed_beside_other_problems() {
     let scratch = tempfile::tempdir().unwrap();
@@ -154,7 +155,7 @@ fn several_processes_need_a_build_that_knows_of_them() {
     }
 }
 
-/// A model whose weights are a hole in a file: as large as it says, without taking any room.
+/// A model whose weights are a hole in a file: as large as stated, without taking any disk space.
 fn hollow_model(dir: &Path, intermediate_size: usize) {
     let source = tiny("aligned");
     copy_files(&source, dir);

@@ -1,4 +1,4 @@
-//! The sandbox pair does what docs/sandbox.md says of it, and fine-tuning it shows the effect that it is there for.
+//! The sandbox pair does what docs/sandbox.md says about it, and fine-tuning it shows the effect it was made for.
 //! Nothing here says that AsFT beats plain shrinkage: on this pair it does not.
 
 use crate::support::command::{asft, json, stdout, succeeds};

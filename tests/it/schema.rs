@@ -1,4 +1,4 @@
-//! The schemas of configs, suites and comparisons, as editors are given them.
+//! The schemas of configs, suites and comparisons, as given to editors.
 
 use crate::shipped_configs::configs;
 use crate::support::command::{asft, json, refused};
@@ -8,7 +8,7 @@ fn schema(kind: &[&str]) -> Value {
     json(asft(&[&["schema"], kind].concat()))
 }
 
-/// Whether `value` meets `schema`, by the part of JSON Schema that these make use of.
+/// Whether `value` meets `schema`, for the part of JSON Schema that these schemas use.
 fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
     let known =
         ["$defs", "$ref", "$schema", "additionalProperties", "anyOf", "const", "default", "description", "enum"];
@@ -65,7 +65,7 @@ fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
         && complete
 }
 
-/// Checks that the shipped files of `folders` meet `schema`, and that what is `wrong` does not; returns how many there are.
+/// Checks that the shipped files of `folders` meet `schema`, and that `wrong` does not; returns the number of files.
 fn check(schema: &Value, folders: &[&str], wrong: &[Value]) -> usize {
     let files: Vec<_> = folders.iter().copied().flat_map(configs).collect();
     for path in &files {

@@ -1,4 +1,4 @@
-//! What a shell and its user are told of the commands: completions and man pages.
+//! What a shell and its user learn about the commands: completions and man pages.
 
 use crate::support::command::{asft, refused, stdout, succeeds};
 

@@ -1,4 +1,4 @@
-//! Whole runs and what is done with what they leave.
+//! Whole runs, and what is done with their results.
 
 use crate::support::command::{asft, json, refused, refused_unwritten, stdout, succeeds, train};
 use crate::support::files::{damaged, fixture, read_json};
@@ -69,7 +69,7 @@ fn an_adapter_can_be_continued() {
     succeeds(train(&first, &["train.max_steps=5", "lora.dropout=0"], &[]));
     let init = format!("lora.init_adapter={}", first.join("adapter").display());
     succeeds(train(&second, &["train.max_steps=1", "lora.dropout=0", "train.learning_rate=1e-12", &init], &[]));
-    // It starts where the first ended: the first step's penalty is not that of a fresh adapter, zero.
+    // It starts where the first ended: the first step's penalty is not zero, as it would be for a fresh adapter.
     let penalty = |row: &Value| row["penalty"].as_f64().unwrap();
     assert!(penalty(&metrics(&second)[0]) > 0.0);
     assert_eq!(penalty(&metrics(&first)[0]), 0.0);

@@ -17,7 +17,7 @@ pub fn asft(arguments: &[&str]) -> Command {
     command
 }
 
-/// Settings in the place of the config's.
+/// Settings in place of the config's.
 pub fn set(command: &mut Command, sets: &[&str]) {
     for set in sets {
         command.args(["--set", set]);
@@ -60,7 +60,7 @@ pub fn ends(mut command: impl BorrowMut<Command>, code: i32, needles: &[&str]) -
     text
 }
 
-/// As [`ends`], for what succeeds.
+/// As [`ends`], for a command that succeeds.
 #[track_caller]
 pub fn succeeds(command: impl BorrowMut<Command>) -> String {
     ends(command, 0, &[])
@@ -74,7 +74,7 @@ pub fn fails(command: impl BorrowMut<Command>, code: i32, needles: &[&str]) -> S
     text
 }
 
-/// As [`fails`], for what the user can put right.
+/// As [`fails`], for what the user can fix.
 #[track_caller]
 pub fn refused(command: impl BorrowMut<Command>, needles: &[&str]) -> String {
     fails(command, 2, needles)

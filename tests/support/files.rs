@@ -26,7 +26,7 @@ pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The records of a file with one a line.
+/// The records of a file with one per line.
 #[track_caller]
 pub fn read_json_lines(path: &Path) -> Vec<Value> {
     json_lines(&std::fs::read_to_string(path).unwrap())
@@ -41,7 +41,7 @@ pub fn write_json_lines(path: &Path, records: &[Value]) {
     std::fs::write(path, records.iter().map(|record| format!("{record}\n")).collect::<String>()).unwrap();
 }
 
-/// Copies the files of a folder into another, which is made where there is none.
+/// Copies the files of a folder into another, which is created if necessary.
 pub fn copy_files(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -50,7 +50,7 @@ pub fn copy_files(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of the tiny model in `scratch`, changed, as a setting. A second one falls on the first.
+/// A changed copy of the tiny model in `scratch`, as a setting. A second one overwrites the first.
 pub fn damaged(scratch: &TempDir, change: impl Fn(&Path)) -> String {
     let dir = scratch.path().join("model");
     copy_files(&tiny("aligned"), &dir);

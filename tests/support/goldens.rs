@@ -104,7 +104,7 @@ impl Golden {
     }
 }
 
-/// A golden batch without the padding that PyTorch's needs.
+/// A golden batch without the padding that PyTorch needs.
 pub struct GoldenBatch {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i64>,

@@ -17,7 +17,7 @@ pub fn metrics(dir: &Path) -> Vec<Value> {
     read_json_lines(&dir.join("metrics.jsonl"))
 }
 
-/// The rows that a run under way has written whole.
+/// The rows that a running run has written completely.
 pub fn metrics_so_far(dir: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -33,14 +33,14 @@ pub fn timeless(dir: &Path) -> Vec<Value> {
     rows
 }
 
-/// Asserts that two runs have the same metrics, to the bit and in the same order.
+/// Asserts that two runs have bit for bit the same metrics, in the same order.
 #[track_caller]
 pub fn same_metrics(one: &Path, other: &Path) {
     let text = |dir: &Path| timeless(dir).iter().map(|row| format!("{row}\n")).collect::<String>();
     assert_eq!(text(one), text(other));
 }
 
-/// Asserts that two runs have the same metrics and the same file `weights`, to the bit.
+/// Asserts that two runs have bit for bit the same metrics and the same file `weights`.
 #[track_caller]
 pub fn same_run(one: &Path, other: &Path, weights: &str) {
     same_metrics(one, other);

@@ -1,4 +1,4 @@
-//! Tensors as numbers, and how far they are apart.
+//! Tensors as numbers, and how far apart they are.
 
 use candle_core::{DType, Device, Tensor};
 

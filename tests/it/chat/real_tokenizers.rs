@@ -31,7 +31,7 @@ fn folder(name: &str) -> Option<PathBuf> {
     Some(root().join(dir).join(name))
 }
 
-/// Everything in the golden file of `name` that `dir`'s tokenizer does otherwise.
+/// Everything in the golden file of `name` that `dir`'s tokenizer does differently.
 #[track_caller]
 fn compare(name: &str, dir: &Path, template: &str) {
     let (tokenizer, golden, conversations) =

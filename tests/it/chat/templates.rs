@@ -111,7 +111,7 @@ fn every_family_trains_on_the_answers_only() {
     let chatml = ["Hello! What can I do?<|im_end|>", "5<|im_end|>"];
     assert_eq!(labelled("chatml", "multi"), chatml);
     assert_eq!(labelled("chatml_one_line", "multi"), chatml);
-    // </s> and <|eot_id|> are plain text to this tokenizer, so that it sees no end of turn and keeps what follows.
+    // </s> and <|eot_id|> are plain text to this tokenizer, so it sees no end of turn and keeps what follows.
     let eos = "<|im_end|>";
     assert_eq!(labelled("llama2", "multi"), [format!(" Hello! What can I do? {eos}"), format!(" 5 {eos}")]);
     assert_eq!(labelled("mistral", "multi"), [format!(" Hello! What can I do?{eos}"), format!(" 5{eos}")]);

@@ -10,7 +10,7 @@ fn a_full_disk_leaves_what_was_there() {
     let (whole, dir) = (path(&scratch, "whole"), path(&scratch, "run"));
     let sets = ["train.max_steps=120", "output.save_every_steps=10", "lora.rank=4"];
     succeeds(train(&whole, &sets, &[]));
-    // Files of this process may grow to so many blocks of 512 bytes: enough for a checkpoint, not for all metrics.
+    // The process's files may grow to this many blocks of 512 bytes: enough for a checkpoint, but not for all metrics.
     let limited = |command: Command, blocks: usize| {
         let mut shell = Command::new("sh");
         shell.current_dir(root()).arg("-c");
@@ -36,7 +36,7 @@ fn a_full_disk_leaves_what_was_there() {
 struct Disk(PathBuf);
 
 impl Disk {
-    /// `None`, and a word on standard error, where this process may not mount one.
+    /// `None`, with a note on standard error, if this process may not mount one.
     fn mount(dir: PathBuf, bytes: usize) -> Option<Self> {
         std::fs::create_dir(&dir).unwrap();
         let size = format!("size={bytes}");
@@ -48,7 +48,7 @@ impl Disk {
         None
     }
 
-    /// Takes up all room but `left` bytes.
+    /// Fills all space except `left` bytes.
     fn fill(&self, left: u64) -> PathBuf {
         let ballast = self.0.join("ballast");
         let mut file = std::fs::File::create(&ballast).unwrap();
@@ -91,7 +91,7 @@ fn a_disk_that_fills_up_costs_no_more_than_the_last_steps() {
             let output = child.wait_with_output().unwrap();
             let text = stderr(&output);
             if output.status.code() == Some(0) {
-                // It was through already, or had all the room it needed.
+                // It had already finished, or had all the space it needed.
                 std::fs::remove_file(ballast).unwrap();
                 break;
             }
@@ -99,7 +99,7 @@ fn a_disk_that_fills_up_costs_no_more_than_the_last_steps() {
             assert!(text.contains("error: ") && text.contains("No space left on device"), "{text}");
             is_tidy(&dir);
             assert!(!checkpoints(&dir).is_empty(), "{text}");
-            // With the disk still full it says so again, and changes nothing.
+            // With the disk still full, it says so again and changes nothing.
             let before = checkpoints(&dir);
             let again = train(&dir, &sets, &["--resume"]).output().unwrap();
             assert!(matches!(again.status.code(), Some(1 | 2)), "{}", stderr(&again));

@@ -43,7 +43,7 @@ fn runs_without_a_checkpoint_and_finished_ones_say_so() {
 fn the_newest_and_the_best_checkpoints_are_kept() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = path(&scratch, "run");
-    // A rate at which the loss falls first and rises again.
+    // A rate at which the loss first falls and then rises again.
     let sets = [
         "data.validation=0.2",
         "output.eval_every_steps=2",

@@ -25,7 +25,7 @@ fn a_run_killed_again_and_again_ends_the_same() {
         // A linear congruential generator is random enough here, and repeats itself.
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         std::thread::sleep(Duration::from_secs_f64((0.15 + took) * (random >> 40) as f64 / (1u64 << 24) as f64));
-        // Every third kill waits for the next checkpoint to be on its way.
+        // Every third kill waits until the next checkpoint is being written.
         while killed % 3 == 0 && !is_staging(&parts) && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_micros(50));
         }

@@ -1,4 +1,4 @@
-//! Runs that are stopped, killed, starved and changed, and go on: the real binary on the tiny model.
+//! Runs that are stopped, killed, starved or changed, and continue: the real binary on the tiny model.
 
 mod change;
 mod check;

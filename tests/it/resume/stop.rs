@@ -1,4 +1,4 @@
-//! Runs that are stopped by a signal, and go on.
+//! Runs that are stopped by a signal and continue.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn a_stopped_run_goes_on_exactly() {
         same_run(&whole, &parts, weights);
         is_tidy(&parts);
         let run = read_json(&parts.join("run.json"));
-        // A stay that left no checkpoint leaves no trace.
+        // A run that left no checkpoint leaves no trace.
         assert!(run["steps"] == 200 && run["resumed_at"].as_array().unwrap().len() >= 2, "{run}");
     }
 }

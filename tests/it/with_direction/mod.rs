@@ -1,5 +1,6 @@
-//! What is done with a direction file beside training: `asft project`, `asft inspect` and `asft landscape`, against goldens of
-//! the literal formulas (see `tests/fixtures/make/project.py`), and one clear error for each kind of bad input.
+//! What is done with a direction file besides training: `asft project`, `asft inspect` and `asft landscape`, against
+//! goldens of the literal formulas (see `tests/fixtures/make/project.py`), and one clear error for each kind of bad
+//! input.
 
 mod inspect;
 mod landscape;
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 const TOLERANCE: f64 = 1e-5;
 const ALL: &str = "q_proj,v_proj,o_proj,down_proj";
 
-/// A scratch folder with a direction of whole rank in it.
+/// A scratch folder with a full-rank direction in it.
 fn with_direction(aligned: &Path, unaligned: &Path, targets: &str) -> (TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("direction.safetensors");

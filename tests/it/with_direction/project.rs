@@ -24,7 +24,7 @@ fn projecting_every_module_gives_what_safe_lora_gives() {
         worst = worst.max(relative_error(&to_vec(&new.b), &golden.values(&format!("{module}.lora_B"))));
     }
     assert!(worst <= TOLERANCE, "relative error {worst:e}");
-    // The folder is a whole one, for the same base.
+    // The folder is complete, for the same base.
     let read = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     assert_eq!(read(&out, "adapter_config.json"), read(&source, "adapter_config.json"));
     assert!(read(&out, "README.md").contains("base_model: \"fixtures/llama_gqa\""));
@@ -59,7 +59,7 @@ fn only_the_lowest_cosines_are_projected() {
     let between = ((cosines[4].0 + cosines[5].0) / 2.0).to_string();
     let by_threshold = scratch.path().join("by_threshold");
     assert_eq!(chosen(&json(asft(&adapter).args([text(&by_threshold), "--threshold", &between]))), first(5));
-    // The others are as they were, to the bit.
+    // The others are unchanged, bit for bit.
     let load = |dir: &Path| adapter::load(dir, &Device::Cpu).unwrap();
     let (before, after) = (load(&source), load(&by_number));
     for (name, module) in &before.modules {

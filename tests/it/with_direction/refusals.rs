@@ -23,12 +23,12 @@ fn adapters_and_directions_that_do_not_fit_are_refused() {
     both(Path::new("nowhere"), &direction, &["nowhere", "does not exist"]);
     both(&source, Path::new("nowhere"), &["direction file nowhere does not exist"]);
     both(&fixture("gemma2").join("adapter"), &direction, &["does not fit the direction"]);
-    // Of the same shapes, and no word of what it was trained on: used, with a note.
+    // Of the same shapes, without a record of what it was trained on: used, with a note.
     let same_shapes = fixture("qwen2").join("adapter");
     let inspect = asft(&["inspect", "--adapter", text(&same_shapes), "--direction", text(&direction)]);
     ends(inspect, 0, &["warning: the adapter names fixtures/qwen2 as its base"]);
 
-    // An adapter that says which weights it was trained on: others.
+    // An adapter that records other weights as its base.
     std::fs::create_dir(&copy).unwrap();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(source.join(name), copy.join(name)).unwrap();
