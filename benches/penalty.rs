@@ -3,8 +3,7 @@
 
 mod support;
 
-use asft::method::direction_file::DirectionFactors;
-use asft::method::{AsftOptions, Factors, Penalize, Penalty};
+use asft::method::{AsftOptions, Direction, Operator, Penalize, Penalty};
 use asft::model::Gradients;
 use asft::names::Targets;
 use asft::ops::machine::best;
@@ -25,20 +24,22 @@ fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     for (d_out, d_in, k) in [(576, 576, 359), (1536, 576, 576), (3584, 3584, 3584), (3584, 3584, 256)] {
         // Timing does not need the basis to be orthonormal.
-        let direction = DirectionFactors {
+        let direction = Direction {
+            shape: (d_out, d_in),
             basis: (tensor(&[d_out, k], 1) / (d_out as f64).sqrt())?,
-            eigenvalues: tensor(&[k], 2).abs()?,
+            right: None,
+            eigenvalues: tensor(&[k], 2).abs()?.to_vec1()?,
             v_norm: 1.0,
             residual: 0.0,
         };
         let options = AsftOptions::default();
-        let factors = Factors::new(&options, &direction, &Device::Cpu)?;
+        let operator = Operator::new(&options, &direction, &Device::Cpu)?;
         let penalty = Penalty::new(&options)?;
         let (a, b) = (tensor(&[RANK, d_in], 3), tensor(&[d_out, RANK], 4));
         // U' B and U (c U' B), twice.
         let flops = 2.0 * (4 * d_out * k * RANK) as f64;
         let name = format!("{d_out} x {d_in}, k {k}");
-        limits.flops(&format!("{name}: closed form"), flops, || drop(penalty.lora(Some(&factors), &a, &b, 4.0)));
+        limits.flops(&format!("{name}: closed form"), flops, || drop(penalty.lora(Some(&operator), &a, &b, 4.0)));
 
         let c = tensor(&[d_out, d_out], 5);
         let complement = (Tensor::eye(d_out, DType::F32, &Device::Cpu)? - c)?;

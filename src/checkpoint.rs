@@ -10,6 +10,7 @@ mod hash;
 mod header;
 mod write;
 
+pub use float::all_finite;
 pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
 pub use hash::{combined_hash, weight_hash, weights_hash};
 pub use write::{

@@ -4,12 +4,12 @@ use super::tensor;
 use asft::adapter::{Adapter, LoraOptions, fresh_modules};
 use asft::checkpoint::{Checkpoint, StreamWriter, save_tensors};
 use asft::data::{Batch, Example, collate};
-use asft::method::direction_file::{Directions, Header, Identity, ModuleDirection};
-use asft::method::{AsftOptions, Penalize};
+use asft::method::direction_file::{self, Directions, Header, Identity};
+use asft::method::{AsftOptions, Direction, Penalize};
 use asft::model::{Decoder, ModelSpec};
 use asft::names::{Targets, resolve_targets};
 use asft::train::{Penalties, TrainOptions, Trainer};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -88,11 +88,16 @@ pub fn directions(path: &Path, spec: &ModelSpec, modules: &[String], share: f64)
     for module in modules {
         let (d_out, d_in) = asft::adapter::module_shape(spec, module).expect("a module of the model");
         let k = (share * d_out.min(d_in) as f64).round() as usize;
-        let unit = |rows: usize| vec![(rows as f32).sqrt().recip(); rows * k];
-        let eigenvalues = (0..k).map(|i| 0.1 / (i + 1) as f32).collect();
-        let (basis, right_basis) = (unit(d_out), unit(d_in));
-        ModuleDirection { d_out, d_in, basis, eigenvalues, right_basis, v_norm: 1.0, residual: 0.0 }
-            .write(&mut writer, module)?;
+        let unit = |rows: usize| Tensor::full((rows as f32).sqrt().recip(), (rows, k), &Device::Cpu);
+        let direction = Direction {
+            shape: (d_out, d_in),
+            basis: unit(d_out)?.contiguous()?,
+            right: Some(unit(d_in)?.contiguous()?),
+            eigenvalues: (0..k).map(|i| 0.1 / (i + 1) as f32).collect(),
+            v_norm: 1.0,
+            residual: 0.0,
+        };
+        direction_file::write(&direction, module, &mut writer)?;
     }
     let nobody = || Identity { id: "random".into(), revision: None, hash: String::new() };
     let header = Header {

@@ -12,6 +12,11 @@ pub trait Float: Copy {
     fn decoder(dtype: Dtype) -> Option<Decoder<Self>>;
 }
 
+/// Whether none of the values is infinite or NaN.
+pub fn all_finite(values: &[f32]) -> bool {
+    values.iter().all(|value| value.is_finite())
+}
+
 fn f32_of(b: [u8; 4]) -> f32 {
     f32::from_le_bytes(b)
 }

@@ -2,14 +2,14 @@
 
 use super::print;
 use crate::adapter;
-use crate::checkpoint::{Checkpoint, check_writable_file, write_atomic};
+use crate::checkpoint::{Checkpoint, all_finite, check_writable_file, write_atomic};
 use crate::cli::InspectArgs;
 use crate::console::progress_bar;
 use crate::ensure_valid;
 use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::inspect::{Inspection, ModuleShares};
-use crate::method::shares::Direction;
+use crate::method::shares::Products;
 use crate::plot;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -42,8 +42,8 @@ fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> 
     let adapted = directions.modules().iter().filter_map(|name| Some((name, adapter.modules.get(name)?)));
     adapted
         .map(|(name, module)| {
-            let direction = Direction::load(directions, name)?;
-            let products = direction.lora(&module.a, &module.b, adapter.scale(module))?;
+            let direction = directions.read(name)?;
+            let products = Products::lora(Some(&direction), &module.a, &module.b, adapter.scale(module))?;
             Ok(ModuleShares::new(name, &direction, products, module.rank()))
         })
         .collect()
@@ -52,11 +52,7 @@ fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> 
 fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<ModuleShares>> {
     let base = Checkpoint::open(&hub::resolve(base, false).context("--base")?.dir)?;
     let model = Checkpoint::open(&hub::resolve(model, false).context("--model")?.dir)?;
-    let shapes = directions.modules().iter().filter_map(|name| {
-        let (d_out, d_in, _) = directions.shape(name)?;
-        Some((name.clone(), (d_out, d_in)))
-    });
-    let shapes: Vec<(String, (usize, usize))> = shapes.collect();
+    let shapes = directions.shapes();
     let mut problems = vec![];
     for (name, (d_out, d_in)) in &shapes {
         for (side, checkpoint) in [("--base", &base), ("--model", &model)] {
@@ -81,10 +77,9 @@ fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<Modu
         let tensor = format!("{name}.weight");
         let (mut delta, other) = (model.read_f32(&tensor)?, base.read_f32(&tensor)?);
         delta.iter_mut().zip(&other).for_each(|(delta, other)| *delta -= other);
-        let finite = delta.iter().all(|value| value.is_finite());
-        ensure_valid!(finite, "tensor {tensor} of --model holds values that are not finite");
-        let direction = Direction::load(directions, &name)?;
-        let products = direction.full(&Tensor::from_vec(delta, (d_out, d_in), &Device::Cpu)?)?;
+        ensure_valid!(all_finite(&delta), "tensor {tensor} of --model holds values that are not finite");
+        let direction = directions.read(&name)?;
+        let products = Products::full(Some(&direction), &Tensor::from_vec(delta, (d_out, d_in), &Device::Cpu)?)?;
         out.push(ModuleShares::new(&name, &direction, products, d_out.min(d_in)));
         progress.inc(1);
     }

@@ -25,11 +25,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     // Everything that can be wrong is looked at before weights are loaded.
     let dir = hub::resolve(&args.model.base.model, false)?.dir;
     let checkpoint = Checkpoint::open(&dir)?;
-    let shapes = directions.modules().iter().filter_map(|name| {
-        let (d_out, d_in, _) = directions.shape(name)?;
-        Some((name.clone(), (d_out, d_in)))
-    });
-    directions.check_against(&shapes.collect::<Vec<_>>(), &checkpoint)?;
+    directions.check_against(&directions.shapes(), &checkpoint)?;
     let perturbation = Perturbation::new(&checkpoint, &directions, args.unit, args.seed);
     ensure_valid!(
         !perturbation.modules().is_empty(),

@@ -7,7 +7,6 @@ use crate::checkpoint::{Checkpoint, rewrite};
 use crate::config::Settings;
 use crate::hub;
 use crate::method::direction_file::Directions;
-use crate::method::shares::Direction;
 use crate::method::spectral::Keep;
 use crate::names::Targets;
 use anyhow::Result;
@@ -46,15 +45,10 @@ fn moved(
     let module = name.strip_suffix(".weight").filter(|module| directions.shape(module).is_some());
     let Some(module) = module else { return Ok(None) };
     let weight = checkpoint.tensor(name, DType::F32, &Device::Cpu)?;
-    let direction = Direction::load(directions, module)?;
-    let k = direction.rank().min(rank);
-    if k == 0 {
+    let direction = directions.read(module)?;
+    if direction.rank() == 0 {
         return Ok(Some(weight));
     }
-    // σ_i² = c_i ‖V‖_F
-    let sigma = direction.eigenvalues.iter().take(k).map(|c| (c * direction.v_norm).max(0.0).sqrt() as f32);
-    let sigma = Tensor::from_iter(sigma, &Device::Cpu)?;
-    let left = direction.basis.narrow(1, 0, k)?.broadcast_mul(&sigma)?;
-    let step = left.matmul(&direction.right.narrow(1, 0, k)?.t()?)?;
+    let step = direction.matrix(rank)?;
     Ok(Some((weight + (step * alpha)?)?))
 }

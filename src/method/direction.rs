@@ -1,12 +1,12 @@
 //! `asft direction`: V = W_aligned − W_unaligned per targeted module, from two checkpoints to a direction file.
 //!
-//! Streaming: modules are worked on in batches whose planned memory stays below 4 × the largest targeted matrix in f32
-//! plus an allowance, whatever the models' size. Large modules go first, one by one, each with every thread; then small
-//! ones side by side.
+//! The models are never loaded whole. Modules are worked on in batches whose planned memory stays below four times the
+//! largest targeted matrix in f32, plus an allowance, however large the models are. Large modules go first, one at a time
+//! with all threads; small ones follow, side by side.
 
-use super::direction_file::{Header, Identity, ModuleDirection};
-use super::spectral::{Keep, Phases, Setting, factorize, useful_bytes};
-use crate::checkpoint::{Checkpoint, StreamWriter, combined_hash, weight_hash};
+use super::direction_file::{self, Header, Identity};
+use super::spectral::{Direction, Keep, Phases, Setting, factorize, useful_bytes};
+use crate::checkpoint::{Checkpoint, StreamWriter, all_finite, combined_hash, weight_hash};
 use crate::error::listing;
 use crate::hub::Resolved;
 use crate::names::{Targets, block_linears, resolve_targets, sort_naturally};
@@ -23,8 +23,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What the work may take beside 4 × the largest matrix: the promised 200 MB, less the program itself, its panels and
-/// the GEMM's packing buffers.
+/// What the work may take beyond four times the largest matrix: the promised 200 MB, less the program itself, its panels
+/// and the GEMM's packing buffers.
 const ALLOWANCE_BYTES: usize = 120_000_000;
 
 /// What to compute, and where to put it.
@@ -34,11 +34,11 @@ pub struct DirectionRequest {
     pub out: PathBuf,
     pub targets: Targets,
     pub keep: Keep,
-    /// Use what is comparable where the pair's names or shapes differ.
+    /// Go on with the comparable modules where the pair's names or shapes differ.
     pub allow_missing: bool,
 }
 
-/// What was computed of a module.
+/// What was computed for one module.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModuleReport {
     pub module: String,
@@ -54,7 +54,7 @@ pub struct ModuleReport {
     pub phases: Phases,
 }
 
-/// What was computed.
+/// What was computed for all of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub out: PathBuf,
@@ -72,28 +72,28 @@ struct Task {
     bytes: usize,
 }
 
-/// What is told of a module, with the hashes of its two weights.
+/// What one rank tells the others about a module: the report and the hashes of its two weights.
 #[derive(Serialize, Deserialize)]
 struct Told {
     report: ModuleReport,
     hashes: (String, String),
 }
 
-/// Checks by the headers of both checkpoints that [`compute`] will have something to work with.
+/// Checks, from the headers of both checkpoints alone, that [`compute`] has something to work with.
 ///
 /// # Errors
-/// As [`compute`], but for weights that are not finite.
+/// Those of [`compute`], except for weights that are not finite.
 pub fn check(request: &DirectionRequest) -> Result<()> {
     let (aligned, unaligned) = (Checkpoint::open(&request.aligned.dir)?, Checkpoint::open(&request.unaligned.dir)?);
     comparable(request, &aligned, &unaligned).map(|_| ())
 }
 
-/// Computes and writes a direction file. Several ranks share the modules out; the first writes the file, which is the same
-/// as that of one process, and has the whole summary, the others that of their own modules.
+/// Computes and writes a direction file. Several ranks divide the modules among themselves; the first writes the file, which
+/// is the same as one process would write. It also returns the summary of all modules, the others that of their own.
 ///
 /// # Errors
 /// A target that matches nothing; a pair whose names or shapes differ (every difference listed, unless
-/// `allow_missing`); a non-finite weight. Nothing is written then.
+/// `allow_missing`); a weight that is not finite. Nothing is written in any of these cases.
 pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Summary> {
     let started = Instant::now();
     let aligned = Checkpoint::open(&request.aligned.dir)?;
@@ -142,10 +142,10 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
     Ok(Summary { out: request.out.clone(), modules: reports, skipped, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// Module and shape of a weight.
+/// A module and the shape of its weight.
 type Shaped = (String, (usize, usize));
 
-/// The targeted modules that both checkpoints hold in one shape, in natural order, and what was left out.
+/// The targeted modules that both checkpoints hold in the same shape, in natural order, and the reasons for the others.
 fn comparable(
     request: &DirectionRequest,
     aligned: &Checkpoint,
@@ -186,7 +186,7 @@ fn order(tasks: &[Task], module: &str) -> Option<usize> {
     tasks.iter().position(|task| task.module == module)
 }
 
-/// A rank's part of the tasks: the most costly first, each went to whichever rank had least to do.
+/// This rank's share of the tasks. They are dealt out from the most costly down, each to the rank with the least to do.
 fn own_tasks(tasks: &[Task], ranks: Ranks) -> Vec<&Task> {
     let cost = |task: &Task| task.shape.0 as u128 * task.shape.1 as u128 * task.shape.0.min(task.shape.1) as u128;
     let mut by_cost: Vec<(usize, &Task)> = tasks.iter().enumerate().collect();
@@ -200,7 +200,7 @@ fn own_tasks(tasks: &[Task], ranks: Ranks) -> Vec<&Task> {
     tasks.iter().zip(owners).filter(|(_, owner)| *owner == ranks.rank()).map(|(task, _)| task).collect()
 }
 
-/// Computes the directions of modules into a file that is still to be finished.
+/// Computes the modules' directions into a file that still has to be finished.
 fn run_tasks(
     tasks: Vec<&Task>,
     request: &DirectionRequest,
@@ -212,14 +212,14 @@ fn run_tasks(
     let mut all = vec![];
     for batch in batches(tasks, limit) {
         for (direction, told) in run_batch(&batch, request.keep, limit, pair, progress)? {
-            direction.write(&mut writer, &told.report.module)?;
+            direction_file::write(&direction, &told.report.module, &mut writer)?;
             all.push(told);
         }
     }
     Ok((writer, all))
 }
 
-/// Tasks that fit into memory together: one alone where that leaves threads idle otherwise, else a few for each thread.
+/// Groups of tasks that fit into memory together: a large one alone, with all threads, or a few small ones per thread.
 fn batches(tasks: Vec<&Task>, limit: usize) -> Vec<Vec<&Task>> {
     let threads = rayon::current_num_threads();
     let (large, small): (Vec<&Task>, Vec<&Task>) = tasks.into_iter().partition(|task| task.bytes * threads > limit);
@@ -244,7 +244,7 @@ fn run_batch(
     limit: usize,
     pair: (&Checkpoint, &Checkpoint),
     progress: &ProgressBar,
-) -> Result<Vec<(ModuleDirection, Told)>> {
+) -> Result<Vec<(Direction, Told)>> {
     let run = |task: &Task, setting: &Setting| {
         let done = run_task(task, setting, pair).with_context(|| format!("module {}", task.module));
         progress.inc(1);
@@ -257,11 +257,11 @@ fn run_batch(
     batch.par_iter().map(|task| run(task, &setting(task))).collect()
 }
 
-fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<(ModuleDirection, Told)> {
+fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<(Direction, Told)> {
     let started = Instant::now();
     let name = format!("{}.weight", task.module);
     let hashes: RefCell<Option<(String, String)>> = RefCell::new(None);
-    // Read again when memory is short, but hashed and checked only once.
+    // Called again when memory is short, but hashes and checks only the first time.
     let load = || -> Result<Vec<f32>> {
         let first = hashes.borrow().is_none();
         let shape = [task.shape.0, task.shape.1];
@@ -270,8 +270,7 @@ fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) ->
             if !first {
                 return Ok((values, String::new()));
             }
-            let finite = values.iter().all(|value| value.is_finite());
-            ensure_valid!(finite, "tensor {name} of the {side} model holds a value that is not finite");
+            ensure_valid!(all_finite(&values), "tensor {name} of the {side} model holds a value that is not finite");
             let hash = weight_hash(&shape, &values);
             Ok((values, hash))
         };

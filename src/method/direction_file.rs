@@ -1,4 +1,4 @@
-//! The direction file: per targeted module the truncated factors of C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ.
+//! The direction file: for each targeted module the truncated factors of C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ.
 //!
 //! safetensors, f32, keyed by module path:
 //!
@@ -12,10 +12,12 @@
 //!
 //! Metadata: `format`, `version`, `tool`; `aligned` and `unaligned` as JSON [`Identity`]; `target_modules` (JSON list);
 //! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run
-//! that targets some of the file's modules can check just those. A module with V = 0 has k = 0.
+//! that targets only some of the file's modules can check just those. A module with V = 0 has k = 0.
 
-use crate::checkpoint::{Checkpoint, StreamWriter};
+use super::spectral::{Direction, column_squares};
+use crate::checkpoint::{Checkpoint, StreamWriter, all_finite};
 use crate::names::sort_naturally;
+use crate::ops::with_f32;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -29,53 +31,19 @@ const PARTS: [&str; 5] = ["basis", "eigenvalues", "right_basis", "v_norm", "resi
 /// How far a basis column's norm may be from 1 before the file counts as damaged.
 const UNIT_NORM_SLACK: f64 = 1e-3;
 
-/// One module's direction, on the CPU.
-#[derive(Clone, Debug)]
-pub struct DirectionFactors {
-    /// U [d_out, k].
-    pub basis: Tensor,
-    /// c [k], descending.
-    pub eigenvalues: Tensor,
-    /// ‖V‖_F.
-    pub v_norm: f32,
-    /// An upper bound on ‖C − U diag(c) Uᵀ‖₂.
-    pub residual: f32,
+/// Appends a module's tensors, R among them, to a direction file.
+pub fn write(direction: &Direction, module: &str, writer: &mut StreamWriter) -> Result<()> {
+    let mut matrix = |part: &str, matrix: &Tensor| -> Result<()> {
+        with_f32([matrix], |[values]| writer.add_f32(&format!("{module}.{part}"), matrix.dims(), values))?
+    };
+    matrix("basis", &direction.basis)?;
+    matrix("right_basis", direction.right()?)?;
+    writer.add_f32(&format!("{module}.eigenvalues"), &[direction.rank()], &direction.eigenvalues)?;
+    writer.add_f32(&format!("{module}.v_norm"), &[1], &[direction.v_norm])?;
+    writer.add_f32(&format!("{module}.residual"), &[1], &[direction.residual])
 }
 
-/// One module's direction as computed, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModuleDirection {
-    pub d_out: usize,
-    pub d_in: usize,
-    pub basis: Vec<f32>,
-    pub eigenvalues: Vec<f32>,
-    pub right_basis: Vec<f32>,
-    pub v_norm: f32,
-    pub residual: f32,
-}
-
-impl ModuleDirection {
-    /// The direction of a module with V = 0.
-    pub fn zero(d_out: usize, d_in: usize) -> Self {
-        Self { d_out, d_in, basis: vec![], eigenvalues: vec![], right_basis: vec![], v_norm: 0.0, residual: 0.0 }
-    }
-
-    pub fn rank(&self) -> usize {
-        self.eigenvalues.len()
-    }
-
-    /// Appends the module's tensors to a direction file.
-    pub fn write(&self, writer: &mut StreamWriter, module: &str) -> Result<()> {
-        let k = self.rank();
-        writer.add_f32(&format!("{module}.basis"), &[self.d_out, k], &self.basis)?;
-        writer.add_f32(&format!("{module}.eigenvalues"), &[k], &self.eigenvalues)?;
-        writer.add_f32(&format!("{module}.right_basis"), &[self.d_in, k], &self.right_basis)?;
-        writer.add_f32(&format!("{module}.v_norm"), &[1], &[self.v_norm])?;
-        writer.add_f32(&format!("{module}.residual"), &[1], &[self.residual])
-    }
-}
-
-/// Which checkpoint a side of V came from.
+/// The checkpoint behind one side of V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Hub id or folder.
@@ -150,7 +118,7 @@ pub struct Directions {
 }
 
 impl Directions {
-    /// Opens a direction file and checks all of it: format, names, shapes, values.
+    /// Opens a direction file and checks everything in it: format, names, shapes, values.
     pub fn open(path: &Path) -> Result<Self> {
         ensure_valid!(path.is_file(), "direction file {} does not exist", path.display());
         let file = Checkpoint::open_file(path)?;
@@ -194,23 +162,40 @@ impl Directions {
         Some((*basis.shape.first()?, *right.shape.first()?, *basis.shape.get(1)?))
     }
 
-    /// What the penalty needs of a module.
-    pub fn factors(&self, module: &str) -> Result<DirectionFactors> {
-        let (d_out, _, k) = self.known(module)?;
-        let read = |part: &str| self.file.read_f32(&format!("{module}.{part}"));
-        Ok(DirectionFactors {
-            basis: Tensor::from_vec(read("basis")?, (d_out, k), &Device::Cpu)?,
-            eigenvalues: Tensor::from_vec(read("eigenvalues")?, k, &Device::Cpu)?,
-            v_norm: read("v_norm")?[0],
-            residual: read("residual")?[0],
+    /// The modules with (d_out, d_in), in natural order.
+    pub fn shapes(&self) -> Vec<(String, (usize, usize))> {
+        let shape = |name: &String| self.shape(name).map(|(d_out, d_in, _)| (name.clone(), (d_out, d_in)));
+        self.modules().iter().filter_map(shape).collect()
+    }
+
+    /// A module's direction.
+    pub fn read(&self, module: &str) -> Result<Direction> {
+        let (_, d_in, k) = self.known(module)?;
+        let right = Tensor::from_vec(self.part(module, "right_basis")?, (d_in, k), &Device::Cpu)?;
+        Ok(Direction { right: Some(right), ..self.read_without_right(module)? })
+    }
+
+    /// A module's direction without R, which is half of its bytes and matters only where V's sign does.
+    pub fn read_without_right(&self, module: &str) -> Result<Direction> {
+        let (d_out, d_in, k) = self.known(module)?;
+        Ok(Direction {
+            shape: (d_out, d_in),
+            basis: Tensor::from_vec(self.part(module, "basis")?, (d_out, k), &Device::Cpu)?,
+            right: None,
+            eigenvalues: self.part(module, "eigenvalues")?,
+            v_norm: self.v_norm(module)?,
+            residual: self.part(module, "residual")?[0],
         })
     }
 
-    /// A module's right singular vectors [d_in, k].
-    pub fn right_basis(&self, module: &str) -> Result<Tensor> {
-        let (_, d_in, k) = self.known(module)?;
-        let values = self.file.read_f32(&format!("{module}.right_basis"))?;
-        Ok(Tensor::from_vec(values, (d_in, k), &Device::Cpu)?)
+    /// ‖V‖_F of a module.
+    pub fn v_norm(&self, module: &str) -> Result<f32> {
+        Ok(self.part(module, "v_norm")?[0])
+    }
+
+    fn part(&self, module: &str, part: &str) -> Result<Vec<f32>> {
+        self.known(module)?;
+        self.file.read_f32(&format!("{module}.{part}"))
     }
 
     fn known(&self, module: &str) -> Result<(usize, usize, usize)> {
@@ -229,7 +214,7 @@ impl Directions {
             let shape = self.file.info(&name).map(|info| info.shape.clone()).unwrap_or_default();
             ensure_valid!(shape == expected, "{module} `{part}` has shape {shape:?}, expected {expected:?}");
             let values = self.file.read_f32(&name)?;
-            ensure_valid!(values.iter().all(|v| v.is_finite()), "{module} `{part}` holds a non-finite value");
+            ensure_valid!(all_finite(&values), "{module} `{part}` holds a non-finite value");
             match *part {
                 "eigenvalues" => {
                     let ordered = values.windows(2).all(|pair| pair[0] >= pair[1]) && values.iter().all(|c| *c > 0.0);
@@ -249,13 +234,7 @@ impl Directions {
 }
 
 fn check_unit_columns(values: &[f32], k: usize) -> Result<()> {
-    let mut squares = vec![0f64; k];
-    for row in values.chunks(k.max(1)) {
-        for (sum, value) in squares.iter_mut().zip(row) {
-            *sum += f64::from(*value).powi(2);
-        }
-    }
-    let unit = squares.iter().all(|sum| (sum.sqrt() - 1.0).abs() <= UNIT_NORM_SLACK);
+    let unit = column_squares(values, k).iter().all(|sum| (sum.sqrt() - 1.0).abs() <= UNIT_NORM_SLACK);
     ensure_valid!(unit, "has columns that are not of unit length");
     Ok(())
 }

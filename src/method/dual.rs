@@ -10,17 +10,18 @@
 //! alpha / r · B A) and M what `asft.penalize` says. The reference is ‖W‖ and not ‖ΔW‖: as C's eigenvalues are tiny,
 //! ‖(I − C) ΔW‖ / ‖ΔW‖ is close to 1 whatever λ does, and no λ could bring it down.
 //!
-//! After each step λ is multiplied, as its scale is not known beforehand. With g_t = ln(q_t / 0.95 ε) held within ±1,
+//! λ changes by a factor after each step, as its scale is not known beforehand. With g_t = ln(q_t / 0.95 ε) held within ±1,
 //!
 //! ```text
 //! λ_{t+1} = λ_t exp(η g_t + κ (g_t − g_{t−1})),   η = 0.2 if g_t > 0 else 0.1,   κ = 2
 //! λ_1 = 1,   λ within [1e-4, 1e4]
 //! ```
 //!
-//! The first term is plain dual ascent in ln λ; it rests only where q = 0.95 ε, or at the lower bound if q stays below
-//! that without a penalty. Alone it overshoots again and again, since ΔW answers to λ with a delay. The second term
-//! answers at once (Stooke, Achiam and Abbeel, arXiv 2007.03964, for the Lagrangians of constrained reinforcement
-//! learning). The 5 % below ε, and the slower way down, keep what wavers about the target under the bound.
+//! The first term is plain dual ascent in ln λ; it comes to rest only where q = 0.95 ε, or at λ's lower bound if q stays
+//! below that without a penalty. By itself it keeps overshooting, because ΔW responds to λ with a delay. The second term
+//! responds at once (Stooke, Achiam and Abbeel, arXiv 2007.03964, for the Lagrangians of constrained reinforcement
+//! learning). Aiming 5 % below ε, and coming down more slowly than going up, keeps q under the bound while it oscillates
+//! about the target.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,18 +29,18 @@ use serde::{Deserialize, Serialize};
 const RATES: (f64, f64) = (0.2, 0.1);
 /// κ
 const DAMPING: f64 = 2.0;
-/// The share aimed at, as a part of the bound.
+/// The target for the share, as a fraction of the bound.
 const TARGET: f64 = 0.95;
 /// λ_1: the published penalty.
 const START: f64 = 1.0;
-/// Where λ stays.
+/// The range that λ is kept in.
 pub const BOUNDS: (f64, f64) = (1e-4, 1e4);
 
-/// The multiplier and what its next step depends on. Part of a checkpoint.
+/// The multiplier, and what its next change depends on. Part of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dual {
     pub lambda: f64,
-    /// g of the last step.
+    /// g after the last step.
     excess: Option<f64>,
 }
 
@@ -50,7 +51,7 @@ impl Default for Dual {
 }
 
 impl Dual {
-    /// After a step whose update had the share `share` (q), under the bound `limit` (ε > 0).
+    /// Changes λ after a step whose update had the share `share` (q), under the bound `limit` (ε > 0).
     pub fn ascend(&mut self, share: f64, limit: f64) {
         // ln 0 is −∞, and NaN, which no accepted step has, would stay where it is.
         let excess = (share / (TARGET * limit)).ln().clamp(-1.0, 1.0);

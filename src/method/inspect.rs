@@ -1,17 +1,18 @@
-//! Where an update goes: per module its size, how much of it is aligned or orthogonal, and which way along V it leans.
+//! Where an update goes: for each module its size, how much of it is aligned or orthogonal, and which way along V it leans.
 //!
 //! All shares are ratios of Frobenius norms, of the update ΔW as the model gets it (alpha / r included): ‖C ΔW‖ / ‖ΔW‖ and
-//! ‖(I − C) ΔW‖ / ‖ΔW‖ with the paper's C, which is not a projector, so that the two need not add up to anything; and
-//! ‖P ΔW‖ / ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1. None of them knows V's sign;
-//! `signed` = ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖) does. Along −V lies the unaligned model.
+//! ‖(I − C) ΔW‖ / ‖ΔW‖ with the paper's C, which is not a projector, so that their squares need not add up to 1; and
+//! ‖P ΔW‖ / ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1. None of them depends on
+//! V's sign; `signed` = ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖) does. The unaligned model lies at −V. How they are computed: [`super::shares`].
 
-use super::shares::{Direction, Products};
+use super::shares::{Products, subspace};
+use super::spectral::Direction;
 use crate::error::listing;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt;
 
-/// What is known of one module.
+/// What is known about one module's update.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModuleShares {
     pub module: String,
@@ -37,11 +38,11 @@ pub struct ModuleShares {
     pub cosine: Option<f64>,
     /// ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)
     pub signed: Option<f64>,
-    /// How far `aligned` and `orthogonal` can be off, each, by the direction's truncation.
+    /// How far off `aligned` and `orthogonal` can each be because the direction is truncated.
     pub share_bound: f64,
-    /// The same of `cosine`.
+    /// The same for `cosine`.
     pub cosine_bound: f64,
-    /// The same of `signed`.
+    /// The same for `signed`.
     pub signed_bound: f64,
     #[serde(skip)]
     products: Products,
@@ -50,7 +51,7 @@ pub struct ModuleShares {
     c_chance: f64,
 }
 
-/// The same for all modules together, with what a random update of the same sizes would show.
+/// The same for all modules together, and what a random update of the same norms and shapes would show.
 #[derive(Clone, Debug, Serialize)]
 pub struct Totals {
     /// √Σ ‖ΔW‖²
@@ -98,32 +99,29 @@ pub enum Order {
 }
 
 impl ModuleShares {
-    /// `rank`: at most that of ΔW.
+    /// `products`: those of ΔW by `direction`, which holds R; `rank`: at most that of ΔW.
     pub fn new(module: &str, direction: &Direction, products: Products, rank: usize) -> Self {
-        let (subspace_rank, subspace_energy) = direction.subspace();
-        // By C and by P nothing is known where V = 0.
-        let known = |value: Option<f64>| value.filter(|_| direction.rank() > 0);
-        let norms = products.square.sqrt() * direction.v_norm;
-        let c_square: f64 = direction.eigenvalues.iter().map(|c| c * c).sum();
+        let ((d_out, d_in), (subspace_rank, subspace_energy)) = (direction.shape, subspace(direction));
+        let c_square: f64 = direction.eigenvalues.iter().map(|&c| f64::from(c).powi(2)).sum();
         Self {
             module: module.to_string(),
-            d_out: direction.d_out,
-            d_in: direction.d_in,
-            norm: products.square.sqrt(),
-            v_norm: direction.v_norm,
-            aligned: known(products.c_share()),
-            orthogonal: known(products.c_rest()),
-            subspace_aligned: known(products.p_share()),
-            subspace_orthogonal: known(products.p_rest()),
+            d_out,
+            d_in,
+            norm: products.norm(),
+            v_norm: direction.v_norm.into(),
+            aligned: products.aligned(),
+            orthogonal: products.orthogonal(),
+            subspace_aligned: products.subspace_aligned(),
+            subspace_orthogonal: products.subspace_orthogonal(),
             subspace_rank,
             subspace_energy,
             cosine: products.cosine(),
-            signed: (norms > 0.0).then(|| products.v_inner / norms),
-            share_bound: direction.residual,
-            cosine_bound: direction.cosine_bound(&products),
-            signed_bound: direction.signed_bound(&products, rank),
+            signed: products.signed(direction),
+            share_bound: direction.residual.into(),
+            cosine_bound: products.cosine_bound(direction),
+            signed_bound: products.signed_bound(direction, rank),
             products,
-            c_chance: c_square / direction.d_out as f64,
+            c_chance: c_square / d_out as f64,
         }
     }
 }
@@ -155,7 +153,7 @@ impl Inspection {
 }
 
 fn totals(modules: &[ModuleShares]) -> Totals {
-    // Where V = 0 there is neither aligned nor orthogonal; its update counts in no share.
+    // Where V = 0 nothing is aligned or orthogonal: such modules count in no share.
     let directed = || modules.iter().filter(|m| m.v_norm > 0.0);
     let sum = |of: &dyn Fn(&ModuleShares) -> f64| directed().map(of).sum::<f64>();
     let square = sum(&|m| m.products.square);
@@ -170,7 +168,7 @@ fn totals(modules: &[ModuleShares]) -> Totals {
         v_norm: v_square.sqrt(),
         aligned: ratio(sum(&|m| m.products.c_square)),
         aligned_by_chance: ratio(sum(&|m| m.products.square * m.c_chance)),
-        orthogonal: ratio(sum(&|m| m.products.square - 2.0 * m.products.c_inner + m.products.c_square)),
+        orthogonal: ratio(sum(&|m| m.products.orthogonal_square())),
         subspace_aligned: ratio(sum(&|m| m.products.p_square)),
         subspace_aligned_by_chance: ratio(sum(&|m| m.products.square * m.subspace_rank as f64 / m.d_out as f64)),
         subspace_orthogonal: ratio(sum(&|m| m.products.square - m.products.p_square)),
@@ -224,7 +222,7 @@ impl fmt::Display for Inspection {
     }
 }
 
-/// Four digits that matter.
+/// Five decimals, or three significant digits where those would be mostly zeros.
 fn four(share: Option<f64>) -> String {
     match share {
         None => "-".to_string(),
@@ -236,7 +234,7 @@ fn four(share: Option<f64>) -> String {
 /// Standard deviations beyond which chance is no longer an explanation.
 const BEYOND_CHANCE: f64 = 4.0;
 
-/// In plain words, and no more than was measured.
+/// What the numbers say, in plain words and without claiming more than they do.
 fn verdict(total: &Totals) -> String {
     let (Some(signed), Some(spread), Some(along), Some(inside), Some(expected)) =
         (total.signed, total.signed_by_chance, total.along_v, total.subspace_aligned, total.subspace_aligned_by_chance)

@@ -1,5 +1,19 @@
-//! The maths of AsFT: the direction V = W_aligned − W_unaligned, and the penalty on what leaves it; what a finished update
-//! has to do with V, Safe LoRA's projection, and moves along V and across it.
+//! AsFT as the paper writes it (arXiv 2506.08473), a file for each of its objects.
+//!
+//! ```text
+//! V = W_aligned − W_unaligned              one per targeted module                  direction, direction_file, origin
+//! V ≈ U diag(σ) Rᵀ                         its factors, with a certified residual   spectral
+//! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ          what stands for C, applied to an update  penalty (Operator), random
+//! λ Σ ‖(I − C) ΔW‖_F²                      the penalty and its gradients            penalty, term
+//!   + λ Σ min(0, ⟨ΔW, V⟩ / ‖V‖_F)²         the same with V's sign                   sign
+//! Σ ‖(I − C) ΔW‖² ≤ ε² Σ ‖W‖²              λ that a bound finds                     dual
+//! ‖C ΔW‖ / ‖ΔW‖, ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)      shares of an update                      shares, inspect
+//! ΔW ← C ΔW                                Safe LoRA                                project
+//! W + α V, W + α X with ⟨X, V⟩ = 0         moves along V and across it              perturb
+//! ```
+//!
+//! [`AsftOptions`] is `[asft]` of the config. As a library: [`Direction::of`] a matrix V, an [`Operator`] of it, and
+//! [`Penalty::lora`] (`examples/penalty.rs`).
 
 pub mod direction;
 pub mod direction_file;
@@ -18,6 +32,7 @@ mod term;
 
 pub use dual::Dual;
 pub use options::{AsftOptions, DEFAULT_TOLERANCE, Found, Lambda, Penalize, Projector};
-pub use penalty::{Factors, Penalty, UpdateShares, lora_square};
-pub use random::{random_direction, random_right_basis};
+pub use penalty::{Operator, Penalty};
+pub use random::random_direction;
+pub use spectral::{Direction, Keep};
 pub use term::{FullTerm, Term};

@@ -6,8 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The largest error of C that is allowed where nothing else is said: in spectral norm, as a share of C's largest
-/// eigenvalue.
+/// The error of C allowed by default, in spectral norm and relative to C's largest eigenvalue.
 pub const DEFAULT_TOLERANCE: f64 = 1e-3;
 
 /// Share of ‖V‖_F² that the subspace projector keeps when neither rank nor energy is given.
@@ -80,14 +79,14 @@ impl fmt::Display for Lambda {
 }
 
 impl fmt::Display for Penalize {
-    /// As the config has it.
+    /// As written in the config.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
 }
 
 impl fmt::Display for Projector {
-    /// As the config has it.
+    /// As written in the config.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -140,7 +139,7 @@ impl Default for AsftOptions {
 }
 
 impl AsftOptions {
-    /// Checks the values against each other.
+    /// Checks each value, and the values against each other.
     pub fn validate(&self) -> Result<()> {
         self.validate_lambda()?;
         let subspace_keys = self.subspace_rank.is_some() || self.subspace_energy.is_some();

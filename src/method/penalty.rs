@@ -18,9 +18,9 @@
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], c [k].
 
-use super::direction_file::DirectionFactors;
 use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
 use super::sign::Sign;
+use super::spectral::Direction;
 use super::term::{FullTerm, Term};
 use crate::ops::linear;
 use crate::ops::low_rank;
@@ -32,9 +32,11 @@ use candle_core::{Device, Tensor};
 /// Elements widened to f64 at a time when a large matrix is squared and summed.
 const SUM_CHUNK: usize = 1 << 20;
 
-/// One module's C, or the projector that stands for it, on the training device.
+/// What the penalty multiplies by: one module's C, or the projector that `asft.projector` puts in its place, on the device that
+/// trains. This is not another [`Direction`], which describes V as it is: here the eigenvalues are the projector's, and U has
+/// only the columns that it keeps. Where those are all of U, and on the same device, the two share its memory.
 #[derive(Clone, Debug)]
-pub struct Factors {
+pub struct Operator {
     d_out: usize,
     /// U [d_out, k] and c [k, 1]; none where V = 0, and with it C.
     parts: Option<(Tensor, Tensor)>,
@@ -42,35 +44,29 @@ pub struct Factors {
     sign: Option<Sign>,
 }
 
-impl Factors {
-    /// Picks what `options.projector` needs from a module's direction and moves it to `device`. For `random` that
-    /// direction is [`super::random_direction`]'s.
+impl Operator {
+    /// Takes what `options.projector` needs from a module's direction, which for `random` is [`super::random_direction`]'s, and
+    /// moves it to `device`. Only a direction that holds R knows V's sign, which `orthogonal+reverse` penalises, along all
+    /// directions whatever the projector keeps.
     ///
     /// # Errors
-    /// A direction truncated too far for the subspace asked for.
-    pub fn new(options: &AsftOptions, direction: &DirectionFactors, device: &Device) -> Result<Self> {
-        let (d_out, stored) = direction.basis.dims2()?;
-        let c: Vec<f32> = direction.eigenvalues.to_vec1()?;
+    /// A direction that is truncated too far for the requested subspace.
+    pub fn new(options: &AsftOptions, direction: &Direction, device: &Device) -> Result<Self> {
+        let (d_out, c) = (direction.shape.0, &direction.eigenvalues);
         let (k, spectrum) = match options.projector {
-            Projector::Paper | Projector::Random => (stored, c),
+            Projector::Paper | Projector::Random => (c.len(), c.clone()),
             Projector::Subspace => {
-                let k = subspace_dimension(options, direction, &c)?;
+                let k = subspace_dimension(options, direction)?;
                 (k, vec![1.0; k])
             }
         };
         if k == 0 {
             return Ok(Self { d_out, parts: None, sign: None });
         }
-        let basis = direction.basis.narrow(1, 0, k)?.contiguous()?.to_device(device)?;
-        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign: None })
-    }
-
-    /// With V's sign, for `orthogonal+reverse` and for [`UpdateShares::signed`]. `right`: V's right singular vectors [d_in, k]
-    /// as the direction file has them; of all stored directions, whatever the projector keeps.
-    pub fn with_sign(mut self, direction: &DirectionFactors, right: &Tensor) -> Result<Self> {
-        let device = self.parts.as_ref().map(|(basis, _)| basis.device().clone());
-        self.sign = device.map(|device| Sign::new(direction, right, &device)).transpose()?;
-        Ok(self)
+        let direction = direction.to_device(device)?;
+        let sign = direction.right.is_some().then(|| Sign::new(&direction)).transpose()?;
+        let basis = direction.basis.narrow(1, 0, k)?.contiguous()?;
+        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign })
     }
 
     /// Number of directions kept; 0 where V = 0.
@@ -88,39 +84,30 @@ impl Factors {
 }
 
 /// k of the subspace projector: as given, or the fewest with Σ σ_i² ≥ energy ‖V‖_F², where σ_i² = c_i ‖V‖_F.
-fn subspace_dimension(options: &AsftOptions, direction: &DirectionFactors, c: &[f32]) -> Result<usize> {
-    let total = f64::from(direction.v_norm);
-    if total == 0.0 {
+fn subspace_dimension(options: &AsftOptions, direction: &Direction) -> Result<usize> {
+    let kept = direction.rank();
+    if direction.v_norm == 0.0 {
         return Ok(0);
     }
     // A residual at rounding level means that V has no more directions than the file holds.
-    let complete = f64::from(direction.residual) <= 1e-5 * f64::from(c.first().copied().unwrap_or(0.0));
+    let largest = direction.eigenvalues.first().copied().unwrap_or(0.0);
+    let complete = f64::from(direction.residual) <= 1e-5 * f64::from(largest);
     if let Some(rank) = options.subspace_rank {
         ensure_valid!(
-            rank <= c.len() || complete,
-            "asft.subspace_rank = {rank}, but the direction file keeps {} directions here; recompute it with a \
-             smaller --tolerance or a larger --rank",
-            c.len()
+            rank <= kept || complete,
+            "asft.subspace_rank = {rank}, but the direction file keeps {kept} directions here; recompute it with a \
+             smaller --tolerance or a larger --rank"
         );
-        return Ok(rank.min(c.len()));
+        return Ok(rank.min(kept));
     }
     let energy = options.subspace_energy.unwrap_or(DEFAULT_SUBSPACE_ENERGY);
-    let mut sum = 0.0;
-    for (i, &value) in c.iter().enumerate() {
-        sum += f64::from(value);
-        if sum >= energy * total {
-            return Ok(i + 1);
-        }
-    }
-    if complete {
-        return Ok(c.len());
-    }
-    Err(invalid!(
-        "asft.subspace_energy = {energy}, but the {} directions in the file hold only {:.3} of ‖V‖²; recompute it with \
-         a smaller --tolerance",
-        c.len(),
-        sum / total
-    ))
+    direction.leading(energy).or(complete.then_some(kept)).ok_or_else(|| {
+        invalid!(
+            "asft.subspace_energy = {energy}, but the {kept} directions in the file hold only {:.3} of ‖V‖²; recompute it \
+             with a smaller --tolerance",
+            direction.energy()
+        )
+    })
 }
 
 /// The penalty of one run.
@@ -142,7 +129,7 @@ impl Penalty {
         Ok(Self { lambda, penalize: options.penalize, scaled: options.scaled })
     }
 
-    /// False for plain fine-tuning: every term would be zero.
+    /// Whether there is anything to add; in plain fine-tuning every term would be zero.
     pub fn is_active(&self) -> bool {
         self.penalize != Penalize::None && self.lambda != 0.0
     }
@@ -165,49 +152,51 @@ impl Penalty {
         if self.is_active() { scale * scale / self.weight(scale) } else { 0.0 }
     }
 
-    /// The penalty of ΔW = B A. `scale` is alpha / r, which counts only where `asft.scaled` is set.
-    pub fn lora(&self, factors: Option<&Factors>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Term> {
+    /// The penalty of ΔW = B A. `scale` is alpha / r, which counts only if `asft.scaled` is set. `operator` may be missing only
+    /// where the penalty does not depend on V.
+    pub fn lora(&self, operator: Option<&Operator>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Term> {
         if !self.is_active() {
             return Ok(Term { value: Scalar::Known(0.0), grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
         }
         let weight = self.weight(scale);
-        let (g, mg) = self.apply_twice(factors, b)?;
+        let (g, mg) = self.apply_twice(operator, b)?;
         let (square, grad_a, grad_b) = low_rank::products(a, &g, &mg, 2.0 * weight)?;
         let value = square.times(weight);
         let term = Term { value, grad_a, grad_b };
-        match self.sign(factors)? {
+        match self.sign(operator)? {
             Some(sign) => sign.add_lora(term, a, b, weight),
             None => Ok(term),
         }
     }
 
     /// The penalty of ΔW = W − W_aligned [d_out, d_in] itself.
-    pub fn full(&self, factors: Option<&Factors>, delta_w: &Tensor) -> Result<FullTerm> {
+    pub fn full(&self, operator: Option<&Operator>, delta_w: &Tensor) -> Result<FullTerm> {
         if !self.is_active() {
             return Ok(FullTerm { value: Scalar::Known(0.0), grad: delta_w.zeros_like()? });
         }
-        let g = self.apply(factors, delta_w)?;
+        let g = self.apply(operator, delta_w)?;
         let value = squared_norm(&g)?.times(self.lambda);
-        let grad = (self.apply(factors, &g)? * (2.0 * self.lambda))?;
+        let grad = (self.apply(operator, &g)? * (2.0 * self.lambda))?;
         let term = FullTerm { value, grad };
-        match self.sign(factors)? {
+        match self.sign(operator)? {
             Some(sign) => sign.add_full(term, delta_w, self.lambda),
             None => Ok(term),
         }
     }
 
     /// V's sign, if the penalty counts it; none too where V = 0.
-    fn sign<'a>(&self, factors: Option<&'a Factors>) -> Result<Option<&'a Sign>> {
-        let Some(factors) = factors.filter(|f| self.penalize == Penalize::OrthogonalReverse && f.parts.is_some())
-        else {
-            return Ok(None);
-        };
-        factors.sign.as_ref().context("a penalty by sign without V's right singular vectors").map(Some)
+    fn sign<'a>(&self, operator: Option<&'a Operator>) -> Result<Option<&'a Sign>> {
+        match operator.filter(|operator| self.penalize == Penalize::OrthogonalReverse && operator.parts.is_some()) {
+            None => Ok(None),
+            Some(operator) => {
+                operator.sign.as_ref().context("a penalty by sign without V's right singular vectors").map(Some)
+            }
+        }
     }
 
     /// M x.
-    fn apply(&self, factors: Option<&Factors>, x: &Tensor) -> Result<Tensor> {
-        let c_times = |x: &Tensor| factors.context("a penalty by direction without a direction")?.apply(x);
+    fn apply(&self, operator: Option<&Operator>, x: &Tensor) -> Result<Tensor> {
+        let c_times = |x: &Tensor| operator.context("a penalty by direction without a direction")?.apply(x);
         Ok(match self.penalize {
             Penalize::All => x.clone(),
             Penalize::None => x.zeros_like()?,
@@ -221,69 +210,17 @@ impl Penalty {
             },
         })
     }
-}
 
-/// What an update ΔW consists of, for logs. As C need not be a projector, the two shares do not add up to anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct UpdateShares {
-    /// ‖ΔW‖_F
-    pub norm: f64,
-    /// ‖C ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
-    pub aligned: f64,
-    /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F; 0 where ΔW = 0.
-    pub orthogonal: f64,
-    /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F), if V's sign is known; 0 where ΔW or V is.
-    pub signed: Option<f64>,
-}
-
-impl UpdateShares {
-    fn new(squares: [f64; 3], along: Option<f64>) -> Self {
-        let [norm, aligned, orthogonal] = squares.map(|square| square.max(0.0).sqrt());
-        let share = |part: f64| if norm > 0.0 { part / norm } else { 0.0 };
-        Self { norm, aligned: share(aligned), orthogonal: share(orthogonal), signed: along.map(share) }
-    }
-}
-
-impl Factors {
-    /// Of ΔW = B A.
-    pub fn shares(&self, a: &Tensor, b: &Tensor) -> Result<UpdateShares> {
-        let aligned = self.apply(b)?;
-        let orthogonal = aligned.as_ref().map_or(Ok(b.clone()), |aligned| b - aligned)?;
-        let square = |b: &Tensor| lora_square(a, b);
-        let aligned = aligned.map_or(Ok(0.0), |aligned| square(&aligned))?;
-        let along = self.sign.as_ref().map(|sign| sign.along(a, b)).transpose()?;
-        Ok(UpdateShares::new([square(b)?, aligned, square(&orthogonal)?], along))
-    }
-
-    /// Of ΔW [d_out, d_in] itself.
-    pub fn full_shares(&self, delta_w: &Tensor) -> Result<UpdateShares> {
-        let aligned = self.apply(delta_w)?;
-        let orthogonal = aligned.as_ref().map_or(Ok(delta_w.clone()), |aligned| delta_w - aligned)?;
-        let square = |x: &Tensor| squared_norm(x)?.read();
-        let aligned = aligned.map_or(Ok(0.0), |aligned| square(&aligned))?;
-        let along = self.sign.as_ref().map(|sign| sign.full_along(delta_w)).transpose()?;
-        Ok(UpdateShares::new([square(delta_w)?, aligned, square(&orthogonal)?], along))
-    }
-}
-
-/// ‖B A‖_F²
-pub fn lora_square(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let wide = wide(a.device());
-    let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
-    inner_product(&b.t()?.matmul(&b)?, &a.matmul(&a.t()?)?)?.read()
-}
-
-impl Penalty {
     /// M x and M M x of a thin x.
-    fn apply_twice(&self, factors: Option<&Factors>, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn apply_twice(&self, operator: Option<&Operator>, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let aligned = match self.penalize {
             Penalize::Orthogonal | Penalize::OrthogonalReverse => false,
             Penalize::Aligned => true,
-            Penalize::All | Penalize::None => return Ok((self.apply(factors, x)?, self.apply(factors, x)?)),
+            Penalize::All | Penalize::None => return Ok((self.apply(operator, x)?, self.apply(operator, x)?)),
         };
-        let factors = factors.context("a penalty by direction without a direction")?;
-        let Some((basis, c)) = &factors.parts else {
-            let zero_or_x = self.apply(Some(factors), x)?;
+        let operator = operator.context("a penalty by direction without a direction")?;
+        let Some((basis, c)) = &operator.parts else {
+            let zero_or_x = self.apply(Some(operator), x)?;
             return Ok((zero_or_x.clone(), zero_or_x));
         };
         let y = transposed_product(basis, x)?; // [k, n]

@@ -6,25 +6,22 @@
 //! random       D_i = ‖w_i‖ x_i / ‖x_i‖
 //! ```
 //!
-//! with x_i, v_i, w_i the rows (filters) of X, V and W [d_out, d_in], and X standard normal. So every D has the norm of its
-//! W, and a step α moves each module by α of its weight's norm ([`Unit::Weight`]); or, times ‖V‖ / ‖W‖, by α of its V's
-//! ([`Unit::Direction`]), where D along V is V itself and α = −1 the unaligned model. The random ones are filter-normalised (Li et al., arXiv
-//! 1712.09913); the code of "Navigating the Safety Landscape" (arXiv 2405.17374) scales a whole matrix to ‖W‖_F instead,
-//! which V gets here too, since scaling its rows one by one would turn it into another direction. Orthogonal row by row
-//! implies ⟨D, V⟩ = 0 and outlasts the scaling of rows.
+//! with x_i, v_i, w_i the rows (filters) of X, V and W [d_out, d_in], and X standard normal. Every D thus has the norm of its
+//! W, and a step α moves each module by α times the norm of its weight ([`Unit::Weight`]) or, multiplied by ‖V‖ / ‖W‖, of its V
+//! ([`Unit::Direction`]); in that unit D along V is V itself and α = −1 gives the unaligned model. The random directions
+//! are filter-normalised (Li et al., arXiv 1712.09913). The code of "Navigating the Safety Landscape" (arXiv 2405.17374)
+//! scales the matrix as a whole to ‖W‖_F instead, and so does `aligned` here: scaling V row by row would change its
+//! direction. A D that is orthogonal to V in every row has ⟨D, V⟩ = 0, and keeps it when its rows are scaled.
 //!
 //! Nothing random is stored: X follows from the seed and the module's name.
 
 use super::direction_file::Directions;
-use super::shares::Direction;
+use super::random::normals;
 use crate::checkpoint::Checkpoint;
 use crate::model::Decoder;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -37,7 +34,7 @@ pub enum Axis {
     Random,
 }
 
-/// What a step of 1 is long, in each module.
+/// The length of a step of 1, in each module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -47,14 +44,14 @@ pub enum Unit {
     Direction,
 }
 
-/// One direction of the whole model. `repeat` tells random ones of a kind apart.
+/// One direction of the whole model. `repeat` distinguishes random ones of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Ray {
     pub axis: Axis,
     pub repeat: u64,
 }
 
-/// Moves a decoder's weights, always from the checkpoint's, so that nothing adds up and everything can be undone.
+/// Moves a decoder's weights, always starting from the checkpoint's, so that steps do not accumulate and can be undone.
 pub struct Perturbation<'a> {
     checkpoint: &'a Checkpoint,
     directions: &'a Directions,
@@ -75,7 +72,7 @@ impl<'a> Perturbation<'a> {
         &self.modules
     }
 
-    /// Sets every moving module to W + Σ α D; without steps, to W. A few modules are in memory in f32 at a time.
+    /// Sets every module that moves to W + Σ α D, or to W without steps. Only a few modules are in memory in f32 at a time.
     pub fn apply(&self, model: &mut Decoder, steps: &[(Ray, f64)]) -> Result<()> {
         for modules in self.modules.chunks(rayon::current_num_threads()) {
             let moved: Vec<Tensor> =
@@ -109,15 +106,16 @@ impl<'a> Perturbation<'a> {
     }
 
     fn v(&self, module: &str) -> Result<Vec<f32>> {
-        Ok(Direction::load(self.directions, module)?.matrix()?.flatten_all()?.to_vec1()?)
+        Ok(self.directions.read(module)?.matrix(usize::MAX)?.flatten_all()?.to_vec1()?)
     }
 
     /// ‖V‖ / ‖W‖
     fn relative_v_norm(&self, module: &str, weight: &[f32]) -> Result<f64> {
-        Ok(f64::from(self.directions.factors(module)?.v_norm) / norm(weight).max(f64::MIN_POSITIVE))
+        Ok(f64::from(self.directions.v_norm(module)?) / norm(weight).max(f64::MIN_POSITIVE))
     }
 
-    /// α at which the aligned direction reaches the unaligned weights of each module: least, median and most far from 0.
+    /// The α at which the aligned direction reaches a module's unaligned weights: the nearest to 0, the median and the
+    /// farthest of all modules.
     pub fn unaligned_at(&self) -> Result<(f64, f64, f64)> {
         let of = |module: &String| -> Result<f64> {
             match self.unit {
@@ -141,9 +139,8 @@ fn direction(ray: Ray, (seed, module): (u64, &str), weight: &[f32], v: &[f32], d
         let scale = norm(weight) / norm(v).max(f64::MIN_POSITIVE);
         return v.iter().map(|value| (f64::from(*value) * scale) as f32).collect();
     }
-    let key = blake3::hash(format!("{seed} {:?} {} {module}", ray.axis, ray.repeat).as_bytes());
-    let mut rng = ChaCha8Rng::from_seed(*key.as_bytes());
-    let mut out: Vec<f32> = (0..weight.len()).map(|_| rng.sample(StandardNormal)).collect();
+    let draws = normals(&format!("{seed} {:?} {} {module}", ray.axis, ray.repeat));
+    let mut out: Vec<f32> = draws.take(weight.len()).map(|x| x as f32).collect();
     for (i, (row, w)) in out.chunks_mut(d_in).zip(weight.chunks(d_in)).enumerate() {
         if ray.axis == Axis::Orthogonal {
             remove_component(row, &v[i * d_in..][..row.len()]);

@@ -1,16 +1,16 @@
-//! Safe LoRA (arXiv 2405.16833, IBM/SafeLoRA) on a finished adapter: ΔW ← C ΔW, folded into B ← C B, on the modules whose
-//! update C bends most.
+//! Safe LoRA (arXiv 2405.16833, IBM/SafeLoRA) on a finished adapter: ΔW ← C ΔW, folded into B ← C B, for the modules whose
+//! update C turns the most.
 //!
-//! A module counts as bent by cos(C ΔW, ΔW): those at or under a threshold are projected, or those with the N lowest.
-//! Scale and rank play no part in it. Where V = 0 there is nothing to project on, and where B A = 0 nothing to project:
-//! such modules have no cosine and stay as they are. The published code differs in small things: it rounds cosines to
-//! five digits before it compares, projects every module that ties with the N-th, and matches modules to directions by
-//! their position.
+//! The turn is measured by cos(C ΔW, ΔW), which depends on neither scale nor rank: modules at or below a threshold are
+//! projected, or the N lowest. Where V = 0 there is nothing to project onto, and where B A = 0 nothing to project: such
+//! modules have no cosine and stay as they are. The published code differs in details: it rounds cosines to five digits
+//! before comparing them, projects every module that ties with the N-th, and matches modules to directions by position.
 //!
 //! A truncated direction leaves out a part of C with a spectral norm of at most ρ (`residual`), so ‖C B − Ĉ B‖_F ≤ ρ ‖B‖_F.
 
 use super::direction_file::Directions;
-use super::shares::Direction;
+use super::shares::Products;
+use super::spectral::Direction;
 use crate::adapter::Adapter;
 use crate::ensure_valid;
 use anyhow::{Context, Result};
@@ -21,9 +21,9 @@ use std::fmt;
 /// Which modules are projected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
-    /// Those with a cosine of at most this.
+    /// Those whose cosine is at most this.
     Threshold(f64),
-    /// This many, of the lowest cosines.
+    /// This many, those with the lowest cosines.
     Lowest(usize),
 }
 
@@ -34,11 +34,11 @@ pub struct ModuleProjection {
     pub projected: bool,
     /// cos(C ΔW, ΔW); none where V = 0 or ΔW = 0.
     pub cosine: Option<f64>,
-    /// How far that can be from the cosine by the whole of C.
+    /// How far that can be from the cosine with all of C.
     pub cosine_bound: f64,
-    /// ‖C ΔW‖ / ‖ΔW‖: what a projection leaves.
+    /// ‖C ΔW‖ / ‖ΔW‖: how much a projection leaves; none where V = 0 or ΔW = 0.
     pub kept: Option<f64>,
-    /// At most ‖C B − Ĉ B‖ / ‖B‖, from the direction's truncation.
+    /// An upper bound on ‖C B − Ĉ B‖ / ‖B‖, due to the direction's truncation.
     pub residual: f64,
 }
 
@@ -57,21 +57,22 @@ pub fn project(adapter: &Adapter, directions: &Directions, choice: Choice) -> Re
     let mut modules = vec![];
     for name in names {
         let module = &adapter.modules[name];
-        let direction = Direction::load(directions, name)?;
-        let products = direction.lora(&module.a, &module.b, 1.0).with_context(|| format!("module {name}"))?;
+        let direction = directions.read_without_right(name)?;
+        let products = Products::lora(Some(&direction), &module.a, &module.b, 1.0);
+        let products = products.with_context(|| format!("module {name}"))?;
         modules.push(ModuleProjection {
             module: name.clone(),
             projected: false,
             cosine: products.cosine(),
-            cosine_bound: direction.cosine_bound(&products),
-            kept: products.c_share(),
-            residual: direction.residual,
+            cosine_bound: products.cosine_bound(&direction),
+            kept: products.aligned(),
+            residual: direction.residual.into(),
         });
     }
     choose(&mut modules, choice)?;
     let mut out = adapter.clone();
     for report in modules.iter().filter(|report| report.projected) {
-        let direction = Direction::load(directions, &report.module)?;
+        let direction = directions.read_without_right(&report.module)?;
         let module = out.modules.get_mut(&report.module).context("a module that was just read")?;
         module.b = projected(&direction, &module.b)?;
     }
@@ -114,7 +115,7 @@ impl Projection {
         self.modules.iter().filter(|module| module.projected).count()
     }
 
-    /// Modules whose truncated direction leaves open on which side of `threshold` their cosine is.
+    /// The number of modules whose direction is truncated too far to tell on which side of `threshold` their cosine lies.
     pub fn undecided(&self, threshold: f64) -> usize {
         let open = |m: &&ModuleProjection| m.cosine.is_some_and(|c| (c - threshold).abs() < m.cosine_bound);
         self.modules.iter().filter(open).count()

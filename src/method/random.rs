@@ -1,32 +1,30 @@
-//! The random-direction control: V's singular values with singular vectors that have nothing to do with V.
+//! The random-direction control: V's singular values, with singular vectors that have nothing to do with V.
 //!
 //! V' = Q diag(σ) Rᵀ with Q [d_out, k] and R [d_in, k] orthonormal and uniformly distributed (the Q of a Gaussian
 //! matrix's QR, with the signs that make R's diagonal positive; Mezzadri, arXiv math-ph/0609050). C' = V' V'ᵀ / ‖V‖_F then
-//! has C's eigenvalues. A penalty that protects with C' as well as with C owes nothing to the alignment direction.
+//! has C's eigenvalues. If a penalty with C' protects as
+//! well as one with C, its effect owes nothing to the alignment direction.
 
-use super::direction_file::DirectionFactors;
+use super::spectral::Direction;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use faer::Mat;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 
-/// `direction` of `module` with random left singular vectors: U [d_out, k], the rest as it is.
-pub fn random_direction(direction: &DirectionFactors, module: &str, seed: u64) -> Result<DirectionFactors> {
-    let (d_out, k) = direction.basis.dims2()?;
-    Ok(DirectionFactors { basis: orthonormal(d_out, k, &format!("{seed} {module} left"))?, ..direction.clone() })
-}
-
-/// Random right singular vectors of `module`, [d_in, k].
-pub fn random_right_basis(right: &Tensor, module: &str, seed: u64) -> Result<Tensor> {
-    let (d_in, k) = right.dims2()?;
-    orthonormal(d_in, k, &format!("{seed} {module} right"))
+/// `direction`, that of `module`, with random singular vectors in place of U and, where it holds R, of R.
+pub fn random_direction(direction: &Direction, module: &str, seed: u64) -> Result<Direction> {
+    let ((d_out, d_in), k) = (direction.shape, direction.rank());
+    let right = direction.right.as_ref().map(|_| orthonormal(d_in, k, &format!("{seed} {module} right")));
+    let basis = orthonormal(d_out, k, &format!("{seed} {module} left"))?;
+    Ok(Direction { basis, right: right.transpose()?, ..direction.clone() })
 }
 
 /// k orthonormal columns of length `rows` ≥ k, f32; a function of `stream` alone.
 fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
-    let mut rng = ChaCha8Rng::from_seed(*blake3::hash(stream.as_bytes()).as_bytes());
-    let gaussian = Mat::<f64>::from_fn(rows, k, |_, _| normal(&mut rng));
+    let mut draws = normals(stream);
+    let gaussian = Mat::<f64>::from_fn(rows, k, |_, _| draws.next().unwrap_or_default());
     let qr = gaussian.qr();
     let (q, r) = (qr.compute_thin_Q(), qr.thin_R());
     let values: Vec<f32> = (0..rows)
@@ -36,10 +34,9 @@ fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (rows, k), &Device::Cpu)?)
 }
 
-/// A standard normal number, by Box and Muller.
-fn normal(rng: &mut impl Rng) -> f64 {
-    let (u, v): (f64, f64) = (rng.random(), rng.random());
-    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+/// An endless stream of standard normal numbers. They depend on `stream` alone, so nothing random has to be stored.
+pub(super) fn normals(stream: &str) -> impl Iterator<Item = f64> + use<> {
+    ChaCha8Rng::from_seed(*blake3::hash(stream.as_bytes()).as_bytes()).sample_iter(StandardNormal)
 }
 
 #[cfg(test)]
@@ -47,13 +44,10 @@ mod tests {
     use super::*;
     use candle_core::DType;
 
-    fn direction(d_out: usize, k: usize) -> DirectionFactors {
-        DirectionFactors {
-            basis: Tensor::zeros((d_out, k), DType::F32, &Device::Cpu).unwrap(),
-            eigenvalues: Tensor::arange(0f32, k as f32, &Device::Cpu).unwrap(),
-            v_norm: 2.0,
-            residual: 0.1,
-        }
+    fn direction(d_out: usize, k: usize) -> Direction {
+        let basis = Tensor::zeros((d_out, k), DType::F32, &Device::Cpu).unwrap();
+        let eigenvalues = (0..k).map(|i| i as f32).collect();
+        Direction { shape: (d_out, d_out), right: Some(basis.clone()), basis, eigenvalues, v_norm: 2.0, residual: 0.1 }
     }
 
     fn values(x: &Tensor) -> Vec<f32> {
@@ -65,7 +59,7 @@ mod tests {
         let (d_out, k) = (90, 40);
         let plain = direction(d_out, k);
         let random = random_direction(&plain, "m", 7).unwrap();
-        assert_eq!((values(&random.eigenvalues), random.v_norm), (values(&plain.eigenvalues), 2.0));
+        assert_eq!((&random.eigenvalues, random.v_norm), (&plain.eigenvalues, 2.0));
         let gram = random.basis.t().unwrap().matmul(&random.basis).unwrap();
         let error = (gram - Tensor::eye(k, DType::F32, &Device::Cpu).unwrap()).unwrap().abs().unwrap();
         assert!(values(&error).iter().all(|&e| e < 1e-6));
@@ -75,7 +69,8 @@ mod tests {
         // Half of a uniformly distributed vector's square lies in half of its entries.
         let upper: f64 = basis("m", 7)[..d_out / 2 * k].iter().map(|&x| f64::from(x).powi(2)).sum();
         assert!((upper / k as f64 - 0.5).abs() < 0.05, "{upper}");
-        let right = random_right_basis(&plain.basis, "m", 7).unwrap();
-        assert!(right.dims() == [d_out, k] && values(&right) != basis("m", 7));
+        let right = random.right().unwrap();
+        assert!(right.dims() == [d_out, k] && values(right) != basis("m", 7));
+        assert!(random_direction(&plain.without_right(), "m", 7).unwrap().right.is_none());
     }
 }

@@ -1,7 +1,7 @@
-//! The signed part of the penalty `orthogonal+reverse`: what moves against V.
+//! The signed part of the penalty `orthogonal+reverse`, on what moves against V.
 //!
-//! C knows V's directions, not its sign: adding V to the weights and taking it away cost the same, though the second
-//! turns the aligned model into the unaligned one. With p the component of the update along V,
+//! C depends on V's directions but not on its sign: adding V to the weights costs the same as subtracting it, though
+//! subtracting it turns the aligned model into the unaligned one. With p the component of the update along V,
 //!
 //! ```text
 //! p = s ⟨ΔW, V⟩ / ‖V‖_F        value = λ min(0, p)²        ∂ΔW = 2 λ s min(0, p) V / ‖V‖_F
@@ -14,18 +14,18 @@
 //! ∂A = 2 λ s min(0, p) (w ∘ L)ᵀ Rᵀ     ∂B = 2 λ s min(0, p) U (w ∘ Nᵀ)
 //! ```
 //!
-//! Cost O(r k (d_out + d_in)) a module, and nothing for the gradient where p ≥ 0. A direction truncated at k leaves out
+//! The cost is O(r k (d_out + d_in)) a module, and nothing for the gradient where p ≥ 0. A direction truncated at k leaves out
 //! V − V_k, which is orthogonal to V_k: p is wrong by at most ‖ΔW‖_F sqrt(1 − Σ c_i / ‖V‖_F).
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
 
-use super::direction_file::DirectionFactors;
+use super::spectral::Direction;
 use super::term::{FullTerm, Term};
 use crate::ops::scalar::{Scalar, wide};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// V / ‖V‖_F of one module, as far as its direction is kept, on the training device.
+/// One module's V / ‖V‖_F, as far as the direction holds V, on the device that trains.
 #[derive(Clone, Debug)]
 pub struct Sign {
     /// U [d_out, k].
@@ -37,16 +37,12 @@ pub struct Sign {
 }
 
 impl Sign {
-    /// `right`: V's right singular vectors, as the direction file has them.
-    pub fn new(direction: &DirectionFactors, right: &Tensor, device: &Device) -> Result<Self> {
-        let (k, found) = (direction.basis.dim(1)?, right.dim(1)?);
-        ensure!(found == k, "{found} right singular vectors and {k} left ones");
-        let weights = (direction.eigenvalues.to_dtype(DType::F64)? / f64::from(direction.v_norm))?.sqrt()?;
-        Ok(Self {
-            left: direction.basis.to_device(device)?,
-            right: right.to_device(device)?,
-            weights: weights.to_dtype(DType::F32)?.reshape((k, 1))?.to_device(device)?,
-        })
+    /// On the device of `direction`, which holds R.
+    pub fn new(direction: &Direction) -> Result<Self> {
+        let (left, right, k) = (direction.basis.clone(), direction.right()?.clone(), direction.rank());
+        let c = Tensor::new(direction.eigenvalues.as_slice(), &Device::Cpu)?.to_dtype(DType::F64)?;
+        let weights = (c / f64::from(direction.v_norm))?.sqrt()?.to_dtype(DType::F32)?.reshape((k, 1))?;
+        Ok(Self { weights: weights.to_device(left.device())?, left, right })
     }
 
     /// w ∘ Uᵀ x, [k, n], of x [d_out, n].
@@ -54,17 +50,7 @@ impl Sign {
         Ok(self.left.t()?.matmul(x)?.broadcast_mul(&self.weights)?)
     }
 
-    /// ⟨B A, V⟩ / ‖V‖_F
-    pub fn along(&self, a: &Tensor, b: &Tensor) -> Result<f64> {
-        Scalar::of(product(&self.weighted(b)?, &a.matmul(&self.right)?.t()?)?)?.read()
-    }
-
-    /// ⟨ΔW, V⟩ / ‖V‖_F
-    pub fn full_along(&self, delta_w: &Tensor) -> Result<f64> {
-        Scalar::of(product(&self.weighted(delta_w)?, &self.right.t()?)?)?.read()
-    }
-
-    /// Adds the part of ΔW = B A; `weight` is λ s².
+    /// Adds this part of the penalty of ΔW = B A; `weight` is λ s².
     pub fn add_lora(&self, term: Term, a: &Tensor, b: &Tensor, weight: f64) -> Result<Term> {
         let (left, right) = (self.weighted(b)?, a.matmul(&self.right)?);
         let Some(Against { square, slope }) = Against::of(product(&left, &right.t()?)?, weight)? else {
@@ -75,7 +61,7 @@ impl Sign {
         Ok(Term { value: term.value.plus(square)?, grad_a: (term.grad_a + grad_a)?, grad_b: (term.grad_b + grad_b)? })
     }
 
-    /// Adds the part of ΔW [d_out, d_in] itself.
+    /// Adds this part of the penalty of ΔW [d_out, d_in] itself.
     pub fn add_full(&self, term: FullTerm, delta_w: &Tensor, lambda: f64) -> Result<FullTerm> {
         let along = product(&self.weighted(delta_w)?, &self.right.t()?)?;
         let Some(Against { square, slope }) = Against::of(along, lambda)? else { return Ok(term) };

@@ -53,7 +53,7 @@ fn fused(tensors: &[&Tensor]) -> bool {
 }
 
 /// Runs `body` on the values of contiguous CPU tensors, widened to f32 where they are not.
-fn with_f32<const K: usize, R>(tensors: [&Tensor; K], body: impl FnOnce([&[f32]; K]) -> R) -> Result<R> {
+pub fn with_f32<const K: usize, R>(tensors: [&Tensor; K], body: impl FnOnce([&[f32]; K]) -> R) -> Result<R> {
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut wide: [Vec<f32>; K] = std::array::from_fn(|_| vec![]);
     for (wide, guard) in wide.iter_mut().zip(&guards) {

@@ -67,7 +67,8 @@ pub struct EvalRow {
     pub eval_tokens: usize,
 }
 
-/// What one module's update was before a step. Shares are there where there is a direction.
+/// What one module's update was before a step. Shares are those of `asft inspect`, by the direction's own C and V whatever
+/// `asft.projector` says; they are there where there is a direction and neither V nor ΔW is 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleRow {
     /// Optimizer steps done, the one about to be taken included: the same as in its row of `metrics.jsonl`.
@@ -75,12 +76,18 @@ pub struct ModuleRow {
     pub module: String,
     /// ‖ΔW‖_F of the effective update, alpha / rank included.
     pub norm: f64,
-    /// ‖C ΔW‖_F / ‖ΔW‖_F, with what stands for C.
+    /// ‖C ΔW‖_F / ‖ΔW‖_F
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aligned: Option<f64>,
     /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orthogonal: Option<f64>,
+    /// ‖P ΔW‖_F / ‖ΔW‖_F, P being the projector on V's leading left singular vectors that hold 0.9 of ‖V‖_F².
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subspace_aligned: Option<f64>,
+    /// ‖(I − P) ΔW‖_F / ‖ΔW‖_F
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subspace_orthogonal: Option<f64>,
     /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F): below 0 where the update un-aligns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed: Option<f64>,

@@ -213,8 +213,9 @@ impl<'a> Run<'a> {
         let best_step = best.map(|best| best.step).filter(|best| self.settings.output.save_best && *best != step);
         ranks.on_first(|| {
             export::result(self.settings, &self.trained, self.output, step, best_step)?;
-            let penalties = &self.trained.trainer.penalties;
-            let updates = penalties.update_norms(self.settings.asft.scaled, self.trained.parameters())?;
+            let Trained { trainer, directions, .. } = &self.trained;
+            let (scaled, parameters) = (self.settings.asft.scaled, trainer.model.parameters());
+            let updates = trainer.penalties.update_norms(scaled, parameters, directions.as_ref())?;
             self.ledger.write_record(self.output, &updates)
         })?;
         Ok(Outcome {

@@ -7,7 +7,7 @@ use crate::support::tensors::norm;
 use asft::adapter;
 use asft::checkpoint::Checkpoint;
 use asft::method::direction_file::Directions;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
 /// √(Σ ‖(I − C) ΔW‖² / Σ ‖W‖²) of a run's adapter, with every matrix formed.
@@ -17,9 +17,9 @@ fn penalised_share(dir: &Path) -> f64 {
     let base = Checkpoint::open(&tiny("aligned")).unwrap();
     let (mut orthogonal, mut weights) = (0.0, 0.0);
     for (name, module) in &adapter.modules {
-        let direction = directions.factors(name).unwrap();
-        let basis = &direction.basis;
-        let c = basis.broadcast_mul(&direction.eigenvalues).unwrap().matmul(&basis.t().unwrap()).unwrap();
+        let direction = directions.read_without_right(name).unwrap();
+        let (basis, eigenvalues) = (&direction.basis, Tensor::new(direction.eigenvalues, &Device::Cpu).unwrap());
+        let c = basis.broadcast_mul(&eigenvalues).unwrap().matmul(&basis.t().unwrap()).unwrap();
         let update = (module.b.matmul(&module.a).unwrap() * adapter.scale(module)).unwrap();
         orthogonal += norm(&(&update - c.matmul(&update).unwrap()).unwrap()).powi(2);
         let weight = base.tensor(&format!("{name}.weight"), DType::F32, &Device::Cpu).unwrap();

@@ -1,13 +1,29 @@
-//! `modules.jsonl`: which part of each module's update the penalty sees, step by step.
+//! `modules.jsonl`: what each module's update consists of, step by step; and that `asft inspect` and `run.json` mean the same.
 
 use crate::support::command::{asft, json, succeeds, train};
-use crate::support::files::read_json_lines;
+use crate::support::files::{read_json, read_json_lines};
 use crate::support::runs::same_metrics;
 use serde_json::Value;
 use std::path::Path;
 
 fn modules(dir: &Path) -> Vec<Value> {
     read_json_lines(&dir.join("modules.jsonl"))
+}
+
+/// What `asft inspect` says of a run's result: of its adapter, or of its whole model.
+fn inspected(dir: &Path) -> Value {
+    let mut inspect = asft(&["inspect", "--json", "--direction"]);
+    inspect.arg(dir.join("direction.safetensors"));
+    match dir.join("adapter") {
+        adapter if adapter.is_dir() => inspect.arg("--adapter").arg(adapter),
+        _ => inspect.args(["--base", "tests/tiny/aligned", "--model"]).arg(dir.join("model")),
+    };
+    json(inspect)["modules"].take()
+}
+
+/// The row of `all` about the module that `row` is about.
+fn of_module<'a>(row: &Value, all: &'a Value) -> &'a Value {
+    all.as_array().unwrap().iter().find(|other| other["module"] == row["module"]).unwrap()
 }
 
 #[test]
@@ -31,23 +47,61 @@ fn modules_are_measured_penalised_or_not() {
     assert!(norms(&held) < 0.5 * norms(&plain));
     assert!(held.iter().all(|row| row["gradient_ratio"].as_f64().unwrap() > 0.01), "{held:?}");
     // `asft inspect` says the same of the adapter, which the last step, at a rate of almost zero, hardly moved.
-    let mut inspect = asft(&["inspect", "--json", "--adapter"]);
-    inspect.arg(dir("plain").join("adapter")).arg("--direction").arg(dir("plain").join("direction.safetensors"));
-    let inspected = json(inspect);
+    let inspected = inspected(&dir("plain"));
     for row in &plain[12..] {
-        let of_adapter = inspected["modules"].as_array().unwrap();
-        let same = of_adapter.iter().find(|module| module["module"] == row["module"]).unwrap();
+        let same = of_module(row, &inspected);
         for key in ["norm", "aligned", "orthogonal", "signed"] {
             let (one, other) = (row[key].as_f64().unwrap(), same[key].as_f64().unwrap());
             assert!((one - other).abs() < 1e-3 * other.abs().max(0.1), "{key}: {row} {same}");
         }
     }
-    // Where the models are equal, nothing is aligned.
+    // Where the models are equal, there is nothing to be aligned with.
     let sets = ["asft.penalize=all", log, "train.max_steps=16", "model.unaligned=tests/tiny/aligned"];
     succeeds(train(&dir("flat"), &sets, &[]));
     let flat = &modules(&dir("flat"))[0];
-    assert_eq!((flat["aligned"].as_f64(), flat["orthogonal"].as_f64()), (Some(0.0), Some(1.0)));
+    assert!(flat["norm"].as_f64() > Some(0.0), "{flat}");
+    assert!(["aligned", "orthogonal", "signed"].iter().all(|key| flat.get(key).is_none()), "{flat}");
     // Measuring changes nothing.
     succeeds(train(&dir("unmeasured"), &["asft.lambda=10"], &[]));
     same_metrics(&dir("unmeasured"), &dir("held"));
+}
+
+#[test]
+fn shares_mean_the_same_in_a_log_a_record_and_an_inspection_under_every_projector() {
+    let scratch = tempfile::tempdir().unwrap();
+    let cases: [&[&str]; 5] = [
+        &["asft.projector=paper"],
+        &["asft.projector=subspace"],
+        &["asft.projector=subspace", "asft.subspace_rank=2", "asft.penalize=orthogonal+reverse"],
+        &["asft.projector=random", "asft.projector_seed=3", "asft.penalize=orthogonal+reverse"],
+        &["asft.projector=random", "train.method=full", "train.learning_rate=1e-3"],
+    ];
+    for (case, projector) in cases.into_iter().enumerate() {
+        let run = |steps: usize, log: &[&str]| {
+            let dir = scratch.path().join(format!("{case}-{steps}"));
+            let steps = format!("train.max_steps={steps}");
+            let sets = [projector, &["train.schedule=constant", "asft.lambda=0.1", &steps], log].concat();
+            succeeds(train(&dir, &sets, &[]));
+            dir
+        };
+        // The row before the ninth step is that of what eight steps leave.
+        let (result, logged) = (run(8, &[]), run(9, &["output.log_modules_every=9"]));
+        let (rows, inspected) = (modules(&logged), inspected(&result));
+        let record = read_json(&result.join("run.json"));
+        assert_eq!((rows.len(), inspected.as_array().unwrap().len()), (6, 6));
+        for row in &rows {
+            let (same, norms) = (of_module(row, &inspected), of_module(row, &record["update_norms"]));
+            let near = |key: &str, other: f64| {
+                let one = row[key].as_f64().unwrap();
+                assert!((one - other).abs() < 1e-6 * other.abs(), "{projector:?} {key}: {row} {same} {norms}");
+            };
+            let shares = ["aligned", "orthogonal", "subspace_aligned", "subspace_orthogonal", "signed"];
+            for key in ["norm"].into_iter().chain(shares) {
+                near(key, same[key].as_f64().unwrap());
+            }
+            for (key, part) in [("aligned", "parallel"), ("orthogonal", "orthogonal")] {
+                near(key, norms[part].as_f64().unwrap() / norms["norm"].as_f64().unwrap());
+            }
+        }
+    }
 }

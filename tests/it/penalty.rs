@@ -3,33 +3,17 @@
 
 use crate::support::files::{fixture, read_json};
 use crate::support::tensors::{norm, relative_error, to_vec};
-use asft::method::direction_file::DirectionFactors;
-use asft::method::spectral::{Keep, Setting, factorize};
-use asft::method::{AsftOptions, Factors, Penalize, Penalty, Projector, random_direction, random_right_basis};
+use asft::method::shares::Products;
+use asft::method::{AsftOptions, Direction, Keep, Operator, Penalize, Penalty, Projector, random_direction};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::HashMap;
 
 const TOLERANCE: f64 = 1e-5;
 
-fn direction(v: &Tensor) -> DirectionFactors {
-    signed_direction(v, Keep::Tolerance(0.0)).0
-}
-
-/// V's direction and its right singular vectors.
-fn signed_direction(v: &Tensor, keep: Keep) -> (DirectionFactors, Tensor) {
-    let (d_out, d_in) = v.dims2().unwrap();
-    let values: Vec<f32> = v.flatten_all().unwrap().to_vec1().unwrap();
-    let setting = Setting { keep, memory: usize::MAX, par: faer::Par::Seq };
-    let found = factorize(&|| Ok(values.clone()), (d_out, d_in), &setting).unwrap().0;
-    let k = found.rank();
-    let direction = DirectionFactors {
-        basis: Tensor::from_vec(found.basis, (d_out, k), &Device::Cpu).unwrap(),
-        eigenvalues: Tensor::from_vec(found.eigenvalues, k, &Device::Cpu).unwrap(),
-        v_norm: found.v_norm,
-        residual: found.residual,
-    };
-    (direction, Tensor::from_vec(found.right_basis, (d_in, k), &Device::Cpu).unwrap())
+/// All of V's direction.
+fn direction(v: &Tensor) -> Direction {
+    Direction::of(v, Keep::Tolerance(0.0)).unwrap()
 }
 
 fn scalar(x: &Tensor) -> f64 {
@@ -76,7 +60,7 @@ fn every_golden_is_met() {
     let mut worst = 0f64;
     let cases = index["cases"].as_array().unwrap();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
-    let mut directions: HashMap<&str, DirectionFactors> = HashMap::new();
+    let mut directions: HashMap<&str, Direction> = HashMap::new();
     for case in cases {
         let (key, module) = (case["key"].as_str().unwrap(), case["module"].as_str().unwrap());
         let golden = |suffix: &str| &goldens[&format!("{key}.{suffix}")];
@@ -84,18 +68,18 @@ fn every_golden_is_met() {
         let options = options(case, &index);
         let penalty = Penalty::new(&options).unwrap();
         let direction = directions.entry(module).or_insert_with(|| direction(input("V")));
-        let factors = Factors::new(&options, direction, &Device::Cpu).unwrap();
+        let operator = Operator::new(&options, direction, &Device::Cpu).unwrap();
         if options.projector == Projector::Subspace {
             let which = if options.subspace_rank.is_some() { "k_by_rank" } else { "k_by_energy" };
-            assert_eq!(factors.rank() as u64, index["modules"][module][which].as_u64().unwrap(), "{key}");
+            assert_eq!(operator.rank() as u64, index["modules"][module][which].as_u64().unwrap(), "{key}");
         }
         if case["form"] == "lora" {
-            let term = penalty.lora(Some(&factors), input("A"), input("B"), scale).unwrap();
+            let term = penalty.lora(Some(&operator), input("A"), input("B"), scale).unwrap();
             worst = worst.max(assert_value(key, term.value.read().unwrap(), scalar(golden("value"))));
             worst = worst.max(assert_near(key, &term.grad_a, golden("grad_A")));
             worst = worst.max(assert_near(key, &term.grad_b, golden("grad_B")));
         } else {
-            let term = penalty.full(Some(&factors), input("delta")).unwrap();
+            let term = penalty.full(Some(&operator), input("delta")).unwrap();
             worst = worst.max(assert_value(key, term.value.read().unwrap(), scalar(golden("value"))));
             worst = worst.max(assert_near(key, &term.grad, golden("grad")));
         }
@@ -135,8 +119,8 @@ fn larger_layers_meet_the_literal_formula() {
         ] {
             for scaled in [false, true] {
                 let options = AsftOptions { lambda: 1.3.into(), penalize, scaled, ..Default::default() };
-                let factors = Factors::new(&options, &direction, &device).unwrap();
-                let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+                let operator = Operator::new(&options, &direction, &device).unwrap();
+                let term = Penalty::new(&options).unwrap().lora(Some(&operator), &a, &b, 4.0).unwrap();
                 let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
                 let (value, grad_a, grad_b) = literal(&m, &a, &b, weight);
                 let what = format!("{penalize:?} scaled {scaled} [{d_out}, {d_in}]");
@@ -150,7 +134,7 @@ fn larger_layers_meet_the_literal_formula() {
 
 #[test]
 fn a_cancelling_product_keeps_its_digits() {
-    // B's columns are nearly opposite and A's rows nearly equal: B A is a thousandth of what its factors suggest.
+    // B's columns are nearly opposite and A's rows nearly equal: B A is a thousandth of what its operator suggest.
     let device = Device::Cpu;
     let column = Tensor::randn(0f32, 1.0, (64, 1), &device).unwrap();
     let row = Tensor::randn(0f32, 1.0, (1, 80), &device).unwrap();
@@ -169,9 +153,11 @@ fn a_cancelling_product_keeps_its_digits() {
 #[test]
 fn a_file_truncated_too_far_for_the_subspace_is_refused() {
     let device = Device::Cpu;
-    let direction = DirectionFactors {
+    let direction = Direction {
+        shape: (2, 2),
         basis: Tensor::new(&[[1f32], [0.0]], &device).unwrap(),
-        eigenvalues: Tensor::new(&[0.5f32], &device).unwrap(),
+        right: None,
+        eigenvalues: vec![0.5],
         v_norm: 1.0,
         residual: 0.4,
     };
@@ -182,7 +168,7 @@ fn a_file_truncated_too_far_for_the_subspace_is_refused() {
             subspace_energy: energy,
             ..Default::default()
         };
-        let error = Factors::new(&options, &direction, &device).unwrap_err();
+        let error = Operator::new(&options, &direction, &device).unwrap_err();
         assert_eq!(asft::error::exit_code(&error), 2);
     }
 }
@@ -218,7 +204,7 @@ fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
     let device = Device::Cpu;
     for (d_out, d_in, r) in [(40, 72, 4), (72, 40, 8), (48, 64, 1)] {
         let v = random(d_out, d_in, 0.02);
-        let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+        let direction = direction(&v);
         let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
         let along = v.matmul(&a.t().unwrap()).unwrap();
         let along = (&along * (norm(&b) / norm(&along))).unwrap();
@@ -226,11 +212,11 @@ fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
             let options =
                 AsftOptions { lambda: 1.3.into(), penalize: Penalize::OrthogonalReverse, scaled, ..Default::default() };
             let penalty = Penalty::new(&options).unwrap();
-            let factors = Factors::new(&options, &direction, &device).unwrap().with_sign(&direction, &right).unwrap();
+            let operator = Operator::new(&options, &direction, &device).unwrap();
             // Well with V for turn = 1, well against it for −1: ⟨V Aᵀ A, V⟩ is positive.
             let b = (&b + (&along * (2.0 * turn)).unwrap()).unwrap();
             let delta = b.matmul(&a).unwrap();
-            let term = penalty.lora(Some(&factors), &a, &b, 4.0).unwrap();
+            let term = penalty.lora(Some(&operator), &a, &b, 4.0).unwrap();
             let weight = 1.3 * if scaled { 16.0 } else { 1.0 };
             let (value, by_delta) = literal_signed(&v, &wide(&b).matmul(&wide(&a)).unwrap(), weight);
             let what = format!("[{d_out}, {d_in}] {turn} {scaled}");
@@ -238,24 +224,25 @@ fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
             assert_near(&what, &term.grad_a, &wide(&b).t().unwrap().matmul(&by_delta).unwrap());
             assert_near(&what, &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
             let plain = AsftOptions { penalize: Penalize::Orthogonal, ..options.clone() };
-            let plain = Penalty::new(&plain).unwrap().lora(Some(&factors), &a, &b, 4.0).unwrap();
+            let plain = Penalty::new(&plain).unwrap().lora(Some(&operator), &a, &b, 4.0).unwrap();
             let [with, without] = [&term, &plain].map(|term| term.value.read().unwrap());
             assert_eq!(with > without, turn < 0.0, "{what}");
             if !scaled {
-                let full = penalty.full(Some(&factors), &delta).unwrap();
+                let full = penalty.full(Some(&operator), &delta).unwrap();
                 assert_value(&what, full.value.read().unwrap(), value);
                 assert_near(&what, &full.grad, &by_delta);
             }
-            let shares = factors.shares(&a, &b).unwrap();
+            let shares = Products::lora(Some(&direction), &a, &b, 1.0).unwrap();
+            let signed = |shares: &Products| shares.signed(&direction).unwrap();
             let cosine = inner(&delta, &v) / norm(&delta) / norm(&v);
-            assert!((shares.signed.unwrap() - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
-            let full = factors.full_shares(&delta).unwrap();
+            assert!((signed(&shares) - cosine).abs() < 1e-6 && cosine * turn > 0.0, "{what}: {shares:?}");
+            let full = Products::full(Some(&direction), &delta).unwrap();
             for (one, other) in [
-                (shares.norm, norm(&delta)),
-                (full.norm, shares.norm),
-                (full.aligned, shares.aligned),
-                (full.orthogonal, shares.orthogonal),
-                (full.signed.unwrap(), cosine),
+                (shares.norm(), norm(&delta)),
+                (full.norm(), shares.norm()),
+                (full.aligned().unwrap(), shares.aligned().unwrap()),
+                (full.orthogonal().unwrap(), shares.orthogonal().unwrap()),
+                (signed(&full), cosine),
             ] {
                 assert!((one - other).abs() < 1e-5 * other.abs(), "{what}: {shares:?} {full:?}");
             }
@@ -267,15 +254,15 @@ fn what_moves_against_v_is_penalised_and_what_follows_it_is_not() {
 fn the_signed_gradient_equals_finite_differences() {
     let (d_out, d_in, r) = (12, 20, 3);
     let v = random(d_out, d_in, 0.5);
-    let (direction, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let direction = direction(&v);
     let options = AsftOptions { lambda: 0.7.into(), penalize: Penalize::OrthogonalReverse, ..Default::default() };
     let penalty = Penalty::new(&options).unwrap();
-    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let operator = Operator::new(&options, &direction, &Device::Cpu).unwrap();
     let (a, b) = (random(r, d_in, 1.0), random(d_out, r, 1.0));
     let against = v.matmul(&a.t().unwrap()).unwrap();
     let b = (&b - (&against * (2.0 * norm(&b) / norm(&against))).unwrap()).unwrap();
-    let value = |a: &Tensor, b: &Tensor| penalty.lora(Some(&factors), a, b, 1.0).unwrap().value.read().unwrap();
-    let term = penalty.lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let value = |a: &Tensor, b: &Tensor| penalty.lora(Some(&operator), a, b, 1.0).unwrap().value.read().unwrap();
+    let term = penalty.lora(Some(&operator), &a, &b, 1.0).unwrap();
     let h = 1e-2;
     for (x, gradient, of_a) in [(&a, &term.grad_a, true), (&b, &term.grad_b, false)] {
         // Along the gradient, where the difference stands out from rounding.
@@ -291,20 +278,18 @@ fn the_signed_gradient_equals_finite_differences() {
 fn a_truncated_direction_misses_no_more_of_v_than_stated() {
     let (d_out, d_in) = (64, 80);
     let v = random(d_out, d_in, 0.02);
-    let (direction, right) = signed_direction(&v, Keep::Rank(20));
+    let direction = Direction::of(&v, Keep::Rank(20)).unwrap();
     let options = AsftOptions { penalize: Penalize::OrthogonalReverse, ..Default::default() };
-    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
-    let kept: f32 = direction.eigenvalues.sum_all().unwrap().to_scalar().unwrap();
-    let bound = (1.0 - f64::from(kept / direction.v_norm)).sqrt();
+    let bound = (1.0 - direction.energy()).sqrt();
     assert!(bound > 0.3, "{bound}");
     for _ in 0..20 {
         let delta = (random(d_out, d_in, 0.01) - (&v * 0.1).unwrap()).unwrap();
-        let found = factors.full_shares(&delta).unwrap().signed.unwrap();
+        let found = Products::full(Some(&direction), &delta).unwrap().signed(&direction).unwrap();
         let exact = inner(&delta, &v) / norm(&delta) / norm(&v);
         assert!((found - exact).abs() <= bound, "{found} {exact} {bound}");
     }
     // Without the right singular vectors there is no sign.
-    let unsigned = Factors::new(&options, &direction, &Device::Cpu).unwrap();
+    let unsigned = Operator::new(&options, &direction.without_right(), &Device::Cpu).unwrap();
     let error = Penalty::new(&options).unwrap().full(Some(&unsigned), &v).err().unwrap();
     assert!(error.to_string().contains("right singular vectors"), "{error}");
 }
@@ -313,11 +298,11 @@ fn a_truncated_direction_misses_no_more_of_v_than_stated() {
 fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
     let (d_out, d_in, r) = (64, 80, 4);
     let v = random(d_out, d_in, 0.5);
-    let (stored, right) = signed_direction(&v, Keep::Tolerance(0.0));
+    let stored = direction(&v);
     let direction = random_direction(&stored, "m", 3).unwrap();
-    let right = random_right_basis(&right, "m", 3).unwrap();
-    let spectrum = (wide(&stored.eigenvalues) * f64::from(stored.v_norm)).unwrap().sqrt().unwrap();
-    let other = wide(&direction.basis).broadcast_mul(&spectrum).unwrap().matmul(&wide(&right).t().unwrap()).unwrap();
+    let right = direction.right().unwrap();
+    let spectrum = Tensor::new(stored.sigma(), &Device::Cpu).unwrap();
+    let other = wide(&direction.basis).broadcast_mul(&spectrum).unwrap().matmul(&wide(right).t().unwrap()).unwrap();
     assert!((norm(&other) / norm(&v) - 1.0).abs() < 1e-5);
     assert!(inner(&other, &v).abs() < 0.1 * norm(&v).powi(2), "{}", inner(&other, &v));
     let options = AsftOptions {
@@ -326,9 +311,9 @@ fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
         projector: Projector::Random,
         ..Default::default()
     };
-    let factors = Factors::new(&options, &direction, &Device::Cpu).unwrap().with_sign(&direction, &right).unwrap();
+    let operator = Operator::new(&options, &direction, &Device::Cpu).unwrap();
     let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
-    let term = Penalty::new(&options).unwrap().lora(Some(&factors), &a, &b, 1.0).unwrap();
+    let term = Penalty::new(&options).unwrap().lora(Some(&operator), &a, &b, 1.0).unwrap();
     let (value, by_delta) = literal_signed(&other, &wide(&b).matmul(&wide(&a)).unwrap(), 1.3);
     assert_value("random", term.value.read().unwrap(), value);
     assert_near("random", &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());

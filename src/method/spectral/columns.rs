@@ -31,14 +31,20 @@ pub fn store(to: &mut [f32], k: usize, row0: usize, column0: usize, block: &Mat<
     }
 }
 
-/// Scales columns to unit length.
-pub fn unit_columns(values: &mut [f32], k: usize) {
+/// The squared lengths of k columns.
+pub fn column_squares(values: &[f32], k: usize) -> Vec<f64> {
     let mut squares = vec![0f64; k];
     for row in values.chunks(k.max(1)) {
         for (sum, value) in squares.iter_mut().zip(row) {
             *sum += f64::from(*value).powi(2);
         }
     }
+    squares
+}
+
+/// Scales columns to unit length.
+pub fn unit_columns(values: &mut [f32], k: usize) {
+    let squares = column_squares(values, k);
     for row in values.chunks_mut(k.max(1)) {
         for (value, sum) in row.iter_mut().zip(&squares) {
             *value = (f64::from(*value) / sum.sqrt().max(f64::MIN_POSITIVE)) as f32;

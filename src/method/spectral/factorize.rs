@@ -16,12 +16,13 @@
 //! what is kept of the factors for d_out ≤ d_in, else 2 m + 12 q.
 
 use super::certify::{Hints, residual_left, residual_right};
-use super::columns::{descending, fix_signs, orthonormalize, reorder, row_major, store, unit_columns};
+use super::columns::{column_squares, descending, fix_signs, orthonormalize, reorder, row_major, store, unit_columns};
 use super::dense::{View, for_each_product, gram_lower, multiply_f32};
 use super::eigen::eigen_in_place;
+use super::factors::Direction;
 use super::symmetric::{Packed, SMALL, Symmetric};
-use crate::method::direction_file::ModuleDirection;
 use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
 use faer::{Mat, Par};
 use std::time::Instant;
 
@@ -82,17 +83,26 @@ pub fn useful_bytes(d_out: usize, d_in: usize, keep: Keep) -> usize {
     (2 * m).max(m + 8 * q).max(decomposition).max(certificate)
 }
 
+impl Direction {
+    /// The direction of V [d_out, d_in] itself, with R. For a V that is read, and memory that is short, [`factorize`].
+    pub fn of(v: &Tensor, keep: Keep) -> Result<Self> {
+        let values: Vec<f32> = v.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let setting = Setting { keep, memory: usize::MAX, par: Par::rayon(0) };
+        factorize(&|| Ok(values.clone()), v.dims2()?, &setting).map(|(direction, _)| direction)
+    }
+}
+
 /// Factorizes the V that `load` reads, row-major.
 pub fn factorize(
     load: &dyn Fn() -> Result<Vec<f32>>,
     (d_out, d_in): (usize, usize),
     setting: &Setting,
-) -> Result<(ModuleDirection, Phases)> {
+) -> Result<(Direction, Phases)> {
     let mut work = Work { load, d_out, d_in, norm: 0.0, setting, phases: Phases::default() };
     let v = work.read()?;
     work.norm = v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     if work.norm == 0.0 {
-        return Ok((ModuleDirection::zero(d_out, d_in), work.phases));
+        return Ok((Direction::zero((d_out, d_in))?, work.phases));
     }
     let mut v = Some(v);
     for margin in MARGINS {
@@ -171,7 +181,7 @@ impl Work<'_> {
         timed(&mut self.phases.products, || gram_lower(view, !left, 1.0 / norm, par))
     }
 
-    fn attempt(&mut self, v: Vec<f32>, margin: f64) -> Result<ModuleDirection> {
+    fn attempt(&mut self, v: Vec<f32>, margin: f64) -> Result<Direction> {
         let square = self.square(&v);
         drop(v);
         let mut eigen = self.phases.eigen;
@@ -246,7 +256,7 @@ impl Work<'_> {
     }
 
     /// d_out ≤ d_in: the eigenvectors are U.
-    fn finish_left(&mut self, found: Leading) -> Result<ModuleDirection> {
+    fn finish_left(&mut self, found: Leading) -> Result<Direction> {
         let Leading { vectors: mut basis, k, next, square } = found;
         fix_signs(&mut basis, k);
         let v = self.read()?;
@@ -273,11 +283,11 @@ impl Work<'_> {
             let v = self.read()?;
             right = self.right_vectors(&v, &basis, k).0;
         }
-        Ok(self.direction(basis, c, right, residual))
+        self.direction(basis, c, right, residual)
     }
 
     /// d_out > d_in: the eigenvectors are right singular vectors; U = V W / σ, made orthonormal.
-    fn finish_right(&mut self, found: Leading) -> Result<ModuleDirection> {
+    fn finish_right(&mut self, found: Leading) -> Result<Direction> {
         let Leading { vectors, k, next, .. } = found;
         let v = self.read()?;
         let (d_out, d_in, norm, par) = (self.d_out, self.d_in, self.norm, self.setting.par);
@@ -297,22 +307,18 @@ impl Work<'_> {
         let residual = timed(&mut self.phases.certify, || {
             residual_right(v, View::new(&basis, d_out, k), View::new(&right, d_in, k), &c, norm, hints, par)
         });
-        Ok(self.direction(basis, c, right, residual))
+        self.direction(basis, c, right, residual)
     }
 
     /// V B or VᵀB, row-major, and the squared lengths of its columns.
     fn product(&self, v: &[f32], transposed: bool, b: View) -> (Vec<f32>, Vec<f64>) {
         let (k, par) = (b.columns, self.setting.par);
-        let mut squares = vec![0f64; k];
         if self.is_coarse() {
             let out = multiply_f32(self.view(v), transposed, b, par);
-            for row in out.chunks(k.max(1)) {
-                for (sum, value) in squares.iter_mut().zip(row) {
-                    *sum += f64::from(*value).powi(2);
-                }
-            }
+            let squares = column_squares(&out, k);
             return (out, squares);
         }
+        let mut squares = vec![0f64; k];
         let mut out = vec![0f32; k * if transposed { self.d_in } else { self.d_out }];
         for_each_product(self.view(v), transposed, b, par, |row, column, block| {
             for j in 0..block.ncols() {
@@ -337,17 +343,17 @@ impl Work<'_> {
         (right, squares.iter().map(|s| (s / self.norm) as f32).collect())
     }
 
-    fn direction(&self, basis: Vec<f32>, c: Vec<f32>, right: Vec<f32>, residual: f64) -> ModuleDirection {
-        ModuleDirection {
-            d_out: self.d_out,
-            d_in: self.d_in,
-            basis,
+    fn direction(&self, basis: Vec<f32>, c: Vec<f32>, right: Vec<f32>, residual: f64) -> Result<Direction> {
+        let (k, device) = (c.len(), &Device::Cpu);
+        Ok(Direction {
+            shape: (self.d_out, self.d_in),
+            basis: Tensor::from_vec(basis, (self.d_out, k), device)?,
+            right: Some(Tensor::from_vec(right, (self.d_in, k), device)?),
             eigenvalues: c,
-            right_basis: right,
             v_norm: self.norm as f32,
             // Rounded up, as it is an upper bound.
             residual: (residual as f32).next_up(),
-        }
+        })
     }
 }
 

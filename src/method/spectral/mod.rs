@@ -8,7 +8,10 @@ mod columns;
 mod dense;
 mod eigen;
 mod factorize;
+mod factors;
 mod krylov;
 mod symmetric;
 
+pub use columns::column_squares;
 pub use factorize::{Keep, Phases, Setting, factorize, useful_bytes};
+pub use factors::Direction;

@@ -7,6 +7,7 @@
 use super::workload::{Micro, Workload};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
+use crate::method::Projector;
 use crate::model::{BLOCK_LINEARS, ModelSpec};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
@@ -204,13 +205,19 @@ impl<'a> Estimate<'a> {
         (4 * self.model_elements() + 2 * embedding + starts) * F32
     }
 
-    /// Up to full rank; a direction file may hold fewer. V's right singular vectors where its sign counts or is logged.
+    /// Up to full rank; a direction file may hold fewer. V's right singular vectors where its sign counts or is logged; where
+    /// modules are logged, what stands for C besides, if that is not C.
     fn direction_bytes(&self) -> usize {
         if !self.settings.uses_direction() {
             return 0;
         }
-        let signed = self.settings.asft.needs_sign() || self.settings.output.log_modules_every.is_some();
-        let rows = |(d_out, d_in): (usize, usize)| if signed { d_out + d_in } else { d_out };
+        let asft = &self.settings.asft;
+        let logged = self.settings.output.log_modules_every.is_some();
+        let apart = logged && asft.needs_direction() && asft.projector != Projector::Paper;
+        let left = 1 + usize::from(apart);
+        let random = apart && asft.needs_sign() && asft.projector == Projector::Random;
+        let right = usize::from(logged || asft.needs_sign()) + usize::from(random);
+        let rows = |(d_out, d_in): (usize, usize)| left * d_out + right * d_in;
         self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }
 

@@ -52,7 +52,7 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
     check_inputs(settings, &ready, start, allowed)?;
     let trainer = trainer(settings, &ready, model, defence, directions.as_ref())?;
     let inputs = input_hashes(settings, &ready.record);
-    let mut trained = Trained::new(trainer, ready.base, ready.checkpoint, ready.adapter, inputs);
+    let mut trained = Trained::new(trainer, ready.base, ready.checkpoint, ready.adapter, directions, inputs);
     if let Some(saved) = start.saved() {
         saved.restore(&mut trained)?;
     }

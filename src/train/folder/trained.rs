@@ -4,6 +4,7 @@ use crate::adapter::{Adapter, BaseIdentity, model_card};
 use crate::checkpoint::Checkpoint;
 use crate::hub::Resolved;
 use crate::method::Penalize;
+use crate::method::direction_file::Directions;
 use crate::model::Parameters;
 use crate::train::step::trainer::Trainer;
 use anyhow::Result;
@@ -22,6 +23,8 @@ pub struct Trained {
     pub checkpoint: Checkpoint,
     /// As it was before training; `None` in full tuning.
     pub adapter: Option<Adapter>,
+    /// What its updates are measured by in the end; `None` where the run needs no direction.
+    pub directions: Option<Directions>,
     /// Content hashes of the inputs by the settings that name them.
     pub inputs: BTreeMap<String, String>,
     /// Of the adapter's base, once a checkpoint needed it.
@@ -34,9 +37,10 @@ impl Trained {
         base: Resolved,
         checkpoint: Checkpoint,
         adapter: Option<Adapter>,
+        directions: Option<Directions>,
         inputs: BTreeMap<String, String>,
     ) -> Self {
-        Self { trainer, base, checkpoint, adapter, inputs, identity: OnceCell::new() }
+        Self { trainer, base, checkpoint, adapter, directions, inputs, identity: OnceCell::new() }
     }
 
     pub fn parameters(&self) -> &Parameters {

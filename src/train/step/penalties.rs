@@ -2,17 +2,15 @@
 
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
-use crate::method::{
-    AsftOptions, Dual, Factors, Lambda, Penalty, Projector, UpdateShares, lora_square, random_direction,
-    random_right_basis,
-};
+use crate::method::shares::Products;
+use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, random_direction};
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::sort_naturally;
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use crate::report::{ModuleRow, UpdateNorm};
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -25,7 +23,10 @@ enum Update {
 }
 
 struct Module {
-    factors: Option<Factors>,
+    /// What stands for C in its penalty; none where that does not depend on V.
+    operator: Option<Operator>,
+    /// What its update is measured by, on the device that trains, where modules are logged and there is a direction.
+    direction: Option<Direction>,
     update: Update,
 }
 
@@ -49,27 +50,29 @@ struct Constraint {
 /// What modules are made from.
 struct Sources<'a> {
     directions: Option<&'a Directions>,
-    /// Whether V's sign is wanted.
-    signed: bool,
+    /// Whether updates are to be measured, penalised or not.
+    measured: bool,
     adapter: Option<&'a Adapter>,
     model: &'a Decoder,
 }
 
 impl Sources<'_> {
-    /// One module's C, and V's sign where it is wanted, or what stands for them.
-    fn factors(&self, options: &AsftOptions, name: &str) -> Result<Option<Factors>> {
-        let Some(directions) = self.directions else { return Ok(None) };
-        let (random, seed) = (options.projector == Projector::Random, options.projector_seed);
-        let stored = directions.factors(name)?;
-        let direction = if random { random_direction(&stored, name, seed)? } else { stored };
-        let of_module = || format!("direction of {name}");
-        let factors = Factors::new(options, &direction, self.model.device()).with_context(of_module)?;
-        if !self.signed {
-            return Ok(Some(factors));
-        }
-        let stored = directions.right_basis(name)?;
-        let right = if random { random_right_basis(&stored, name, seed)? } else { stored };
-        factors.with_sign(&direction, &right).with_context(of_module).map(Some)
+    /// One module's operator and direction, each where it is wanted. R is half of a direction: it is read only where a sign
+    /// counts.
+    fn of_module(&self, options: &AsftOptions, name: &str) -> Result<(Option<Operator>, Option<Direction>)> {
+        let Some(directions) = self.directions else { return Ok((None, None)) };
+        let signed = self.measured || options.needs_sign();
+        let stored = if signed { directions.read(name)? } else { directions.read_without_right(name)? };
+        let stored = if self.measured { stored.to_device(self.model.device())? } else { stored };
+        let operator = options.needs_direction().then(|| self.operator(options, name, &stored)).transpose()?;
+        Ok((operator, self.measured.then_some(stored)))
+    }
+
+    fn operator(&self, options: &AsftOptions, name: &str, stored: &Direction) -> Result<Operator> {
+        let wanted = if options.needs_sign() { stored.clone() } else { stored.without_right() };
+        let random = options.projector == Projector::Random;
+        let direction = if random { random_direction(&wanted, name, options.projector_seed)? } else { wanted };
+        Operator::new(options, &direction, self.model.device()).with_context(|| format!("direction of {name}"))
     }
 }
 
@@ -126,12 +129,12 @@ impl Penalties {
         // For the norms at the end: an adapter's updates cost nothing to keep track of, those of whole weights do.
         let targets = if penalty.is_active() || adapter.is_some() { targets } else { &[] };
         let directions = directions.filter(|_| options.needs_direction());
-        let sources = Sources { directions, signed: options.needs_sign(), adapter, model };
+        let sources = Sources { directions, measured: false, adapter, model };
         Self::over(penalty, options, targets, &sources)
     }
 
-    /// As [`Penalties::new`], with every target's update to be measured, penalised or not; and with V's sign and shares
-    /// where there are directions.
+    /// As [`Penalties::new`], with every target's update to be measured, penalised or not, and by its direction where there
+    /// is one.
     pub fn measured(
         options: &AsftOptions,
         targets: &[String],
@@ -139,14 +142,14 @@ impl Penalties {
         adapter: Option<&Adapter>,
         model: &Decoder,
     ) -> Result<Self> {
-        Self::over(Penalty::new(options)?, options, targets, &Sources { directions, signed: true, adapter, model })
+        Self::over(Penalty::new(options)?, options, targets, &Sources { directions, measured: true, adapter, model })
     }
 
     fn over(penalty: Penalty, options: &AsftOptions, targets: &[String], sources: &Sources) -> Result<Self> {
         let (mut modules, mut weights) = (BTreeMap::new(), 0.0);
         let Sources { model, adapter, .. } = sources;
         for name in targets {
-            let factors = sources.factors(options, name)?;
+            let (operator, direction) = sources.of_module(options, name)?;
             let update = match adapter {
                 Some(adapter) => {
                     let module = adapter.modules.get(name).with_context(|| format!("{name} has no adapter"))?;
@@ -157,7 +160,7 @@ impl Penalties {
             if options.lambda == Lambda::AUTO {
                 weights += square_sum(model.weight(name)?)?.read()?;
             }
-            modules.insert(name.clone(), Module { factors, update });
+            modules.insert(name.clone(), Module { operator, direction, update });
         }
         let constraint = match (options.lambda, options.max_orthogonal) {
             (Lambda::AUTO, Some(limit)) => Some(Constraint { dual: Dual::default(), limit, weights }),
@@ -199,7 +202,7 @@ impl Penalties {
             let term = module.term(name, &self.penalty, &update)?;
             if let Some((step, rows)) = &mut rows {
                 let ratio = ratio(&term, gradients)?.filter(|_| self.penalty.is_active());
-                rows.push(row(*step, name, module, module.shares(&update)?, ratio));
+                rows.push(module.row(*step, name, &update, ratio)?);
             }
             add(term, gradients)?;
         }
@@ -229,20 +232,28 @@ impl Penalties {
         }
     }
 
-    /// ‖ΔW‖_F of each module, and where there is a direction, its two parts: ‖CΔW‖_F and ‖(I − C)ΔW‖_F, in closed form.
-    /// ΔW is what the penalty sees: with `asft.scaled` it counts alpha/rank in.
+    /// ‖ΔW‖_F of each module, and where there are `directions`, the norms of its two parts, ‖CΔW‖_F and ‖(I − C)ΔW‖_F, by the
+    /// direction's own C, whatever stands for it in the penalty. ΔW is bare, as the penalty has it: with `asft.scaled` it counts
+    /// alpha/rank in.
     ///
     /// In full tuning with neither penalty nor module log there is none: the weights from before training are not kept.
-    pub fn update_norms(&self, scaled: bool, parameters: &Parameters) -> Result<Vec<UpdateNorm>> {
+    pub fn update_norms(
+        &self,
+        scaled: bool,
+        parameters: &Parameters,
+        directions: Option<&Directions>,
+    ) -> Result<Vec<UpdateNorm>> {
         let mut names: Vec<String> = self.modules.keys().cloned().collect();
         sort_naturally(&mut names);
         let norms = names.into_iter().map(|name| {
             let module = &self.modules[&name];
-            let shares = module.shares(&module.values(&name, parameters)?)?;
-            let norm = shares.norm * if scaled { module.scale() } else { 1.0 };
-            let part = |share: f64| module.factors.as_ref().map(|_| share * norm);
-            let (parallel, orthogonal) = (part(shares.aligned), part(shares.orthogonal));
-            Ok(UpdateNorm { module: name, norm, parallel, orthogonal })
+            let update = module.values(&name, parameters)?;
+            let read = |directions: &Directions| directions.read_without_right(&name)?.to_device(update.device());
+            let direction = directions.map(read).transpose()?;
+            let products = update.products(direction.as_ref(), if scaled { module.scale() } else { 1.0 })?;
+            let part = |square: f64| direction.as_ref().map(|_| square.max(0.0).sqrt());
+            let (parallel, orthogonal) = (part(products.c_square), part(products.orthogonal_square()));
+            Ok(UpdateNorm { module: name, norm: products.norm(), parallel, orthogonal })
         });
         norms.collect()
     }
@@ -252,6 +263,23 @@ impl Penalties {
 enum Values {
     Lora { a: Tensor, b: Tensor },
     Full { delta: Tensor },
+}
+
+impl Values {
+    fn device(&self) -> &Device {
+        match self {
+            Self::Lora { a, .. } => a.device(),
+            Self::Full { delta } => delta.device(),
+        }
+    }
+
+    /// Of the update times `scale`, which counts for adapters alone.
+    fn products(&self, direction: Option<&Direction>, scale: f64) -> Result<Products> {
+        match self {
+            Self::Lora { a, b } => Products::lora(direction, a, b, scale),
+            Self::Full { delta } => Products::full(direction, delta),
+        }
+    }
 }
 
 impl Module {
@@ -270,16 +298,16 @@ impl Module {
 
     /// What `penalty` makes of an update.
     fn term(&self, name: &str, penalty: &Penalty, update: &Values) -> Result<Term> {
-        let factors = self.factors.as_ref();
+        let operator = self.operator.as_ref();
         Ok(match (update, &self.update) {
             (Values::Lora { a, b }, Update::Lora { scale }) => {
-                let term = penalty.lora(factors, a, b, *scale)?;
+                let term = penalty.lora(operator, a, b, *scale)?;
                 let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
                 Term { value: term.value, square: penalty.square_of_value(*scale), gradients }
             }
             (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
             (Values::Full { delta }, _) => {
-                let term = penalty.full(factors, delta)?;
+                let term = penalty.full(operator, delta)?;
                 let gradients = vec![(format!("{name}.weight"), term.grad)];
                 Term { value: term.value, square: penalty.square_of_value(1.0), gradients }
             }
@@ -288,20 +316,23 @@ impl Module {
 
     /// How many times B A an adapter counts; 1 for whole weights.
     fn scale(&self) -> f64 {
-        if let Update::Lora { scale } = self.update { scale.abs() } else { 1.0 }
+        if let Update::Lora { scale } = self.update { scale } else { 1.0 }
     }
 
-    /// Of the update without its scale.
-    fn shares(&self, values: &Values) -> Result<UpdateShares> {
-        Ok(match (values, &self.factors) {
-            (Values::Lora { a, b }, Some(factors)) => factors.shares(a, b)?,
-            (Values::Full { delta }, Some(factors)) => factors.full_shares(delta)?,
-            (Values::Lora { a, b }, None) => {
-                UpdateShares { norm: lora_square(a, b)?.max(0.0).sqrt(), ..UpdateShares::default() }
-            }
-            (Values::Full { delta }, None) => {
-                UpdateShares { norm: square_sum(delta)?.read()?.sqrt(), ..UpdateShares::default() }
-            }
+    /// Of the effective update.
+    fn row(&self, step: usize, name: &str, update: &Values, gradient_ratio: Option<f64>) -> Result<ModuleRow> {
+        let direction = self.direction.as_ref();
+        let products = update.products(direction, self.scale())?;
+        Ok(ModuleRow {
+            step,
+            module: name.to_string(),
+            norm: products.norm(),
+            aligned: products.aligned(),
+            orthogonal: products.orthogonal(),
+            subspace_aligned: products.subspace_aligned(),
+            subspace_orthogonal: products.subspace_orthogonal(),
+            signed: direction.and_then(|direction| products.signed(direction)),
+            gradient_ratio,
         })
     }
 }
@@ -314,20 +345,6 @@ fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
         of_task += square_sum(task.get(parameter)?)?.read()?;
     }
     Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
-}
-
-/// Of the effective update.
-fn row(step: usize, name: &str, module: &Module, shares: UpdateShares, gradient_ratio: Option<f64>) -> ModuleRow {
-    let of_direction = |share| Some(share).filter(|_| module.factors.is_some());
-    ModuleRow {
-        step,
-        module: name.to_string(),
-        norm: shares.norm * module.scale(),
-        aligned: of_direction(shares.aligned),
-        orthogonal: of_direction(shares.orthogonal),
-        signed: shares.signed,
-        gradient_ratio,
-    }
 }
 
 fn lora_name(module: &str, matrix: char) -> String {
