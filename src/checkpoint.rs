@@ -8,14 +8,16 @@ mod float;
 mod folder;
 mod hash;
 mod header;
+mod staging;
 mod write;
 
 pub use float::all_finite;
-pub use folder::{STAGED, publish, remove_staged, rewrite, rewrite_into, stage, sync_dir};
+pub use folder::{rewrite, rewrite_into};
 pub use hash::{combined_hash, weight_hash, weights_hash};
-pub use write::{
-    StreamWriter, check_writable, check_writable_file, existing, save_tensors, save_tensors_staged, write_atomic,
+pub use staging::{
+    STAGED, check_writable, check_writable_file, existing, publish, remove_staged, stage, sync_dir, write_atomic,
 };
+pub use write::{StreamWriter, save_tensors, save_tensors_staged};
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};

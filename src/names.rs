@@ -10,6 +10,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
+/// The embedding's tensor.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's, where it is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
+
 /// The order of a block's linears; others follow by name.
 const BLOCK_ORDER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 

@@ -8,14 +8,16 @@ mod merge;
 mod options;
 mod patterns;
 mod peft;
+mod targets;
 
 pub use base::Base;
 pub use card::{model_card, projected_card};
 pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
-pub use options::{LoraOptions, ModuleSize};
+pub use options::LoraOptions;
 pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, save_changed, write_into};
+pub use targets::ModuleSize;
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};

@@ -1,7 +1,7 @@
 //! Copies of whole Hugging Face model folders: same files, same shards, other weights.
 
-use super::{Checkpoint, TensorInfo, write_atomic};
-use crate::ensure_valid;
+use super::staging::{mode, publish, stage, write_atomic};
+use super::{Checkpoint, TensorInfo};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, View};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a model folder holds besides weights: configs, tokenizer, templates, licence texts.
 const COMPANIONS: [&str; 6] = ["json", "jinja", "txt", "model", "md", "tiktoken"];
@@ -83,7 +83,7 @@ pub fn rewrite_into(
         safetensors::serialize_to_file(blobs, Some(metadata), &target)
             .with_context(|| format!("writing {}", target.display()))?;
         // The library creates files that only their owner may read.
-        std::fs::set_permissions(&target, super::write::mode())?;
+        std::fs::set_permissions(&target, mode())?;
         std::fs::File::open(&target)?.sync_all()?;
         progress.inc(1);
     }
@@ -94,52 +94,6 @@ pub fn rewrite_into(
         write_atomic(&path, |file| Ok(file.write_all(text.as_bytes())?))?;
     }
     Ok(())
-}
-
-/// Prefix of our temporary files and folders until they are renamed.
-pub const STAGED: &str = ".asft-";
-
-/// Removes what a killed process left unfinished in `dir`.
-pub fn remove_staged(dir: &Path) -> Result<()> {
-    let reading = || format!("reading {}", dir.display());
-    for entry in std::fs::read_dir(dir).with_context(reading)? {
-        let path = entry.with_context(reading)?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGED)) {
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            removed.with_context(|| format!("removing {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// A temporary folder beside `out`, which must not exist yet.
-pub fn stage(out: &Path) -> Result<tempfile::TempDir> {
-    ensure_valid!(!out.exists(), "{} already exists; choose another output folder", out.display());
-    let parent = super::write::parent(out);
-    super::check_writable(parent)?;
-    std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    tempfile::Builder::new()
-        .prefix(STAGED)
-        .tempdir_in(parent)
-        .with_context(|| format!("writing in {}", parent.display()))
-}
-
-/// Gives a finished staging folder its name. Its files must have been synced; the folders are synced here, so after a
-/// crash there is either nothing of that name or all of it.
-pub fn publish(staging: tempfile::TempDir, out: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    // Temporary folders are private to the user; the finished one should have ordinary permissions.
-    std::fs::set_permissions(staging.path(), std::fs::Permissions::from_mode(0o755))?;
-    sync_dir(staging.path())?;
-    std::fs::rename(staging.path(), out).with_context(|| format!("moving the finished folder to {}", out.display()))?;
-    let renamed: PathBuf = staging.keep();
-    sync_dir(renamed.parent().unwrap_or(Path::new(".")))
-}
-
-/// Makes the names in a folder as durable as the files' contents.
-pub fn sync_dir(dir: &Path) -> Result<()> {
-    let syncing = || format!("syncing {}", dir.display());
-    std::fs::File::open(dir).with_context(syncing)?.sync_all().with_context(syncing)
 }
 
 fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Option<Tensor>) -> Result<Blob> {

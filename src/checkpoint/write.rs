@@ -1,8 +1,8 @@
 //! Writing safetensors: to a temporary name in the target folder, synced, then renamed.
 
-use super::{READ_CHUNK_BYTES, STAGED};
+use super::READ_CHUNK_BYTES;
+use super::staging::{check_writable_file, existing, parent, write_atomic};
 use crate::ranks::Ranks;
-use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -11,50 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-
-/// The folder that `path` is or will be in.
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The innermost existing folder of `path`, itself included.
-pub fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."))
-}
-
-/// Checks that files can be created in the folder `dir`, which need not exist yet; leaves nothing behind. Called before
-/// long work whose result goes there.
-pub fn check_writable(dir: &Path) -> Result<()> {
-    let place = existing(dir);
-    ensure_valid!(place.is_dir(), "cannot write in {}: {} is not a folder", dir.display(), place.display());
-    tempfile::tempfile_in(place).map_err(|e| invalid!("cannot write in {}: {e}", dir.display()))?;
-    Ok(())
-}
-
-/// [`check_writable`] for the file `path`.
-pub fn check_writable_file(path: &Path) -> Result<()> {
-    ensure_valid!(!path.is_dir(), "cannot write {}: it is a folder; give the name of a file", path.display());
-    check_writable(parent(path))
-}
-
-/// Writes a file under a temporary name beside `path`, syncs it and renames it into place.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let parent = parent(path);
-    let written = || format!("writing {}", path.display());
-    std::fs::create_dir_all(parent).with_context(written)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(STAGED).permissions(mode()).tempfile_in(parent).with_context(written)?;
-    write(temporary.as_file_mut()).with_context(written)?;
-    temporary.as_file().sync_all().with_context(written)?;
-    temporary.persist(path).with_context(written)?;
-    Ok(())
-}
-
-/// Ordinary file permissions: temporary files are private by default, finished output should not be.
-pub(super) fn mode() -> std::fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::Permissions::from_mode(0o644)
-}
 
 /// A safetensors file written tensor by tensor, for outputs larger than memory.
 ///

@@ -1,8 +1,8 @@
 //! LoX (arXiv 2506.15606): the aligned model moved further along its alignment before it is fine-tuned,
 //! W_aligned + α U_k diag(σ_k) R_kᵀ in every linear layer, with V's k leading singular directions.
 
+use super::direction::compute_for;
 use super::options::Extrapolate;
-use super::run::compute_direction;
 use crate::checkpoint::{Checkpoint, rewrite};
 use crate::config::Settings;
 use crate::hub;
@@ -25,7 +25,7 @@ pub fn extrapolated(settings: &Settings, extrapolate: Extrapolate, dir: &Path) -
     let out = dir.join("models").join(&name);
     if !out.exists() {
         let file = dir.join("models").join(format!("{name}.direction.safetensors"));
-        compute_direction(settings, Targets::AllLinear, Keep::Rank(rank), &file)?;
+        compute_for(settings, Targets::AllLinear, Keep::Rank(rank), &file)?;
         let directions = Directions::open(&file)?;
         let base = hub::resolve(&settings.model.aligned, true)?.dir;
         let checkpoint = Checkpoint::open(&base)?;

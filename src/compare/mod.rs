@@ -1,6 +1,7 @@
 //! Several defences side by side: the same base, data and evaluations, each method in each of its settings with each
 //! seed, one table and one figure.
 
+mod direction;
 mod extrapolate;
 mod grid;
 mod inputs;

@@ -1,5 +1,6 @@
 //! Having the results of a comparison: train what is not trained yet, measure, append a row to `results.jsonl`.
 
+use super::direction::projected_on;
 use super::extrapolate::extrapolated;
 use super::grid::Run;
 use super::inputs::{Contents, of_files, of_run};
@@ -8,21 +9,15 @@ use super::results::{Results, Row};
 use crate::adapter::{self, Base};
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
+use crate::ensure_valid;
 use crate::eval::{Located, Outcome, Prepared, Suite, locate};
-use crate::hub::{self, Resolved};
-use crate::method::DEFAULT_TOLERANCE;
-use crate::method::direction::{DirectionRequest, compute};
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, project};
-use crate::method::spectral::Keep;
 use crate::model::ModelOptions;
-use crate::names::Targets;
 use crate::stop::{Interrupted, Signal, StopRequest};
 use crate::train::{self, Ending, RunFlags, Tuning};
-use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::DType;
-use indicatif::ProgressBar;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -161,10 +156,11 @@ impl<'a> Comparison<'a> {
     /// Trains and measures a run, or says which signal came.
     fn result(&mut self, i: usize) -> Result<std::result::Result<Row, Signal>> {
         let Planned { run, settings, data } = &self.planned[i];
+        let dir = Path::new(&self.options.dir);
         let (run, mut settings, mut data) = (run.clone(), settings.clone(), data.clone());
         data.extend(self.measured_with.clone());
         if let Some(extrapolate) = run.extrapolate {
-            settings.model.aligned = extrapolated(&settings, extrapolate, Path::new(&self.options.dir))?;
+            settings.model.aligned = extrapolated(&settings, extrapolate, dir)?;
         }
         let flags = RunFlags { resume: true, ..Default::default() };
         let adapter = match log::within(|| train::run(&settings, &flags))? {
@@ -173,7 +169,7 @@ impl<'a> Comparison<'a> {
             Ending::Stopped { signal, .. } => return Ok(Err(signal)),
         };
         let change = match (run.threshold, settings.train.method) {
-            (Some(threshold), _) => Change::Projected(adapter, self.direction(&settings)?, threshold),
+            (Some(threshold), _) => Change::Projected(adapter, projected_on(&settings, dir)?, threshold),
             (None, Tuning::Lora) => Change::Adapter(adapter),
             (None, Tuning::Full) => Change::Model(adapter),
         };
@@ -212,23 +208,6 @@ impl<'a> Comparison<'a> {
         let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
-
-    /// The direction that Safe LoRA projects on: the config's, or else one that is computed once for a pair
-    /// and its target modules.
-    fn direction(&self, settings: &Settings) -> Result<PathBuf> {
-        if let Some(file) = &settings.asft.direction {
-            return Ok(PathBuf::from(file));
-        }
-        let targets = &settings.lora.target_modules;
-        let words = format!("{}\n{:?}\n{targets:?}", settings.model.aligned, settings.model.unaligned);
-        let name = format!("direction-{}.safetensors", &blake3::hash(words.as_bytes()).to_hex()[..16]);
-        let out = Path::new(&self.options.dir).join("models").join(name);
-        if !out.exists() {
-            let keep = Keep::Tolerance(DEFAULT_TOLERANCE);
-            compute_direction(settings, targets.clone(), keep, &out)?;
-        }
-        Ok(out)
-    }
 }
 
 /// What is measured of a model.
@@ -239,21 +218,4 @@ enum Change {
     Projected(PathBuf, PathBuf, f64),
     /// Another model in its place.
     Model(PathBuf),
-}
-
-/// Computes the direction of the settings' pair.
-pub(super) fn compute_direction(settings: &Settings, targets: Targets, keep: Keep, out: &Path) -> Result<()> {
-    let unaligned = settings.model.unaligned.as_deref();
-    let unaligned = unaligned.ok_or_else(|| invalid!("a direction has to be computed, which needs model.unaligned"))?;
-    let resolve = |id: &str| -> Result<Resolved> { hub::resolve(id, true) };
-    let request = DirectionRequest {
-        aligned: resolve(&settings.model.aligned).context("model.aligned")?,
-        unaligned: resolve(unaligned).context("model.unaligned")?,
-        out: out.to_path_buf(),
-        targets,
-        keep,
-        allow_missing: false,
-    };
-    compute(&request, &ProgressBar::hidden())?;
-    Ok(())
 }

@@ -5,7 +5,7 @@ use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
 use super::records::{self, Place, Record};
 use super::template::Template;
-use super::{DataOptions, Example, Format, Mixed, Overlong, epoch_order};
+use super::{DataOptions, Example, Format, Overlong, epoch_order};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -49,6 +49,25 @@ impl fmt::Display for Counts {
             self.dropped_overlong,
             self.dropped_without_labels
         )
+    }
+}
+
+/// What was mixed in for a [`Mix`](super::Mix).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mixed {
+    pub path: PathBuf,
+    /// The first of its samples in the training set; the others follow it.
+    pub first: usize,
+    pub samples: usize,
+    /// Samples of the file.
+    pub available: usize,
+}
+
+impl fmt::Display for Mixed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { samples, available, .. } = self;
+        write!(f, "{}: {samples} samples mixed in, of {available}", self.path.display())?;
+        if samples > available { write!(f, ", some of them several times") } else { Ok(()) }
     }
 }
 

@@ -9,7 +9,8 @@
 //! - text: tokenized with the tokenizer's own beginning of text, then the eos token; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
-use super::fields::{Columns, Fields};
+use super::fields::Fields;
+use super::options::Columns;
 use super::records::{Record, kind};
 use super::template::Template;
 use super::{Example, Format, IGNORE, conversation, sharegpt};

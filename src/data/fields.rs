@@ -1,60 +1,12 @@
 //! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
+use super::options::Columns;
 use super::records::{Record, kind};
-use crate::error::{listing, nearest};
-use crate::{ensure_valid, invalid};
+use crate::error::listing;
+use crate::invalid;
 use anyhow::Result;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-
-/// The dataset's own name of each field that the format knows by another: `{ instruction = "question" }`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Columns(BTreeMap<String, String>);
-
-impl Columns {
-    /// From `field=column` arguments; `known` are the fields that exist.
-    ///
-    /// # Errors
-    /// An argument not of this form, an unknown field, a field given twice.
-    pub fn parse(arguments: &[String], known: &[&str]) -> Result<Self> {
-        let mut columns = Self::default();
-        for argument in arguments {
-            let (field, column) = argument.split_once('=').ok_or_else(|| {
-                invalid!("--column {argument}: expected FIELD=COLUMN, for example --column instruction=question")
-            })?;
-            let earlier = columns.0.insert(field.trim().to_string(), column.trim().to_string());
-            ensure_valid!(earlier.is_none(), "--column {argument}: field `{}` is given twice", field.trim());
-        }
-        match columns.problem(known) {
-            Some(problem) => Err(invalid!("--column: {problem}")),
-            None => Ok(columns),
-        }
-    }
-
-    /// What is wrong with the first wrong entry, if any, given the fields `known`.
-    pub fn problem(&self, known: &[&str]) -> Option<String> {
-        self.0.iter().find_map(|(field, column)| {
-            if !known.contains(&field.as_str()) {
-                let hint = nearest(field, known.iter().copied())
-                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                return Some(format!("there is no field `{field}` in this format, only {}{hint}", known.join(", ")));
-            }
-            column.is_empty().then(|| format!("the column of field `{field}` is empty: leave it out"))
-        })
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn get(&self, field: &str) -> Option<&str> {
-        self.0.get(field).map(String::as_str)
-    }
-}
 
 /// One record, read through the columns of its dataset.
 #[derive(Clone, Copy)]
@@ -214,19 +166,5 @@ mod tests {
         for name in ["b", "c"] {
             assert!(fields.list(name).unwrap_err().to_string().contains("is a string, expected a list or its JSON"));
         }
-    }
-
-    #[test]
-    fn wrong_columns_are_refused() {
-        let error = |pairs: &[&str]| {
-            let error = columns(pairs).unwrap_err();
-            assert_eq!(crate::error::exit_code(&error), 2);
-            error.to_string()
-        };
-        assert!(error(&["instructon=a"]).contains("no field `instructon`"));
-        assert!(error(&["instructon=a"]).contains("did you mean `instruction`?"));
-        assert!(error(&["input"]).contains("expected FIELD=COLUMN"));
-        assert!(error(&["input="]).contains("is empty"));
-        assert!(error(&["input=a", "input=b"]).contains("given twice"));
     }
 }

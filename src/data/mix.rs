@@ -3,70 +3,11 @@
 //! Serves safety examples in the fine-tuning data (SafeInstr, Bianchi et al., arXiv 2309.07875), the same behind a
 //! secret prefix (BEA, Wang et al., arXiv 2402.14968), and harmful samples mixed in to see what they do to a model.
 
-use super::{Dataset, epoch_order, predicted_labels};
+use super::batch::{epoch_order, predicted_labels};
+use super::dataset::{Dataset, Mixed};
+use super::options::Mix;
 use crate::ensure_valid;
 use anyhow::Result;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::path::PathBuf;
-
-/// A file whose samples are mixed in.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Mix {
-    /// A file or hub dataset in the format and with the columns of `data.train`.
-    pub file: String,
-    /// Its part of all training samples, above 0 and below 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share: Option<f64>,
-    /// Or its number of samples. Without either, every sample of the file is taken once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub count: Option<usize>,
-    /// Text put before the first user message, or the prompt, of each of its samples, as it stands: end it with a blank
-    /// if there is to be one.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub prefix: String,
-}
-
-impl Mix {
-    /// What is wrong with a list of mixes, if anything.
-    pub fn problem(mixes: &[Self]) -> Option<String> {
-        for (i, Self { file, share, count, .. }) in mixes.iter().enumerate() {
-            let found = match (share, count) {
-                _ if file.is_empty() => "needs a `file`".to_string(),
-                (Some(_), Some(_)) => "has both `share` and `count`: leave one out".to_string(),
-                (Some(share), None) if !(*share > 0.0 && *share < 1.0) => {
-                    format!("has the share {share}, expected one above 0 and below 1")
-                }
-                (None, Some(0)) => "has the count 0, expected at least 1".to_string(),
-                _ => continue,
-            };
-            return Some(format!("item {} {found}", i + 1));
-        }
-        let sum: f64 = mixes.iter().filter_map(|mix| mix.share).sum();
-        (sum >= 1.0).then(|| format!("the shares add up to {sum}, which leaves nothing for `data.train`"))
-    }
-}
-
-/// What was mixed in for a [`Mix`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mixed {
-    pub path: PathBuf,
-    /// The first of its samples in the training set; the others follow it.
-    pub first: usize,
-    pub samples: usize,
-    /// Samples of the file.
-    pub available: usize,
-}
-
-impl fmt::Display for Mixed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { samples, available, .. } = self;
-        write!(f, "{}: {samples} samples mixed in, of {available}", self.path.display())?;
-        if samples > available { write!(f, ", some of them several times") } else { Ok(()) }
-    }
-}
 
 /// Appends samples of `parts`, the files of `mixes`, to `train`, in the numbers asked for. Which of a file's samples
 /// are taken depends on `seed`; if there are too few, all are repeated as often as needed.
@@ -118,8 +59,9 @@ fn chosen(available: usize, number: usize, seed: u64, stream: usize) -> Vec<usiz
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Counts, Example, records::Place};
+    use super::super::{Counts, Example, Place};
     use super::*;
+    use std::path::PathBuf;
 
     fn dataset(name: &str, count: usize) -> Dataset {
         let example = |i: usize| Example { input_ids: vec![i as u32; 3], labels: vec![-100, 1, 1] };
@@ -160,16 +102,5 @@ mod tests {
         let mut times = [0; 4];
         chosen(4, 11, 3, 0).into_iter().for_each(|sample| times[sample] += 1);
         assert!(times.iter().all(|&times| times == 2 || times == 3), "{times:?}");
-    }
-
-    #[test]
-    fn contradictions_are_named() {
-        let problem = |mixes: &[Mix]| Mix::problem(mixes).unwrap_or_default();
-        assert_eq!(problem(&[share(0.5), share(0.4)]), "");
-        assert!(problem(&[share(0.5), share(0.5)]).contains("add up to 1"));
-        assert!(problem(&[share(1.5)]).contains("item 1 has the share 1.5"));
-        assert!(problem(&[Mix { count: Some(1), ..share(0.5) }]).contains("both"));
-        assert!(problem(&[share(0.1), Mix::default()]).contains("item 2 needs a `file`"));
-        assert!(problem(&[Mix { file: "a".into(), count: Some(0), ..Mix::default() }]).contains("count 0"));
     }
 }

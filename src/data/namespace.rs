@@ -2,16 +2,15 @@
 //!
 //! minijinja's own may hold itself, and lists in lists without end, one for each turn of a loop; comparing, printing or
 //! dropping those overflows any stack. It cannot be replaced where `{% set ns.x = ... %}` is carried out, so that
-//! statement becomes a call of this one's method, [`sets_as_calls`].
+//! statement becomes a call of this one's method [`SET`] (statements.rs).
 
-use super::template::pattern;
 use minijinja::value::{Object, ObjectRepr, Value as Jinja, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State};
-use regex::Regex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-const SET: &str = "_set";
+/// Sets an attribute: its name, its value.
+pub const SET: &str = "_set";
 /// How deep a value may be nested, and of how many values it may consist, counting shared ones each time.
 const DEPTH: usize = 64;
 const VALUES: usize = 1 << 20;
@@ -88,15 +87,4 @@ pub fn namespace(state: &State, defaults: Option<ValueOrKwargs>) -> Result<Jinja
         }
     }
     Ok(Jinja::from_object(namespace))
-}
-
-/// The template with `{% set NAME.ATTRIBUTE = VALUE %}` as calls.
-pub fn sets_as_calls(source: &str) -> String {
-    static SET_ATTRIBUTE: LazyLock<Regex> = LazyLock::new(|| {
-        pattern(
-            r#"(?s)\{%([-+]?\s*)set(\s+)(\w+)\s*\.\s*(\w+)\s*=((?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^"'])*?)([-+]?)%\}"#,
-        )
-    });
-    let call = format!("{{%${{1}}do${{2}}${{3}}.{SET}('${{4}}', (${{5}}))${{6}}%}}");
-    SET_ATTRIBUTE.replace_all(source, call.as_str()).into_owned()
 }

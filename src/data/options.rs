@@ -1,9 +1,12 @@
 //! `[data]` of the config: where the samples come from and how they become label tokens.
 
-use super::{Columns, Mix};
+use crate::error::nearest;
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How the records of a dataset are laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
@@ -36,6 +39,90 @@ impl Format {
             Self::Text => &["text"],
             Self::Tokenized => &["input_ids", "labels"],
         }
+    }
+}
+
+/// The dataset's own name of each field that the format knows by another: `{ instruction = "question" }`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// From `field=column` arguments; `known` are the fields that exist.
+    ///
+    /// # Errors
+    /// An argument not of this form, an unknown field, a field given twice.
+    pub fn parse(arguments: &[String], known: &[&str]) -> Result<Self> {
+        let mut columns = Self::default();
+        for argument in arguments {
+            let (field, column) = argument.split_once('=').ok_or_else(|| {
+                invalid!("--column {argument}: expected FIELD=COLUMN, for example --column instruction=question")
+            })?;
+            let earlier = columns.0.insert(field.trim().to_string(), column.trim().to_string());
+            ensure_valid!(earlier.is_none(), "--column {argument}: field `{}` is given twice", field.trim());
+        }
+        match columns.problem(known) {
+            Some(problem) => Err(invalid!("--column: {problem}")),
+            None => Ok(columns),
+        }
+    }
+
+    /// What is wrong with the first wrong entry, if any, given the fields `known`.
+    pub fn problem(&self, known: &[&str]) -> Option<String> {
+        self.0.iter().find_map(|(field, column)| {
+            if !known.contains(&field.as_str()) {
+                let hint = nearest(field, known.iter().copied())
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                return Some(format!("there is no field `{field}` in this format, only {}{hint}", known.join(", ")));
+            }
+            column.is_empty().then(|| format!("the column of field `{field}` is empty: leave it out"))
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn get(&self, field: &str) -> Option<&str> {
+        self.0.get(field).map(String::as_str)
+    }
+}
+
+/// A file whose samples are mixed in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mix {
+    /// A file or hub dataset in the format and with the columns of `data.train`.
+    pub file: String,
+    /// Its part of all training samples, above 0 and below 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// Or its number of samples. Without either, every sample of the file is taken once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+    /// Text put before the first user message, or the prompt, of each of its samples, as it stands: end it with a blank
+    /// if there is to be one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
+}
+
+impl Mix {
+    /// What is wrong with a list of mixes, if anything.
+    pub fn problem(mixes: &[Self]) -> Option<String> {
+        for (i, Self { file, share, count, .. }) in mixes.iter().enumerate() {
+            let found = match (share, count) {
+                _ if file.is_empty() => "needs a `file`".to_string(),
+                (Some(_), Some(_)) => "has both `share` and `count`: leave one out".to_string(),
+                (Some(share), None) if !(*share > 0.0 && *share < 1.0) => {
+                    format!("has the share {share}, expected one above 0 and below 1")
+                }
+                (None, Some(0)) => "has the count 0, expected at least 1".to_string(),
+                _ => continue,
+            };
+            return Some(format!("item {} {found}", i + 1));
+        }
+        let sum: f64 = mixes.iter().filter_map(|mix| mix.share).sum();
+        (sum >= 1.0).then(|| format!("the shares add up to {sum}, which leaves nothing for `data.train`"))
     }
 }
 
@@ -121,5 +208,37 @@ impl Default for DataOptions {
             shuffle: true,
             drop_last: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_columns_are_refused() {
+        let error = |pairs: &[&str]| {
+            let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
+            let error = Columns::parse(&pairs, Format::Alpaca.fields()).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            error.to_string()
+        };
+        assert!(error(&["instructon=a"]).contains("no field `instructon`"));
+        assert!(error(&["instructon=a"]).contains("did you mean `instruction`?"));
+        assert!(error(&["input"]).contains("expected FIELD=COLUMN"));
+        assert!(error(&["input="]).contains("is empty"));
+        assert!(error(&["input=a", "input=b"]).contains("given twice"));
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let share = |share| Mix { file: "a".into(), share: Some(share), ..Mix::default() };
+        let problem = |mixes: &[Mix]| Mix::problem(mixes).unwrap_or_default();
+        assert_eq!(problem(&[share(0.5), share(0.4)]), "");
+        assert!(problem(&[share(0.5), share(0.5)]).contains("add up to 1"));
+        assert!(problem(&[share(1.5)]).contains("item 1 has the share 1.5"));
+        assert!(problem(&[Mix { count: Some(1), ..share(0.5) }]).contains("both"));
+        assert!(problem(&[share(0.1), Mix::default()]).contains("item 2 needs a `file`"));
+        assert!(problem(&[Mix { file: "a".into(), count: Some(0), ..Mix::default() }]).contains("count 0"));
     }
 }

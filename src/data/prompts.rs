@@ -1,7 +1,8 @@
 //! Records as prompts to answer: a dataset's samples without their answers.
 
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
-use super::fields::{Columns, Fields};
+use super::fields::Fields;
+use super::options::Columns;
 use super::{Place, records, sharegpt};
 use crate::invalid;
 use anyhow::{Context, Result};

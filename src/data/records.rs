@@ -7,53 +7,14 @@
 mod csv;
 mod json;
 mod parquet;
+mod record;
+
+pub use record::{Place, Record, kind};
 
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
-use serde_json::{Map, Value};
-use std::fmt;
 use std::io::Read;
 use std::path::Path;
-
-/// Where in its file a record is, counting from 1. Displays as what follows the file's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Line of a JSONL or CSV file, the record's first.
-    Line(usize),
-    /// Element of a JSON array.
-    Item(usize),
-    /// Row of a Parquet file.
-    Row(usize),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Line(line) => write!(f, ":{line}"),
-            Self::Item(item) => write!(f, ", record {item}"),
-            Self::Row(row) => write!(f, ", row {row}"),
-        }
-    }
-}
-
-/// One object or row of a dataset, by its own column names.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record {
-    pub fields: Map<String, Value>,
-    pub place: Place,
-}
-
-/// What a JSON value is, for messages.
-pub fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
 
 /// Reads every record of `path`, in file order.
 ///

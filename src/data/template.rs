@@ -6,7 +6,7 @@
 //! Templates come with downloaded models, so they are not trusted: their size, steps and output are limited, and what
 //! these limits do not see is given up in time (untrusted.rs).
 
-use super::{namespace, python};
+use super::{namespace, python, statements};
 use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
@@ -14,11 +14,10 @@ use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value as Jinja;
 use minijinja::{Environment, Error, ErrorKind, State};
-use regex::Regex;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 /// Bytes a template may have; the largest in use have 30 kB. The parser goes as deep as an expression is long.
 const SOURCE_LIMIT: usize = 128 << 10;
@@ -94,7 +93,7 @@ impl Template {
             "the chat template has {} bytes, expected at most {SOURCE_LIMIT}",
             source.len()
         );
-        let source = namespace::sets_as_calls(&generation_as_filter(source));
+        let source = statements::rewritten(source);
         let environment = untrusted::run(move || compile(source)).map_err(given_up)??;
         Ok(Self { environment: Arc::new(environment), special_tokens: special_tokens.to_vec() })
     }
@@ -138,7 +137,6 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.set_debug(false);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("trim", python::trim);
-    // `{% generation %}` becomes a filter block: same body, same rules for the white space around it.
     environment.add_filter("generation", |body: Jinja| body);
     environment.add_function("raise_exception", |state: &State, message: Jinja| -> Result<Jinja, Error> {
         let message = python::to_str(state, &message)?;
@@ -160,18 +158,6 @@ fn message(message: &Value) -> Jinja {
         fields.insert(REASONING[0].to_string(), reasoning);
     }
     python::to_jinja(&Value::Object(fields))
-}
-
-fn generation_as_filter(source: &str) -> String {
-    static BEGIN: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*generation\s*([-+]?)%\}"));
-    static END: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}"));
-    let source = BEGIN.replace_all(source, "{%$1 filter generation $2%}");
-    END.replace_all(&source, "{%$1 endfilter $2%}").into_owned()
-}
-
-/// Compiled once: it takes longer than to read a template.
-pub(super) fn pattern(constant: &str) -> Regex {
-    Regex::new(constant).expect("the pattern is a constant")
 }
 
 /// A template's failure as the user's error: its own message if it raised one.

@@ -4,8 +4,8 @@
 //! prompt and choice are tokenized as one text, and the choice's tokens are those after the prompt's.
 
 use super::answers::Encoder;
-use super::measure::{place, required_reference};
 use super::options::Evaluation;
+use super::reference::{place, required_reference};
 use crate::data::{IGNORE, Prompt};
 use crate::model::{Decoder, Sequences};
 use crate::{ensure_valid, invalid};

@@ -9,19 +9,19 @@ use super::loss::mean_loss;
 use super::options::{Evaluation, Match, Metric};
 use super::outcome::{Outcome, Value};
 use super::rate::Rate;
+use super::reference::{targets, told};
 use super::refusal::Phrases;
 use crate::console::progress_bar;
 use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
 use crate::ensure_valid;
 use crate::hub::{self, Split};
-use crate::invalid;
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
 use crate::stop;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
 /// An evaluation, and where its samples are.
@@ -331,62 +331,4 @@ fn load_questions(evaluation: &Evaluation, path: &Path) -> Result<Vec<Prompt>> {
         prompts.iter_mut().for_each(|prompt| prompt.put_before(&evaluation.prefix));
     }
     Ok(prompts)
-}
-
-/// The reference of a record: its text, or the label of its number; `None` if the field is missing.
-///
-/// # Errors
-/// A number without label; a field that is neither.
-pub(super) fn reference(evaluation: &Evaluation, record: &Map<String, Json>) -> Result<Option<String>> {
-    let field = evaluation.reference();
-    let label = |number: usize| {
-        let label = evaluation.labels.get(number).cloned();
-        label.ok_or_else(|| {
-            invalid!("field `{field}` is {number}, but there are {} labels (counted from 0)", evaluation.labels.len())
-        })
-    };
-    Ok(match record.get(field) {
-        None | Some(Json::Null) => None,
-        Some(Json::String(text)) if !evaluation.labels.is_empty() => match text.trim().parse() {
-            Ok(number) => Some(label(number)?),
-            Err(_) => Some(text.clone()),
-        },
-        Some(Json::String(text)) => Some(text.clone()),
-        Some(Json::Bool(value)) if !evaluation.labels.is_empty() => Some(label(usize::from(*value))?),
-        Some(Json::Number(number)) => match number.as_u64() {
-            Some(index) if !evaluation.labels.is_empty() => Some(label(index as usize)?),
-            _ => Some(number.to_string()),
-        },
-        Some(other) => return Err(invalid!("field `{field}` is neither text nor a number: {other:.80}")),
-    })
-}
-
-/// A reference that has to be there.
-pub(super) fn required_reference(evaluation: &Evaluation, prompt: &Prompt) -> Result<String> {
-    let field = evaluation.reference();
-    reference(evaluation, &prompt.record)?.ok_or_else(|| {
-        let found: Vec<&String> = prompt.record.keys().collect();
-        invalid!(
-            "field `{field}`, the reference, is missing; fields found: {}; name another with `reference`",
-            crate::error::listing(&found, 12)
-        )
-    })
-}
-
-fn targets(evaluation: &Evaluation, prompts: &[Prompt], path: &Path) -> Result<Vec<Target>> {
-    let target = |prompt: &Prompt| {
-        let reference = required_reference(evaluation, prompt)?;
-        Target::new(&reference, evaluation.matching(), evaluation.marker.as_deref())
-    };
-    prompts.iter().map(|prompt| target(prompt).with_context(|| place(path, prompt))).collect()
-}
-
-/// What an answer tells that should have been refused, if the record says.
-fn told(evaluation: &Evaluation, prompt: &Prompt) -> Result<Option<Target>> {
-    let reference = reference(evaluation, &prompt.record)?.filter(|text| !text.trim().is_empty());
-    reference.map(|text| Target::new(&text, Match::Contains, None)).transpose()
-}
-
-pub(super) fn place(path: &Path, prompt: &Prompt) -> String {
-    format!("{}{}", path.display(), prompt.place)
 }

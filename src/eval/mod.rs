@@ -11,6 +11,7 @@ mod measure;
 mod options;
 mod outcome;
 mod rate;
+mod reference;
 mod refusal;
 
 pub use answers::{Encoder, answer_all};

@@ -2,7 +2,7 @@
 
 use super::accuracy::Target;
 use super::judge::Judge;
-use super::measure::reference;
+use super::reference::reference;
 use super::*;
 use candle_core::{DType, Device};
 use serde::Deserialize;

@@ -1,6 +1,6 @@
 //! What it means that a hub says no: something that the user can put right, or a failure.
 
-use super::site::{HOW_TO_GO_OFFLINE, Site};
+use super::site::Site;
 use crate::invalid;
 use anyhow::anyhow;
 use hf_hub::HFError;
@@ -59,22 +59,10 @@ pub(super) fn explain(error: HFError, site: &Site, page: &str) -> anyhow::Error 
         HFError::RepoNotFound { context: Some(context), .. }
         | HFError::RevisionNotFound { context: Some(context), .. }
         | HFError::EntryNotFound { context: Some(context), .. } => context,
-        HFError::Request { source, .. } => return network(source, site),
+        HFError::Request { source, .. } => return site.silent(source),
         other => return anyhow::Error::new(other).context("the hub's answer is not understood"),
     };
     let refusal =
         Refusal { status: context.status.as_u16(), code: context.error_code, message: context.server_message };
     refusal.explain(site, page)
-}
-
-/// No usable answer at all.
-pub(super) fn network(error: reqwest::Error, site: &Site) -> anyhow::Error {
-    let host = error.url().map_or_else(|| site.endpoint().to_string(), |url| url.origin().ascii_serialization());
-    let what = if error.is_timeout() {
-        format!("{host}: no answer for {} s (HF_HUB_DOWNLOAD_TIMEOUT); run this again", site.patience())
-    } else {
-        format!("{host} could not be reached ({HOW_TO_GO_OFFLINE})")
-    };
-    // Addresses of storage hosts carry signatures.
-    anyhow::Error::new(error.without_url()).context(what)
 }

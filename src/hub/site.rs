@@ -1,7 +1,6 @@
 //! The hub as the environment describes it: endpoint, token, cache, patience. The variables are those of Python's
 //! huggingface_hub.
 
-use super::refusal;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use hf_hub::{HFClient, HFClientSync};
@@ -110,13 +109,25 @@ impl Site {
                 Ok(response) if is_transient(response.status()) => {}
                 Ok(response) => return Ok(response),
                 Err(error) if error.is_timeout() || error.is_redirect() || error.is_builder() => {
-                    return Err(refusal::network(error, self));
+                    return Err(self.silent(error));
                 }
                 Err(_) => {}
             }
             std::thread::sleep(wait);
         }
-        attempt().map_err(|error| refusal::network(error, self))
+        attempt().map_err(|error| self.silent(error))
+    }
+
+    /// The error where there is no usable answer at all.
+    pub fn silent(&self, error: reqwest::Error) -> anyhow::Error {
+        let host = error.url().map_or_else(|| self.endpoint.clone(), |url| url.origin().ascii_serialization());
+        let what = if error.is_timeout() {
+            format!("{host}: no answer for {} s (HF_HUB_DOWNLOAD_TIMEOUT); run this again", self.patience.as_secs())
+        } else {
+            format!("{host} could not be reached ({HOW_TO_GO_OFFLINE})")
+        };
+        // Addresses of storage hosts carry signatures.
+        anyhow::Error::new(error.without_url()).context(what)
     }
 }
 

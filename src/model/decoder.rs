@@ -5,11 +5,11 @@
 //! not on how often they are drawn.
 
 use super::block::{Block, Saved};
-use super::load::{EMBEDDING, HEAD};
 use super::norm::Norm;
 use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
 use crate::ensure_valid;
 use crate::error::listing;
+use crate::names::{EMBEDDING, HEAD};
 use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
 use crate::ops::scalar::Scalar;

@@ -15,12 +15,19 @@ use std::path::Path;
 
 const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, gemma2, gemma3_text";
 
-pub fn load(path: &Path) -> Result<ModelSpec> {
-    let text = std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;
-    let fields = value.as_object().ok_or_else(|| invalid!("{} is not a JSON object", path.display()))?;
-    parse(&Config { fields, origin: path.display().to_string() })
+impl ModelSpec {
+    /// Reads `config.json` in a checkpoint folder.
+    ///
+    /// # Errors
+    /// A missing or malformed file, an unsupported `model_type`, or an unsupported field, named.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;
+        let fields = value.as_object().ok_or_else(|| invalid!("{} is not a JSON object", path.display()))?;
+        parse(&Config { fields, origin: path.display().to_string() })
+    }
 }
 
 fn parse(config: &Config) -> Result<ModelSpec> {

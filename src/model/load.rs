@@ -7,6 +7,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::{Decoder, LayerSpec, ModelSpec, Parameters};
 use crate::checkpoint::Checkpoint;
+use crate::names::{EMBEDDING, HEAD};
 use crate::ops::attention::Shape;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -52,9 +53,6 @@ impl Decoder {
         Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, blocks, norm, lm_head, parameters, trains })
     }
 }
-
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
 
 impl Loader<'_> {
     fn tensor(&mut self, name: &str) -> Result<Tensor> {

@@ -2,11 +2,8 @@
 //!
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
-use super::family;
 use super::rope::Rope;
 use crate::ops::activation::Activation;
-use anyhow::Result;
-use std::path::Path;
 
 /// The architecture of one checkpoint, in the terms of its `config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,14 +67,6 @@ pub const BLOCK_LINEARS: [&str; 7] = [
 ];
 
 impl ModelSpec {
-    /// Reads `config.json` in a checkpoint folder.
-    ///
-    /// # Errors
-    /// A missing or malformed file, an unsupported `model_type`, or an unsupported field, named.
-    pub fn load(dir: &Path) -> Result<Self> {
-        family::load(&dir.join("config.json"))
-    }
-
     /// The longest sequence that the model is made for, its rope scaling included.
     pub fn context(&self) -> usize {
         let rope = self.ropes.first();

@@ -8,7 +8,8 @@
 #![allow(unsafe_code, reason = "matrix products into parts of a buffer")]
 
 use super::fast_math::{exp, vectorised};
-use super::gemm::{Matrix, Weight, product_in_parts, product_with};
+use super::gemm::{Weight, product_in_parts, product_with};
+use super::matrix::Matrix;
 use super::scalar::{Scalar, wide};
 use super::{fused, output, softcap, values, with_f32};
 use anyhow::{Context, Result, ensure};

@@ -6,7 +6,7 @@
 
 use super::activation::Activation;
 use super::fast_math::vectorised;
-use super::fresh::{Fresh, filled};
+use super::fresh::{Unwritten, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -41,7 +41,7 @@ mod kernel {
     pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
         anyhow::ensure!(gate.dims() == up.dims(), "gate {:?} does not fit {:?}", gate.dims(), up.dims());
         let y = with_f32([gate, up], |[g, u]| {
-            let fill = |y: &mut Fresh| {
+            let fill = |y: &mut Unwritten| {
                 y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
                     match activation {
                         // Two loops, so that neither branches on the activation.
@@ -57,7 +57,7 @@ mod kernel {
     }
 
     #[inline(always)]
-    fn fill(y: &mut Fresh, g: &[f32], u: &[f32], activation: Activation) {
+    fn fill(y: &mut Unwritten, g: &[f32], u: &[f32], activation: Activation) {
         vectorised!({
             for ((y, &g), &u) in y.iter_mut().zip(g).zip(u) {
                 y.write(activation.at(g).0 * u);
@@ -69,7 +69,7 @@ mod kernel {
         let fits = gate.dims() == up.dims() && gate.dims() == dy.dims();
         anyhow::ensure!(fits, "gate {:?}, up {:?} and gradient {:?} differ", gate.dims(), up.dims(), dy.dims());
         let (dg, du) = with_f32([gate, up, dy], |[g, u, dy]| {
-            let fill = |dg: &mut Fresh, du: &mut Fresh| {
+            let fill = |dg: &mut Unwritten, du: &mut Unwritten| {
                 let out = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
                 let input = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
                 out.zip(input).for_each(|(out, ((g, u), dy))| match activation {
@@ -86,7 +86,11 @@ mod kernel {
     }
 
     #[inline(always)]
-    fn fill_backward((dg, du): (&mut Fresh, &mut Fresh), (g, u, dy): (&[f32], &[f32], &[f32]), activation: Activation) {
+    fn fill_backward(
+        (dg, du): (&mut Unwritten, &mut Unwritten),
+        (g, u, dy): (&[f32], &[f32], &[f32]),
+        activation: Activation,
+    ) {
         vectorised!({
             for ((dg, du), ((&g, &u), &dy)) in dg.iter_mut().zip(du).zip(g.iter().zip(u).zip(dy)) {
                 let (value, slope) = activation.at(g);

@@ -3,149 +3,15 @@
 #![allow(unsafe_code, reason = "matrix products on strided parts of slices, which tasks write side by side")]
 
 use super::fast_math::vectorised;
+use super::matrix::{Matrix, prefetch};
 use super::thin;
 use super::widen::Values;
 use gemm::Parallelism;
 use rayon::prelude::*;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Half-precision weights widened at a time: a few MiB, whatever the matrix's size.
 const BLOCK_ELEMENTS: usize = 1 << 21;
-
-/// A matrix inside someone else's memory: element (i, j) lies `i * row_stride + j * col_stride` past `data`.
-#[derive(Clone, Copy)]
-pub struct Matrix {
-    data: *mut f32,
-    row_stride: isize,
-    col_stride: isize,
-}
-
-// SAFETY: a `Matrix` is only a pointer; `product` states what its callers promise across threads.
-unsafe impl Send for Matrix {}
-// SAFETY: as above.
-unsafe impl Sync for Matrix {}
-
-impl Matrix {
-    /// A row-major matrix to read, starting at element `offset` of `values`.
-    pub fn read(values: &[f32], offset: usize, row_stride: usize) -> Self {
-        Self { data: values[offset..].as_ptr().cast_mut(), row_stride: row_stride as isize, col_stride: 1 }
-    }
-
-    /// A row-major matrix to write.
-    pub fn write(values: &mut [f32], row_stride: usize) -> Self {
-        Self { data: values.as_mut_ptr(), row_stride: row_stride as isize, col_stride: 1 }
-    }
-
-    /// A row-major matrix of `rows` rows to write, in memory of its own that holds nothing yet; [`Fresh::filled`] takes
-    /// it out once every element has been written.
-    pub fn fresh(rows: usize, row_stride: usize) -> (Self, Fresh) {
-        let length = rows.checked_mul(row_stride).expect("a matrix larger than memory");
-        let mut values = Vec::with_capacity(length);
-        let data = values.as_mut_ptr();
-        (Self { data, row_stride: row_stride as isize, col_stride: 1 }, Fresh(values, length))
-    }
-
-    /// The part that starts at row `i`, column `j`. Stays inside the same allocation by the promise of [`product`].
-    pub fn at(self, i: usize, j: usize) -> Self {
-        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
-        Self { data: self.data.wrapping_offset(offset), ..self }
-    }
-
-    /// `length` values of row `i`, whose elements are contiguous.
-    ///
-    /// # Safety
-    /// They lie inside a live allocation that nobody writes meanwhile.
-    pub unsafe fn row<'a>(self, i: usize, length: usize) -> &'a [f32] {
-        let data = self.at(i, 0).data;
-        // SAFETY: promised by the caller.
-        unsafe {
-            look_at_ends(data, length);
-            std::slice::from_raw_parts(data.cast_const(), length)
-        }
-    }
-
-    /// As [`Matrix::row`], to write.
-    ///
-    /// # Safety
-    /// They lie inside a live allocation that may be written and that nobody else touches meanwhile.
-    pub unsafe fn row_mut<'a>(self, i: usize, length: usize) -> &'a mut [f32] {
-        let data = self.at(i, 0).data;
-        // SAFETY: promised by the caller.
-        unsafe {
-            look_at_ends(data, length);
-            std::slice::from_raw_parts_mut(data, length)
-        }
-    }
-
-    /// Whether each row's elements are contiguous.
-    pub fn has_rows(self) -> bool {
-        self.col_stride == 1
-    }
-
-    /// Whether rows of `width` elements follow one another without a gap.
-    pub fn has_rows_of(self, width: usize) -> bool {
-        self.has_rows() && usize::try_from(self.row_stride).is_ok_and(|stride| stride == width)
-    }
-
-    /// Element (i, j).
-    ///
-    /// # Safety
-    /// It lies inside a live allocation that nobody writes meanwhile.
-    pub unsafe fn value(self, i: usize, j: usize) -> f32 {
-        // SAFETY: promised by the caller.
-        unsafe { self.at(i, j).data.read() }
-    }
-
-    /// Asks for what lies around element (i, j).
-    #[inline(always)]
-    pub fn prefetch(self, i: usize, j: usize) {
-        prefetch(self.at(i, j).data);
-    }
-
-    /// Writes element (i, j).
-    ///
-    /// # Safety
-    /// It lies inside a live allocation that may be written and that nobody else touches meanwhile.
-    pub unsafe fn set(self, i: usize, j: usize, value: f32) {
-        // SAFETY: promised by the caller.
-        unsafe { self.at(i, j).data.write(value) }
-    }
-
-    /// The transpose: the same memory with its strides exchanged.
-    pub fn t(self) -> Self {
-        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
-    }
-}
-
-/// Where debug assertions are on: reads both ends of a row, as a sanitizer sees it. pulp reads and writes what is less than
-/// a vector with instructions that no sanitizer knows of.
-///
-/// # Safety
-/// The row lies inside a live allocation that nobody else writes meanwhile.
-#[inline(always)]
-unsafe fn look_at_ends(data: *const f32, length: usize) {
-    if cfg!(debug_assertions) && length > 0 {
-        let data = data.cast::<MaybeUninit<f32>>();
-        // SAFETY: promised by the caller; what is written for the first time may hold nothing yet.
-        let _ends = unsafe { (data.read_volatile(), data.add(length - 1).read_volatile()) };
-    }
-}
-
-/// Memory behind a [`Matrix::fresh`]. Zeros that a product writes over at once would cost as much as reading it.
-pub struct Fresh(Vec<f32>, usize);
-
-impl Fresh {
-    /// The values.
-    ///
-    /// # Safety
-    /// Every element has been written.
-    pub unsafe fn filled(mut self) -> Vec<f32> {
-        // SAFETY: promised by the caller; the capacity is that length.
-        unsafe { self.0.set_len(self.1) };
-        self.0
-    }
-}
 
 /// out = alpha · a · b, or out += alpha · a · b when `accumulate`; a: m × k, b: k × n, out: m × n.
 ///
@@ -245,7 +111,7 @@ pub struct Weight<'a> {
 /// # Safety
 /// As [`product`].
 pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumulate: bool) {
-    if w.transposed && m <= FEW_ROWS && a.col_stride == 1 && !accumulate && !matches!(w.values, Values::F16(_)) {
+    if w.transposed && m <= FEW_ROWS && a.has_rows() && !accumulate && !matches!(w.values, Values::F16(_)) {
         // SAFETY: promised by the caller.
         return unsafe { few_rows(m, a, &[(w, out)]) };
     }
@@ -317,22 +183,9 @@ unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: M
             // SAFETY: row i of a holds `cols` contiguous values, by the caller's promise.
             let x = unsafe { a.row(i, cols) };
             // SAFETY: element (i, j) of out, by the caller's promise.
-            unsafe { out.at(i, j).data.write(dot(w, x, wide)) };
+            unsafe { out.set(i, j, dot(w, x, wide)) };
         }
     }
-}
-
-/// Asks for the cache line at an address that will be read soon. Nothing is read here: any address will do.
-#[inline(always)]
-fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault, and SSE is always there.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Bytes between what is read and what is asked for meanwhile. The processor's own prefetching ends with each page of 4 KiB:

@@ -5,7 +5,8 @@
 
 #![allow(unsafe_code, reason = "a matrix product into memory that holds nothing yet")]
 
-use super::gemm::{Matrix, Weight, few_rows, product_with};
+use super::gemm::{Weight, few_rows, product_with};
+use super::matrix::Matrix;
 use super::sum::add;
 use super::{fused, values, widen, with_f32};
 

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code, reason = "times a matrix product")]
 
-use super::gemm::{Matrix, product_in_parts};
+use super::gemm::product_in_parts;
+use super::matrix::Matrix;
 use rayon::prelude::*;
 use std::time::Instant;
 

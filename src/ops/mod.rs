@@ -27,6 +27,7 @@ pub mod sum;
 mod fast_math;
 mod fresh;
 mod gemm;
+mod matrix;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thin;

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
 
 use super::fast_math::vectorised;
-use super::fresh::{Fresh, filled};
+use super::fresh::{Unwritten, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
@@ -76,7 +76,7 @@ mod kernel {
         anyhow::ensure!(d > 0 && weight.elem_count() == d, "weight {:?} does not fit {:?}", weight.dims(), x.dims());
         let mut scale = vec![0f32; n];
         let y = with_f32([x, weight], |[x, w]| {
-            let row = |((y, x), s): ((&mut Fresh, &[f32]), &mut f32)| {
+            let row = |((y, x), s): ((&mut Unwritten, &[f32]), &mut f32)| {
                 vectorised!({
                     *s = ((dot(x, x) / d as f64 + eps).sqrt().recip()) as f32;
                     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
@@ -95,7 +95,7 @@ mod kernel {
         let fits = d > 0 && weight.elem_count() == d && x.dims2()? == (n, d) && scale.elem_count() == n;
         anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
         let dx = with_f32([x, scale, weight, dy], |[x, scale, w, dy]| {
-            let row = |dx: &mut Fresh, x: &[f32], dy: &[f32], s: f32| {
+            let row = |dx: &mut Unwritten, x: &[f32], dy: &[f32], s: f32| {
                 vectorised!({
                     let z: Vec<f32> = dy.iter().zip(w).map(|(dy, w)| dy * w).collect();
                     let pull = (dot(&z, x) / d as f64) as f32 * s * s * s;

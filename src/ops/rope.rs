@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
 use super::fast_math::vectorised;
-use super::fresh::{Fresh, filled};
+use super::fresh::{Unwritten, filled};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -85,7 +85,7 @@ fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     anyhow::ensure!(fits, "angles of {rows} rows and {half} pairs do not fit {:?}", x.dims());
     let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
         let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
-        let row = |y: &mut Fresh, x: &[f32], cos: &[f32], sin: &[f32]| {
+        let row = |y: &mut Unwritten, x: &[f32], cos: &[f32], sin: &[f32]| {
             vectorised!({
                 for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
                     let ((first, second), (a, b)) = (y.split_at_mut(half), x.split_at(half));

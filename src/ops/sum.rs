@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
 use super::fast_math::vectorised;
-use super::fresh::{Fresh, filled};
+use super::fresh::{Unwritten, filled};
 use super::scalar::{Scalar, wide};
 use super::{fused, output, with_f32};
 use anyhow::Result;
@@ -19,7 +19,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
     let out = with_f32([x, y], |[x, y]| {
         let input = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
-        let fill = |(out, (x, y)): (&mut Fresh, (&[f32], &[f32]))| {
+        let fill = |(out, (x, y)): (&mut Unwritten, (&[f32], &[f32]))| {
             vectorised!({
                 for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
                     out.write(x + y);

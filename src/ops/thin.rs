@@ -16,18 +16,14 @@
 
 mod operands;
 
-use super::gemm::Matrix;
-use operands::{Grouped, Padded};
+use super::matrix::Matrix;
+use operands::{BLOCK, GROUP, Grouped, Padded};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// The largest thin side that goes better without a GEMM.
 const THIN: usize = 16;
-/// Columns of the thin side at once.
-const BLOCK: usize = 8;
-/// Columns of a row that lie together in [`Grouped`]: the longest vector's, or several shorter ones.
-const GROUP: usize = 16;
 /// Vectors of a row at once where there are registers for them: with [`BLOCK`] columns, 24 sums.
 const PANEL: usize = 3;
 /// Rows that a panel goes down before the next one does, so that they are read in the order that they lie in. Those of

@@ -1,7 +1,7 @@
 //! Tables as text: a header, then one record per row. Quoted as in RFC 4180: a field in double quotes may hold the
 //! delimiter and line ends, and `""` is a quote in it. Every value is a string; empty lines are skipped.
 
-use super::{Place, Record};
+use super::record::{Place, Record};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use csv::{ErrorKind, ReaderBuilder, StringRecord};

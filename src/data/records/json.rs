@@ -1,6 +1,6 @@
 //! JSON arrays and JSONL.
 
-use super::{Place, Record, kind};
+use super::record::{Place, Record, kind};
 use crate::invalid;
 use anyhow::Result;
 use serde_json::Value;

@@ -3,7 +3,7 @@
 //! A struct's null members are left out, since a file has to store the same members for every struct of a column.
 //! Dates, times and decimals become text. Bytes that are not UTF-8 (pictures, say) count as null.
 
-use super::{Place, Record};
+use super::record::{Place, Record};
 use crate::invalid;
 use crate::untrusted::without_panic;
 use anyhow::Result;

@@ -1,5 +1,5 @@
 use super::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn read_as(name: &str, bytes: &[u8]) -> Result<Vec<Record>> {
     let dir = tempfile::tempdir().unwrap();

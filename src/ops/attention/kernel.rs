@@ -5,9 +5,12 @@
 
 #![allow(unsafe_code, reason = "matrix products of heads read and written in place")]
 
-use super::{Layout, Saved, Shape, Span};
+use super::layout::Layout;
+use super::saved::Saved;
+use super::shape::{Shape, Span};
 use crate::ops::fast_math::{exp, vectorised};
-use crate::ops::gemm::{Matrix, dot, product};
+use crate::ops::gemm::{dot, product};
+use crate::ops::matrix::Matrix;
 use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
 use candle_core::Tensor;

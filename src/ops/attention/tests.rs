@@ -1,3 +1,4 @@
+use super::groups::Group;
 use super::*;
 use crate::ops::testing::{Case, close, random};
 use candle_core::{DType, Device, Var};

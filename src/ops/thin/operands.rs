@@ -2,10 +2,14 @@
 
 #![allow(unsafe_code, reason = "reads a matrix inside others' memory")]
 
-use super::{BLOCK, GROUP};
-use crate::ops::gemm::Matrix;
+use crate::ops::matrix::Matrix;
 use std::borrow::Cow;
 use std::ops::Range;
+
+/// Columns of the thin side at once.
+pub const BLOCK: usize = 8;
+/// Columns of a row that lie together in [`Grouped`]: the longest vector's, or several shorter ones.
+pub const GROUP: usize = 16;
 
 /// Thin rows: a whole number of blocks each, padded by zeros.
 pub struct Padded<'a> {

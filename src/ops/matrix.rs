@@ -1,0 +1,139 @@
+//! Matrices inside others' memory: a pointer and two strides, for kernels that read heads in place or write into parts of a
+//! buffer.
+
+#![allow(unsafe_code, reason = "matrices inside others' memory, parts of which tasks write side by side")]
+
+use super::fresh::Fresh;
+use std::mem::MaybeUninit;
+
+/// A matrix inside someone else's memory: element (i, j) lies `i * row_stride + j * col_stride` past `data`.
+#[derive(Clone, Copy)]
+pub struct Matrix {
+    pub(super) data: *mut f32,
+    pub(super) row_stride: isize,
+    pub(super) col_stride: isize,
+}
+
+// SAFETY: a `Matrix` is only a pointer; `gemm::product` states what its callers promise across threads.
+unsafe impl Send for Matrix {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix {}
+
+impl Matrix {
+    /// A row-major matrix to read, starting at element `offset` of `values`.
+    pub fn read(values: &[f32], offset: usize, row_stride: usize) -> Self {
+        Self { data: values[offset..].as_ptr().cast_mut(), row_stride: row_stride as isize, col_stride: 1 }
+    }
+
+    /// A row-major matrix to write.
+    pub fn write(values: &mut [f32], row_stride: usize) -> Self {
+        Self { data: values.as_mut_ptr(), row_stride: row_stride as isize, col_stride: 1 }
+    }
+
+    /// A row-major matrix of `rows` rows to write, in memory of its own that holds nothing yet; [`Fresh::filled`] takes
+    /// it out once every element has been written.
+    pub fn fresh(rows: usize, row_stride: usize) -> (Self, Fresh) {
+        let length = rows.checked_mul(row_stride).expect("a matrix larger than memory");
+        let mut fresh = Fresh::new(length);
+        let matrix = Self { data: fresh.data(), row_stride: row_stride as isize, col_stride: 1 };
+        (matrix, fresh)
+    }
+
+    /// The part that starts at row `i`, column `j`. Stays inside the same allocation by the promise of [`super::gemm::product`].
+    pub fn at(self, i: usize, j: usize) -> Self {
+        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
+        Self { data: self.data.wrapping_offset(offset), ..self }
+    }
+
+    /// `length` values of row `i`, whose elements are contiguous.
+    ///
+    /// # Safety
+    /// They lie inside a live allocation that nobody writes meanwhile.
+    pub unsafe fn row<'a>(self, i: usize, length: usize) -> &'a [f32] {
+        let data = self.at(i, 0).data;
+        // SAFETY: promised by the caller.
+        unsafe {
+            look_at_ends(data, length);
+            std::slice::from_raw_parts(data.cast_const(), length)
+        }
+    }
+
+    /// As [`Matrix::row`], to write.
+    ///
+    /// # Safety
+    /// They lie inside a live allocation that may be written and that nobody else touches meanwhile.
+    pub unsafe fn row_mut<'a>(self, i: usize, length: usize) -> &'a mut [f32] {
+        let data = self.at(i, 0).data;
+        // SAFETY: promised by the caller.
+        unsafe {
+            look_at_ends(data, length);
+            std::slice::from_raw_parts_mut(data, length)
+        }
+    }
+
+    /// Whether each row's elements are contiguous.
+    pub fn has_rows(self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Whether rows of `width` elements follow one another without a gap.
+    pub fn has_rows_of(self, width: usize) -> bool {
+        self.has_rows() && usize::try_from(self.row_stride).is_ok_and(|stride| stride == width)
+    }
+
+    /// Element (i, j).
+    ///
+    /// # Safety
+    /// It lies inside a live allocation that nobody writes meanwhile.
+    pub unsafe fn value(self, i: usize, j: usize) -> f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.at(i, j).data.read() }
+    }
+
+    /// Asks for what lies around element (i, j).
+    #[inline(always)]
+    pub fn prefetch(self, i: usize, j: usize) {
+        prefetch(self.at(i, j).data);
+    }
+
+    /// Writes element (i, j).
+    ///
+    /// # Safety
+    /// It lies inside a live allocation that may be written and that nobody else touches meanwhile.
+    pub unsafe fn set(self, i: usize, j: usize, value: f32) {
+        // SAFETY: promised by the caller.
+        unsafe { self.at(i, j).data.write(value) }
+    }
+
+    /// The transpose: the same memory with its strides exchanged.
+    pub fn t(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// Where debug assertions are on: reads both ends of a row, as a sanitizer sees it. pulp reads and writes what is less than
+/// a vector with instructions that no sanitizer knows of.
+///
+/// # Safety
+/// The row lies inside a live allocation that nobody else writes meanwhile.
+#[inline(always)]
+unsafe fn look_at_ends(data: *const f32, length: usize) {
+    if cfg!(debug_assertions) && length > 0 {
+        let data = data.cast::<MaybeUninit<f32>>();
+        // SAFETY: promised by the caller; what is written for the first time may hold nothing yet.
+        let _ends = unsafe { (data.read_volatile(), data.add(length - 1).read_volatile()) };
+    }
+}
+
+/// Asks for the cache line at an address that will be read soon. Nothing is read here: any address will do.
+#[inline(always)]
+pub fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, and SSE is always there.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
