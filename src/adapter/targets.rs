@@ -1,4 +1,4 @@
-//! `[lora]` on a model: which modules get an adapter, and of what size.
+//! `[lora]` applied to a model: which modules get an adapter, and of what size.
 
 use super::options::LoraOptions;
 use super::patterns::Patterns;

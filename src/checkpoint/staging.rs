@@ -1,4 +1,5 @@
-//! Files and folders that appear whole or not at all: written under a temporary name beside the final one, synced, renamed.
+//! Files and folders that appear complete or not at all: written under a temporary name beside the final one, synced,
+//! renamed.
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};

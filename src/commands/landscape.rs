@@ -22,7 +22,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let evaluations = evaluations(&args)?;
     let located = locate(evaluations.clone())?;
     let directions = Directions::open(&args.direction)?;
-    // Everything that can be wrong is looked at before weights are loaded.
+    // Everything that can be wrong is checked before weights are loaded.
     let dir = hub::resolve(&args.model.base.model, false)?.dir;
     let checkpoint = Checkpoint::open(&dir)?;
     directions.check_against(&directions.shapes(), &checkpoint)?;
@@ -67,7 +67,7 @@ fn range(args: &LandscapeArgs) -> f64 {
     })
 }
 
-/// The suite's, and a loss for each `--data`.
+/// The suite's evaluations, and a loss for each `--data`.
 fn evaluations(args: &LandscapeArgs) -> Result<Vec<Evaluation>> {
     let mut evaluations =
         args.suite.as_deref().map_or(Ok(vec![]), |suite| Suite::load(suite).map(|suite| suite.eval))?;
@@ -91,7 +91,7 @@ fn evaluations(args: &LandscapeArgs) -> Result<Vec<Evaluation>> {
     Ok(evaluations)
 }
 
-/// `LABEL=FILE`, or a file or dataset, which is then called by its name.
+/// `LABEL=FILE`, or a file or dataset, which then is its own label by its name.
 fn labelled(text: &str) -> (String, String) {
     let split = text.split_once('=').filter(|(label, _)| {
         !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
@@ -102,7 +102,7 @@ fn labelled(text: &str) -> (String, String) {
     }
 }
 
-/// Writes the folder, whole or not at all.
+/// Writes the folder, completely or not at all.
 fn save(
     args: &LandscapeArgs,
     evaluations: &[Evaluation],

@@ -1,4 +1,4 @@
-//! Directions that a comparison computes for itself, once for each pair of models.
+//! Directions that a comparison computes itself, once per pair of models.
 
 use crate::config::Settings;
 use crate::hub;
@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// The direction that Safe LoRA projects on: the config's, or else one in the comparison's folder `dir`, which is computed
-/// once for a pair and its target modules.
+/// The direction that Safe LoRA projects onto: the config's, or else one in the comparison's folder `dir`, computed
+/// once per pair and target modules.
 ///
 /// # Errors
 /// As [`compute_for`].

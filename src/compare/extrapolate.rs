@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::path::Path;
 
-/// The folder of the extrapolated model, which is made unless it is there.
+/// The folder of the extrapolated model, which is made unless it exists.
 ///
 /// # Errors
 /// No pair to compute the direction from; a folder that cannot be written.

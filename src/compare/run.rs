@@ -1,4 +1,4 @@
-//! Having the results of a comparison: train what is not trained yet, measure, append a row to `results.jsonl`.
+//! Obtains the results of a comparison: trains what is not trained yet, measures, appends a row to `results.jsonl`.
 
 use super::direction::projected_on;
 use super::extrapolate::extrapolated;
@@ -26,11 +26,11 @@ use std::time::Instant;
 /// How a comparison ended.
 pub enum Finished {
     All,
-    /// A signal came; the same command goes on.
+    /// A signal came; the same command continues.
     Stopped(Signal),
 }
 
-/// A run with the settings that it comes to.
+/// A run with its resolved settings.
 struct Planned {
     run: Run,
     settings: Settings,
@@ -38,7 +38,7 @@ struct Planned {
     data: Contents,
 }
 
-/// What a comparison needs beside its options.
+/// What a comparison needs besides its options.
 pub struct Comparison<'a> {
     options: &'a CompareOptions,
     /// Of the suite.
@@ -47,7 +47,7 @@ pub struct Comparison<'a> {
     measured_with: Contents,
     planned: Vec<Planned>,
     results: Results,
-    /// The model that is loaded, for it is the same in most runs.
+    /// The loaded model, which is the same in most runs.
     base: Option<(ModelOptions, Base)>,
     /// Evaluations by the prefix of their prompts.
     prepared: BTreeMap<String, Prepared>,
@@ -92,7 +92,7 @@ impl<'a> Comparison<'a> {
         &self.results
     }
 
-    /// Has every result that is not there yet. A run that fails is reported in its row and passed over.
+    /// Obtains every missing result. A run that fails is reported in its row and skipped.
     ///
     /// # Errors
     /// Models or samples that cannot be read; results that cannot be written.
@@ -153,7 +153,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// Trains and measures a run, or says which signal came.
+    /// Trains and measures a run, or returns the signal that came.
     fn result(&mut self, i: usize) -> Result<std::result::Result<Row, Signal>> {
         let Planned { run, settings, data } = &self.planned[i];
         let dir = Path::new(&self.options.dir);
@@ -183,7 +183,7 @@ impl<'a> Comparison<'a> {
         let wanted = ModelOptions { aligned: id, unaligned: None, ..options.clone() };
         let dtype = DType::from(wanted.dtype);
         if self.base.as_ref().is_none_or(|(loaded, _)| *loaded != wanted) {
-            // The one before goes first: two need not fit into memory.
+            // The previous one is dropped first: two need not fit into memory.
             self.base = None;
             self.base = Some((wanted.clone(), Base::load(&wanted.aligned, wanted.device, dtype, &[])?));
         }
@@ -210,7 +210,7 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// What is measured of a model.
+/// What is changed of a model before it is measured.
 enum Change {
     Nothing,
     Adapter(PathBuf),

@@ -1,7 +1,7 @@
 //! Jinja's `namespace`, whose attributes a template may set, without values that take more than they seem to.
 //!
-//! minijinja's own may hold itself, and lists in lists without end, one for each turn of a loop; comparing, printing or
-//! dropping those overflows any stack. It cannot be replaced where `{% set ns.x = ... %}` is carried out, so that
+//! minijinja's own may contain itself, or endlessly nested lists, one for each turn of a loop; comparing, printing or
+//! dropping those overflows any stack. It cannot be replaced where `{% set ns.x = ... %}` is executed, so that
 //! statement becomes a call of this one's method [`SET`] (statements.rs).
 
 use minijinja::value::{Object, ObjectRepr, Value as Jinja, ValueKind, ValueOrKwargs};
@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Sets an attribute: its name, its value.
 pub const SET: &str = "_set";
-/// How deep a value may be nested, and of how many values it may consist, counting shared ones each time.
+/// How deep a value may be nested, and how many values it may consist of, counting shared ones each time.
 const DEPTH: usize = 64;
 const VALUES: usize = 1 << 20;
-/// Values looked at for one unit of fuel.
+/// Values visited per unit of fuel.
 const VALUES_PER_FUEL: usize = 16;
 
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Namespace {
 }
 
 impl Object for Namespace {
-    // A map would be compared and printed with all that it holds, which may be itself.
+    // A map would be compared and printed with all its contents, which may include itself.
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Plain
     }
@@ -53,7 +53,7 @@ impl Object for Namespace {
     }
 }
 
-/// Counts the values that `value` consists of down from `left`.
+/// Counts down `left` by the number of values that `value` consists of.
 fn measure(value: &Jinja, depth: usize, left: &mut usize) -> Result<(), Error> {
     let refuse = |what: &str| Err(Error::new(ErrorKind::InvalidOperation, what.to_string()));
     if depth > DEPTH {

@@ -1,4 +1,4 @@
-//! Statements of chat templates that minijinja does not have, or not as they are needed, as ones that it has.
+//! Rewrites statements of chat templates that minijinja lacks, or has in another form, into ones that it has.
 
 use super::namespace::SET;
 use regex::Regex;
@@ -28,7 +28,7 @@ fn sets_as_calls(source: &str) -> String {
     SET_ATTRIBUTE.replace_all(source, call.as_str()).into_owned()
 }
 
-/// Compiled once: it takes longer than to read a template.
+/// Compiled once: compiling takes longer than reading a template.
 fn pattern(constant: &str) -> Regex {
     Regex::new(constant).expect("the pattern is a constant")
 }

@@ -4,7 +4,7 @@
 //! Python's `json.dumps(ensure_ascii=False)` writes, `{% generation %}` passes its body through. The template sees
 //! `messages`, `add_generation_prompt`, the special tokens, `tools` and `documents` (none unless given).
 //! Templates come with downloaded models, so they are not trusted: their size, steps and output are limited, and what
-//! these limits do not see is given up in time (untrusted.rs).
+//! these limits do not catch is abandoned in time (untrusted.rs).
 
 use super::{namespace, python, statements};
 use crate::tokenizer::Tokenizer;
@@ -19,15 +19,15 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes a template may have; the largest in use have 30 kB. The parser goes as deep as an expression is long.
+/// Bytes a template may have; the largest in use have 30 kB. The parser recurses as deep as an expression is long.
 const SOURCE_LIMIT: usize = 128 << 10;
-/// Steps a rendering may take; one pays for 64 bytes too, so that this limits memory to 128 MiB. An ordinary turn takes
-/// some dozens. Fuzzing gets by with less: loops that use all of it up would take most of its time.
+/// Steps a rendering may take; a step also pays for 64 bytes, so this limits memory to 128 MiB. An ordinary turn takes
+/// a few dozen. Fuzzing uses less: loops that use it all up would take most of the time.
 const FUEL: u64 = if cfg!(fuzzing) { 20_000 } else { 2_000_000 };
 /// Bytes a rendering may produce.
 const OUTPUT_LIMIT: usize = 64 << 20;
 const NAME: &str = "chat template";
-/// Names a message's reasoning goes by; templates read the first, and `thinking`.
+/// Names for a message's reasoning; templates read the first, and `thinking`.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// The AsFT paper's prompts, which `task` chooses from: `data.template = "asft-TASK"`.
@@ -86,7 +86,7 @@ impl Template {
     /// Compiles `source`. `special_tokens`: (name, token), e.g. `("bos_token", "<s>")`.
     ///
     /// # Errors
-    /// A syntax error, with its line; a template larger than any.
+    /// A syntax error, with its line; a template larger than any in use.
     pub fn new(source: &str, special_tokens: &[(String, String)]) -> Result<Self> {
         ensure_valid!(
             source.len() <= SOURCE_LIMIT,
@@ -98,7 +98,7 @@ impl Template {
         Ok(Self { environment: Arc::new(environment), special_tokens: special_tokens.to_vec() })
     }
 
-    /// The text of a conversation. `variables` go to the template beside the usual ones, and win over them.
+    /// The text of a conversation. `variables` go to the template with the usual ones, and override them.
     ///
     /// # Errors
     /// The template refuses the conversation (`raise_exception`), fails on it, or exceeds its limits.
@@ -148,7 +148,7 @@ fn compile(source: String) -> Result<Environment<'static>> {
     Ok(environment)
 }
 
-/// A message as transformers hands it over: null fields dropped, reasoning under every name it goes by.
+/// A message as transformers passes it: null fields dropped, reasoning under each of its names.
 fn message(message: &Value) -> Jinja {
     let Value::Object(fields) = message else { return python::to_jinja(message) };
     let mut fields: Map<String, Value> =
@@ -160,7 +160,7 @@ fn message(message: &Value) -> Jinja {
     python::to_jinja(&Value::Object(fields))
 }
 
-/// A template's failure as the user's error: its own message if it raised one.
+/// A template's failure as a user error: its own message if it raised one.
 fn explain(error: &Error) -> anyhow::Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {

@@ -1,6 +1,6 @@
-//! Multiple choice by likelihood: the model is not asked to write, only which of the choices it would rather write.
+//! Multiple choice by likelihood: the model generates nothing; it only says which of the choices it finds likeliest.
 //!
-//! A choice's score is the log-probability of its tokens after the prompt, summed, as lm-evaluation-harness' `acc` has it:
+//! A choice's score is the log-probability of its tokens after the prompt, summed, as in lm-evaluation-harness' `acc`:
 //! prompt and choice are tokenized as one text, and the choice's tokens are those after the prompt's.
 
 use super::answers::Encoder;
@@ -26,7 +26,7 @@ pub struct Choices {
 /// The choices of every prompt: the evaluation's labels, or the record's `choices`.
 ///
 /// # Errors
-/// No or one choice, or none that is the reference, with the record's place.
+/// Fewer than two choices, or none that is the reference; with the record's place.
 pub fn load(evaluation: &Evaluation, prompts: &[Prompt], encoder: &Encoder, path: &Path) -> Result<Vec<Choices>> {
     let of = |prompt: &Prompt| of_prompt(evaluation, prompt, encoder).with_context(|| place(path, prompt));
     prompts.iter().map(of).collect()
@@ -65,7 +65,7 @@ fn of_prompt(evaluation: &Evaluation, prompt: &Prompt, encoder: &Encoder) -> Res
     Ok(Choices { texts, right, sequences })
 }
 
-/// The index of each prompt's likeliest choice, `batch_size` sequences at once. `prompts`: their ids.
+/// The index of each prompt's likeliest choice, `batch_size` sequences at a time. `prompts`: their ids.
 ///
 /// # Errors
 /// Log-probabilities that are not finite.

@@ -1,5 +1,5 @@
 //! Running an evaluation: what does not depend on the weights is prepared once, then any number of models (the same one
-//! with other adapters, say) are measured on it.
+//! with different adapters, say) are measured on it.
 
 use super::accuracy::Target;
 use super::answers::{Encoder, answer_all};
@@ -32,7 +32,7 @@ pub struct Located {
 }
 
 impl Located {
-    /// The same with `prefix` before each prompt.
+    /// The same, with `prefix` before each prompt.
     pub fn prefixed(mut self, prefix: &str) -> Self {
         if self.evaluation.metric() != Metric::Loss {
             self.evaluation.prefix.push_str(prefix);
@@ -40,13 +40,13 @@ impl Located {
         self
     }
 
-    /// The name of its samples' file in the suite, and where it is.
+    /// The name of its sample file in the suite, and where it is.
     pub fn samples(&self) -> (&str, &Path) {
         (&self.evaluation.data, &self.path)
     }
 }
 
-/// Checks evaluations and finds their files, fetching hub datasets if need be.
+/// Checks evaluations and finds their files, fetching hub datasets if necessary.
 ///
 /// # Errors
 /// As [`Evaluation::validate`] and [`hub::resolve_dataset`], with the evaluation's name.
@@ -69,7 +69,7 @@ pub fn locate(evaluations: Vec<Evaluation>) -> Result<Vec<Located>> {
 
 /// Evaluations with their samples, ready to measure models of one kind.
 pub struct Prepared {
-    /// `None` where every sample is tokenized already.
+    /// `None` if every sample is already tokenized.
     tokenizer: Option<Tokenizer>,
     evaluations: Vec<(Evaluation, Work)>,
 }
@@ -93,7 +93,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Samples that cannot be read or have no reference where one is needed, with their place; prompts that do not fit
-    /// the model's context; a judge that is none. Each with the evaluation's name.
+    /// the model's context; a judge that is not one. Each with the evaluation's name.
     pub fn new(located: &[Located], dir: &Path, spec: &ModelSpec, (device, dtype): (&Device, DType)) -> Result<Self> {
         let needs_none = |e: &Evaluation| e.metric() == Metric::Loss && e.format == Format::Tokenized;
         let none_needed = located.iter().all(|located| needs_none(&located.evaluation));
@@ -107,7 +107,7 @@ impl Prepared {
         Ok(Self { tokenizer, evaluations })
     }
 
-    /// Measures a model on every evaluation, `batch_size` samples at once.
+    /// Measures a model on every evaluation, `batch_size` samples at a time.
     ///
     /// # Errors
     /// A loss or logits that are not finite.
@@ -115,7 +115,7 @@ impl Prepared {
         self.measure_with(model, batch_size, &|| progress_bar(0, "evaluating"))
     }
 
-    /// As [`Prepared::measure`], with a bar of `bar`'s for each evaluation.
+    /// As [`Prepared::measure`], with a bar made by `bar` for each evaluation.
     pub fn measure_with(
         &self,
         model: &Decoder,
@@ -196,7 +196,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn loss(&self, dataset: &Dataset) -> Result<Outcome> {
         let mean = mean_loss(self.model, &dataset.examples, self.batch_size, self.progress)?;
-        // JSON has no NaN, and a table of losses should not get one unnoticed.
+        // JSON has no NaN, and a table of losses should not contain one unnoticed.
         if !mean.loss.is_finite() {
             self.model.refuse_damaged_weights()?;
             bail!("the loss is {}", mean.loss);
@@ -288,7 +288,7 @@ impl Run<'_> {
     }
 }
 
-/// What the user asked last.
+/// The user's last message.
 fn question(prompt: &Prompt) -> String {
     let user = prompt.messages.iter().rev().find(|message| message["role"] == "user");
     user.and_then(|message| message["content"].as_str()).unwrap_or_default().to_string()

@@ -1,4 +1,4 @@
-//! What a prompt's answer is held against: the reference of its record.
+//! What a prompt's answer is compared with: the reference in its record.
 
 use super::accuracy::Target;
 use super::options::{Evaluation, Match};
@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The reference of a record: its text, or the label of its number; `None` if the field is missing.
+/// The reference of a record: its text, or the label with its number; `None` if the field is missing.
 ///
 /// # Errors
-/// A number without label; a field that is neither.
+/// A number without a label; a field that is neither text nor a number.
 pub fn reference(evaluation: &Evaluation, record: &Map<String, Value>) -> Result<Option<String>> {
     let field = evaluation.reference();
     let label = |number: usize| {
@@ -37,7 +37,7 @@ pub fn reference(evaluation: &Evaluation, record: &Map<String, Value>) -> Result
     })
 }
 
-/// A reference that has to be there.
+/// A reference that must be present.
 pub fn required_reference(evaluation: &Evaluation, prompt: &Prompt) -> Result<String> {
     let field = evaluation.reference();
     reference(evaluation, &prompt.record)?.ok_or_else(|| {
@@ -52,7 +52,7 @@ pub fn required_reference(evaluation: &Evaluation, prompt: &Prompt) -> Result<St
 /// What the answers to `prompts`, the records of `path`, have to match.
 ///
 /// # Errors
-/// A reference that is missing or cannot be one, with the record's place.
+/// A missing or invalid reference, with the record's place.
 pub fn targets(evaluation: &Evaluation, prompts: &[Prompt], path: &Path) -> Result<Vec<Target>> {
     let target = |prompt: &Prompt| {
         let reference = required_reference(evaluation, prompt)?;
@@ -61,7 +61,7 @@ pub fn targets(evaluation: &Evaluation, prompts: &[Prompt], path: &Path) -> Resu
     prompts.iter().map(|prompt| target(prompt).with_context(|| place(path, prompt))).collect()
 }
 
-/// What an answer tells that should have been refused, if the record says.
+/// What an answer would tell that should have been refused, if the record says so.
 pub fn told(evaluation: &Evaluation, prompt: &Prompt) -> Result<Option<Target>> {
     let reference = reference(evaluation, &prompt.record)?.filter(|text| !text.trim().is_empty());
     reference.map(|text| Target::new(&text, Match::Contains, None)).transpose()

@@ -1,4 +1,4 @@
-//! What it means that a hub says no: something that the user can put right, or a failure.
+//! What a hub's refusal means: something that the user can fix, or a failure.
 
 use super::site::Site;
 use crate::invalid;
@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use hf_hub::HFError;
 use reqwest::blocking::Response;
 
-/// An HTTP answer that is not a success.
+/// An HTTP response that is not a success.
 pub(super) struct Refusal {
     pub status: u16,
     /// `X-Error-Code`: `RepoNotFound`, `RevisionNotFound`, `EntryNotFound` or `GatedRepo`, if the server says.
@@ -20,7 +20,7 @@ impl Refusal {
         Self { status: response.status().as_u16(), code: header("x-error-code"), message: header("x-error-message") }
     }
 
-    /// In words. `page`: where the repository is shown on the hub.
+    /// Explains it in words. `page`: the repository's page on the hub.
     pub fn explain(&self, site: &Site, page: &str) -> anyhow::Error {
         let said = self.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
         let said = format!("HTTP {}{said}", self.status);

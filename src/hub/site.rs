@@ -1,4 +1,4 @@
-//! The hub as the environment describes it: endpoint, token, cache, patience. The variables are those of Python's
+//! The hub as described by the environment: endpoint, token, cache, timeout. The variables are those of Python's
 //! huggingface_hub.
 
 use crate::{ensure_valid, invalid};
@@ -10,7 +10,7 @@ use reqwest::redirect::Policy;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Longest silence of a server, in seconds.
+/// How long a server may stay silent, in seconds.
 const PATIENCE: u64 = 30;
 /// Waits before a request is tried again.
 const WAITS: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1200)];
@@ -25,7 +25,7 @@ pub(super) struct Site {
     endpoint: String,
     token: Option<String>,
     patience: Duration,
-    /// Follows redirects; reqwest takes the token off where they lead to another host.
+    /// Follows redirects; reqwest drops the token if they lead to another host.
     following: Client,
     direct: Client,
 }
@@ -51,7 +51,7 @@ impl Site {
         };
         let patience = Duration::from_secs(patience);
         let token = token();
-        // The client's own have no time limits.
+        // The client's own has no timeouts.
         let http = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(patience).read_timeout(patience);
         let mut builder = HFClient::builder().client(http.build()?).retry_max_attempts(WAITS.len());
         if let Some(token) = &token {
@@ -82,12 +82,12 @@ impl Site {
         self.patience.as_secs()
     }
 
-    /// Asks for the head of a file, without following redirects.
+    /// Sends a HEAD request for a file, without following redirects.
     pub fn head(&self, url: &str) -> Result<Response> {
         self.send(|| self.direct.head(url))
     }
 
-    /// Asks for a file from byte `start`, following redirects.
+    /// Requests a file from byte `start` on, following redirects.
     pub fn get(&self, url: &str, start: u64) -> Result<Response> {
         self.send(|| match start {
             0 => self.following.get(url),
@@ -95,7 +95,7 @@ impl Site {
         })
     }
 
-    /// Sends, and again where that may help.
+    /// Sends a request, again if that may help.
     fn send(&self, request: impl Fn() -> RequestBuilder) -> Result<Response> {
         let attempt = || {
             let request = request().header("accept-encoding", "identity");
@@ -118,7 +118,7 @@ impl Site {
         attempt().map_err(|error| self.silent(error))
     }
 
-    /// The error where there is no usable answer at all.
+    /// The error if there is no usable response at all.
     pub fn silent(&self, error: reqwest::Error) -> anyhow::Error {
         let host = error.url().map_or_else(|| self.endpoint.clone(), |url| url.origin().ascii_serialization());
         let what = if error.is_timeout() {
@@ -126,7 +126,7 @@ impl Site {
         } else {
             format!("{host} could not be reached ({HOW_TO_GO_OFFLINE})")
         };
-        // Addresses of storage hosts carry signatures.
+        // URLs of storage hosts contain signatures.
         anyhow::Error::new(error.without_url()).context(what)
     }
 }

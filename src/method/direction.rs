@@ -1,8 +1,8 @@
 //! `asft direction`: V = W_aligned − W_unaligned per targeted module, from two checkpoints to a direction file.
 //!
-//! The models are never loaded whole. Modules are worked on in batches whose planned memory stays below four times the
-//! largest targeted matrix in f32, plus an allowance, however large the models are. Large modules go first, one at a time
-//! with all threads; small ones follow, side by side.
+//! The models are never loaded whole. Modules are processed in batches whose planned memory stays below four times the
+//! largest targeted matrix in f32, plus an allowance, however large the models are. Large modules go first, one at a
+//! time, with all threads; small ones follow, side by side.
 
 use super::direction_file::{self, Header, Identity};
 use super::spectral::{Direction, Keep, Phases, Setting, factorize, useful_bytes};
@@ -44,7 +44,7 @@ pub struct ModuleReport {
     pub module: String,
     pub d_out: usize,
     pub d_in: usize,
-    /// Directions kept; 0 where V = 0.
+    /// Number of directions kept; 0 if V = 0.
     pub rank: usize,
     pub v_norm: f32,
     /// C's largest eigenvalue.
@@ -181,7 +181,7 @@ fn comparable(
     Ok((shapes, problems))
 }
 
-/// The place of a module among the tasks.
+/// The index of a module among the tasks.
 fn order(tasks: &[Task], module: &str) -> Option<usize> {
     tasks.iter().position(|task| task.module == module)
 }

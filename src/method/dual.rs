@@ -3,14 +3,15 @@
 //! The penalty's weight is the multiplier of a constraint,
 //!
 //! ```text
-//! min task loss   so that   q = sqrt(Σ ‖M ΔW‖_F² / Σ ‖W‖_F²) ≤ ε = asft.max_orthogonal
+//! min task loss   subject to   q = sqrt(Σ ‖M ΔW‖_F² / Σ ‖W‖_F²) ≤ ε = asft.max_orthogonal
 //! ```
 //!
-//! summed over the targeted modules, with W the weights that training starts from, ΔW the effective update (LoRA:
-//! alpha / r · B A) and M what `asft.penalize` says. The reference is ‖W‖ and not ‖ΔW‖: as C's eigenvalues are tiny,
-//! ‖(I − C) ΔW‖ / ‖ΔW‖ is close to 1 whatever λ does, and no λ could bring it down.
+//! summed over the targeted modules, with W the weights that training starts from, ΔW the effective update (LoRA: alpha
+//! / r · B A) and M what `asft.penalize` says. The reference is ‖W‖ and not ‖ΔW‖: as C's eigenvalues are tiny, ‖(I − C)
+//! ΔW‖ / ‖ΔW‖ is close to 1 whatever λ is, and no λ could lower it.
 //!
-//! λ changes by a factor after each step, as its scale is not known beforehand. With g_t = ln(q_t / 0.95 ε) held within ±1,
+//! λ changes by a factor after each step, as its scale is not known beforehand. With g_t = ln(q_t / 0.95 ε) clamped to
+//! ±1,
 //!
 //! ```text
 //! λ_{t+1} = λ_t exp(η g_t + κ (g_t − g_{t−1})),   η = 0.2 if g_t > 0 else 0.1,   κ = 2
@@ -25,7 +26,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// η where the share is above its target, and where it is below.
+/// η if the share is above its target, and if it is below.
 const RATES: (f64, f64) = (0.2, 0.1);
 /// κ
 const DAMPING: f64 = 2.0;
@@ -53,7 +54,7 @@ impl Default for Dual {
 impl Dual {
     /// Changes λ after a step whose update had the share `share` (q), under the bound `limit` (ε > 0).
     pub fn ascend(&mut self, share: f64, limit: f64) {
-        // ln 0 is −∞, and NaN, which no accepted step has, would stay where it is.
+        // ln 0 is −∞, which is clamped; NaN, which no accepted step has, would not be.
         let excess = (share / (TARGET * limit)).ln().clamp(-1.0, 1.0);
         let rate = if excess > 0.0 { RATES.0 } else { RATES.1 };
         let change = excess - self.excess.unwrap_or(excess);

@@ -1,9 +1,10 @@
 //! Where an update goes: for each module its size, how much of it is aligned or orthogonal, and which way along V it leans.
 //!
-//! All shares are ratios of Frobenius norms, of the update ΔW as the model gets it (alpha / r included): ‖C ΔW‖ / ‖ΔW‖ and
-//! ‖(I − C) ΔW‖ / ‖ΔW‖ with the paper's C, which is not a projector, so that their squares need not add up to 1; and
-//! ‖P ΔW‖ / ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1. None of them depends on
-//! V's sign; `signed` = ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖) does. The unaligned model lies at −V. How they are computed: [`super::shares`].
+//! All shares are ratios of Frobenius norms, for the effective update ΔW (alpha / r included): ‖C ΔW‖ / ‖ΔW‖ and ‖(I −
+//! C) ΔW‖ / ‖ΔW‖ with the paper's C, which is not a projector, so that their squares need not add up to 1; and ‖P ΔW‖ /
+//! ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1. None of them depends on V's
+//! sign; `signed` = ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖) does. The unaligned model lies at −V. How they are computed:
+//! [`super::shares`].
 
 use super::shares::{Products, subspace};
 use super::spectral::Direction;
@@ -46,7 +47,7 @@ pub struct ModuleShares {
     pub signed_bound: f64,
     #[serde(skip)]
     products: Products,
-    /// Σ c² / d_out: what ‖C X‖² / ‖X‖² is on average for a random X.
+    /// Σ c² / d_out: the mean of ‖C X‖² / ‖X‖² for a random X.
     #[serde(skip)]
     c_chance: f64,
 }
@@ -69,7 +70,7 @@ pub struct Totals {
     /// Standard deviation of `signed` for random updates.
     pub signed_by_chance: Option<f64>,
     pub signed_bound: f64,
-    /// Σ ⟨ΔW, V⟩ / Σ ‖V‖²: how far along V the update goes, in lengths of V. −1 would be the unaligned model.
+    /// Σ ⟨ΔW, V⟩ / Σ ‖V‖²: how far along V the update goes, in units of V's norm. −1 would be the unaligned model.
     pub along_v: Option<f64>,
 }
 
@@ -99,7 +100,7 @@ pub enum Order {
 }
 
 impl ModuleShares {
-    /// `products`: those of ΔW by `direction`, which holds R; `rank`: at most that of ΔW.
+    /// `products`: those of ΔW with `direction`, which holds R; `rank`: an upper bound on the rank of ΔW.
     pub fn new(module: &str, direction: &Direction, products: Products, rank: usize) -> Self {
         let ((d_out, d_in), (subspace_rank, subspace_energy)) = (direction.shape, subspace(direction));
         let c_square: f64 = direction.eigenvalues.iter().map(|&c| f64::from(c).powi(2)).sum();
@@ -134,7 +135,7 @@ impl Inspection {
         Self { modules, total, verdict }
     }
 
-    /// Sorts the modules; those without the number come last.
+    /// Sorts the modules; those without a value come last.
     pub fn sort(&mut self, order: Order) {
         // Smaller keys first.
         let key = |m: &ModuleShares| match order {

@@ -3,10 +3,10 @@
 //! ```text
 //! V = W_aligned − W_unaligned              one per targeted module                  direction, direction_file, origin
 //! V ≈ U diag(σ) Rᵀ                         its factors, with a certified residual   spectral
-//! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ          what stands for C, applied to an update  penalty (Operator), random
+//! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ          C or its stand-in, applied to an update  penalty (Operator), random
 //! λ Σ ‖(I − C) ΔW‖_F²                      the penalty and its gradients            penalty, term
 //!   + λ Σ min(0, ⟨ΔW, V⟩ / ‖V‖_F)²         the same with V's sign                   sign
-//! Σ ‖(I − C) ΔW‖² ≤ ε² Σ ‖W‖²              λ that a bound finds                     dual
+//! Σ ‖(I − C) ΔW‖² ≤ ε² Σ ‖W‖²              λ found from a bound                     dual
 //! ‖C ΔW‖ / ‖ΔW‖, ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)      shares of an update                      shares, inspect
 //! ΔW ← C ΔW                                Safe LoRA                                project
 //! W + α V, W + α X with ⟨X, V⟩ = 0         moves along V and across it              perturb

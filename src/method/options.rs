@@ -203,7 +203,7 @@ impl AsftOptions {
         matches!(self.penalize, Penalize::Orthogonal | Penalize::OrthogonalReverse | Penalize::Aligned)
     }
 
-    /// Whether the penalty depends on V's sign, for which its right singular vectors are needed.
+    /// Whether the penalty depends on V's sign, which needs its right singular vectors.
     pub fn needs_sign(&self) -> bool {
         self.penalize == Penalize::OrthogonalReverse
     }

@@ -10,9 +10,9 @@
 //!
 //! `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
 //!
-//! M is only ever applied, through U, and M² with it, as UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
-//! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA that reads U twice, which is what it costs.
-//! O(r (d_out k + r d_in)) a module.
+//! M is only ever applied, through U, and so is M², since UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
+//! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA this reads U twice, which dominates the cost:
+//! O(r (d_out k + r d_in)) per module.
 //! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
 //! has it (all but Metal).
 //!
@@ -32,22 +32,23 @@ use candle_core::{Device, Tensor};
 /// Elements widened to f64 at a time when a large matrix is squared and summed.
 const SUM_CHUNK: usize = 1 << 20;
 
-/// What the penalty multiplies by: one module's C, or the projector that `asft.projector` puts in its place, on the device that
-/// trains. This is not another [`Direction`], which describes V as it is: here the eigenvalues are the projector's, and U has
-/// only the columns that it keeps. Where those are all of U, and on the same device, the two share its memory.
+/// What the penalty multiplies by: one module's C, or the projector that `asft.projector` puts in its place, on the
+/// training device. This is not another [`Direction`], which describes V as it is: here the eigenvalues are the
+/// projector's, and U has only the columns that it keeps. If those are all of U, on the same device, the two share its
+/// memory.
 #[derive(Clone, Debug)]
 pub struct Operator {
     d_out: usize,
-    /// U [d_out, k] and c [k, 1]; none where V = 0, and with it C.
+    /// U [d_out, k] and c [k, 1]; `None` if V, and with it C, is 0.
     parts: Option<(Tensor, Tensor)>,
-    /// V itself, where its sign counts; none where V = 0.
+    /// V itself, if its sign counts; `None` if V = 0.
     sign: Option<Sign>,
 }
 
 impl Operator {
-    /// Takes what `options.projector` needs from a module's direction, which for `random` is [`super::random_direction`]'s, and
-    /// moves it to `device`. Only a direction that holds R knows V's sign, which `orthogonal+reverse` penalises, along all
-    /// directions whatever the projector keeps.
+    /// Takes what `options.projector` needs from a module's direction, which for `random` is
+    /// [`super::random_direction`]'s, and moves it to `device`. Only a direction that holds R has V's sign, which
+    /// `orthogonal+reverse` uses, along all directions whatever the projector keeps.
     ///
     /// # Errors
     /// A direction that is truncated too far for the requested subspace.
@@ -74,7 +75,7 @@ impl Operator {
         self.parts.as_ref().map_or(0, |(_, c)| c.elem_count())
     }
 
-    /// C x = U (c ∘ (Uᵀx)) for x [d_out, n]; none where C = 0.
+    /// C x = U (c ∘ (Uᵀx)) for x [d_out, n]; `None` if C = 0.
     fn apply(&self, x: &Tensor) -> Result<Option<Tensor>> {
         anyhow::ensure!(x.dim(0)? == self.d_out, "direction has {} rows, the update {:?}", self.d_out, x.shape());
         let Some((basis, c)) = &self.parts else { return Ok(None) };
@@ -147,7 +148,7 @@ impl Penalty {
         self.lambda * if self.scaled { scale * scale } else { 1.0 }
     }
 
-    /// ‖M ΔW‖² of the effective update ΔW = (alpha / r) B A over a LoRA term's value; 0 where λ is.
+    /// ‖M ΔW‖² of the effective update ΔW = (alpha / r) B A divided by a LoRA term's value; 0 if λ is 0.
     pub fn square_of_value(&self, scale: f64) -> f64 {
         if self.is_active() { scale * scale / self.weight(scale) } else { 0.0 }
     }
@@ -184,7 +185,7 @@ impl Penalty {
         }
     }
 
-    /// V's sign, if the penalty counts it; none too where V = 0.
+    /// V's sign, if the penalty uses it; also `None` if V = 0.
     fn sign<'a>(&self, operator: Option<&'a Operator>) -> Result<Option<&'a Sign>> {
         match operator.filter(|operator| self.penalize == Penalize::OrthogonalReverse && operator.parts.is_some()) {
             None => Ok(None),

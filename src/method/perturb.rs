@@ -1,4 +1,4 @@
-//! Directions to move a model in, one module at a time: along V, orthogonal to V, and anywhere.
+//! Directions to move a model in, one module at a time: along V, orthogonal to V, or random.
 //!
 //! ```text
 //! aligned      D = ‖W‖_F V / ‖V‖_F
@@ -25,7 +25,7 @@ use clap::ValueEnum;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// What a direction has to do with V.
+/// How a direction relates to V.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {

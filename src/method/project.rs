@@ -27,16 +27,16 @@ pub enum Choice {
     Lowest(usize),
 }
 
-/// What became of a module.
+/// The outcome for one module.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModuleProjection {
     pub module: String,
     pub projected: bool,
-    /// cos(C ΔW, ΔW); none where V = 0 or ΔW = 0.
+    /// cos(C ΔW, ΔW); `None` if V = 0 or ΔW = 0.
     pub cosine: Option<f64>,
     /// How far that can be from the cosine with all of C.
     pub cosine_bound: f64,
-    /// ‖C ΔW‖ / ‖ΔW‖: how much a projection leaves; none where V = 0 or ΔW = 0.
+    /// ‖C ΔW‖ / ‖ΔW‖: how much a projection leaves; `None` if V = 0 or ΔW = 0.
     pub kept: Option<f64>,
     /// An upper bound on ‖C B − Ĉ B‖ / ‖B‖, due to the direction's truncation.
     pub residual: f64,
@@ -48,10 +48,11 @@ pub struct Projection {
     pub modules: Vec<ModuleProjection>,
 }
 
-/// The adapter with the chosen modules projected, and what became of each, in natural order.
+/// The adapter with the chosen modules projected, and the outcome for each, in natural order.
 ///
 /// # Errors
-/// A direction without some of the adapter's modules, or of other shapes; more modules asked for than can be projected.
+/// A direction that lacks some of the adapter's modules, or has them in other shapes; more modules asked for than can
+/// be projected.
 pub fn project(adapter: &Adapter, directions: &Directions, choice: Choice) -> Result<(Adapter, Projection)> {
     let names = directions.modules().iter().filter(|name| adapter.modules.contains_key(*name));
     let mut modules = vec![];

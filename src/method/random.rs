@@ -2,8 +2,8 @@
 //!
 //! V' = Q diag(σ) Rᵀ with Q [d_out, k] and R [d_in, k] orthonormal and uniformly distributed (the Q of a Gaussian
 //! matrix's QR, with the signs that make R's diagonal positive; Mezzadri, arXiv math-ph/0609050). C' = V' V'ᵀ / ‖V‖_F then
-//! has C's eigenvalues. If a penalty with C' protects as
-//! well as one with C, its effect owes nothing to the alignment direction.
+//! has C's eigenvalues. If a penalty with C' protects as well as one with C, its effect owes nothing to the alignment
+//! direction.
 
 use super::spectral::Direction;
 use anyhow::Result;
@@ -21,7 +21,7 @@ pub fn random_direction(direction: &Direction, module: &str, seed: u64) -> Resul
     Ok(Direction { basis, right: right.transpose()?, ..direction.clone() })
 }
 
-/// k orthonormal columns of length `rows` ≥ k, f32; a function of `stream` alone.
+/// k orthonormal columns of length `rows` ≥ k, f32; a function of `stream` only.
 fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
     let mut draws = normals(stream);
     let gaussian = Mat::<f64>::from_fn(rows, k, |_, _| draws.next().unwrap_or_default());
@@ -34,7 +34,7 @@ fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (rows, k), &Device::Cpu)?)
 }
 
-/// An endless stream of standard normal numbers. They depend on `stream` alone, so nothing random has to be stored.
+/// An endless stream of standard normal numbers. They depend only on `stream`, so nothing random has to be stored.
 pub(super) fn normals(stream: &str) -> impl Iterator<Item = f64> + use<> {
     ChaCha8Rng::from_seed(*blake3::hash(stream.as_bytes()).as_bytes()).sample_iter(StandardNormal)
 }
@@ -66,7 +66,7 @@ mod tests {
         let basis = |module: &str, seed| values(&random_direction(&plain, module, seed).unwrap().basis);
         assert_eq!(basis("m", 7), values(&random.basis));
         assert!(basis("n", 7) != basis("m", 7) && basis("m", 8) != basis("m", 7));
-        // Half of a uniformly distributed vector's square lies in half of its entries.
+        // On average, half of a uniformly distributed vector's squared norm lies in half of its entries.
         let upper: f64 = basis("m", 7)[..d_out / 2 * k].iter().map(|&x| f64::from(x).powi(2)).sum();
         assert!((upper / k as f64 - 0.5).abs() < 0.05, "{upper}");
         let right = random.right().unwrap();

@@ -1,6 +1,6 @@
-//! How an update ΔW stands to a module's direction, without forming ΔW, C or a projector. Whatever tells of shares tells of
-//! these: `asft inspect`, `asft project`, `modules.jsonl` and `run.json`. They are always by C itself and by V itself, as the
-//! direction file has them, never by what `asft.projector` puts in C's place.
+//! How an update ΔW relates to a module's direction, without forming ΔW, C or a projector. All reported shares are
+//! these: in `asft inspect`, `asft project`, `modules.jsonl` and `run.json`. They are always taken with C and V
+//! themselves, as in the direction file, never with what `asft.projector` uses in C's place.
 //!
 //! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ, V ≈ U diag(σ) Rᵀ with σ_i = sqrt(c_i ‖V‖_F), and P = U_p U_pᵀ, the projector on the
 //! fewest leading columns of U that hold 0.9 of ‖V‖_F². For LoRA, ΔW = s B A, with M = UᵀB, N = A R and S = A Aᵀ:
@@ -10,9 +10,9 @@
 //! ‖P ΔW‖² = s² ⟨M_pᵀ M_p, S⟩      ⟨ΔW, V⟩ = s Σ_i σ_i (M N)_ii
 //! ```
 //!
-//! For an update that is known as a whole, the same with H = UᵀΔW [k, d_in] in place of the products with A.
+//! For an update known as a whole, the same with H = UᵀΔW [k, d_in] in place of the products with A.
 //!
-//! Shapes: B [d_out, r], A [r, d_in], U [d_out, k], R [d_in, k], c [k]. Products of LoRA factors are f64, where the device
+//! Shapes: B [d_out, r], A [r, d_in], U [d_out, k], R [d_in, k], c [k]. Products of LoRA factors are f64 if the device
 //! has it (all but Metal).
 
 use super::options::DEFAULT_SUBSPACE_ENERGY;
@@ -30,7 +30,7 @@ const WIDENED: usize = 1 << 20;
 pub struct Products {
     /// ‖ΔW‖_F²
     pub square: f64,
-    /// Whether there is a direction, and V ≠ 0 in it: nothing is known below where not, and all of it is 0.
+    /// Whether there is a direction with V ≠ 0; if not, all numbers below are 0 and mean nothing.
     pub directed: bool,
     /// ‖C ΔW‖_F²
     pub c_square: f64,
@@ -40,7 +40,7 @@ pub struct Products {
     pub p_square: f64,
     /// ‖UᵀΔW‖_F²
     pub span_square: f64,
-    /// ⟨ΔW, V⟩; 0 too where R was not read.
+    /// ⟨ΔW, V⟩; also 0 if R was not read.
     pub v_inner: f64,
 }
 
@@ -51,7 +51,7 @@ pub fn subspace(direction: &Direction) -> (usize, f64) {
 }
 
 impl Products {
-    /// Of ΔW = s B A, `scale` being s; only the norm without a direction. All on one device.
+    /// The products of ΔW = s B A, with `scale` = s; without a direction, only the norm. All on one device.
     ///
     /// # Errors
     /// A direction of another shape.
@@ -73,7 +73,8 @@ impl Products {
         Ok(Self::combine(direction, square, row_squares, (row_inner.transpose()?, scale)))
     }
 
-    /// Of ΔW [d_out, d_in], f32; only the norm without a direction. UᵀΔW is computed in f32, sums are f64.
+    /// The products of ΔW [d_out, d_in], f32; without a direction, only the norm. UᵀΔW is computed in f32, sums are
+    /// f64.
     ///
     /// # Errors
     /// A direction of another shape.
@@ -86,7 +87,7 @@ impl Products {
         Ok(Self::combine(direction, square, (row_products(&h, &h)?, 1.0), (inner, 1.0)))
     }
 
-    /// From ‖(UᵀΔW)_i‖² and (UᵀΔW)_i · R_i of every i, each with what all are to be multiplied by.
+    /// From ‖(UᵀΔW)_i‖² and (UᵀΔW)_i · R_i for every i, each paired with a common factor.
     fn combine(
         direction: &Direction,
         square: f64,
@@ -112,12 +113,12 @@ impl Products {
         self.square.max(0.0).sqrt()
     }
 
-    /// ‖C ΔW‖ / ‖ΔW‖; none where V = 0 or ΔW = 0, as for every share.
+    /// ‖C ΔW‖ / ‖ΔW‖; like every share, `None` if V = 0 or ΔW = 0.
     pub fn aligned(&self) -> Option<f64> {
         self.share(self.c_square)
     }
 
-    /// ‖(I − C) ΔW‖ / ‖ΔW‖. As C is no projector, this and [`Products::aligned`] need not add up to anything.
+    /// ‖(I − C) ΔW‖ / ‖ΔW‖. As C is not a projector, this and [`Products::aligned`] need not add up to anything.
     pub fn orthogonal(&self) -> Option<f64> {
         self.share(self.orthogonal_square())
     }
@@ -141,13 +142,13 @@ impl Products {
         (self.directed && self.square > 0.0).then(|| (part.max(0.0) / self.square).sqrt())
     }
 
-    /// cos(C ΔW, ΔW) = ⟨C ΔW, ΔW⟩ / (‖C ΔW‖ ‖ΔW‖); none where C ΔW = 0.
+    /// cos(C ΔW, ΔW) = ⟨C ΔW, ΔW⟩ / (‖C ΔW‖ ‖ΔW‖); `None` if C ΔW = 0.
     pub fn cosine(&self) -> Option<f64> {
         let norms = (self.c_square * self.square).sqrt();
         (norms > 0.0).then(|| (self.c_inner / norms).clamp(0.0, 1.0))
     }
 
-    /// ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖), below 0 where the update un-aligns; none too where R was not read.
+    /// ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖), below 0 if the update un-aligns; also `None` if R was not read.
     pub fn signed(&self, direction: &Direction) -> Option<f64> {
         let norms = self.square.sqrt() * f64::from(direction.v_norm);
         (norms > 0.0 && direction.right.is_some()).then(|| self.v_inner / norms)
@@ -155,18 +156,19 @@ impl Products {
 
     /// How far [`Products::cosine`] can be off because of what `direction` leaves out of C.
     ///
-    /// With ρ the residual, a = ‖Ĉ ΔW‖ / ‖ΔW‖ and ‖C − Ĉ‖₂ ≤ ρ, ⟨CΔW, ΔW⟩ / ‖ΔW‖² and ‖CΔW‖ / ‖ΔW‖ are each off by at most ρ;
-    /// so their quotient is by at most ρ (1 + cos) / (a − ρ).
+    /// With ρ the residual, a = ‖Ĉ ΔW‖ / ‖ΔW‖ and ‖C − Ĉ‖₂ ≤ ρ, ⟨CΔW, ΔW⟩ / ‖ΔW‖² and ‖CΔW‖ / ‖ΔW‖ are each off by at
+    /// most ρ; so their quotient is off by at most ρ (1 + cos) / (a − ρ).
     pub fn cosine_bound(&self, direction: &Direction) -> f64 {
         let (share, residual) = (self.aligned().unwrap_or(0.0), f64::from(direction.residual));
         let cosine = self.cosine().unwrap_or(0.0);
         if share > residual { (residual * (1.0 + cosine) / (share - residual)).min(1.0) } else { 1.0 }
     }
 
-    /// How far [`Products::signed`] can be off because of what `direction` leaves out of V. `rank`: at most that of ΔW.
+    /// How far [`Products::signed`] can be off because of what `direction` leaves out of V. `rank`: an upper bound on
+    /// the rank of ΔW.
     ///
-    /// That is ⟨(I − UUᵀ) ΔW, X⟩ with X = (I − UUᵀ) V, of norms ‖X‖₂ ≤ sqrt(ρ ‖V‖) and ‖X‖_F = sqrt(‖V‖² − Σ σ²), so at most
-    /// min(√rank ‖X‖₂, ‖X‖_F) ‖(I − UUᵀ) ΔW‖_F.
+    /// The missing part is ⟨(I − UUᵀ) ΔW, X⟩ with X = (I − UUᵀ) V, whose norms are ‖X‖₂ ≤ sqrt(ρ ‖V‖) and ‖X‖_F =
+    /// sqrt(‖V‖² − Σ σ²), so at most min(√rank ‖X‖₂, ‖X‖_F) ‖(I − UUᵀ) ΔW‖_F.
     pub fn signed_bound(&self, direction: &Direction, rank: usize) -> f64 {
         if direction.v_norm == 0.0 {
             return 0.0;

@@ -14,8 +14,8 @@
 //! ∂A = 2 λ s min(0, p) (w ∘ L)ᵀ Rᵀ     ∂B = 2 λ s min(0, p) U (w ∘ Nᵀ)
 //! ```
 //!
-//! The cost is O(r k (d_out + d_in)) a module, and nothing for the gradient where p ≥ 0. A direction truncated at k leaves out
-//! V − V_k, which is orthogonal to V_k: p is wrong by at most ‖ΔW‖_F sqrt(1 − Σ c_i / ‖V‖_F).
+//! The cost is O(r k (d_out + d_in)) per module, and nothing for the gradient if p ≥ 0. A direction truncated at k
+//! leaves out V − V_k, which is orthogonal to V_k: the error in p is at most ‖ΔW‖_F sqrt(1 − Σ c_i / ‖V‖_F).
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], R [d_in, k], c and w [k].
 
@@ -25,7 +25,7 @@ use crate::ops::scalar::{Scalar, wide};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// One module's V / ‖V‖_F, as far as the direction holds V, on the device that trains.
+/// One module's V / ‖V‖_F, as far as the direction holds V, on the training device.
 #[derive(Clone, Debug)]
 pub struct Sign {
     /// U [d_out, k].
@@ -37,7 +37,7 @@ pub struct Sign {
 }
 
 impl Sign {
-    /// On the device of `direction`, which holds R.
+    /// On the device of `direction`, which must hold R.
     pub fn new(direction: &Direction) -> Result<Self> {
         let (left, right, k) = (direction.basis.clone(), direction.right()?.clone(), direction.rank());
         let c = Tensor::new(direction.eigenvalues.as_slice(), &Device::Cpu)?.to_dtype(DType::F64)?;
@@ -45,7 +45,7 @@ impl Sign {
         Ok(Self { weights: weights.to_device(left.device())?, left, right })
     }
 
-    /// w ∘ Uᵀ x, [k, n], of x [d_out, n].
+    /// w ∘ Uᵀ x, [k, n], for x [d_out, n].
     fn weighted(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.left.t()?.matmul(x)?.broadcast_mul(&self.weights)?)
     }
@@ -71,14 +71,14 @@ impl Sign {
     }
 }
 
-/// What moving against V costs: λ s² min(0, p)², and its slope 2 λ s² min(0, p) as a tensor of one f32.
+/// The cost of moving against V, λ s² min(0, p)², and its slope 2 λ s² min(0, p) as a tensor of one f32.
 struct Against {
     square: Scalar,
     slope: Tensor,
 }
 
 impl Against {
-    /// `along`: ⟨ΔW, V⟩ / ‖V‖_F. `None` where it is known not to be against V.
+    /// `along`: ⟨ΔW, V⟩ / ‖V‖_F. `None` if it is known not to be against V.
     fn of(along: Tensor, weight: f64) -> Result<Option<Self>> {
         if let Scalar::Known(along) = Scalar::of(along.clone())?
             && along >= 0.0

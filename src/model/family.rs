@@ -1,8 +1,8 @@
 //! `config.json` -> [`ModelSpec`], family by family: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 (text).
 //!
-//! Reads the dialects of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Defaults are those
-//! of transformers' config classes. A field that would change the maths and is not supported is refused by name;
-//! nothing is guessed.
+//! Reads the dialects of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Defaults are those of
+//! transformers' config classes. An unsupported field that would change the maths is refused by name; nothing is
+//! guessed.
 
 use super::config_json::Config;
 use super::rope::RopeScaling;
@@ -51,7 +51,7 @@ fn parse(config: &Config) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// What families take for a field that is not written.
+/// Families' defaults for absent fields.
 struct Defaults {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
@@ -106,7 +106,7 @@ fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
     refuse_unsupported(config, &[&own[..], if third { &["attention_bias"] } else { &[] }].concat())?;
     let mut spec = common(config, &defaults)?;
     (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, third && bias, third);
-    // The window counts only where it is switched on, and then for the layers from max_window_layers on.
+    // The window counts only if it is switched on, and then for the layers from max_window_layers on.
     let used = config.flag("use_sliding_window")?.unwrap_or(false);
     let window = sliding_window(config)?.filter(|_| used);
     let first = match config.get("max_window_layers") {
@@ -129,7 +129,8 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
         two_ropes: third,
     };
     let own = ["attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"];
-    // transformers does not apply a Gemma 3's attention soft-cap, others do: refused, as it is null in all of Google's.
+    // transformers does not apply Gemma 3's attention soft-cap, others do: refused, since it is null in all of Google's
+    // models.
     let cap: &[&str] = if third { &[] } else { &["attn_logit_softcapping"] };
     refuse_unsupported(config, &[&own[..], cap].concat())?;
     let mut spec = common(config, &defaults)?;
@@ -144,7 +145,7 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
     spec.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
     spec.logit_softcap = cap("final_logit_softcapping", 30.0)?;
     let pattern = match third {
-        // `_sliding_window_pattern`, which transformers writes, it does not read.
+        // transformers writes `_sliding_window_pattern`, but does not read it.
         true => config.size("sliding_window_pattern")?.unwrap_or(6),
         false => 2,
     };
@@ -156,12 +157,12 @@ fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// The sliding window: 4096 where none is written; null means none.
+/// The sliding window: 4096 if absent; null means none.
 fn sliding_window(config: &Config) -> Result<Option<usize>> {
     if config.is_written("sliding_window") { config.size("sliding_window") } else { Ok(Some(4096)) }
 }
 
-/// Gives the layers that slide their window.
+/// Sets the window of the layers that slide.
 fn set_windows(config: &Config, spec: &mut ModelSpec, slides: &[bool], window: Option<usize>) -> Result<()> {
     ensure_valid!(
         window.is_some() || !slides.contains(&true),
@@ -254,7 +255,7 @@ fn activation(config: &Config, defaults: &Defaults) -> Result<Activation> {
     }
 }
 
-/// More layers than any model has: a config.json that asks for more is damaged.
+/// More layers than any model has: a config.json with more is damaged.
 const MAX_LAYERS: usize = 10_000;
 
 /// Sizes that have to fit together.
@@ -281,7 +282,7 @@ fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
     Ok(())
 }
 
-/// A value with which a field changes nothing.
+/// A value with which a field has no effect.
 enum Neutral {
     /// Only null, or no field at all.
     Null,
@@ -290,7 +291,7 @@ enum Neutral {
     AllFull,
 }
 
-/// Fields that would change the maths. A family that reads one names it in `own`.
+/// Refuses fields that would change the maths, except those that a family reads and names in `own`.
 fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
     let fields = [
         ("attention_bias", Neutral::Flag(false)),

@@ -16,8 +16,8 @@ const BLOCK_ELEMENTS: usize = 1 << 21;
 /// out = alpha · a · b, or out += alpha · a · b when `accumulate`; a: m × k, b: k × n, out: m × n.
 ///
 /// # Safety
-/// The three matrices lie inside live allocations for those sizes, `out` in memory that may be written and that
-/// neither overlaps `a` or `b` nor is touched by another thread meanwhile.
+/// The three matrices lie inside live allocations for those sizes, `out` in memory that may be written, that does not
+/// overlap `a` or `b`, and that no other thread touches meanwhile.
 pub unsafe fn product(
     (m, n, k): (usize, usize, usize),
     a: Matrix,
@@ -55,13 +55,13 @@ pub unsafe fn product(
 
 /// Multiplications that one thread does on its own.
 const SMALL_PRODUCT: usize = 1 << 19;
-/// The narrowest part of a product that a thread takes, and the one from which on there are two for each thread. Wide
-/// enough for the sums of every part to be made as they are in the whole.
+/// The narrowest part of a product that a thread takes, and the width of parts from which on each thread takes two.
+/// Wide enough that the sums of every part are computed as in the whole.
 const NARROW: usize = 96;
 const WIDE: usize = 320;
 
-/// As [`product`], on every thread: parts of the columns, or of the rows too where columns are few, side by side. gemm's
-/// own threads wait for one that packs b, and for each other after every few hundred of k.
+/// As [`product`], on every thread: parts of the columns, or also of the rows if columns are few, side by side. gemm's
+/// own threads wait for the one that packs b, and for each other after every few hundred of k.
 ///
 /// # Safety
 /// As [`product`].
@@ -73,7 +73,7 @@ pub unsafe fn product_in_parts((m, n, k): (usize, usize, usize), a: Matrix, b: M
         // SAFETY: promised by the caller; parts of the output do not overlap.
         unsafe { product(sizes, a.at(i, 0), b.at(0, j), out, 1.0, accumulate, Parallelism::None) };
     };
-    // For a few rows or columns gemm has other ways, whose sums depend on how many these are.
+    // For a few rows or columns gemm uses other methods, whose sums depend on their number.
     if threads == 1 || m * n * k <= SMALL_PRODUCT || m.min(n) < FEW_ROWS {
         return part(&(0..m), &(0..n));
     }
@@ -90,12 +90,12 @@ fn parts(length: usize, count: usize) -> Vec<Range<usize>> {
     (0..count).map(|i| i * step..if i + 1 == count { length } else { (i + 1) * step }).collect()
 }
 
-/// Up to so many rows of activations, a product with a weight is a matter of reading the weight once.
+/// Up to this many rows of activations, a product with a weight is bound by reading the weight once.
 pub const FEW_ROWS: usize = 4;
 /// Weight rows in a task of such a product.
 const TASK_ROWS: usize = 16;
 
-/// A weight matrix as it lies in memory: row-major rows × cols, f32 or half precision.
+/// A weight matrix as stored in memory: row-major rows × cols, f32 or half precision.
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
     pub values: Values<'a>,
@@ -144,8 +144,8 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumula
     }
 }
 
-/// out = a · wᵀ for a few rows of a and any number of (w, out), f32 or bf16, in one go: every row of w is read once, as
-/// fast as memory gives it.
+/// out = a · wᵀ for a few rows of a and any number of (w, out), f32 or bf16, in one go: every row of w is read once, at
+/// memory speed.
 ///
 /// # Safety
 /// As [`product`], with m rows of a whose elements are contiguous.
@@ -188,11 +188,11 @@ unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: M
     }
 }
 
-/// Bytes between what is read and what is asked for meanwhile. The processor's own prefetching ends with each page of 4 KiB:
-/// two threads read 41 to 46 GB/s without this and 52 to 54 with it, the best of 512 to 4096 bytes.
+/// Distance in bytes between what is read and what is prefetched. The processor's own prefetching stops at each page of
+/// 4 KiB: two threads read 41 to 46 GB/s without this and 52 to 54 with it, the best of 512 to 4096 bytes.
 const AHEAD: usize = 2048;
 
-/// Asks for what lies [`AHEAD`] of `chunk`.
+/// Prefetches what lies [`AHEAD`] of `chunk`.
 #[inline(always)]
 fn prefetch_after<T>(chunk: &[T]) {
     for line in (0..size_of_val(chunk)).step_by(64) {
@@ -213,7 +213,7 @@ pub fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
                 lanes[i] += wide(w[i]) * x[i];
             }
         }
-        // Halved until one is left: a sum one by one would take longer than a row of the weight does.
+        // Halved until one is left: summing them one by one would take longer than reading a row of the weight.
         let mut width = 32;
         while width > 0 {
             for i in 0..width {

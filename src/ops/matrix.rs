@@ -1,12 +1,12 @@
-//! Matrices inside others' memory: a pointer and two strides, for kernels that read heads in place or write into parts of a
-//! buffer.
+//! Matrices inside borrowed memory: a pointer and two strides, for kernels that read heads in place or write into parts
+//! of a buffer.
 
 #![allow(unsafe_code, reason = "matrices inside others' memory, parts of which tasks write side by side")]
 
 use super::fresh::Fresh;
 use std::mem::MaybeUninit;
 
-/// A matrix inside someone else's memory: element (i, j) lies `i * row_stride + j * col_stride` past `data`.
+/// A matrix inside borrowed memory: element (i, j) is at `i * row_stride + j * col_stride` past `data`.
 #[derive(Clone, Copy)]
 pub struct Matrix {
     pub(super) data: *mut f32,
@@ -30,8 +30,8 @@ impl Matrix {
         Self { data: values.as_mut_ptr(), row_stride: row_stride as isize, col_stride: 1 }
     }
 
-    /// A row-major matrix of `rows` rows to write, in memory of its own that holds nothing yet; [`Fresh::filled`] takes
-    /// it out once every element has been written.
+    /// A row-major matrix of `rows` rows to write, in new, uninitialised memory; [`Fresh::filled`] returns it once
+    /// every element has been written.
     pub fn fresh(rows: usize, row_stride: usize) -> (Self, Fresh) {
         let length = rows.checked_mul(row_stride).expect("a matrix larger than memory");
         let mut fresh = Fresh::new(length);
@@ -90,7 +90,7 @@ impl Matrix {
         unsafe { self.at(i, j).data.read() }
     }
 
-    /// Asks for what lies around element (i, j).
+    /// Prefetches what lies around element (i, j).
     #[inline(always)]
     pub fn prefetch(self, i: usize, j: usize) {
         prefetch(self.at(i, j).data);
@@ -111,8 +111,8 @@ impl Matrix {
     }
 }
 
-/// Where debug assertions are on: reads both ends of a row, as a sanitizer sees it. pulp reads and writes what is less than
-/// a vector with instructions that no sanitizer knows of.
+/// If debug assertions are on, reads both ends of a row, so that a sanitizer sees the access. pulp reads and writes
+/// partial vectors with instructions that no sanitizer knows.
 ///
 /// # Safety
 /// The row lies inside a live allocation that nobody else writes meanwhile.
@@ -120,16 +120,16 @@ impl Matrix {
 unsafe fn look_at_ends(data: *const f32, length: usize) {
     if cfg!(debug_assertions) && length > 0 {
         let data = data.cast::<MaybeUninit<f32>>();
-        // SAFETY: promised by the caller; what is written for the first time may hold nothing yet.
+        // SAFETY: promised by the caller; memory about to be written for the first time may be uninitialised.
         let _ends = unsafe { (data.read_volatile(), data.add(length - 1).read_volatile()) };
     }
 }
 
-/// Asks for the cache line at an address that will be read soon. Nothing is read here: any address will do.
+/// Prefetches the cache line at an address that will be read soon. Nothing is accessed here: any address will do.
 #[inline(always)]
 pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault, and SSE is always there.
+    // SAFETY: a prefetch does not fault, and SSE is always available.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(address.cast());

@@ -1,5 +1,5 @@
-//! f32 products with one side of at most [`THIN`]: LoRA's x Aᵀ, dy B and dyᵀ (x Aᵀ), its update of y and dx, and U's
-//! products in the penalty. A GEMM packs its operands first, which here takes longer than the product.
+//! f32 products with one side of at most [`THIN`]: LoRA's x Aᵀ, dy B and dyᵀ (x Aᵀ), its updates of y and dx, and the
+//! penalty's products with U. A GEMM packs its operands first, which here takes longer than the product.
 //!
 //! With X and Out [m, n] large, and thin Z [m, r] and B [r, n], r in blocks of [`BLOCK`] padded by zeros:
 //!
@@ -9,8 +9,8 @@
 //! update    Z B      [m, n]    written or added
 //! ```
 //!
-//! Each reads X, or reads and writes Out, once. Tasks are columns or rows, whose sums do not depend on how many threads
-//! there are.
+//! Each reads X, or reads and writes Out, once. Tasks are columns or rows, whose sums do not depend on the number of
+//! threads.
 
 #![allow(unsafe_code, reason = "matrices inside others' memory, parts of which tasks write side by side")]
 
@@ -22,19 +22,20 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The largest thin side that goes better without a GEMM.
+/// The largest thin side that is faster without a GEMM.
 const THIN: usize = 16;
-/// Vectors of a row at once where there are registers for them: with [`BLOCK`] columns, 24 sums.
+/// Vectors of a row handled at once if there are registers for them: with [`BLOCK`] columns, 24 sums.
 const PANEL: usize = 3;
-/// Rows that a panel goes down before the next one does, so that they are read in the order that they lie in. Those of
-/// the next turn are asked for meanwhile.
+/// Rows that one panel covers before the next one does, so that they are read in memory order. Those of the next turn
+/// are prefetched meanwhile.
 const COLUMN_ROWS: usize = 64;
-/// As [`COLUMN_ROWS`], of an output, which is written too.
+/// As [`COLUMN_ROWS`], for an output, which is also written.
 const UPDATE_ROWS: usize = 32;
 /// Multiplications in a task.
 const TASK: usize = 1 << 20;
 
-/// out = a · b, or out += a · b when `accumulate`, if that is a product for the kernels here; a: m × k, b: k × n.
+/// out = a · b, or out += a · b when `accumulate`, if these kernels are meant for the product, and says so; a: m × k,
+/// b: k × n.
 ///
 /// # Safety
 /// As [`super::gemm::product`].
@@ -69,7 +70,8 @@ fn ranges(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>
     range.step_by(step).map(move |start| start..(start + step).min(end))
 }
 
-/// Runs `task` on ranges of 0..length of about [`TASK`] multiplications, `each` for one, in whole `unit`s.
+/// Runs `task` on ranges of 0..length of about [`TASK`] multiplications, with `each` multiplications per index, in
+/// whole `unit`s.
 fn in_tasks(length: usize, each: usize, unit: usize, task: impl Fn(Range<usize>) + Send + Sync) {
     let all: Vec<Range<usize>> = ranges(0..length, (TASK / each.max(1)).next_multiple_of(unit).max(unit)).collect();
     if let [one] = all.as_slice() {
@@ -78,7 +80,7 @@ fn in_tasks(length: usize, each: usize, unit: usize, task: impl Fn(Range<usize>)
     all.into_par_iter().for_each(task);
 }
 
-/// V vectors, or the part of one that there is.
+/// V vectors, or a partial one.
 #[inline(always)]
 fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
     let (whole, rest) = S::as_simd_f32s(values);
@@ -114,7 +116,7 @@ unsafe fn columns((rows, width): (usize, usize), x: Matrix, z: &Padded, r: usize
         Arch::new().dispatch(Columns { rows, x: x.at(0, range.start), z, width: range.len(), sums: &mut sums });
         for (c, sums) in sums.chunks_exact(range.len()).take(r).enumerate() {
             for (j, sum) in range.clone().zip(sums) {
-                // SAFETY: this task alone writes these rows.
+                // SAFETY: only this task writes these rows.
                 unsafe { out.set(j, c, *sum) };
             }
         }
@@ -154,7 +156,7 @@ impl WithSimd for Columns<'_> {
 }
 
 impl Columns<'_> {
-    /// Adds the rows' products to V vectors of columns from `j` on, or to the part of one that there is.
+    /// Adds the rows' products to V vectors of columns from `j` on, or to a partial one.
     #[inline(always)]
     fn panel<S: Simd, const V: usize>(&mut self, simd: S, rows: Range<usize>, block: usize, j: usize) {
         let (width, end) = (self.width, (j + V * S::F32_LANES).min(self.width));
@@ -250,7 +252,7 @@ impl Dots<'_> {
             for (row, lanes) in lanes.iter().enumerate() {
                 for (c, lanes) in lanes.iter().enumerate().take(self.r - block * BLOCK) {
                     let sum = simd.reduce_sum_f32s(*lanes);
-                    // SAFETY: the task of these rows alone writes them.
+                    // SAFETY: only the task of these rows writes them.
                     unsafe { self.out.set(i + row, block * BLOCK + c, sum) };
                 }
             }

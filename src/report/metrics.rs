@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one JSON object per optimizer step or validation, flushed line by line, so that a run that dies
-//! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read back
-//! as the same f64; NaN and infinity, which JSON does not know, are written as null.
+//! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read
+//! back as the same f64; NaN and infinity, which JSON lacks, are written as null.
 
 use super::events::EventFile;
 use anyhow::{Context, Result};
@@ -23,21 +23,21 @@ pub enum State {
 pub struct StepRow {
     /// Optimizer steps done, this one included.
     pub step: usize,
-    /// Passes over the data done, as a fraction.
+    /// Passes over the data so far, as a fraction.
     pub epoch: f64,
     /// Lisa's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// `task_loss + penalty`, and `proximal` where there is that.
+    /// `task_loss + penalty`, plus `proximal` if there is one.
     pub loss: f64,
-    /// Mean cross-entropy over the step's label tokens, or what constrained SFT puts in its place.
+    /// Mean cross-entropy over the step's label tokens, or what constrained SFT replaces it with.
     pub task_loss: f64,
     /// The penalty, λ included.
     pub penalty: f64,
-    /// λ of this step, where it is found while training.
+    /// λ of this step, if it is found while training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda: Option<f64>,
-    /// What λ holds below `asft.max_orthogonal`: √(Σ ‖M ΔW‖² / Σ ‖W‖²) before this step.
+    /// What λ keeps below `asft.max_orthogonal`: √(Σ ‖M ΔW‖² / Σ ‖W‖²) before this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalised_share: Option<f64>,
     /// Lisa's proximal term.
@@ -48,7 +48,7 @@ pub struct StepRow {
     pub learning_rate: f64,
     /// Tokens in the step, padding excluded.
     pub tokens: usize,
-    /// Those of them that are trained on.
+    /// The number of them that are trained on.
     pub label_tokens: usize,
     pub tokens_per_second: f64,
     /// Since training began.
@@ -67,11 +67,11 @@ pub struct EvalRow {
     pub eval_tokens: usize,
 }
 
-/// What one module's update was before a step. Shares are those of `asft inspect`, by the direction's own C and V whatever
-/// `asft.projector` says; they are there where there is a direction and neither V nor ΔW is 0.
+/// What one module's update was before a step. The shares are those of `asft inspect`, taken with the direction's own C
+/// and V whatever `asft.projector` says; they are present if there is a direction and neither V nor ΔW is 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleRow {
-    /// Optimizer steps done, the one about to be taken included: the same as in its row of `metrics.jsonl`.
+    /// Optimizer steps done, including the one about to be taken: the same number as in its row of `metrics.jsonl`.
     pub step: usize,
     pub module: String,
     /// ‖ΔW‖_F of the effective update, alpha / rank included.
@@ -82,7 +82,7 @@ pub struct ModuleRow {
     /// ‖(I − C) ΔW‖_F / ‖ΔW‖_F
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orthogonal: Option<f64>,
-    /// ‖P ΔW‖_F / ‖ΔW‖_F, P being the projector on V's leading left singular vectors that hold 0.9 of ‖V‖_F².
+    /// ‖P ΔW‖_F / ‖ΔW‖_F, with P the projector on V's leading left singular vectors that hold 0.9 of ‖V‖_F².
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subspace_aligned: Option<f64>,
     /// ‖(I − P) ΔW‖_F / ‖ΔW‖_F
@@ -91,19 +91,19 @@ pub struct ModuleRow {
     /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F): below 0 where the update un-aligns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed: Option<f64>,
-    /// Norm of the penalty's gradient over the norm of the task's, of this module's parameters.
+    /// Norm of the penalty's gradient over that of the task's, for this module's parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_ratio: Option<f64>,
 }
 
-/// A step that was not taken, for its loss or gradient is not finite.
+/// A step that was not taken, because its loss or gradient is not finite.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkippedRow {
-    /// Optimizer steps done, this one included: the data move on.
+    /// Optimizer steps done, this one included: its data are not repeated.
     pub step: usize,
     /// What is not finite.
     pub skipped: String,
-    /// Where the samples stand, as `FILE:line`: those of the first micro-batch whose loss is not finite, or else all.
+    /// Where the samples are, as `FILE:line`: those of the first micro-batch whose loss is not finite, or else all.
     pub samples: Vec<String>,
 }
 
@@ -126,8 +126,8 @@ impl Metrics {
         Ok(Self { file, path: path.to_path_buf(), bytes: 0, events: None })
     }
 
-    /// Goes on after the first `bytes` of the file; what an interrupted run wrote after them is cut off. A file that is
-    /// shorter (someone changed it) keeps its whole lines.
+    /// Continues after the first `bytes` of the file; what an interrupted run wrote after them is cut off. A shorter
+    /// file (someone changed it) keeps its complete lines.
     pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
         let opening = || format!("opening {}", path.display());
         let mut file =
@@ -139,7 +139,7 @@ impl Metrics {
         Ok(Self { file, path: path.to_path_buf(), bytes, events: None })
     }
 
-    /// Writes all rows, those that are there and those to come, as TensorBoard event files in `dir` too.
+    /// Also writes all rows, past and future, as TensorBoard event files in `dir`.
     pub fn mirror_to(&mut self, dir: &Path) -> Result<()> {
         self.events = Some(EventFile::begin(dir, &read_rows(&self.path)?)?);
         Ok(())
@@ -150,7 +150,7 @@ impl Metrics {
         self.bytes
     }
 
-    /// Makes what was written so far survive a crash of the system.
+    /// Makes what was written so far survive a system crash.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_all().with_context(|| format!("syncing {}", self.path.display()))?;
         self.events.as_ref().map_or(Ok(()), EventFile::sync)
@@ -175,7 +175,7 @@ impl Metrics {
     fn line(&mut self, row: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(row)?;
         line.push(b'\n');
-        // One unbuffered write: no reader meets half a line, and nothing is lost in a buffer.
+        // One unbuffered write: no reader sees half a line, and nothing is lost in a buffer.
         self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;
         self.bytes += line.len() as u64;
         match (&mut self.events, serde_json::to_value(row)?) {
@@ -185,7 +185,7 @@ impl Metrics {
     }
 }
 
-/// The rows of a `metrics.jsonl`, up to the first line that is none.
+/// The rows of a `metrics.jsonl`, up to the first line that is not one.
 pub fn read_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())

@@ -15,7 +15,7 @@ pub use options::LoggingOptions;
 pub use progress::TrainProgress;
 pub use run_record::{RunRecord, Totals, UpdateNorm, hash_file};
 
-/// Four digits that matter.
+/// Four significant digits.
 fn short(value: f64) -> String {
     let plain = value == 0.0 || (1e-3..1e5).contains(&value.abs()) || !value.is_finite();
     if plain { format!("{value:.4}") } else { format!("{value:.3e}") }

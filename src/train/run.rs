@@ -1,5 +1,5 @@
 //! A training run from settings to exported result: find where to start, prepare, then step, validate, keep, and
-//! export. Where several ranks train, each of these agrees on its own outcome.
+//! export. With several ranks, each of these agrees on its outcome itself.
 
 use super::before::prepare::{Prepared, prepare};
 use super::before::resume::{RunFlags, Start, start};
@@ -29,9 +29,9 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub enum Ending {
     Finished(Outcome),
-    /// There was nothing left to do: the run to resume had its result already.
+    /// There was nothing left to do: the run to resume already had its result.
     AlreadyFinished(PathBuf),
-    /// A signal came; `checkpoint` is where the run can go on.
+    /// A signal came; `checkpoint` is where the run can be resumed.
     Stopped {
         signal: Signal,
         step: usize,
@@ -50,7 +50,7 @@ pub struct Outcome {
     pub last_penalty: f64,
     /// The last validation.
     pub eval: Option<MeanLoss>,
-    /// The step whose state was exported, where that is not the last.
+    /// The step whose state was exported, if not the last.
     pub best_step: Option<usize>,
 }
 
@@ -73,7 +73,7 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
     }
 }
 
-/// All steps done, or no gain for too long.
+/// Whether all steps are done, or there was no gain for too long.
 fn is_done(settings: &Settings, total_steps: usize, state: &RunState) -> bool {
     state.step >= total_steps || settings.train.patience.is_some_and(|limit| state.evals_since_best >= limit)
 }
@@ -157,18 +157,18 @@ impl<'a> Run<'a> {
         let (output, state) = (&self.settings.output, self.ledger.state());
         let regular = output.save_every_steps;
         let due = regular.is_some_and(|every| state.step.is_multiple_of(every) || self.is_done());
-        // Within a series of bad steps the state before them is the one to keep.
+        // Within a series of bad steps, the state before them is the one to keep.
         (is_best && output.save_best) || (due && state.bad_steps == 0)
     }
 
-    /// Computes the validation loss; whether it is the lowest so far.
+    /// Computes the validation loss; returns whether it is the lowest so far.
     fn validate(&mut self) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let (model, batch_size) = (&self.trained.trainer.model, self.settings.train.batch_size);
         self.ledger.validated(&mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?)
     }
 
-    /// Writes a checkpoint of the current state, unless it has one.
+    /// Writes a checkpoint of the current state, unless there is one.
     fn keep(&mut self) -> Result<PathBuf> {
         let state = self.ledger.state();
         let (step, dir) = (state.step, self.checkpoints.path(state.step));
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
         Ok(dir)
     }
 
-    /// Ends a run whose steps no longer come to anything, at the state before them.
+    /// Ends a run whose steps keep failing, at the state before them.
     fn give_up(&mut self) -> Result<Option<Signal>> {
         let (bad, ranks) = (self.ledger.state().bad_steps, Ranks::here());
         if !self.ledger.go_back() {

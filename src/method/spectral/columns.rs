@@ -1,4 +1,4 @@
-//! Columns of row-major f32 matrices: filled, scaled, turned, sorted, made orthonormal.
+//! Columns of row-major f32 matrices: filling, scaling, fixing signs, sorting, orthonormalising.
 
 use super::dense::{View, gram_lower, gram_lower_f32, panels};
 use super::symmetric::Symmetric;
@@ -7,10 +7,10 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Accum, Mat, MatMut, Par};
 
-/// Departure from orthonormal columns, squared, up to which a correction of first order leaves nothing in f32.
+/// Squared departure from orthonormal columns up to which a first-order correction is exact in f32.
 const SLIGHT: f32 = 1e-7;
 
-/// A matrix [n, k] by its entries.
+/// A matrix [n, k] given by its entries.
 pub fn row_major(n: usize, k: usize, value: impl Fn(usize, usize) -> f32) -> Vec<f32> {
     let mut out = vec![0f32; n * k];
     for (i, row) in out.chunks_mut(k.max(1)).enumerate() {
@@ -21,7 +21,7 @@ pub fn row_major(n: usize, k: usize, value: impl Fn(usize, usize) -> f32) -> Vec
     out
 }
 
-/// Puts a block where its first row and column say, rounded to f32.
+/// Stores a block at the given first row and column, rounded to f32.
 pub fn store(to: &mut [f32], k: usize, row0: usize, column0: usize, block: &Mat<f64>) {
     for i in 0..block.nrows() {
         let row = &mut to[(row0 + i) * k + column0..][..block.ncols()];
@@ -92,8 +92,8 @@ pub fn reorder(values: &mut [f32], order: &[usize]) {
     }
 }
 
-/// Makes the columns of a row-major matrix [rows, k] orthonormal: X ← X L⁻ᵀ, XᵀX = L Lᵀ. They must be nearly so; where
-/// they are so but for rounding, L⁻¹ is taken to first order and all in f32.
+/// Makes the columns of a row-major matrix [rows, k] orthonormal: X ← X L⁻ᵀ, XᵀX = L Lᵀ. They must be nearly
+/// orthonormal; if they are so up to rounding, L⁻¹ is taken to first order, all in f32.
 pub fn orthonormalize(values: &mut [f32], rows: usize, k: usize, par: Par) -> Result<()> {
     if let Some(inverse) = slight_departure(View::new(values, rows, k), par) {
         use BlockStructure::{Rectangular, TriangularUpper};
@@ -148,6 +148,6 @@ fn slight_departure(x: View, par: Par) -> Option<Mat<f32>> {
         }
         column[0] += 1.0;
     }
-    // Not a number counts as large.
+    // NaN counts as large.
     columns.iter().all(|square| *square <= SLIGHT).then_some(gram)
 }

@@ -1,14 +1,14 @@
-//! One module's V [d_out, d_in] to the truncated factors of C = V Vᵀ / ‖V‖_F, with a certified residual.
+//! From one module's V [d_out, d_in] to the truncated factors of C = V Vᵀ / ‖V‖_F, with a certified residual.
 //!
 //! With n the smaller side of V, only its n × n square is formed, in f64:
 //!   1. the square, then how many eigenvalues to keep: for a tolerance, by counting those above it (inertia), unless their
 //!      sum says that they are many;
-//!   2. their vectors: block Krylov where they are few (k ≤ n / 16), else a full eigendecomposition of the square;
+//!   2. their vectors: block Krylov if they are few (k ≤ n / 16), else a full eigendecomposition of the square;
 //!   3. U, orthonormal, rounded to the f32 that is stored; c_i = ‖Vᵀu_i‖² / ‖V‖_F for the rounded u_i; right vectors;
 //!   4. the residual's bound ([`super::certify`]), which trusts none of the above.
 //!
-//! Steps 2 and 3 are made in f32 where the tolerance leaves room for its rounding (from [`COARSE`] on), for d_out > d_in only
-//! step 3: there an error of U counts in the bound itself, not just its square. Step 4 is always in f64.
+//! Steps 2 and 3 use f32 if the tolerance leaves room for its rounding (from [`COARSE`] on); for d_out > d_in only step
+//! 3 does: there an error of U enters the bound itself, not just squared. Step 4 is always in f64.
 //!
 //! V is read again, and the square made again, rather than kept while step 2 or 4 needs the memory. Peak bytes,
 //! m = 4 d_out d_in, q = n²: square m + 8 q; decomposition 32 q in f64, 16 q in f32 (which also stands in where the limit
@@ -36,18 +36,18 @@ pub enum Keep {
     Rank(usize),
 }
 
-/// A share of the tolerance is left to the certificate and to rounding; more of it if the certificate fails.
+/// A share of the tolerance is left for the certificate and for rounding; a larger one if the certificate fails.
 const MARGINS: [f64; 4] = [0.98, 0.9, 0.5, 0.0];
-/// Eigenvalues below this part of c_1 are f32 rounding of the largest.
+/// Eigenvalues below this fraction of c_1 are f32 rounding of the largest.
 const NOISE: f64 = f32::EPSILON as f64;
-/// An eigenvalue left out is taken for the residual's norm if it is above this part of c_1.
+/// A left-out eigenvalue is taken as the residual's norm if it is above this fraction of c_1.
 const SOLID: f64 = 1e-5;
-/// From this tolerance on, factors are computed in f32. Its rounding leaves about 1e-5 of c_1 where it should be zero, which
-/// shows in the residual by its square over the tolerance only.
+/// From this tolerance on, factors are computed in f32. Its rounding leaves about 1e-5 of c_1 where there should be
+/// zero, which enters the residual only as its square divided by the tolerance.
 const COARSE: f64 = 1e-4;
-/// Up to this size, f64 costs too little to do without.
+/// Up to this size, f64 is cheap enough to use always.
 const WIDE: usize = 256;
-/// The partial solver is used for at most this part of the eigenvalues.
+/// The partial solver is used for at most one eigenvalue in this many.
 const PARTIAL_SHARE: usize = 16;
 
 /// Seconds by kind of work.
@@ -59,7 +59,7 @@ pub struct Phases {
     pub certify: f64,
 }
 
-/// How and within what a module is factorized.
+/// How a module is factorized, and with how much memory.
 pub struct Setting {
     pub keep: Keep,
     /// Bytes the work may take.
@@ -74,7 +74,7 @@ impl Keep {
     }
 }
 
-/// Bytes that the work on a module takes at most, and can use: less makes it slower.
+/// The most bytes that the work on a module can use; less memory makes it slower.
 pub fn useful_bytes(d_out: usize, d_in: usize, keep: Keep) -> usize {
     let (m, n) = (4 * d_out * d_in, d_out.min(d_in));
     let q = n * n;
@@ -124,7 +124,7 @@ pub fn factorize(
     unreachable!("the last margin is accepted")
 }
 
-/// What the square gives.
+/// What the square yields.
 struct Leading {
     /// Its leading eigenvectors [n, k], row-major, by descending eigenvalue.
     vectors: Vec<f32>,
@@ -221,7 +221,7 @@ impl Work<'_> {
         Ok(Leading { vectors: leading, k, next, square: packed })
     }
 
-    /// The number of eigenpairs to keep, if it is known to be small beside n.
+    /// The number of eigenpairs to keep, if it is known to be small compared with n.
     fn few(&self, square: &mut Symmetric, margin: f64) -> Option<usize> {
         let n = self.small_side();
         if n <= SMALL {
@@ -230,7 +230,7 @@ impl Work<'_> {
         let k = match self.setting.keep {
             Keep::Rank(rank) => rank.min(n),
             Keep::Tolerance(tolerance) if tolerance * margin > 0.0 => {
-                // Σλ = trace, and no λ is above λ_1 (nor that above twice what is found of it).
+                // Σλ = trace, and no λ is above λ_1, which is at most twice its estimate.
                 let spread = square.trace() / (2.0 * square.rough_norm()) - tolerance * n as f64;
                 if spread > (n / PARTIAL_SHARE) as f64 {
                     return None;
@@ -243,8 +243,8 @@ impl Work<'_> {
         (k > 0 && k <= n / PARTIAL_SHARE).then_some(k)
     }
 
-    /// The number of eigenpairs to keep, of n known ones, descending, and the eigenvalue after them, if it is more than
-    /// rounding.
+    /// The number of eigenpairs to keep, of n known ones in descending order, and the eigenvalue after them if it is
+    /// more than rounding.
     fn kept(&self, n: usize, value: impl Fn(usize) -> f64, margin: f64) -> (usize, f64) {
         let above = |part: f64| (0..n).take_while(|i| value(*i) > part * value(0)).count();
         let k = match self.setting.keep {
@@ -265,7 +265,7 @@ impl Work<'_> {
         c = order.iter().map(|i| c[*i]).collect();
         reorder(&mut basis, &order);
         reorder(&mut right, &order);
-        // Kept through the certificate if there is room, else computed again after it.
+        // Kept during the certificate if there is room, else computed again afterwards.
         if 12 * self.small_side().pow(2) + 4 * k * (self.d_out + self.d_in) > self.setting.memory {
             right = vec![];
         }
@@ -351,7 +351,7 @@ impl Work<'_> {
             right: Some(Tensor::from_vec(right, (self.d_in, k), device)?),
             eigenvalues: c,
             v_norm: self.norm as f32,
-            // Rounded up, as it is an upper bound.
+            // Rounded up, since it is an upper bound.
             residual: (residual as f32).next_up(),
         })
     }

@@ -9,15 +9,16 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 
-/// One module's V, as far as it is kept: everything that is penalised, measured, projected or moved along starts here. On the
-/// CPU as computed or read; [`Direction::to_device`] takes it elsewhere.
+/// One module's V, as far as it is kept: everything that is penalised, measured, projected or moved along starts here.
+/// On the CPU as computed or read; [`Direction::to_device`] moves it elsewhere.
 #[derive(Clone, Debug)]
 pub struct Direction {
     /// (d_out, d_in) of V.
     pub shape: (usize, usize),
     /// U [d_out, k], f32: orthonormal columns, eigenvalue-descending.
     pub basis: Tensor,
-    /// R [d_in, k], f32: V's right singular vectors. C does not need them and V's sign does, so they may be left unread.
+    /// R [d_in, k], f32: V's right singular vectors. C does not need them, but V's sign does, so they may be left
+    /// unread.
     pub right: Option<Tensor>,
     /// c [k], positive and descending.
     pub eigenvalues: Vec<f32>,
@@ -48,7 +49,7 @@ impl Direction {
         self.right.as_ref().context("a direction without V's right singular vectors")
     }
 
-    /// The same, but for R.
+    /// The same without R.
     pub fn without_right(&self) -> Self {
         Self { right: None, ..self.clone() }
     }
@@ -75,7 +76,7 @@ impl Direction {
         if self.v_norm > 0.0 { (held / f64::from(self.v_norm)).min(1.0) } else { 1.0 }
     }
 
-    /// The fewest leading directions with at least this share of ‖V‖_F²; none where all that are kept have less.
+    /// The fewest leading directions with at least this share of ‖V‖_F²; `None` if all that are kept have less.
     pub fn leading(&self, energy: f64) -> Option<usize> {
         let wanted = energy * f64::from(self.v_norm);
         let mut held = 0.0;
@@ -96,8 +97,8 @@ impl Direction {
         Ok(basis.matmul(&basis.t()?.matmul(x)?.broadcast_mul(&c)?)?)
     }
 
-    /// U_k diag(σ_k) R_kᵀ [d_out, d_in], f32, of the k leading directions, or of all if there are fewer: V, if those are all
-    /// that it has.
+    /// U_k diag(σ_k) R_kᵀ [d_out, d_in], f32, of the k leading directions, or of all if there are fewer: this is V if
+    /// it has no more.
     pub fn matrix(&self, k: usize) -> Result<Tensor> {
         let k = k.min(self.rank());
         if k == 0 {

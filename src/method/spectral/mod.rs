@@ -1,7 +1,9 @@
-//! The linear algebra under the direction: V to the leading eigenpairs of V Vᵀ, with a certified bound on what is left out.
+//! The linear algebra under the direction: from V to the leading eigenpairs of V Vᵀ, with a certified bound on what is
+//! left out.
 //!
-//! [`factorize`](factorize()) is the way in; below it `certify` (the bound), `columns`, `symmetric` (definiteness, inertia), `krylov` and
-//! `eigen` (some eigenpairs, all eigenpairs) and `dense` (products). Nothing here knows models or files.
+//! [`factorize`](factorize()) is the entry point; below it are `certify` (the bound), `columns`, `symmetric`
+//! (definiteness, inertia), `krylov` and `eigen` (some eigenpairs, all eigenpairs) and `dense` (products). Nothing here
+//! knows models or files.
 
 mod certify;
 mod columns;

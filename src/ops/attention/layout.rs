@@ -1,4 +1,4 @@
-//! The sequences of a batch, and what the generic body makes of them once for all layers.
+//! The sequences of a batch, and what the generic body derives from them once for all layers.
 
 use super::groups::{self, Group};
 use super::shape::{Shape, Span};

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-/// Probabilities of a group, [B · Hkv, G · Tq, Tk], and its capped scores where there is a cap.
+/// Probabilities of a group, [B · Hkv, G · Tq, Tk], and its capped scores if there is a cap.
 pub type Kept = (Tensor, Option<Tensor>);
 
 /// What the backward pass needs.

@@ -1,4 +1,4 @@
-//! What attention is over: heads, and the rows of a sequence.
+//! What attention ranges over: heads, and the rows of a sequence.
 
 /// Heads and scores of one layer's attention.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! Thin matrices laid out for the kernels of [`super`]: whole blocks, padded by zeros.
+//! Thin matrices laid out for the kernels of [`super`]: whole blocks, padded with zeros.
 
 #![allow(unsafe_code, reason = "reads a matrix inside others' memory")]
 
@@ -6,19 +6,19 @@ use crate::ops::matrix::Matrix;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Columns of the thin side at once.
+/// Columns of the thin side handled at once.
 pub const BLOCK: usize = 8;
 /// Columns of a row that lie together in [`Grouped`]: the longest vector's, or several shorter ones.
 pub const GROUP: usize = 16;
 
-/// Thin rows: a whole number of blocks each, padded by zeros.
+/// Thin rows: a whole number of blocks each, padded with zeros.
 pub struct Padded<'a> {
     values: Cow<'a, [f32]>,
     pub width: usize,
 }
 
 impl<'a> Padded<'a> {
-    /// A thin matrix as it is, where it can be read in place.
+    /// A thin matrix, borrowed if it can be read in place.
     ///
     /// # Safety
     /// It lies inside a live allocation that nobody writes meanwhile.
@@ -71,8 +71,8 @@ impl<'a> Padded<'a> {
     }
 }
 
-/// The transpose of a thin matrix for [`dots`]: of each block of its columns, [`GROUP`] values of the first, as many of the
-/// next, and so on; padded by zeros.
+/// The transpose of a thin matrix for [`dots`]: for each block of its columns, [`GROUP`] values of the first, as many
+/// of the next, and so on; padded with zeros.
 pub struct Grouped {
     values: Vec<f32>,
     /// Values in a column.

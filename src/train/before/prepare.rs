@@ -1,6 +1,6 @@
-//! From inputs that were found right to a run that is ready for its first step.
+//! From checked inputs to a run that is ready for its first step.
 //!
-//! Nothing is written here but the direction file, and that only when all else stands.
+//! Nothing is written here except the direction file, and that only once all else has succeeded.
 
 use super::preflight::{Direction, Ready, open_direction, preflight};
 use super::resume::Start;
@@ -33,8 +33,8 @@ pub struct Prepared {
     pub record: RunRecord,
 }
 
-/// Checks and loads all inputs of a run, and puts it where `start` says. `allowed`: keys of inputs that may have
-/// changed since. If any rank cannot, none can, and what was written goes.
+/// Checks and loads all inputs of a run, and sets it to where `start` says. `allowed`: keys of inputs that may have
+/// changed since. If it fails on any rank, it fails on all, and what was written is removed.
 pub fn prepare(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[String]) -> Result<Prepared> {
     Ranks::here().agree(load(settings, output, start, allowed)).inspect_err(|_| output.undo())
 }
@@ -47,7 +47,7 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
     check_same_run(settings, &input_hashes(settings, &ready.record), &ready.device)?;
     let (train, defence) = ready.inputs.planned(settings)?;
     let model = ranks.agree(load_model(settings, &ready))?;
-    // Last, for it may write a file: everything cheaper to find wrong has been looked at.
+    // Last, since it may write a file: everything cheaper has been checked.
     let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
     let trainer = trainer(settings, &ready, model, defence, directions.as_ref())?;
@@ -89,7 +89,7 @@ fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, Str
         "template" => Some("data.template"),
         name if own.as_ref().is_some_and(|own| own.name == name) => own.as_ref().map(|own| own.key),
         name if name.starts_with("mix") => Some("data.mix"),
-        // In the direction, and in the checkpoint's adapter.
+        // Contained in the direction, and in the checkpoint's adapter.
         _ => None,
     };
     let mut hashes = BTreeMap::<String, String>::new();
@@ -106,7 +106,7 @@ fn check_inputs(settings: &Settings, ready: &Ready, start: &Start, allowed: &[St
     start.saved().map_or(Ok(()), |saved| saved.origin.check_inputs(&now, allowed))
 }
 
-/// The model, as it starts to train.
+/// The model at the start of training.
 fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
     let (progress, began) = (progress_bar(0, "loading model"), Instant::now());
     let place = (&ready.device, settings.model.dtype.into());
@@ -122,7 +122,7 @@ fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
     Ok(model)
 }
 
-/// The direction, computed now if it was not there.
+/// The direction, computed now if there was none.
 fn directions(ready: &mut Ready) -> Result<Option<Directions>> {
     let directions = match std::mem::replace(&mut ready.direction, Direction::NotNeeded) {
         Direction::NotNeeded => return Ok(None),
