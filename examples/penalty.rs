@@ -4,8 +4,8 @@
 //! V = W_aligned − W_unaligned        C = V Vᵀ / ‖V‖_F        R = λ ‖(I − C) B A‖_F²
 //! ```
 //!
-//! The library keeps V in its factors, C = U diag(c) Uᵀ, and never forms C, I − C or B A; the formula taken literally forms all
-//! three. V is random here, and so are A and B, an adapter of rank 8.
+//! The library keeps V in its factors, C = U diag(c) Uᵀ, and never forms C, I − C or B A; the formula taken literally
+//! forms all three. V is random here, and so are A and B, an adapter of rank 8.
 
 use anyhow::Result;
 use asft::method::{AsftOptions, Direction, Keep, Operator, Penalty};
@@ -13,8 +13,8 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const D_OUT: usize = 256;
-const D_IN: usize = 384;
+const D_OUT: usize = 96;
+const D_IN: usize = 128;
 const RANK: usize = 8;
 const LAMBDA: f64 = 0.5;
 
