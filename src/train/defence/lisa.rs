@@ -8,7 +8,8 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::{Defence, DefenceOptions, Needs, OwnSamples};
+use super::interface::{Defence, Needs, OwnSamples};
+use super::options::DefenceOptions;
 use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
