@@ -1,4 +1,5 @@
-//! The books of a run: where it stands, what each step came to, how long it took, and the files and the screen that say so.
+//! The books of a run: where it stands, the outcome of each step, how long it took, and the files and log lines that
+//! report it.
 
 use super::before::resume::Start;
 use super::folder::checkpoint::Checkpoints;
@@ -18,11 +19,11 @@ use std::time::Instant;
 
 pub struct Ledger {
     state: RunState,
-    /// As it was after the last step that was not skipped; parameters and optimizer are still the same.
+    /// The state after the last step that was not skipped; parameters and optimizer have not changed since.
     good: RunState,
-    /// The first rank's.
+    /// On the first rank only.
     metrics: Option<Metrics>,
-    /// The first rank's, if modules are logged.
+    /// On the first rank only, if modules are logged.
     modules: Option<Metrics>,
     progress: TrainProgress,
     record: RunRecord,
@@ -33,8 +34,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the books at the step that `start` names. The first rank makes the output folder what it was then, for all
-    /// the ranks. `record`: as far as the preparation has filled it.
+    /// Opens the books at the step that `start` names. The first rank restores the output folder to what it was then,
+    /// for all ranks. `record`: as far as the preparation has filled it.
     pub fn open(
         settings: &Settings,
         output: &OutputFolder,
@@ -63,7 +64,7 @@ impl Ledger {
         &self.state
     }
 
-    /// Enters a step that was taken. `began`: when.
+    /// Records a step that was taken. `began`: when it began.
     pub fn taken(
         &mut self,
         outcome: &StepOutcome,
@@ -103,7 +104,7 @@ impl Ledger {
         self.modules.iter_mut().try_for_each(|file| trainer.modules.iter().try_for_each(|row| file.module(row)))
     }
 
-    /// Enters a step that was not taken.
+    /// Records a step that was not taken.
     pub fn skipped(&mut self, reason: NotFinite, samples: &StepSamples) -> Result<()> {
         self.state.step += 1;
         self.state.totals.skipped_steps += 1;
@@ -115,7 +116,7 @@ impl Ledger {
         self.metrics.iter_mut().try_for_each(|metrics| metrics.skipped(&row))
     }
 
-    /// Enters a validation; whether its loss is the lowest so far.
+    /// Records a validation; returns whether its loss is the lowest so far.
     pub fn validated(&mut self, mean: &MeanLoss) -> Result<bool> {
         let row = EvalRow { step: self.state.step, eval_loss: mean.loss, eval_tokens: mean.label_tokens };
         self.metrics.iter_mut().try_for_each(|metrics| metrics.eval(&row))?;
@@ -123,7 +124,7 @@ impl Ledger {
         Ok(self.state.validated(mean.loss, mean.label_tokens))
     }
 
-    /// Brings the state up to date with the clocks, the files and λ.
+    /// Updates the state from the clocks, the files and λ.
     pub fn take_stock(&mut self, trainer: &Trainer) {
         self.state.training_seconds = self.training_seconds();
         self.state.totals.elapsed_seconds = self.elapsed_seconds();
@@ -145,12 +146,12 @@ impl Ledger {
         self.state.step > 0
     }
 
-    /// Makes what is in the files survive a crash of the system.
+    /// Makes what is in the files survive a system crash.
     pub fn sync(&self) -> Result<()> {
         self.metrics.iter().chain(&self.modules).try_for_each(Metrics::sync)
     }
 
-    /// Writes what the run was made of and came to.
+    /// Writes the record of the run, its inputs and its results.
     pub fn write_record(&mut self, output: &OutputFolder, updates: &[UpdateNorm]) -> Result<()> {
         self.state.totals.elapsed_seconds = self.elapsed_seconds();
         output.write_record(&self.record, &self.state.totals, updates)

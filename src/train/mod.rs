@@ -1,4 +1,4 @@
-//! Training: what goes into a step, the step, the run around it, and what lets the run go on after a stop.
+//! Training: what goes into a step, the step, the run around it, and resuming the run after a stop.
 //!
 //! | room | what happens there |
 //! | --- | --- |

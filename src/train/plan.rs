@@ -1,4 +1,4 @@
-//! Which samples go into which optimizer step: a pure function of the step, so that any step can be found again.
+//! Which samples go into which optimizer step: a pure function of the step, so that any step can be reproduced.
 
 use super::options::TrainOptions;
 use crate::data::{Batch, DataOptions, Dataset, collate, epoch_order, pack};
@@ -15,7 +15,7 @@ pub struct Pool {
 
 /// What one step trains on.
 pub struct StepSamples {
-    /// What kind of step it is, where a defence has several.
+    /// The kind of step, if a defence has several.
     pub state: Option<State>,
     set: Arc<Dataset>,
     /// The numbers of the samples of each micro-batch.
@@ -44,7 +44,7 @@ impl StepSamples {
         self.micro_batches.iter().map(batch).collect()
     }
 
-    /// Where the samples of one micro-batch stand, as `FILE:line`; of all where that is `None`.
+    /// Where the samples of one micro-batch are, as `FILE:line`; if it is `None`, those of all.
     pub fn origins(&self, micro_batch: Option<usize>) -> Vec<String> {
         let wanted = micro_batch.map_or(&self.micro_batches[..], |micro| &self.micro_batches[micro..=micro]);
         wanted.iter().flatten().map(|&sample| self.set.origin(sample)).collect()
@@ -53,7 +53,7 @@ impl StepSamples {
 
 /// The steps of a run.
 pub struct Plan {
-    /// What batches are made of: single samples, or with packing rows of several.
+    /// What batches are made of: single samples or, with packing, rows of several.
     units: Vec<Vec<usize>>,
     batch_size: usize,
     accumulation: usize,
@@ -62,7 +62,7 @@ pub struct Plan {
     shuffle: bool,
     pub steps_per_epoch: usize,
     pub total_steps: usize,
-    /// The order of the epoch asked for last.
+    /// The order of the epoch that was last asked for.
     current: (u64, Vec<usize>),
 }
 
@@ -70,7 +70,7 @@ impl Plan {
     /// `lengths`: tokens of each sample.
     ///
     /// # Errors
-    /// No full batch where partial ones are dropped.
+    /// No full batch if partial ones are dropped.
     pub fn new(lengths: &[usize], train: &TrainOptions, data: &DataOptions) -> Result<Self> {
         let batch_size = train.batch_size;
         let units = if data.packing {

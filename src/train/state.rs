@@ -1,7 +1,7 @@
-//! What a run carries from step to step beside parameters and optimizer.
+//! What a run carries from step to step besides parameters and optimizer.
 //!
 //! There is no generator state: the order of the samples, the packing and the dropout masks are pure functions of
-//! `train.seed` and the step's number, so the step is all of it.
+//! `train.seed` and the step's number, so the step number is enough.
 
 use crate::method::Dual;
 use crate::report::Totals;
@@ -13,10 +13,10 @@ pub struct RunState {
     /// Optimizer steps done, skipped ones included: the position in the data.
     pub step: usize,
     pub totals: Totals,
-    /// Of the first and the last step that was taken.
+    /// Losses of the first and the last step taken.
     pub first: Option<Losses>,
     pub last: Option<Losses>,
-    /// Skipped steps in a row up to here.
+    /// Consecutive skipped steps up to here.
     pub bad_steps: usize,
     /// The last validation.
     pub eval: Option<Evaluation>,
@@ -31,7 +31,7 @@ pub struct RunState {
     /// Length of `modules.jsonl`.
     #[serde(default)]
     pub modules_bytes: u64,
-    /// λ, where it is found while training.
+    /// λ, if it is found while training.
     #[serde(default)]
     pub dual: Option<Dual>,
 }
@@ -51,7 +51,7 @@ pub struct Evaluation {
 }
 
 impl RunState {
-    /// Takes note of a validation after the current step: whether it is the best so far. A loss that is not finite
+    /// Records a validation after the current step; returns whether it is the best so far. A loss that is not finite
     /// never is.
     pub fn validated(&mut self, loss: f64, label_tokens: usize) -> bool {
         let evaluation = Evaluation { step: self.step, loss, label_tokens };

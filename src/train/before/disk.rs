@@ -1,4 +1,4 @@
-//! Whether the disk of the output folder has room for what a run will put there.
+//! Whether the output folder's disk has room for what a run will write.
 
 use crate::adapter::Adapter;
 use crate::checkpoint::{Checkpoint, existing};
@@ -9,11 +9,11 @@ use crate::train::folder::output::OutputFolder;
 use anyhow::{Context, Result};
 use indicatif::DecimalBytes;
 
-/// Beside the tensors: configs, the tokenizer, metrics.
+/// Besides the tensors: configs, the tokenizer, metrics.
 const SMALL_FILES_BYTES: u64 = 32 << 20;
 
-/// Checks that the disk has room for the result and the checkpoints. What the direction takes is not known before it
-/// is computed.
+/// Checks that the disk has room for the result and the checkpoints. The direction's size is not known before it is
+/// computed.
 pub fn check_disk(
     settings: &Settings,
     output: &OutputFolder,
@@ -40,10 +40,10 @@ pub fn check_disk(
     Ok(())
 }
 
-/// Bytes of a run's output whose trained tensors take `tensors` bytes.
+/// Bytes of the output of a run whose trained tensors take `tensors` bytes.
 fn bytes_needed(settings: &Settings, tensors: u64) -> u64 {
     let output = &settings.output;
-    // A new checkpoint is whole before an old one goes, and a stopped run writes one in any case.
+    // A new checkpoint is complete before an old one is removed, and a stopped run writes one in any case.
     let regular = if output.save_every_steps.is_some() { (output.keep_last as u64).saturating_add(1) } else { 1 };
     let checkpoints = regular.saturating_add(u64::from(output.save_best));
     // Each holds the parameters and AdamW's two moments, and the copies that a defence keeps.

@@ -1,4 +1,4 @@
-//! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and says what the run will take.
+//! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and estimates what the run will take.
 
 use super::estimate::{Estimate, Memory, Work};
 use super::inputs::{Sources, check_ranks};
@@ -17,7 +17,7 @@ use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
 
-/// Share of the GEMM rate that products of many shapes reach between them, and of the copy rate that element-wise work
+/// Share of the GEMM rate that products of many shapes reach together, and of the copy rate that element-wise work
 /// reaches; from the measurements in `docs/performance.md`.
 const GEMM_SHARE: f64 = 0.95;
 const COPY_SHARE: f64 = 0.6;
@@ -30,13 +30,13 @@ pub struct Forecast {
     pub label_tokens: usize,
     pub steps_per_epoch: usize,
     pub total_steps: usize,
-    /// Of the largest micro-batch.
+    /// Tokens of the largest micro-batch.
     pub micro_batch_tokens: usize,
     pub memory_bytes: Memory,
     pub peak_memory_bytes: usize,
-    /// What the machine has left, where that is known.
+    /// Memory available on the machine, if known.
     pub available_memory_bytes: Option<usize>,
-    /// Of a step of mean size.
+    /// For a step of mean size.
     pub step_work: Work,
     /// On the CPU only: a GPU's rate is not known before it is used.
     pub time: Option<Time>,
@@ -46,7 +46,7 @@ pub struct Forecast {
     trains: &'static str,
 }
 
-/// Time as the CPU's measured rates have it.
+/// Time according to the CPU's measured rates.
 #[derive(Debug, Serialize)]
 pub struct Time {
     pub step_seconds: f64,
@@ -55,7 +55,7 @@ pub struct Time {
     pub copy_bytes_per_second: f64,
 }
 
-/// Forecasts a run without loading weights, and without the GPU where one is asked for by name.
+/// Forecasts a run without loading weights, and without opening a GPU that is asked for by name.
 ///
 /// # Errors
 /// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer and data.
@@ -93,7 +93,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     })
 }
 
-/// The modules that an adapter or the penalty is for; what they ask for is checked as far as config.json tells.
+/// The modules with an adapter or a penalty, checked as far as config.json allows.
 fn targets(settings: &Settings, spec: &ModelSpec) -> Result<Vec<String>> {
     let targets = settings.lora.targets(spec).context("lora")?;
     if settings.train.method == Tuning::Lora && settings.lora.init_adapter.is_none() {

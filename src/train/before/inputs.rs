@@ -1,5 +1,5 @@
-//! From settings to the model's spec, its tokenizer and the samples: the one place where these come together, for a run,
-//! for what is foretold of it and for what is shown of its data.
+//! From settings to the model's spec, its tokenizer and the samples: the one place where these come together, for a
+//! run, for its forecast and for showing its data.
 
 use super::problems::Problems;
 use crate::adapter::{ModuleSize, module_shape};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a model's folder is found: [`hub::resolve`], or [`hub::resolve_without_weights`] where these are not read.
+/// How a model's folder is found: [`hub::resolve`], or [`hub::resolve_without_weights`] if weights are not read.
 pub type FindModel = fn(&str, bool) -> Result<Resolved>;
 
 /// Every file that a run's inputs are read from, on this machine. What was not found is among the problems.
@@ -28,9 +28,9 @@ pub struct Sources {
     pub own: Option<(OwnSamples, ResolvedFile)>,
 }
 
-/// What a run trains on and is measured with, read to its end.
+/// What a run trains on and is measured with, fully read.
 pub struct Inputs {
-    /// `None` where the samples are tokenized already.
+    /// `None` if the samples are already tokenized.
     pub tokenizer: Option<Tokenizer>,
     pub train: Arc<Dataset>,
     pub validation: Option<Dataset>,
@@ -39,7 +39,7 @@ pub struct Inputs {
 }
 
 impl Sources {
-    /// Finds all of them, fetching what is not on this machine; nothing is downloaded any more once a problem is known.
+    /// Finds all of them, fetching what is not on this machine; once a problem is known, nothing more is downloaded.
     pub fn find(settings: &Settings, find_model: FindModel, problems: &mut Problems) -> Self {
         let Settings { data, model, defence, .. } = settings;
         let wanted = problems.0.is_empty() || hub::is_local(&data.train);
@@ -53,7 +53,7 @@ impl Sources {
         Self { base, data, own }
     }
 
-    /// The base model's, from config.json.
+    /// The base model's spec, from config.json.
     pub fn spec(&self, problems: &mut Problems) -> Option<ModelSpec> {
         problems.note(ModelSpec::load(&self.base.as_ref()?.dir))
     }
@@ -80,7 +80,7 @@ impl Sources {
 }
 
 impl Inputs {
-    /// The training samples in their order, and the defence, ready with its own.
+    /// The training samples in their order, and the defence, with its own samples.
     ///
     /// # Errors
     /// Samples that the settings cannot make steps of.
@@ -103,7 +103,7 @@ pub fn model_folder(
     wanted.then(|| problems.note(find_model(source, false).context(key)))?
 }
 
-/// Refuses a rank beyond every side of the targeted weights.
+/// Refuses a rank that exceeds every side of the targeted weights.
 pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
     let shapes = sizes.keys().filter_map(|module| module_shape(spec, module));
     let largest = shapes.map(|(d_out, d_in)| d_out.max(d_in)).max().unwrap_or(0);
@@ -115,8 +115,8 @@ pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Re
     Ok(())
 }
 
-/// The base model's tokenizer. The ids that it makes of the samples are checked with them; the one that ends a text may
-/// not occur in any.
+/// The base model's tokenizer. The ids of the samples are checked with the samples; the end-of-text id, which may occur
+/// in none, is checked here.
 fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::load(dir)?;
     if let Some(id) = tokenizer.eos_id() {

@@ -1,4 +1,4 @@
-//! Whether a run fits the machine's memory, and what would make it fit, before its weights are loaded.
+//! Whether a run fits the machine's memory, and what would make it fit; checked before its weights are loaded.
 
 use super::estimate::{Estimate, Memory};
 use super::inputs::Inputs;
@@ -12,30 +12,30 @@ use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// A change is worth naming if it takes at least this share off.
+/// A change is worth naming if it saves at least this share.
 const WORTH_NAMING: f64 = 0.02;
 
 /// The machine's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineMemory {
-    /// What can be had now without swapping.
+    /// What is available now without swapping.
     pub available: usize,
-    /// What no process can go beyond: memory and swap, or the limit of its control group.
+    /// What no process can exceed: memory and swap, or the limit of its control group.
     pub limit: usize,
 }
 
-/// Whether there is enough for a run: what to say of it, and its numbers.
+/// Whether there is enough for a run: what to say about it, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Room {
     Enough(String, Value),
-    /// More is needed than is available now, by the estimate.
+    /// By the estimate, more is needed than is available now.
     Tight(String, Value),
 }
 
-/// Compares what the run will take with what there is.
+/// Compares what the run will take with what is available.
 ///
 /// # Errors
-/// Weights and what trains of them, without which nothing works, are beyond the machine's limit.
+/// The weights and the trained parameters, without which nothing works, exceed the machine's limit.
 pub fn check_memory(
     settings: &Settings,
     spec: &ModelSpec,
@@ -68,7 +68,7 @@ fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], inputs: &Inpu
     Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(&workload))
 }
 
-/// The settings that would bring the peak down, each with what it would then be.
+/// The settings that would lower the peak, each with the resulting peak.
 fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result<usize>) -> Result<String> {
     type Change = fn(&mut Settings);
     let changes: [(&str, Change); 4] = [
@@ -95,7 +95,7 @@ fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result
 }
 
 impl MachineMemory {
-    /// What each of `processes` alike has of it.
+    /// Each process's part if `processes` share it equally.
     pub fn shared_by(self, processes: usize) -> Self {
         Self { available: self.available / processes, limit: self.limit / processes }
     }
@@ -126,7 +126,7 @@ impl MachineMemory {
 #[derive(Clone, Copy, Debug)]
 struct Group {
     limit: usize,
-    /// Without what the kernel gives back when asked.
+    /// Without what the kernel can reclaim.
     used: usize,
 }
 
@@ -143,7 +143,7 @@ impl Group {
                 _ => continue,
             };
             let inner = root.join(path.trim_start_matches('/'));
-            // Limits above hold below too.
+            // Limits of outer groups hold for inner ones too.
             folders.extend(inner.ancestors().take_while(|dir| dir.starts_with(&root)).map(|dir| (dir.into(), names)));
         }
         let limits = folders.iter().filter_map(|(dir, names)| Self::of(dir, names));

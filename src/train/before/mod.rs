@@ -1,4 +1,5 @@
-//! What happens before the first step: find the inputs, check them, say what the run will take, load what it needs.
+//! What happens before the first step: finds the inputs, checks them, estimates what the run will take, loads what it
+//! needs.
 
 pub mod disk;
 pub mod dry_run;

@@ -1,6 +1,7 @@
-//! What can be found wrong before any weight is loaded, all of it in one message.
+//! Everything that can be found wrong before any weight is loaded, in one message.
 //!
-//! The settings are valid by now; here they meet the disk, the model, the tokenizer, the samples and the direction.
+//! The settings are valid by now; here they are checked against the disk, the model, the tokenizer, the samples and the
+//! direction.
 
 use super::disk::check_disk;
 use super::inputs::{Inputs, Sources, check_ranks, model_folder};
@@ -31,7 +32,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Files beside the weights that decide what a model computes and what text becomes.
+/// Files besides the weights that determine what a model computes and how text is tokenized.
 const MODEL_FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -41,7 +42,7 @@ const MODEL_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// A run whose inputs are there and fit together.
+/// A run whose inputs exist and fit together.
 pub struct Ready {
     pub base: Resolved,
     pub spec: ModelSpec,
@@ -61,7 +62,7 @@ pub enum Direction {
     NotNeeded,
     /// A file that fits.
     Open(Directions),
-    /// To be computed, from models that are comparable.
+    /// To be computed, from comparable models.
     Compute(DirectionRequest),
 }
 
@@ -91,10 +92,10 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     else {
         return Err(problems.into_error(START));
     };
-    // Read anew at every start, `--resume` included. Size, times and inode of the files would not do: they stay as they
-    // were when a copy keeps times, a clock is set back or a network disk answers from its cache, and run.json and the
-    // check of a resumed run are worth what this hash is. What it costs is one reading that loading the model then
-    // finds in the page cache.
+    // Read again at every start, `--resume` included. Size, times and inode of the files would not do: they can stay
+    // the same when a copy keeps times, a clock is set back or a network disk answers from its cache, and run.json and
+    // the check of a resumed run are only as good as this hash. It costs one read, which loading the model then finds
+    // in the page cache.
     record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
     record.input("model_files", &source(&base), files_hash(&base)?);
     if let Some(dir) = settings.lora.init_adapter.as_ref().filter(|_| start.saved().is_none()) {
@@ -108,7 +109,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, direction, record })
 }
 
-/// Whether the direction that the run to resume has computed is still there as it was, from the same model.
+/// Whether the direction computed by the run to resume is still there, unchanged and from the same model.
 fn is_kept(settings: &Settings, origin: &Origin) -> bool {
     let unaligned = settings.model.unaligned.as_deref();
     let same_model = origin.settings.get("model.unaligned").and_then(|value| value.as_str()) == unaligned;
@@ -116,7 +117,7 @@ fn is_kept(settings: &Settings, origin: &Origin) -> bool {
     same_model && hash.is_some() && hash_file(&direction_path(settings)).ok().as_ref() == hash
 }
 
-/// The base model as far as its headers tell, and what is to train of it.
+/// The base model as far as its headers tell, and what of it is to train.
 struct Model {
     spec: ModelSpec,
     checkpoint: Checkpoint,
@@ -133,8 +134,8 @@ struct Preflight<'a> {
 }
 
 impl Preflight<'_> {
-    /// Everything that a run reads, fetched if need be, before anything is loaded: a mistake in the last should not be
-    /// found after hours of downloading the first. With the unaligned model, if a direction is to be computed.
+    /// Everything that a run reads, fetched if necessary, before anything is loaded: a mistake in the last should not
+    /// be found after hours of downloading the first. Includes the unaligned model if a direction is to be computed.
     fn sources(&mut self, kept_direction: bool) -> (Sources, Option<Resolved>) {
         let Settings { asft, model, .. } = self.settings;
         let sources = Sources::find(self.settings, hub::resolve, &mut self.problems);
@@ -167,7 +168,7 @@ impl Preflight<'_> {
         Ok(model)
     }
 
-    /// A fresh adapter on the targets, or the one to continue, with the dropout of this run.
+    /// A fresh adapter on the targets, or the one to continue, with this run's dropout.
     fn initial_adapter(&self, model: &Model, base: &Resolved) -> Result<Adapter> {
         let (options, seed) = (&self.settings.lora, self.settings.train.seed);
         let load = |dir: &Path| {
@@ -198,7 +199,7 @@ impl Preflight<'_> {
         Ok(adapter)
     }
 
-    /// Reads all samples, and says what they are.
+    /// Reads all samples and logs their counts.
     fn inputs(&mut self, sources: &Sources, model: &Model) -> Option<Inputs> {
         let inputs = sources.read(self.settings, &model.spec, &mut self.problems)?;
         let files = sources.data.as_ref()?;
@@ -232,7 +233,7 @@ impl Preflight<'_> {
         Some(inputs)
     }
 
-    /// Whether the machine has the memory, as far as can be told before anything is loaded.
+    /// Checks that the machine has enough memory, as far as can be told before anything is loaded.
     fn memory(&mut self, model: &Model, inputs: &Inputs) {
         if !model.device.is_cpu() {
             return;
@@ -247,7 +248,7 @@ impl Preflight<'_> {
         }
     }
 
-    /// The direction file, checked against the targets and the aligned weights, or what there is to compute it from.
+    /// The direction file, checked against the targets and the aligned weights, or what to compute it from.
     fn direction(
         &mut self,
         base: &Resolved,
@@ -277,14 +278,14 @@ impl Preflight<'_> {
                 };
                 direction::check(&request).map(|()| Direction::Compute(request))
             }
-            // The unaligned model was not found, which is among the problems.
+            // The unaligned model was not found, which is already among the problems.
             (None, None) => return None,
         };
         self.problems.note(found)
     }
 }
 
-/// A direction file, if it is made for these modules of this checkpoint.
+/// A direction file, if it was made for these modules of this checkpoint.
 pub fn open_direction(
     path: &Path,
     targets: &[String],
@@ -311,7 +312,7 @@ fn say_counts(name: &str, source: &str, set: &Dataset) {
     log::info(&format!("{name}: {source}: {counts}"), fields);
 }
 
-/// A hash of what else than the weights makes the model compute what it does.
+/// A hash of everything but the weights that determines what the model computes.
 fn files_hash(base: &Resolved) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for name in MODEL_FILES {
@@ -332,7 +333,7 @@ fn source(model: &Resolved) -> String {
     }
 }
 
-/// Checks before anything is allocated that the targets are as large as config.json says.
+/// Checks, before anything is allocated, that the targets have the sizes that config.json says.
 fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint, sizes: &BTreeMap<String, ModuleSize>) -> Result<()> {
     let mut problems = vec![];
     for module in sizes.keys() {

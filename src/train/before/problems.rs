@@ -1,12 +1,12 @@
-//! Everything that is wrong with a run, for one message.
+//! Collects everything that is wrong with a run, for one message.
 
 use crate::error::joined;
 use anyhow::Result;
 
-/// What cannot be done where [`Problems`] stand in the way of a run.
+/// What cannot be done if [`Problems`] stand in the way of a run.
 pub const START: &str = "training cannot start";
 
-/// Errors, gathered.
+/// Collected errors.
 #[derive(Debug, Default)]
 pub struct Problems(pub Vec<anyhow::Error>);
 

@@ -1,4 +1,4 @@
-//! Where a run starts: at step 1, or, with `--resume`, where the newest usable checkpoint of an earlier one stands.
+//! Where a run starts: at step 1, or, with `--resume`, after the newest usable checkpoint of an earlier run.
 
 use crate::checkpoint::sync_dir;
 use crate::config::Settings;
@@ -16,12 +16,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// How a run behaves beside its settings.
+/// How a run behaves, apart from its settings.
 #[derive(Clone, Debug, Default)]
 pub struct RunFlags {
     /// Replace what an earlier run left in the output folder.
     pub overwrite: bool,
-    /// Go on with that run.
+    /// Continue that run.
     pub resume: bool,
     /// Settings, and inputs by the settings that name them, that may differ from those of the run to resume.
     pub allow_change: Vec<String>,
@@ -43,8 +43,8 @@ impl Start {
         }
     }
 
-    /// Makes the output folder what it was at the checkpoint, or empties it, and opens `metrics.jsonl` and, if modules are
-    /// logged, `modules.jsonl`. `state`: that of the run about to go on.
+    /// Restores the output folder to what it was at the checkpoint, or empties it, and opens `metrics.jsonl` and, if
+    /// modules are logged, `modules.jsonl`. `state`: that of the run about to continue.
     pub fn open(
         &self,
         settings: &Settings,
@@ -59,7 +59,7 @@ impl Start {
             }
             Self::Fresh => output.clear()?,
         }
-        // The config comes first: it tells whose the other files are.
+        // The config comes first: it says which run the other files belong to.
         output.write_config(settings)?;
         let open = |path: PathBuf, bytes| match self {
             Self::From(_) => Metrics::resume(&path, bytes),
@@ -81,16 +81,16 @@ impl Start {
     }
 }
 
-/// Looks at what is in the output folder, and changes nothing there; all ranks find the same. `None`: the run there is
+/// Looks at what is in the output folder, without changing anything; all ranks find the same. `None`: the run there is
 /// finished.
 ///
 /// # Errors
-/// An earlier run and neither `--resume` nor `--overwrite`; a run with other settings than these; a run none of whose
-/// checkpoints is usable.
+/// An earlier run and neither `--resume` nor `--overwrite`; a run with settings other than these; a run without a
+/// usable checkpoint.
 pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
     let ranks = Ranks::here();
     let start = ranks.agree(look(settings, flags, output))?;
-    // All have looked before the first changes anything there.
+    // All ranks have looked before the first changes anything there.
     let step = start.as_ref().map(|start| start.saved().map(|saved| saved.state.step));
     ranks.check_same("the contents of output.dir", format!("{step:?}").as_bytes())?;
     Ok(start)
@@ -158,7 +158,7 @@ fn look(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<
     }
 }
 
-/// The settings of a run that has no checkpoint, if it got as far as writing them.
+/// The settings of a run without a checkpoint, if it got as far as writing them.
 fn config_of(output: &OutputFolder) -> Result<Option<Origin>> {
     let path = output.config();
     if !path.is_file() {

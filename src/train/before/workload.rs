@@ -1,4 +1,4 @@
-//! What the samples of a run ask of it: how large its micro-batches are, and how many there are.
+//! What a run's samples amount to: how large its micro-batches are, and how many there are.
 
 use super::inputs::Inputs;
 use crate::config::Settings;
@@ -52,7 +52,7 @@ impl Workload {
         Ok(Self { steps, data_tokens, steps_per_epoch, total_steps })
     }
 
-    /// The largest micro-batch: in tokens, and in labels and squares wherever these are largest.
+    /// The largest micro-batch: the maxima of tokens, labels and squares, each on its own.
     pub fn largest(&self) -> Micro {
         self.steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
             tokens: largest.tokens.max(micro.tokens),

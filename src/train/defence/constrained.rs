@@ -10,10 +10,10 @@
 //! gradient   f'(ℓ_t) = 2 σ(β_t (ℓ_t − r_t)) =: w_t
 //! ```
 //!
-//! The two differ by r_t − (2/β_t) log 2, which no parameter moves; so shifted, f is the cross-entropy itself where
-//! ℓ_t = r_t, and everywhere as β → 0. A token's gradient is that of its cross-entropy times w_t: 1 where the model has
-//! not moved, towards 0 once the token has become likelier by more than about 1/β, up to 2 if it has become less likely.
-//! Through the head this is a factor for each row of d_hidden; no logit is kept.
+//! The two differ by r_t − (2/β_t) log 2, which depends on no parameter; shifted so, f is the cross-entropy itself
+//! where ℓ_t = r_t, and everywhere as β → 0. A token's gradient is that of its cross-entropy times w_t: 1 where the
+//! model has not moved, towards 0 once the token has become likelier by more than about 1/β, up to 2 if it has become
+//! less likely. Through the head this is a factor for each row of d_hidden; no logit is kept.
 
 use super::interface::{Defence, Needs, TokenObjective};
 use crate::data::{Batch, IGNORE};
@@ -25,13 +25,13 @@ pub struct ConstrainedSft {
 }
 
 impl ConstrainedSft {
-    /// `betas`: of the first tokens of a response; the last of all further ones. Not empty.
+    /// `betas`: for the first tokens of a response; the last applies to all further ones. Not empty.
     pub fn new(betas: &[f64]) -> Self {
         Self { betas: betas.to_vec() }
     }
 
-    /// β of each position of the batch that the loss counts, in their order. Tokens are counted from the beginning of
-    /// each response, of a conversation's later ones too.
+    /// β of each position of the batch that the loss counts, in order. Tokens are counted from the beginning of each
+    /// response, including later ones of a conversation.
     pub fn betas(&self, batch: &Batch) -> Vec<f64> {
         let (mut betas, mut start) = (vec![], 0);
         for &length in &batch.lengths {
@@ -84,7 +84,7 @@ mod tests {
                 let slope = (value(loss + 1e-5) - value(loss - 1e-5)) / 2e-5;
                 let weight = ConstrainedSft::token_objective(beta, loss, reference).1;
                 assert!((slope - weight).abs() < 1e-6, "{beta} {loss} {reference}: {slope} {weight}");
-                // The paper's −(2/β) log σ(β (log π − log π₀)), but for a constant.
+                // The paper's −(2/β) log σ(β (log π − log π₀)), up to a constant.
                 let paper = |loss: f64| 2.0 / beta * (1.0 + (beta * (loss - reference)).exp()).ln();
                 let constant = 2.0 / beta * 2f64.ln() - reference;
                 assert!((paper(loss) - constant - value(loss)).abs() < 1e-9);

@@ -1,10 +1,10 @@
 //! Lisa: bi-state optimisation with a proximal term (Huang et al., arXiv 2405.18641).
 //!
-//! Rounds of `alignment_steps` optimizer steps on safety data and `finetune_steps` on the training data. In either state
-//! the loss carries (ρ/2) ‖θ − θ'‖², where θ is all that trains and θ' is θ as it was at the last switch, so that neither
-//! state runs away from the other. As in the released code (git-disl/Lisa, whose script has 100, 900 and ρ = 1): the
-//! alignment state comes first, a step of one state passes over the training batch that it would have been, one AdamW
-//! serves both, and the first tenth of the steps has no proximal term.
+//! Alternates `alignment_steps` optimizer steps on safety data with `finetune_steps` on the training data. In either
+//! state the loss includes (ρ/2) ‖θ − θ'‖², where θ is all that trains and θ' its value at the last switch, so that
+//! neither state runs away from the other. As in the released code (git-disl/Lisa, whose script has 100, 900 and ρ =
+//! 1), the alignment state comes first, an alignment step skips the training batch that it replaces, one AdamW serves
+//! both, and the first tenth of the steps has no proximal term.
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
@@ -41,7 +41,7 @@ impl Lisa {
         Self { options: options.clone(), free: 0.0, alignment: None, anchor: BTreeMap::new() }
     }
 
-    /// How many alignment steps come before `step` (from 0), if that is one itself.
+    /// How many alignment steps come before `step` (from 0), if `step` is one itself.
     pub fn alignment_step(&self, step: usize) -> Option<usize> {
         let (round, within) = (step / self.round(), step % self.round());
         let steps = self.options.alignment_steps;
@@ -172,7 +172,7 @@ mod tests {
         lisa.anchor_at(0, &parameters).unwrap();
         var.set(&Tensor::new(&[[4f32, 2.0]], &Device::Cpu).unwrap()).unwrap();
         lisa.anchor_at(1, &parameters).unwrap();
-        // The first tenth of ten steps is free of it.
+        // The first tenth of ten steps has no proximal term.
         assert_eq!(term(&lisa, 1), (0.0, None));
         assert_eq!(term(&lisa, 3), (0.25 * 9.0, Some(vec![1.5, 0.0])));
         lisa.anchor_at(2, &parameters).unwrap();

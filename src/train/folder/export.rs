@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use std::path::Path;
 
-/// Writes the result of a run: the state after `step`, the last, or that of the checkpoint after step `best`.
+/// Writes the result of a run: the state after the last step, `step`, or that of the checkpoint after step `best`.
 pub fn result(
     settings: &Settings,
     trained: &Trained,

@@ -1,4 +1,4 @@
-//! The output folder: what is called what in it, the checkpoints of a run, its result.
+//! The output folder: the names of things in it, a run's checkpoints, its result.
 
 pub mod checkpoint;
 pub mod export;

@@ -1,4 +1,4 @@
-//! What ties a run to its settings and inputs, so that it goes on with the same.
+//! What ties a run to its settings and inputs, so that it continues with the same ones.
 
 use crate::config::Settings;
 use crate::{ensure_valid, invalid};
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Settings that change where and when files are written, and no number.
+/// Settings that change where and when files are written, but no numbers.
 const FREE_KEYS: [&str; 5] =
     ["output.dir", "output.save_every_steps", "output.keep_last", "output.log_modules_every", "logging.tensorboard"];
 
-/// Settings that a checkpoint's tensors embody.
+/// Settings that are built into a checkpoint's tensors.
 const FIXED_KEYS: [&str; 9] = [
     "train.method",
     "lora.rank",
@@ -24,7 +24,8 @@ const FIXED_KEYS: [&str; 9] = [
     "lora.init_adapter",
 ];
 
-/// What a run depends on: every setting by its key, and the content of each input by the key that names it (BLAKE3).
+/// What a run depends on: every setting by its key, and the content hash (BLAKE3) of each input by the key that names
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     pub settings: BTreeMap<String, Value>,
@@ -32,7 +33,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Refuses to go on with other settings than the run's, unless each is among `allowed`. Returns whether any differ.
+    /// Refuses to continue with settings other than the run's, unless each is among `allowed`. Returns whether any
+    /// differ.
     pub fn check_settings(&self, now: &Settings, allowed: &[String]) -> Result<bool> {
         let now = now.by_key()?;
         let show = |value: Option<&Value>| value.map_or("not set".to_string(), Value::to_string);
@@ -67,7 +69,7 @@ fn refuse(what: &str, changes: &[(&String, String)], allowed: &[String]) -> Resu
     Ok(())
 }
 
-/// Refuses `--allow-change` with what is no key, or one that a run cannot change.
+/// Refuses `--allow-change` with something that is not a key, or with one that a run cannot change.
 pub fn check_allowed(allowed: &[String]) -> Result<()> {
     for key in allowed {
         Settings::check_key(key).map_err(|e| invalid!("--allow-change {key}: {e}"))?;

@@ -1,4 +1,4 @@
-//! A run's output folder: what is called what in it, and whose it is.
+//! A run's output folder: the names of things in it, and which run it belongs to.
 
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
@@ -21,7 +21,7 @@ const CHECKPOINTS: &str = "checkpoints";
 const ADAPTER: &str = "adapter";
 const MODEL: &str = "model";
 
-/// What stands at a run's output path.
+/// What is at a run's output path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// No folder, or an empty one.
@@ -32,7 +32,7 @@ pub enum Content {
 
 pub struct OutputFolder {
     dir: PathBuf,
-    /// What was there before this process wrote anything.
+    /// What existed before this process wrote anything.
     had_dir: bool,
     had_direction: bool,
 }
@@ -85,14 +85,14 @@ impl OutputFolder {
     /// What is there.
     ///
     /// # Errors
-    /// A folder of something else.
+    /// A folder that holds something else.
     pub fn content(&self) -> Result<Content> {
         let dir = &self.dir;
         let empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
         if empty {
             return Ok(Content::Nothing);
         }
-        // A run that was killed early has nothing but the direction, or not even that.
+        // A run killed early has only the direction, or not even that.
         let is_run = [METRICS, CONFIG, DIRECTION, CHECKPOINTS].iter().any(|name| dir.join(name).exists());
         ensure_valid!(
             is_run || self.only_staged(),
@@ -107,14 +107,14 @@ impl OutputFolder {
         entries.all(|entry| entry.file_name().to_string_lossy().starts_with(crate::checkpoint::STAGED))
     }
 
-    /// As [`OutputFolder::lock`], where there is a folder.
+    /// As [`OutputFolder::lock`], if the folder exists.
     pub fn lock_existing(&self) -> Result<Option<File>> {
         let lock = || self.dir.is_dir().then(|| self.open_locked()).transpose();
         Ok(Ranks::here().on_first(lock)?.flatten())
     }
 
-    /// Keeps other processes from writing here for as long as the file that the first rank gets is open. `held`: by
-    /// [`OutputFolder::lock_existing`].
+    /// Keeps other processes from writing here for as long as the file returned on the first rank is open. `held`: the
+    /// lock from [`OutputFolder::lock_existing`].
     pub fn lock(&self, held: Option<File>) -> Result<Option<File>> {
         Ranks::here().on_first(|| held.map_or_else(|| self.open_locked(), Ok))
     }
@@ -132,17 +132,17 @@ impl OutputFolder {
         }
     }
 
-    /// Bytes of what a run that goes on, or replaces the one there, will remove.
+    /// Bytes that a run will remove when it continues or replaces the one there.
     pub fn bytes_to_go(&self) -> u64 {
         [CHECKPOINTS, ADAPTER, MODEL].iter().map(|name| bytes_of(&self.dir.join(name))).sum()
     }
 
-    /// Whether there are files of a run, but no config to tell of which.
+    /// Whether there are files of a run, but no config that says of which.
     pub fn is_nameless(&self) -> bool {
         !self.config().is_file() && [RECORD, METRICS, ADAPTER, MODEL].iter().any(|name| self.dir.join(name).exists())
     }
 
-    /// Removes the files of an earlier run, and only those. The direction stays: it was computed or checked just now.
+    /// Removes the files of an earlier run, and only those. The direction stays: it has just been computed or checked.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
         for name in [RECORD, REPORT, METRICS, MODULES, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
@@ -151,14 +151,15 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Makes a finished run an unfinished one that is about to go on; its result stays until there is a new one.
+    /// Turns a finished run into an unfinished one that is about to continue; its result stays until there is a new
+    /// one.
     pub fn reopen(&self) -> Result<()> {
         remove_staged(&self.dir)?;
         remove(&self.dir.join(REPORT))?;
         remove(&self.record())
     }
 
-    /// A run that cannot start leaves nothing behind, the direction that it computed included.
+    /// Removes what a run that cannot start has written, the direction that it computed included.
     pub fn undo(&self) {
         if !Ranks::here().is_first() {
             return;
@@ -170,7 +171,7 @@ impl OutputFolder {
         }
     }
 
-    /// Writes what this run was made of and came to: `report.html`, then `run.json`.
+    /// Writes the record of this run, its inputs and its results: `report.html`, then `run.json`.
     pub fn write_record(&self, record: &RunRecord, totals: &Totals, updates: &[UpdateNorm]) -> Result<()> {
         let record = record.to_json(CONFIG, totals, updates)?;
         let text = serde_json::to_string_pretty(&record)? + "\n";
@@ -198,7 +199,7 @@ pub fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("removing {}", path.display()))
 }
 
-/// Bytes of the files in a folder and the folders in it; 0 for what cannot be read.
+/// Bytes of the files in a folder and its subfolders; 0 for what cannot be read.
 fn bytes_of(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let bytes = |entry: std::fs::DirEntry| match entry.metadata() {

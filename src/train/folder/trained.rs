@@ -27,7 +27,7 @@ pub struct Trained {
     pub directions: Option<Directions>,
     /// Content hashes of the inputs by the settings that name them.
     pub inputs: BTreeMap<String, String>,
-    /// Of the adapter's base, once a checkpoint needed it.
+    /// The identity of the adapter's base, computed when a checkpoint first needs it.
     identity: OnceCell<BaseIdentity>,
 }
 
@@ -47,9 +47,9 @@ impl Trained {
         self.trainer.model.parameters()
     }
 
-    /// What full tuning made of a tensor of the base.
+    /// The trained version of a tensor of the base, after full tuning.
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        // A tied head may be stored all the same; left as it was, transformers would untie the two.
+        // A tied head may be stored nevertheless; if it were left as it was, transformers would untie the two.
         let tied = self.trainer.model.spec().tie_word_embeddings;
         let name = if tied && name == HEAD { EMBEDDING } else { name };
         self.parameters().get(name).map(|var| var.as_detached_tensor())

@@ -1,10 +1,10 @@
-//! Data parallelism: the samples of a step shared out over the ranks, and their gradients added up.
+//! Data parallelism: the samples of a step distributed over the ranks, and their gradients summed.
 //!
-//! What a step trains on is the same for any number of ranks, so `train.batch_size` and `train.gradient_accumulation` mean
-//! what they mean in one process. The samples of all micro-batches, in their order, are cut into one stretch for each rank
-//! with about as many tokens; a rank computes its part of each micro-batch that its stretch touches. Every part's loss is
-//! divided by the label tokens of the whole step, so that the sum of the gradients is the gradient of the step. What
-//! follows (penalty, clipping, AdamW) each rank does for itself, from the same numbers.
+//! What a step trains on is the same for any number of ranks, so `train.batch_size` and `train.gradient_accumulation`
+//! mean what they mean in one process. The samples of all micro-batches, in order, are cut into one stretch per rank,
+//! of about equal numbers of tokens; a rank computes its part of each micro-batch that its stretch touches. Every
+//! part's loss is divided by the label tokens of the whole step, so the sum of the gradients is the gradient of the
+//! step. What follows (penalty, clipping, AdamW) each rank does itself, from the same numbers.
 
 use crate::config::Settings;
 use crate::console::log;
@@ -19,19 +19,19 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Gradients are added up in buckets of at least so many elements, but for the last.
+/// Gradients are summed in buckets of at least this many elements, except the last.
 const BUCKET: usize = 1 << 24;
 
 /// A rank's part of a micro-batch.
 pub struct Part<'a> {
-    /// Which one of the step's.
+    /// Its index within the step.
     pub micro_batch: usize,
-    /// Tokens of the micro-batch before those of the part.
+    /// The number of the micro-batch's tokens before the part.
     pub first_row: usize,
     pub batch: Cow<'a, Batch>,
 }
 
-/// What this rank computes of a step's micro-batches. Alone, that is all of them as they are.
+/// What this rank computes of a step's micro-batches. A single rank computes all of them, unchanged.
 pub fn parts(ranks: Ranks, batches: &[Batch]) -> Vec<Part<'_>> {
     let whole = |(micro_batch, batch)| Part { micro_batch, first_row: 0, batch: Cow::Borrowed(batch) };
     if !ranks.are_many() {
@@ -52,7 +52,7 @@ pub fn parts(ranks: Ranks, batches: &[Batch]) -> Vec<Part<'_>> {
     parts
 }
 
-/// Adds up the gradients of `parameters` over the ranks; every parameter has one afterwards.
+/// Sums the gradients of `parameters` over the ranks; every parameter has one afterwards.
 pub fn sum_gradients(all_reduce: &AllReduce, parameters: &Parameters, gradients: &mut Gradients) -> Result<()> {
     if !all_reduce.are_many() {
         return Ok(());
@@ -64,7 +64,7 @@ pub fn sum_gradients(all_reduce: &AllReduce, parameters: &Parameters, gradients:
     Ok(())
 }
 
-/// Parameters by name, of at least `least` elements together but for the last bucket, in their order.
+/// Parameters by name, in order, in buckets of at least `least` elements, except the last.
 fn buckets(parameters: &Parameters, least: usize) -> Vec<Vec<(&str, &Var)>> {
     let (mut buckets, mut bucket, mut elements) = (vec![], vec![], 0);
     for (name, parameter) in parameters {
@@ -81,8 +81,8 @@ fn buckets(parameters: &Parameters, least: usize) -> Vec<Vec<(&str, &Var)>> {
     buckets
 }
 
-/// The gradients of a bucket behind one another, in memory of their own. Zeros where there is none: no sample of this rank
-/// has reached that parameter.
+/// The gradients of a bucket one after another, in separate memory. Zeros for a missing one: no sample of this rank
+/// reached that parameter.
 fn lay_out(bucket: &[(&str, &Var)], gradients: &Gradients) -> Result<Tensor> {
     let flat = |(name, parameter): &(&str, &Var)| match gradients.get(name) {
         Ok(gradient) => gradient.flatten_all(),
@@ -93,7 +93,7 @@ fn lay_out(bucket: &[(&str, &Var)], gradients: &Gradients) -> Result<Tensor> {
     Ok(if let [part] = &parts[..] { part.copy()? } else { Tensor::cat(&parts, 0)? })
 }
 
-/// Puts what [`lay_out`] has laid out in the place of the gradients, each a view.
+/// Replaces the gradients by their parts of what [`lay_out`] laid out, each a view.
 fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -> Result<()> {
     let mut start = 0;
     for (name, parameter) in bucket {
@@ -109,14 +109,14 @@ fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -
 /// # Errors
 /// GPUs that cannot be connected; parameters that are not the same everywhere.
 pub fn join(settings: &Settings, device: &Device, parameters: &Parameters) -> Result<AllReduce> {
-    // Not agreed on: where GPUs cannot be connected for one rank, the others wait for it until it ends the job.
+    // Not agreed on: if one rank cannot connect its GPU, the others wait for it until it ends the job.
     let all_reduce = connect(device)?;
     check_same_parameters(parameters)?;
     warn_of_idle_ranks(settings);
     Ok(all_reduce)
 }
 
-/// How the ranks of this run add up tensors on `device`; told, where it is not the plain way.
+/// How the ranks of this run sum tensors on `device`; logged if it is not the plain way.
 fn connect(device: &Device) -> Result<AllReduce> {
     let all_reduce = AllReduce::on(device)?;
     if let Some(version) = all_reduce.nccl_version() {
@@ -125,11 +125,11 @@ fn connect(device: &Device) -> Result<AllReduce> {
     Ok(all_reduce)
 }
 
-/// Says so if there are not enough samples in a step.
+/// Warns if a step does not have enough samples for all ranks.
 fn warn_of_idle_ranks(settings: &Settings) {
     let (ranks, train) = (Ranks::here().size(), &settings.train);
     let samples = train.batch_size.saturating_mul(train.gradient_accumulation);
-    // A packed row is cut between its samples.
+    // A packed row can be split between its samples.
     if samples < ranks && !settings.data.packing {
         let text = format!(
             "a step has at most {samples} samples (train.batch_size x train.gradient_accumulation), for {ranks} ranks: some \
@@ -139,7 +139,7 @@ fn warn_of_idle_ranks(settings: &Settings) {
     }
 }
 
-/// Makes sure that all ranks start the same run. `inputs`: content hashes by key.
+/// Checks that all ranks start the same run. `inputs`: content hashes by key.
 pub fn check_same_run(settings: &Settings, inputs: &BTreeMap<String, String>, device: &Device) -> Result<()> {
     let ranks = Ranks::here();
     if !ranks.are_many() {
@@ -163,7 +163,7 @@ pub fn check_same_run(settings: &Settings, inputs: &BTreeMap<String, String>, de
     ranks.agree(same())
 }
 
-/// Makes sure that the ranks' parameters are the same, bit by bit: they never send them to each other.
+/// Checks that the ranks' parameters are bit for bit the same: ranks never send them to each other.
 pub fn check_same_parameters(parameters: &Parameters) -> Result<()> {
     let ranks = Ranks::here();
     if !ranks.are_many() {
@@ -232,7 +232,7 @@ mod tests {
             for bucket in &buckets {
                 let flat = lay_out(bucket, &gradients).unwrap();
                 all.extend(values(&flat));
-                // As the ranks add up: in place.
+                // In place, as the ranks sum.
                 let twice = (&flat * 2.0).unwrap();
                 flat.slice_set(&twice, 0, 0).unwrap();
                 take_out(bucket, &flat, &mut gradients).unwrap();

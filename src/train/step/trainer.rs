@@ -1,4 +1,4 @@
-//! One optimizer step: micro-batches, the ranks' sum of them, penalty, clipping, AdamW.
+//! One optimizer step: micro-batches, their sum over the ranks, penalty, clipping, AdamW.
 //!
 //! The loss is the mean over the step's label tokens, whatever micro-batch they came in: sums of losses are divided by
 //! the tokens of the whole step, so that batch 4 and batch 2 with accumulation 2 are the same step. The penalty counts
@@ -18,10 +18,11 @@ use crate::train::options::TrainOptions;
 use anyhow::{Result, ensure};
 use std::fmt;
 
-/// A step that was not taken, for its loss or gradient is not finite (or too large for the optimizer's f32). Parameters and optimizer are as before.
+/// A step that was not taken, because its loss or gradient is not finite (or too large for the optimizer's f32).
+/// Parameters and optimizer are as before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotFinite {
-    /// The first micro-batch whose loss is not finite; `None` where all losses are and their gradient is not.
+    /// The first micro-batch whose loss is not finite; `None` if all losses are finite and the gradient is not.
     pub micro_batch: Option<usize>,
     pub task_loss: f64,
     pub penalty: f64,
@@ -41,20 +42,20 @@ impl std::error::Error for NotFinite {}
 /// The largest gradient whose square AdamW's second moment, an f32, can hold.
 const MAX_GRAD_NORM: f64 = 1.8e19;
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// Mean cross-entropy over label tokens, or what a defence puts in its place.
+    /// Mean cross-entropy over label tokens, or what a defence replaces it with.
     pub task_loss: f64,
     /// λ included.
     pub penalty: f64,
-    /// The defence's own term, where it has one.
+    /// The defence's own term, if it has one.
     pub proximal: Option<f64>,
     /// Before clipping.
     pub grad_norm: f64,
     pub tokens: usize,
     pub label_tokens: usize,
-    /// Where λ is found while training.
+    /// Set if λ is found while training.
     pub bounded: Option<Bounded>,
 }
 
@@ -63,17 +64,17 @@ pub struct Trainer {
     pub model: Decoder,
     pub optimizer: AdamW,
     pub penalties: Penalties,
-    /// Measure every module's update each time so many steps are done.
+    /// Measure every module's update every so many steps.
     pub log_modules_every: Option<usize>,
     /// What was measured in the last step.
     pub modules: Vec<ModuleRow>,
     pub defence: Box<dyn Defence>,
-    /// How the gradients of several ranks are added up.
+    /// How the gradients of several ranks are summed.
     pub all_reduce: AllReduce,
     checkpointing: bool,
     max_grad_norm: f64,
     seed: u64,
-    /// Whether the model has any dropout to key.
+    /// Whether the model has any dropout that needs a key.
     dropout: bool,
 }
 
@@ -97,7 +98,7 @@ impl Trainer {
     /// Runs step number `step` (from 0) on its micro-batches.
     ///
     /// # Errors
-    /// [`NotFinite`], for a loss or gradient that is not; parameters and optimizer are then as before the step.
+    /// [`NotFinite`] if the loss or gradient is not finite; parameters and optimizer are then as before the step.
     pub fn step(&mut self, step: usize, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
         let label_tokens: usize = batches.iter().map(Batch::label_tokens).sum();
         ensure!(label_tokens > 0, "step {} has no label tokens", step + 1);
@@ -153,7 +154,7 @@ impl Trainer {
         self.model.objective_and_gradients(sequences, scale, checkpointing, key, objective, gradients)
     }
 
-    /// The factor that brings the gradient to `max_grad_norm`, as PyTorch's `clip_grad_norm_` has it.
+    /// The factor that scales the gradient to `max_grad_norm`, as in PyTorch's `clip_grad_norm_`.
     fn clipping(&self, grad_norm: f64) -> f64 {
         if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 }
     }
