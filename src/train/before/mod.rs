@@ -1,5 +1,9 @@
 //! What happens before the first step: finds the inputs, checks them, estimates what the run will take, loads what it
 //! needs.
+//!
+//! `inputs` is the only place where settings become spec, tokenizer and samples. `preflight` checks everything that can be
+//! checked before weights are loaded, with `memory` and `disk`, which rest on `workload` and `estimate`; `dry_run` reports
+//! the same without the weights. `resume` finds where to start, and `prepare` loads.
 
 pub mod disk;
 pub mod dry_run;

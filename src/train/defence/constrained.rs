@@ -15,7 +15,7 @@
 //! model has not moved, towards 0 once the token has become likelier by more than about 1/β, up to 2 if it has become
 //! less likely. Through the head this is a factor for each row of d_hidden; no logit is kept.
 
-use super::interface::{Defence, Needs, TokenObjective};
+use super::contract::{Defence, Needs, TokenObjective};
 use crate::data::{Batch, IGNORE};
 use crate::model::{Decoder, Sequences};
 use anyhow::{Result, ensure};

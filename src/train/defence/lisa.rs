@@ -8,7 +8,7 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::interface::{Defence, Needs, OwnSamples};
+use super::contract::{Defence, Needs, OwnSamples};
 use super::options::DefenceOptions;
 use crate::config::Settings;
 use crate::data::Dataset;
@@ -116,7 +116,7 @@ impl Defence for Lisa {
         self.anchor_at(step, parameters)
     }
 
-    fn add_to(&self, step: usize, model: &Decoder, gradients: &mut Gradients) -> Result<Option<Vec<Scalar>>> {
+    fn add_to(&mut self, step: usize, model: &mut Decoder, gradients: &mut Gradients) -> Result<Option<Vec<Scalar>>> {
         self.pull_back(step, model.parameters(), gradients).map(Some)
     }
 

@@ -2,25 +2,21 @@
 //!
 //! A defence is one value behind [`Defence`], made by [`of`] from the options. Before the run it says what it needs, then
 //! it is given its samples; in each step it picks what is trained on, may put an objective in the place of the
-//! cross-entropy and add terms of its own; a checkpoint holds what it has to remember. Whatever a defence does not
+//! cross-entropy and add a term of its own; a checkpoint holds what it has to remember. Whatever a defence does not
 //! mention is as in plain training.
 //!
 //! A further one takes a file here that implements [`Defence`], its kind and options in `options.rs`, and a line in [`of`].
 
 mod constrained;
-mod interface;
+mod contract;
 mod lisa;
 mod options;
 
 pub use constrained::ConstrainedSft;
-pub use interface::{Defence, Needs, OwnSamples};
-pub use lisa::Lisa;
+pub use contract::{Defence, Needs, OwnSamples, TokenObjective, Undefended};
 pub use options::{DefenceKind, DefenceOptions};
 
-/// Plain training.
-pub struct Undefended;
-
-impl Defence for Undefended {}
+use lisa::Lisa;
 
 /// The defence that the options ask for. All there are stand here.
 pub fn of(options: &DefenceOptions) -> Box<dyn Defence> {

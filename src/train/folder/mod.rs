@@ -1,4 +1,5 @@
-//! The output folder: the names of things in it, a run's checkpoints, its result.
+//! The output folder: the names of things in it (`output`), a run's checkpoints (`checkpoint`) and its result (`export`),
+//! both made from `trained`; and what ties a run to its settings and inputs (`origin`).
 
 pub mod checkpoint;
 pub mod export;

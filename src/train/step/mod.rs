@@ -1,4 +1,5 @@
-//! One optimizer step: its micro-batches, their sum over the ranks, the penalty, clipping, AdamW.
+//! One optimizer step (`trainer`): its micro-batches, the ranks' sum of them (`parallel`), the penalty (`penalties`),
+//! clipping, AdamW; and the trial run before the first (`probe`).
 
 pub mod parallel;
 pub mod penalties;

@@ -117,7 +117,7 @@ impl Trainer {
         let is_logged = self.log_modules_every.is_some_and(|every| (step + 1).is_multiple_of(every));
         let rows = is_logged.then_some((step + 1, &mut self.modules));
         let added = self.penalties.add_to(self.model.parameters(), &mut gradients, rows)?;
-        let own_term = self.defence.add_to(step, &self.model, &mut gradients)?;
+        let own_term = self.defence.add_to(step, &mut self.model, &mut gradients)?;
         let own_values = own_term.as_deref().unwrap_or_default();
         let [losses, values, own_values, squares] =
             read_all([&losses, &added.values, own_values, &gradients.squares()?])?;

@@ -1,4 +1,4 @@
-//! What a run asks of its defence.
+//! What a defence can change of a run, and what it needs for that.
 
 use crate::config::Settings;
 use crate::data::{Batch, Dataset};
@@ -47,8 +47,14 @@ pub trait Defence: Send + Sync {
         Ok(None)
     }
 
-    /// Adds the gradients of its own term of the loss; the term's values, which are summed. `None` if it has no term.
-    fn add_to(&self, _step: usize, _model: &Decoder, _gradients: &mut Gradients) -> Result<Option<Vec<Scalar>>> {
+    /// Adds the gradients of its own term of the loss to those of the step, which are summed over the ranks: each rank
+    /// computes all of the term. Returns the term's values, whose sum it is; `None` if there is no such term.
+    fn add_to(
+        &mut self,
+        _step: usize,
+        _model: &mut Decoder,
+        _gradients: &mut Gradients,
+    ) -> Result<Option<Vec<Scalar>>> {
         Ok(None)
     }
 
@@ -87,3 +93,8 @@ pub struct OwnSamples {
     /// A path or a hub id.
     pub file: String,
 }
+
+/// Plain training.
+pub struct Undefended;
+
+impl Defence for Undefended {}
