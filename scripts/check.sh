@@ -43,6 +43,9 @@ fi
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
 
+step "example"
+cargo run --release --locked --quiet --example penalty
+
 step "configs"
 cargo build --release --locked
 configs=0
