@@ -1,23 +1,31 @@
 //! The engine of a build without MPI: it has one process, and refuses to be one of several.
 
 use super::Ranks;
-use crate::ensure_valid;
+use super::launcher::{self, Place};
+use crate::invalid;
 use anyhow::Result;
 
 /// There is none to shut down.
 pub enum Engine {}
 
-/// The number of processes in a job, as Open MPI, and MPICH and its kin, tell each of them.
-const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
-
 pub fn join() -> Result<Option<(Engine, Ranks)>> {
-    let size = SIZES.iter().filter_map(|name| std::env::var(name).ok()?.parse::<usize>().ok()).max().unwrap_or(1);
-    ensure_valid!(
-        size <= 1,
-        "an MPI launcher has started {size} processes, but this asft was built without MPI, so that each of the {size} \
-         would do all the work; build it with --features mpi (docs/distributed.md), or start it without the launcher"
-    );
+    launcher::place().map_or(Ok(()), refuse_company)?;
     Ok(None)
+}
+
+/// Refuses to be one of several processes: each would do all the work, and write the same files.
+fn refuse_company(place: Place) -> Result<()> {
+    let (started, each) = match place {
+        Place { size: Some(size), .. } if size > 1 => (format!("{size} processes"), format!("the {size}")),
+        Place { rank: Some(rank), .. } if rank > 0 => {
+            (format!("this process as rank {rank} of several"), "them".to_string())
+        }
+        _ => return Ok(()),
+    };
+    Err(invalid!(
+        "an MPI launcher has started {started}, but this asft was built without MPI, so that each of {each} would do all \
+         the work; build it with --features mpi (docs/distributed.md), or start it without the launcher"
+    ))
 }
 
 pub fn sum_f32(_values: &mut [f32]) {}
@@ -41,3 +49,25 @@ pub fn receive(_rank: usize) -> Vec<u8> {
 }
 
 pub fn abort(_exit_code: u8) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_process_works_without_mpi() {
+        let refusal = |rank, size| refuse_company(Place { rank, size }).err().map(|error| error.to_string());
+        for alone in [(None, None), (Some(0), None), (None, Some(1)), (Some(0), Some(1))] {
+            assert_eq!(refusal(alone.0, alone.1), None, "{alone:?}");
+        }
+        for many in [(None, Some(4)), (Some(0), Some(4)), (Some(3), Some(4))] {
+            let text = refusal(many.0, many.1).unwrap();
+            assert!(text.contains("has started 4 processes") && text.contains("each of the 4 would"), "{text}");
+        }
+        // Whatever the size is said to be.
+        for second in [(Some(1), None), (Some(1), Some(1))] {
+            let text = refusal(second.0, second.1).unwrap();
+            assert!(text.contains("rank 1 of several") && text.contains("--features mpi"), "{text}");
+        }
+    }
+}

@@ -8,6 +8,7 @@
 mod all_reduce;
 #[cfg(not(feature = "mpi"))]
 mod alone;
+mod launcher;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]

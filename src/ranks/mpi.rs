@@ -3,7 +3,7 @@
 //! Calls come from one thread at a time, not always the main one (commands run in the thread pool), which is MPI's level
 //! `MPI_THREAD_SERIALIZED`. MPI's own failures, a lost connection for one, end the job: its default, which rsmpi keeps.
 
-use super::{ALONE, Ranks};
+use super::{ALONE, Ranks, launcher};
 use anyhow::{Context, Result, ensure};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
@@ -16,12 +16,9 @@ const PIECE: usize = 1 << 24;
 
 pub type Engine = Universe;
 
-/// What launchers set: Open MPI, anything with PMIx (srun --mpi=pmix), MPICH and its kin. Where there is none of them MPI
-/// is not started: alone, it would only take time.
-const LAUNCHED: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE", "PMI_RANK"];
-
 pub fn join() -> Result<Option<(Engine, Ranks)>> {
-    if LAUNCHED.iter().all(|name| std::env::var_os(name).is_none()) {
+    // Alone, starting MPI would only take time.
+    if launcher::place().is_none() {
         return Ok(None);
     }
     let joined = mpi::initialize_with_threading(Threading::Serialized);

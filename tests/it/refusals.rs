@@ -148,11 +148,23 @@ fn directions_of_other_weights_are_refused() {
 fn several_processes_need_a_build_that_knows_of_them() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("run");
+    let refuses = |variables: &[(&str, &str)], needles: &[&str]| {
+        refused_unwritten(train(&dir, &[], &[]).envs(variables.iter().copied()), &dir, needles);
+    };
+    let works = |variables: &[(&str, &str)]| {
+        let mut command = asft(&["train", "--config", "configs/tiny.toml", "--check"]);
+        succeeds(command.envs(variables.iter().copied()));
+    };
     for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"] {
-        let needles = ["has started 4 processes", "--features mpi"];
-        refused_unwritten(train(&dir, &[], &[]).env(variable, "4"), &dir, &needles);
-        succeeds(asft(&["train", "--config", "configs/tiny.toml", "--check"]).env(variable, "1"));
+        refuses(&[(variable, "4")], &["has started 4 processes", "--features mpi"]);
+        works(&[(variable, "1")]);
     }
+    // srun --mpi=pmix: PMIx gives the rank, Slurm the size of the step.
+    refuses(&[("PMIX_RANK", "0"), ("SLURM_STEP_NUM_TASKS", "4")], &["has started 4 processes", "--features mpi"]);
+    refuses(&[("PMIX_RANK", "1")], &["this process as rank 1 of several", "--features mpi"]);
+    works(&[("PMIX_RANK", "0"), ("SLURM_STEP_NUM_TASKS", "1")]);
+    // sbatch without srun.
+    works(&[("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")]);
 }
 
 /// A model whose weights are a hole in a file: as large as stated, without taking any disk space.
