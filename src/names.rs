@@ -1,5 +1,9 @@
-//! Module names: which linears a checkpoint's blocks have, in what order they are listed, and which of them
-//! `target_modules` means.
+//! Names: which linears a checkpoint's blocks have, in what order they are listed, which of them `target_modules` means,
+//! and what tensors are called.
+
+mod tensors;
+
+pub use tensors::{BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, split_block};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{listing, nearest, regex_problem};
@@ -9,14 +13,6 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-
-/// The embedding's tensor.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head's, where it is not the embedding.
-pub const HEAD: &str = "lm_head.weight";
-
-/// The order of a block's linears; others follow by name.
-const BLOCK_ORDER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// `target_modules`, with PEFT's meaning of each form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,9 +94,12 @@ pub fn sort_naturally(modules: &mut [String]) {
 
 fn sort_key(module: &str) -> (&str, usize, usize, &str) {
     let (prefix, layer, rest) = layer_of(module).unwrap_or((module, 0, ""));
-    let short = short_name(module);
-    let place = BLOCK_ORDER.iter().position(|name| *name == short).unwrap_or(BLOCK_ORDER.len());
-    (prefix, layer, place, rest)
+    (prefix, layer, place_in_block(short_name(module)), rest)
+}
+
+/// By a linear's last name; those that no block of ours has come last.
+fn place_in_block(short: &str) -> usize {
+    BLOCK_LINEARS.iter().position(|name| short_name(name) == short).unwrap_or(BLOCK_LINEARS.len())
 }
 
 /// The modules, out of `modules`, that `targets` means; in natural order.
@@ -163,7 +162,7 @@ fn candidates(modules: &[String]) -> String {
         .iter()
         .map(|module| {
             let short = short_name(module);
-            (BLOCK_ORDER.iter().position(|name| *name == short).unwrap_or(BLOCK_ORDER.len()), short)
+            (place_in_block(short), short)
         })
         .collect();
     listing(&distinct.into_iter().map(|(_, short)| short).collect::<Vec<_>>(), 30)

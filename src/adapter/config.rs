@@ -2,8 +2,7 @@
 
 use super::patterns::Patterns;
 use super::{Adapter, AdapterModule};
-use crate::model::BLOCK_LINEARS;
-use crate::names::{layer_number, names_module, short_name};
+use crate::names::{BLOCK_LINEARS, layer_number, names_module, short_name};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};

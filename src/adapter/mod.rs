@@ -16,11 +16,12 @@ pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::LoraOptions;
-pub use peft::{PREFIX, WEIGHTS, content_hash, load, save, save_changed, write_into};
+pub use peft::{WEIGHTS, content_hash, load, save, save_changed, write_into};
 pub use targets::ModuleSize;
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};
+use crate::names::{LoraMatrix, split_block};
 use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
@@ -113,8 +114,8 @@ impl Adapter {
                 dropout: self.dropout,
             };
             loras.insert(name.clone(), lora);
-            parameters.insert(format!("{name}.lora_A.weight"), a);
-            parameters.insert(format!("{name}.lora_B.weight"), b);
+            parameters.insert(LoraMatrix::A.name(name), a);
+            parameters.insert(LoraMatrix::B.name(name), b);
         }
         Ok((loras, parameters))
     }
@@ -123,8 +124,8 @@ impl Adapter {
     pub fn with_values(&self, parameters: &Parameters) -> Result<Self> {
         let mut adapter = self.clone();
         for (name, module) in &mut adapter.modules {
-            for (matrix, tensor) in [('A', &mut module.a), ('B', &mut module.b)] {
-                let key = format!("{name}.lora_{matrix}.weight");
+            for (matrix, tensor) in [(LoraMatrix::A, &mut module.a), (LoraMatrix::B, &mut module.b)] {
+                let key = matrix.name(name);
                 let var = parameters.get(&key).ok_or_else(|| anyhow::anyhow!("{key} is not among the parameters"))?;
                 *tensor = var.as_tensor().copy()?.detach();
             }
@@ -158,6 +159,6 @@ pub fn fresh_modules(
 
 /// (d_out, d_in) of a block linear by its full module path.
 pub fn module_shape(spec: &ModelSpec, module: &str) -> Option<(usize, usize)> {
-    let (layer, linear) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    (layer.parse::<usize>().ok()? < spec.num_hidden_layers).then(|| spec.linear_shape(linear))?
+    let (layer, linear) = split_block(module)?;
+    (layer < spec.num_hidden_layers).then(|| spec.linear_shape(linear))?
 }

@@ -5,6 +5,7 @@ use super::{Adapter, AdapterModule, BaseIdentity};
 use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
 use crate::error::listing;
 use crate::model::ModelSpec;
+use crate::names::{LoraMatrix, PEFT_PREFIX};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -12,7 +13,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-pub const PREFIX: &str = "base_model.model.";
 const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -28,16 +28,17 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
     let file = Checkpoint::open_file(&path)?;
     let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for name in file.names() {
-        let (module, matrix) = split_name(name).ok_or_else(|| {
+        let (module, matrix) = name.strip_prefix(PEFT_PREFIX).and_then(LoraMatrix::split).ok_or_else(|| {
             invalid!(
-                "{}: unexpected tensor {name}; expected {PREFIX}<module>.lora_A.weight and .lora_B.weight",
-                path.display()
+                "{}: unexpected tensor {name}; expected {} and .lora_B.weight",
+                path.display(),
+                peft_name(LoraMatrix::A, "<module>")
             )
         })?;
         let tensor = file.tensor(name, DType::F32, device)?;
         ensure_valid!(tensor.rank() == 2, "{}: {name} has shape {:?}", path.display(), tensor.dims());
         ensure_valid!(is_finite(&tensor)?, "{}: {name} holds values that are not finite", path.display());
-        halves.entry(module.to_string()).or_default()[matrix] = Some(tensor);
+        halves.entry(module.to_string()).or_default()[matrix as usize] = Some(tensor);
     }
     ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
     let contradictions = config.contradictions(halves.keys().map(String::as_str));
@@ -71,13 +72,6 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
 pub fn content_hash(dir: &Path) -> Result<String> {
     let file = Checkpoint::open_file(&dir.join(WEIGHTS))?;
     file.content_hash(file.names())
-}
-
-/// `base_model.model.<module>.lora_A.weight` -> (module, 0 for A or 1 for B)
-fn split_name(name: &str) -> Option<(&str, usize)> {
-    let name = name.strip_prefix(PREFIX)?;
-    let a = name.strip_suffix(".lora_A.weight").map(|module| (module, 0));
-    a.or_else(|| name.strip_suffix(".lora_B.weight").map(|module| (module, 1)))
 }
 
 fn is_finite(tensor: &Tensor) -> Result<bool> {
@@ -128,10 +122,14 @@ pub fn write_into(adapter: &Adapter, spec: &ModelSpec, identity: &BaseIdentity, 
 fn tensors(adapter: &Adapter) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, module) in &adapter.modules {
-        tensors.insert(format!("{PREFIX}{name}.lora_A.weight"), module.a.contiguous()?);
-        tensors.insert(format!("{PREFIX}{name}.lora_B.weight"), module.b.contiguous()?);
+        tensors.insert(peft_name(LoraMatrix::A, name), module.a.contiguous()?);
+        tensors.insert(peft_name(LoraMatrix::B, name), module.b.contiguous()?);
     }
     Ok(tensors)
+}
+
+fn peft_name(matrix: LoraMatrix, module: &str) -> String {
+    format!("{PEFT_PREFIX}{}", matrix.name(module))
 }
 
 fn verify(written: &Adapter, dir: &Path) -> Result<()> {

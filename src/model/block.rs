@@ -55,7 +55,7 @@ impl Block {
         add(&dx, &self.attention_norm.backward(&saved.attention_norm, &dh, gradients)?)
     }
 
-    /// The block's linears, in the order of [`super::BLOCK_LINEARS`].
+    /// The block's linears, in the order of [`crate::names::BLOCK_LINEARS`].
     pub fn linears(&self) -> [&Linear; 7] {
         let (attention, mlp) = (&self.self_attn, &self.mlp);
         [

@@ -9,7 +9,7 @@ use super::norm::Norm;
 use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
 use crate::ensure_valid;
 use crate::error::listing;
-use crate::names::{EMBEDDING, HEAD};
+use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
 use crate::ops::scalar::Scalar;
@@ -352,8 +352,8 @@ impl Decoder {
         for linear in self.blocks.iter().flat_map(Block::linears) {
             look(&format!("{}.weight", linear.module), &linear.weight)?;
             if let Some(lora) = &linear.lora {
-                look(&format!("{}.lora_A.weight", linear.module), &lora.a)?;
-                look(&format!("{}.lora_B.weight", linear.module), &lora.b)?;
+                look(&LoraMatrix::A.name(&linear.module), &lora.a)?;
+                look(&LoraMatrix::B.name(&linear.module), &lora.b)?;
             }
         }
         if let Some(head) = &self.lm_head {

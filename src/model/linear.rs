@@ -6,6 +6,7 @@
 
 use super::DropoutKey;
 use super::parameters::Gradients;
+use crate::names::LoraMatrix;
 use crate::ops::sum::add;
 use crate::ops::{dropout, linear};
 use anyhow::Result;
@@ -128,8 +129,8 @@ impl Linear {
         if let (Some(lora), Some((z, za))) = (&self.lora, &saved.low) {
             let dy = dy.to_dtype(DType::F32)?;
             let dyb = (linear::backward_input(&dy, &lora.b)? * lora.scale)?;
-            gradients.add(&self.lora_name('A'), linear::backward_weight(&dyb, z)?)?;
-            gradients.add(&self.lora_name('B'), (linear::backward_weight(&dy, za)? * lora.scale)?)?;
+            gradients.add(&LoraMatrix::A.name(&self.module), linear::backward_weight(&dyb, z)?)?;
+            gradients.add(&LoraMatrix::B.name(&self.module), (linear::backward_weight(&dy, za)? * lora.scale)?)?;
             low = Some(dyb);
         }
         if self.trains {
@@ -146,11 +147,6 @@ impl Linear {
         let Some(DropoutKey { seed, first_row }) = key else { return Ok(x.clone()) };
         let before = (first_row * x.dim(1)?) as u64;
         dropout::apply(x, lora.dropout, dropout::mix(seed ^ name_key(&self.module)).wrapping_add(before))
-    }
-
-    /// Name of the adapter matrix, without PEFT's prefix.
-    fn lora_name(&self, matrix: char) -> String {
-        format!("{}.lora_{matrix}.weight", self.module)
     }
 }
 

@@ -7,7 +7,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::{Decoder, LayerSpec, ModelSpec, Parameters};
 use crate::checkpoint::Checkpoint;
-use crate::names::{EMBEDDING, HEAD};
+use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, in_block, split_block};
 use crate::ops::attention::Shape;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -47,7 +47,7 @@ impl Decoder {
         let mut loader = Loader { spec, checkpoint, device, dtype, trains, parameters, progress };
         let embed_tokens = loader.tensor(EMBEDDING)?;
         let blocks = (0..spec.num_hidden_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
-        let norm = loader.norm("model.norm")?;
+        let norm = loader.norm(FINAL_NORM)?;
         let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.tensor(HEAD)?) };
         let parameters = loader.parameters;
         Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, blocks, norm, lm_head, parameters, trains })
@@ -74,7 +74,7 @@ impl Loader<'_> {
 
     fn block(&mut self, layer: usize) -> Result<Block> {
         let spec = self.spec;
-        let path = |part: &str| format!("model.layers.{layer}.{part}");
+        let path = |part: &str| in_block(layer, part);
         // Where there are four norms, the one before the MLP has a name of its own.
         let mlp_norm = if spec.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         let mut post_norm = |name: &str| spec.post_norms.then(|| self.norm(&path(name))).transpose();
@@ -100,7 +100,7 @@ impl Loader<'_> {
     fn attention(&mut self, layer: usize) -> Result<Attention> {
         let spec = self.spec;
         let LayerSpec { window, rope } = spec.layers[layer];
-        let mut norm = |name: &str| self.norm(&format!("model.layers.{layer}.self_attn.{name}"));
+        let mut norm = |name: &str| self.norm(&in_block(layer, &format!("self_attn.{name}")));
         let qk_norm = if spec.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
         Ok(Attention {
             q_proj: self.linear(layer, "self_attn.q_proj")?,
@@ -121,7 +121,7 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {
-        let module = format!("model.layers.{layer}.{linear}");
+        let module = in_block(layer, linear);
         let weight = self.tensor(&format!("{module}.weight"))?;
         let has_bias = self.spec.has_bias(linear);
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
@@ -140,7 +140,7 @@ impl ModelSpec {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors = vec![(EMBEDDING.to_string(), vec![self.vocab_size, self.hidden_size])];
         for module in self.linear_modules() {
-            let linear = module.splitn(4, '.').nth(3).unwrap_or_default();
+            let (_, linear) = split_block(&module).unwrap_or_default();
             let (d_out, d_in) = self.linear_shape(linear).unwrap_or_default();
             tensors.push((format!("{module}.weight"), vec![d_out, d_in]));
             if self.has_bias(linear) {
@@ -149,10 +149,10 @@ impl ModelSpec {
         }
         for layer in 0..self.num_hidden_layers {
             for (norm, size) in self.block_norms() {
-                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![size]));
+                tensors.push((format!("{}.weight", in_block(layer, norm)), vec![size]));
             }
         }
-        tensors.push(("model.norm.weight".to_string(), vec![self.hidden_size]));
+        tensors.push((format!("{FINAL_NORM}.weight"), vec![self.hidden_size]));
         if !self.tie_word_embeddings {
             tensors.push((HEAD.to_string(), vec![self.vocab_size, self.hidden_size]));
         }
@@ -179,7 +179,7 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     let known: std::collections::HashSet<String> = spec.tensors().into_iter().map(|(name, _)| name).collect();
     let stray = checkpoint
         .names()
-        .filter(|name| name.starts_with("model.layers.") && !known.contains(*name))
+        .filter(|name| name.starts_with(BLOCKS) && !known.contains(*name))
         // Old Llama checkpoints carry the rotary table as a buffer.
         .filter(|name| !name.ends_with("rotary_emb.inv_freq"));
     problems.extend(stray.map(|name| format!("{name} is not part of a {} with this config.json", spec.model_type)));

@@ -23,7 +23,7 @@ pub use linear::{Linear, Lora};
 pub use options::{DeviceKind, Dtype, ModelOptions};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Rope, RopeScaling};
-pub use spec::{BLOCK_LINEARS, LayerSpec, ModelSpec};
+pub use spec::{LayerSpec, ModelSpec};
 
 use crate::ops::attention::Layout;
 use crate::ops::rope::Angles;

@@ -3,6 +3,7 @@
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::rope::Rope;
+use crate::names::{BLOCK_LINEARS, in_block};
 use crate::ops::activation::Activation;
 
 /// The architecture of one checkpoint, in the terms of its `config.json`.
@@ -55,17 +56,6 @@ pub struct LayerSpec {
     pub rope: usize,
 }
 
-/// The linear layers of one block, in the order of the forward pass.
-pub const BLOCK_LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl ModelSpec {
     /// The longest sequence that the model is made for, its rope scaling included.
     pub fn context(&self) -> usize {
@@ -110,7 +100,7 @@ impl ModelSpec {
     /// Hugging Face module paths of all block linears, layer by layer.
     pub fn linear_modules(&self) -> Vec<String> {
         (0..self.num_hidden_layers)
-            .flat_map(|layer| BLOCK_LINEARS.iter().map(move |linear| format!("model.layers.{layer}.{linear}")))
+            .flat_map(|layer| BLOCK_LINEARS.iter().map(move |linear| in_block(layer, linear)))
             .collect()
     }
 }

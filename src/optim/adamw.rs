@@ -5,6 +5,7 @@
 //! Trainer. Moments are f32. On the CPU everything is updated in place.
 
 use crate::model::{Gradients, Parameters};
+use crate::names::LoraMatrix;
 use anyhow::{Context, Result};
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
 use rayon::prelude::*;
@@ -98,7 +99,7 @@ impl AdamW {
                 self.moments.insert(name.clone(), Moments { m: zeros()?, v: zeros()? });
             }
             let moments = self.moments.get_mut(name).context("moments that were just made")?;
-            let ratio = if name.ends_with(".lora_B.weight") { self.lora_b_ratio } else { 1.0 };
+            let ratio = if LoraMatrix::B.is(name) { self.lora_b_ratio } else { 1.0 };
             let learning_rate = learning_rate * ratio;
             let update = Update {
                 rate: learning_rate / (1.0 - beta1.powi(self.steps)),

@@ -18,6 +18,7 @@ use crate::checkpoint::{
 };
 use crate::config::Settings;
 use crate::model::Parameters;
+use crate::names::PEFT_PREFIX;
 use crate::report::hash_file;
 use crate::train::state::RunState;
 use anyhow::{Context, Result, bail, ensure};
@@ -116,7 +117,7 @@ impl Saved {
 pub fn restore_parameters(dir: &Path, is_lora: bool, parameters: &Parameters) -> Result<()> {
     let file = if is_lora { Checkpoint::open_file(&dir.join(adapter::WEIGHTS))? } else { Checkpoint::open(dir)? };
     for (name, parameter) in parameters {
-        let key = if is_lora { format!("{}{name}", adapter::PREFIX) } else { name.clone() };
+        let key = if is_lora { format!("{}{name}", PEFT_PREFIX) } else { name.clone() };
         let value = file.tensor(&key, DType::F32, parameter.device())?;
         let (found, expected) = (value.dims(), parameter.dims());
         ensure!(found == expected, "{name} has shape {found:?} in {}, expected {expected:?}", dir.display());

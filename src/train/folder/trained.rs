@@ -6,14 +6,12 @@ use crate::hub::Resolved;
 use crate::method::Penalize;
 use crate::method::direction_file::Directions;
 use crate::model::Parameters;
+use crate::names::{EMBEDDING, HEAD};
 use crate::train::step::trainer::Trainer;
 use anyhow::Result;
 use candle_core::Tensor;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// A model in training and its base.
 pub struct Trained {

@@ -5,7 +5,7 @@ use crate::method::direction_file::Directions;
 use crate::method::shares::Products;
 use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, random_direction};
 use crate::model::{Decoder, Gradients, Parameters};
-use crate::names::sort_naturally;
+use crate::names::{LoraMatrix, sort_naturally};
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use crate::report::{ModuleRow, UpdateNorm};
@@ -290,7 +290,7 @@ impl Module {
         };
         Ok(match &self.update {
             Update::Lora { .. } => {
-                Values::Lora { a: parameter(&lora_name(name, 'A'))?, b: parameter(&lora_name(name, 'B'))? }
+                Values::Lora { a: parameter(&LoraMatrix::A.name(name))?, b: parameter(&LoraMatrix::B.name(name))? }
             }
             Update::Full { start } => Values::Full { delta: (parameter(&format!("{name}.weight"))? - start)? },
         })
@@ -302,7 +302,7 @@ impl Module {
         Ok(match (update, &self.update) {
             (Values::Lora { a, b }, Update::Lora { scale }) => {
                 let term = penalty.lora(operator, a, b, *scale)?;
-                let gradients = vec![(lora_name(name, 'A'), term.grad_a), (lora_name(name, 'B'), term.grad_b)];
+                let gradients = vec![(LoraMatrix::A.name(name), term.grad_a), (LoraMatrix::B.name(name), term.grad_b)];
                 Term { value: term.value, square: penalty.square_of_value(*scale), gradients }
             }
             (Values::Lora { .. }, Update::Full { .. }) => anyhow::bail!("{name} has no adapter"),
@@ -345,8 +345,4 @@ fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
         of_task += square_sum(task.get(parameter)?)?.read()?;
     }
     Ok((of_task > 0.0).then(|| (of_penalty / of_task).sqrt()))
-}
-
-fn lora_name(module: &str, matrix: char) -> String {
-    format!("{module}.lora_{matrix}.weight")
 }

@@ -5,6 +5,7 @@
 
 use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
+use crate::names::LoraMatrix;
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
@@ -19,7 +20,7 @@ const PROBE_VALUE: f64 = 1e-2;
 pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
     let Some(sample) = short_sample(examples) else { return Ok(()) };
     let mut kept: Vec<(&str, Tensor)> = vec![];
-    for (name, var) in model.parameters().iter().filter(|(name, _)| name.ends_with(".lora_B.weight")) {
+    for (name, var) in model.parameters().iter().filter(|(name, _)| LoraMatrix::B.is(name)) {
         kept.push((name, var.as_tensor().copy()?.detach()));
         let probe = Tensor::ones(var.shape(), var.dtype(), var.device())? * PROBE_VALUE;
         var.set(&probe?)?;

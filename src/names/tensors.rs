@@ -1,0 +1,83 @@
+//! Names of tensors: a model's outer ones, those inside a block, and an adapter's matrices.
+
+/// The linear layers of one block, in the order of the forward pass.
+pub const BLOCK_LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The token embedding, [vocab, hidden].
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head, [vocab, hidden], where it is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
+/// The module of the norm before the head.
+pub const FINAL_NORM: &str = "model.norm";
+/// What the names of a block's modules begin with; the block's number follows.
+pub const BLOCKS: &str = "model.layers.";
+/// What PEFT puts before a name of the base.
+pub const PEFT_PREFIX: &str = "base_model.model.";
+
+/// A module by its path in a block: `self_attn.q_proj` of block 3 is `model.layers.3.self_attn.q_proj`.
+pub fn in_block(block: usize, part: &str) -> String {
+    format!("{BLOCKS}{block}.{part}")
+}
+
+/// The block's number and the path in it, where `module` is in a block.
+pub fn split_block(module: &str) -> Option<(usize, &str)> {
+    let (block, part) = module.strip_prefix(BLOCKS)?.split_once('.')?;
+    Some((block.parse().ok()?, part))
+}
+
+/// One of the two matrices of ΔW = s · B A, A [r, d_in] and B [d_out, r].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoraMatrix {
+    A,
+    B,
+}
+
+impl LoraMatrix {
+    const fn ending(self) -> &'static str {
+        match self {
+            Self::A => ".lora_A.weight",
+            Self::B => ".lora_B.weight",
+        }
+    }
+
+    /// The name of the matrix of `module`, such as `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub fn name(self, module: &str) -> String {
+        format!("{module}{}", self.ending())
+    }
+
+    /// Whether the tensor `name` is this matrix of some module.
+    pub fn is(self, name: &str) -> bool {
+        name.ends_with(self.ending())
+    }
+
+    /// The module and the matrix that a tensor's name means; `None` where it is no matrix of an adapter.
+    pub fn split(name: &str) -> Option<(&str, Self)> {
+        [Self::A, Self::B].into_iter().find_map(|matrix| Some((name.strip_suffix(matrix.ending())?, matrix)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_put_together_and_taken_apart() {
+        let module = in_block(3, "self_attn.q_proj");
+        assert_eq!(module, "model.layers.3.self_attn.q_proj");
+        assert_eq!(split_block(&module), Some((3, "self_attn.q_proj")));
+        assert_eq!((split_block("model.norm"), split_block("model.layers.x.mlp")), (None, None));
+        for (matrix, name) in [(LoraMatrix::A, "m.lora_A.weight"), (LoraMatrix::B, "m.lora_B.weight")] {
+            assert_eq!((matrix.name("m"), LoraMatrix::split(name)), (name.to_string(), Some(("m", matrix))));
+            assert!(matrix.is(name) && !matrix.is("m.weight"));
+        }
+        assert!(!LoraMatrix::A.is("m.lora_B.weight") && LoraMatrix::split("m.weight").is_none());
+    }
+}
