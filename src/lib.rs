@@ -55,6 +55,7 @@
 //! | [`checkpoint`] | safetensors and model folders, read and written |
 //! | [`toml_reader`] | any TOML that a user writes: all problems at once, nearest key, schema |
 //! | [`console`] | messages, progress bars, tables |
+//! | [`ticks`] | ticks and ranges of charts |
 //! | [`stop`] | SIGINT and SIGTERM |
 //! | [`ranks`] | processes that train as one |
 //! | [`untrusted`] | limits on the work that strangers' input can cause |
@@ -85,6 +86,7 @@ pub mod plot;
 pub mod ranks;
 pub mod report;
 pub mod stop;
+pub mod ticks;
 pub mod tokenizer;
 pub mod toml_reader;
 pub mod train;

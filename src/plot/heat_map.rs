@@ -94,7 +94,7 @@ fn draw_panel(canvas: &Canvas, panel: &Panel, modules: &[ModuleShares], rows: (&
         canvas.text((middle, top + height + 11.0), &layer.to_string(), SMALL, Anchor::Centre, INK);
     }
     canvas.text((LEFT - 8.0, top + height + 11.0), "layer", SMALL, Anchor::Right, INK);
-    colour_bar(canvas, LEFT + width + 14.0, scale, &scale.ticks(4), colour);
+    colour_bar(canvas, LEFT + width + 14.0, scale, 4, colour);
 }
 
 /// The end of a long path, which is the part that tells paths apart.

@@ -1,13 +1,17 @@
 //! The pictures of `asft landscape`: curves of the basin, and its plan.
 
 use super::Picture;
-use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, extremes, label};
+use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, label};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
 use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT};
 use crate::method::perturb::{Axis, Unit};
+use crate::ticks::{self, extremes};
 use anyhow::Result;
 use plotters::style::RGBColor;
+
+/// Lines of equal value in a plan, about.
+const LEVELS: usize = 7;
 
 /// A point of a plane, or of a picture.
 type Point = (f64, f64);
@@ -201,7 +205,7 @@ fn draw_plan(
             canvas.rectangle(corner, (cell + 0.3, cell + 0.3), fill);
         }
     }
-    let levels = colour.ticks(7);
+    let levels = ticks::ticks(colour.range(), LEVELS);
     let place = |(column, row): Point| (left + (column + 0.5) * cell, top + side - (row + 0.5) * cell);
     // White under ink: seen on every colour.
     for (ink, width) in [(WHITE, 2.5), (INK, 1.0)] {
@@ -210,7 +214,7 @@ fn draw_plan(
         }
     }
     canvas.frame((left, top), (side, side), INK);
-    colour_bar(canvas, left + side + 14.0, colour, &levels, amount);
+    colour_bar(canvas, left + side + 14.0, colour, LEVELS, amount);
 }
 
 /// Where the values, linear between neighbouring points, equal `level`: segments in (column, row).

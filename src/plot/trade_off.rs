@@ -2,9 +2,10 @@
 //! something is varied, and the settings that were chosen, one below another.
 
 use super::Picture;
-use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, labelled_axes, number};
+use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, labelled_axes};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, FAINT, INK, METHODS, WHITE};
+use crate::ticks;
 use anyhow::Result;
 use plotters::style::RGBColor;
 
@@ -178,7 +179,7 @@ pub fn ranking(title: &str, (drawn, written): (&str, &str), panels: &[String], r
             canvas.text((x.start + side + 14.0, top - 14.0), written, SMALL, Anchor::Left, INK);
             for tick in [0.0, 20.0, 40.0, 60.0, 80.0, 100.0] {
                 canvas.line(&[(x.at(tick), top), (x.at(tick), bottom)], FAINT, 0.75);
-                canvas.text((x.at(tick), bottom + 14.0), &number(tick, 20.0), SMALL, Anchor::Centre, INK);
+                canvas.text((x.at(tick), bottom + 14.0), &ticks::label(tick, 20.0), SMALL, Anchor::Centre, INK);
             }
             canvas.text((x.start + side / 2.0, bottom + 34.0), &format!("{drawn}, %"), NORMAL, Anchor::Centre, INK);
             for (i, rank) in ranks.iter().enumerate() {

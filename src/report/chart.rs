@@ -1,6 +1,7 @@
 //! Line charts as inline SVG. Colours are classes, so that the page's style sheet decides them, for light, dark and
 //! paper; that is why no plotting library draws them.
 
+use crate::ticks::{self, extremes};
 use std::fmt::Write;
 
 const WIDTH: f64 = 560.0;
@@ -53,18 +54,16 @@ struct Frame {
 impl Frame {
     fn of(chart: &Chart) -> Option<Self> {
         let values = || chart.series.iter().flat_map(|series| &series.points);
-        let range = |values: &mut dyn Iterator<Item = f64>| {
-            values.fold(None, |range: Option<(f64, f64)>, v| Some(range.map_or((v, v), |(a, b)| (a.min(v), b.max(v)))))
-        };
-        let x = range(&mut values().map(|(x, _)| *x))?;
-        let (low, high) = range(&mut values().map(|(_, y)| *y))?;
+        let x = extremes(values().map(|(x, _)| *x))?;
+        let y = || values().map(|(_, y)| *y);
+        let (low, high) = extremes(y())?;
         let log = chart.may_log && low > 0.0 && high / low > LOG_SPREAD;
         let y = match log {
             true => (low.log10(), high.log10()),
-            false if chart.from_zero => (low.min(0.0), high),
+            false if chart.from_zero => extremes(y().chain([0.0]))?,
             false => (low, high),
         };
-        Some(Self { x: widened(x, 0.0), y: widened(y, 0.05), log })
+        Some(Self { x, y: aired(y), log })
     }
 
     fn place_x(&self, x: f64) -> f64 {
@@ -79,13 +78,9 @@ impl Frame {
     }
 }
 
-/// A range with some air, and never empty. A lower end of 0 stays.
-fn widened((low, high): (f64, f64), share: f64) -> (f64, f64) {
-    if low == high {
-        let half = if low == 0.0 { 0.5 } else { low.abs() * 0.1 };
-        return (low - half, high + half);
-    }
-    let air = (high - low) * share;
+/// A range with some air. A lower end of 0 stays.
+fn aired((low, high): (f64, f64)) -> (f64, f64) {
+    let air = (high - low) * 0.05;
     (if low == 0.0 { 0.0 } else { low - air }, high + air)
 }
 
@@ -117,7 +112,7 @@ impl Chart {
     fn draw_axes(&self, frame: &Frame, svg: &mut String) {
         let [left, right, _, bottom] = MARGINS;
         let (end, base) = (WIDTH - right, HEIGHT - bottom);
-        for (value, label) in if frame.log { log_ticks(frame.y) } else { ticks(frame.y, 5) } {
+        for (value, label) in if frame.log { ticks::logarithmic(frame.y) } else { ticks::labelled(frame.y, 5) } {
             let y = frame.place_y(value);
             let _infallible = write!(
                 svg,
@@ -127,7 +122,7 @@ impl Chart {
                 y + 4.0
             );
         }
-        for (value, label) in whole_ticks(frame.x) {
+        for (value, label) in ticks::whole(frame.x, 7) {
             let x = frame.place_x(value);
             let _infallible = write!(svg, "<text class=\"x\" x=\"{x:.1}\" y=\"{:.1}\">{label}</text>", base + 16.0);
         }
@@ -186,47 +181,6 @@ fn bins(points: &[(f64, f64)]) -> Vec<Bin> {
     points.chunks(size).map(bin).collect()
 }
 
-/// About `count` round numbers in a range, with their labels.
-fn ticks((low, high): (f64, f64), count: usize) -> Vec<(f64, String)> {
-    let rough = (high - low) / count as f64;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(rough);
-    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
-    (first..=last).map(|n| (n as f64 * step, label(n as f64 * step, step))).collect()
-}
-
-/// The whole numbers among the ticks: steps and layers have no halves.
-fn whole_ticks(range: (f64, f64)) -> Vec<(f64, String)> {
-    let whole = ticks(range, 7).into_iter().filter(|(value, _)| value.fract() == 0.0);
-    whole.map(|(value, _)| (value, label(value, 1.0))).collect()
-}
-
-/// Powers of ten, with their 2- and 5-folds where there are few; `range` is in logarithms.
-fn log_ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
-    let (first, last) = (low.floor() as i32, high.ceil() as i32);
-    let every = ((last - first) / 6).max(1);
-    let folds: &[f64] = if high - low <= 2.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-    (first..=last)
-        .filter(|power| power.rem_euclid(every) == 0)
-        .flat_map(|power| folds.iter().map(move |fold| fold * 10f64.powi(power)))
-        .filter(|value| (low..=high).contains(&value.log10()))
-        .map(|value| (value, label(value, value)))
-        .collect()
-}
-
-/// A number with as many digits as `step` has.
-fn label(value: f64, step: f64) -> String {
-    if value == 0.0 {
-        return "0".to_string();
-    }
-    if !(1e-3..1e5).contains(&value.abs()) {
-        let digits = (value.abs().log10().floor() - step.abs().log10().floor()).clamp(0.0, 4.0) as usize;
-        return format!("{value:.digits$e}");
-    }
-    let digits = (-step.abs().log10().floor()).clamp(0.0, 6.0) as usize;
-    format!("{value:.digits$}")
-}
-
 /// Text for HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -235,21 +189,6 @@ pub fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn labels(ticks: Vec<(f64, String)>) -> String {
-        ticks.into_iter().map(|(_, label)| label).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn ticks_are_round() {
-        assert_eq!(labels(ticks((0.0, 1.0), 5)), "0 0.2 0.4 0.6 0.8 1.0");
-        assert_eq!(labels(ticks((1.93, 2.61), 5)), "2.0 2.2 2.4 2.6");
-        assert_eq!(labels(ticks((0.0, 5e-5), 5)), "0 1e-5 2e-5 3e-5 4e-5 5e-5");
-        assert_eq!(labels(ticks((-3.0, 240_000.0), 5)), "0 50000 1.0e5 1.5e5 2.0e5");
-        assert_eq!(labels(whole_ticks((0.0, 2.0))), "0 1 2");
-        assert_eq!(labels(log_ticks((-2.1, -0.2))), "0.01 0.02 0.05 0.1 0.2 0.5");
-        assert_eq!(labels(log_ticks((-9.0, 3.0))), "1e-8 1e-6 1e-4 0.01 1 100");
-    }
 
     #[test]
     fn what_cannot_be_drawn_is_left_out() {
