@@ -16,10 +16,12 @@ use std::time::Duration;
 
 /// Address space for the stack; memory is taken only as it is used.
 const STACK_BYTES: usize = 256 << 20;
+/// How long work may take; less in tests.
+const LIMIT: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 10 });
 /// How often a thread that has not answered is checked.
 const TICK: Duration = Duration::from_millis(50);
-/// How many checks may find it at work: ten seconds' worth, less in tests. A stopped process does not tick.
-const TICKS: usize = if cfg!(test) { 80 } else { 200 };
+/// How many checks may find it at work. A stopped process does not tick.
+const TICKS: usize = (LIMIT.as_millis() / TICK.as_millis()) as usize;
 /// How much the process may grow in the meantime.
 const GROWTH_BYTES: u64 = 2 << 30;
 
@@ -34,12 +36,12 @@ pub enum GivenUp {
 
 impl std::fmt::Display for GivenUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::TooLong => "it takes longer than 10 seconds",
-            Self::TooMuchMemory => "it takes more than 2 GiB of memory",
-            Self::Panicked => "it breaks the library that reads it",
-            Self::NoThread => "no thread can be started for it",
-        })
+        match self {
+            Self::TooLong => write!(f, "it takes longer than {} seconds", LIMIT.as_secs()),
+            Self::TooMuchMemory => write!(f, "it takes more than {} GiB of memory", GROWTH_BYTES >> 30),
+            Self::Panicked => f.write_str("it breaks the library that reads it"),
+            Self::NoThread => f.write_str("no thread can be started for it"),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ fn values_larger_than_they_are_made_take_fuel() {
     ] {
         let message = refusal(source);
         // On a busy machine time may run out before the fuel.
-        let given_up = message.contains("out of fuel") || message.contains("longer than 10 seconds");
+        let given_up = message.contains("out of fuel") || message.contains("it takes longer than");
         assert!(given_up, "{source:.80}: {message}");
     }
     assert!(refusal("{% for i in range(10 ** 9) %}{% endfor %}").contains("too many elements"));
@@ -74,7 +74,7 @@ fn what_no_fuel_pays_for_is_given_up() {
     let twins = "{% set x = [1] %}{% set y = [1] %}".to_string()
         + &"{% set x = [x, x] %}{% set y = [y, y] %}".repeat(60)
         + "{{ x == y }}";
-    assert!(refusal(&twins).contains("longer than 10 seconds"));
+    assert!(refusal(&twins).contains("it takes longer than"));
 }
 
 #[test]
