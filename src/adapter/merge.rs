@@ -2,8 +2,9 @@
 
 use super::Adapter;
 use crate::checkpoint::{Checkpoint, rewrite};
+use crate::ops::sum::is_finite;
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use indicatif::ProgressBar;
 use std::path::Path;
 
@@ -25,12 +26,8 @@ pub fn merge(
         };
         let update = (module.b.matmul(&module.a)? * adapter.scale(module))?;
         let weight = (checkpoint.tensor(name, DType::F32, &Device::Cpu)? + update)?;
-        ensure!(largest(&weight)?.is_finite(), "merging makes {name} infinite or NaN");
+        ensure!(is_finite(&weight)?, "merging makes {name} infinite or NaN");
         Ok(Some(weight))
     };
     rewrite(source, checkpoint, out, dtype, replace, progress)
-}
-
-fn largest(tensor: &Tensor) -> Result<f32> {
-    Ok(tensor.abs()?.sum_all()?.to_scalar::<f32>()?)
 }

@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
 use crate::error::listing;
 use crate::model::ModelSpec;
 use crate::names::{LoraMatrix, PEFT_PREFIX};
+use crate::ops::sum::is_finite;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -72,11 +73,6 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
 pub fn content_hash(dir: &Path) -> Result<String> {
     let file = Checkpoint::open_file(&dir.join(WEIGHTS))?;
     file.content_hash(file.names())
-}
-
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    // 0 · x is NaN exactly where x is not finite.
-    Ok((tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0)
 }
 
 /// Writes the adapter as a PEFT folder with its model card and its base's identity, then reads it back and compares

@@ -1,4 +1,4 @@
-//! x + y of equal shapes, for residual connections and for gradients that are summed.
+//! x + y of equal shapes, for residual connections and for gradients that are summed, and what a sum tells of a tensor.
 
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
@@ -45,10 +45,17 @@ pub fn square_sum(x: &Tensor) -> Result<Scalar> {
     Ok(Scalar::Known(parts.iter().sum()))
 }
 
+/// Whether every value is finite.
+pub fn is_finite(x: &Tensor) -> Result<bool> {
+    // 0 · x is NaN just where x is not finite.
+    Ok((x * 0.0)?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()? == 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::testing::{close, random};
+    use candle_core::Device;
 
     #[test]
     fn kernels_equal_candle() {
@@ -56,5 +63,16 @@ mod tests {
         close(&add(&x, &y).unwrap(), &(&x + &y).unwrap(), 1e-7);
         let expected = f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
         assert!((square_sum(&x).unwrap().read().unwrap() / expected - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn one_value_that_is_not_finite_is_enough() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let tensor = |last: f32| Tensor::new(&[[-1.0, 0.0], [3e4, last]], &Device::Cpu).unwrap();
+            let finite = |last: f32| is_finite(&tensor(last).to_dtype(dtype).unwrap()).unwrap();
+            assert!(finite(-3e4) && !finite(f32::NAN) && !finite(f32::INFINITY) && !finite(f32::NEG_INFINITY));
+        }
+        // However large their sum.
+        assert!(is_finite(&Tensor::full(f32::MAX, 8, &Device::Cpu).unwrap()).unwrap());
     }
 }

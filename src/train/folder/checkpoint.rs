@@ -19,10 +19,11 @@ use crate::checkpoint::{
 use crate::config::Settings;
 use crate::model::Parameters;
 use crate::names::PEFT_PREFIX;
+use crate::ops::sum::is_finite;
 use crate::report::hash_file;
 use crate::train::state::RunState;
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device};
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -255,11 +256,10 @@ fn write_parameters(settings: &Settings, trained: &Trained, dir: &Path) -> Resul
 
 fn check_finite(parameters: &Parameters) -> Result<()> {
     for (name, parameter) in parameters {
-        // 0 · x is NaN just where x is not finite.
-        let zero = (parameter.as_tensor() * 0.0)?.sum_all()?.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
-        if zero != 0.0 {
-            bail!("parameter {name} is not finite; a lower train.learning_rate may help");
-        }
+        ensure!(
+            is_finite(parameter.as_tensor())?,
+            "parameter {name} is not finite; a lower train.learning_rate may help"
+        );
     }
     Ok(())
 }
