@@ -1,14 +1,14 @@
 //! The engine of a build without MPI: it has one process, and refuses to be one of several.
 
-use super::Ranks;
 use super::launcher::{self, Place};
+use super::world::World;
 use crate::invalid;
 use anyhow::Result;
 
 /// There is none to shut down.
 pub enum Engine {}
 
-pub fn join() -> Result<Option<(Engine, Ranks)>> {
+pub fn join() -> Result<Option<(Engine, World)>> {
     launcher::place().map_or(Ok(()), refuse_company)?;
     Ok(None)
 }

@@ -13,6 +13,7 @@ mod launcher;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod world;
 
 pub use self::all_reduce::AllReduce;
 #[cfg(not(feature = "mpi"))]
@@ -20,6 +21,7 @@ use self::alone as engine;
 #[cfg(feature = "mpi")]
 use self::mpi as engine;
 
+use self::world::World;
 use crate::ensure_valid;
 use crate::error::{Agreed, exit_code};
 use anyhow::Result;
@@ -55,9 +57,10 @@ pub struct Job {
 /// # Errors
 /// A job of several processes, and a build or an MPI library that is not made for them.
 pub fn join() -> Result<Job> {
-    let Some((engine, ranks)) = engine::join()? else { return Ok(Job { _engine: None }) };
+    let Some((engine, world)) = engine::join()? else { return Ok(Job { _engine: None }) };
+    let World { rank, size, local_rank, local_size } = world;
     // There is no second call.
-    let _first_wins = RANKS.set(ranks);
+    let _first_wins = RANKS.set(Ranks { rank, size, local_rank, local_size });
     Ok(Job { _engine: Some(engine) })
 }
 

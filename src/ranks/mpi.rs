@@ -3,7 +3,8 @@
 //! Calls come from one thread at a time, not always the main one (commands run in the thread pool), which is MPI's level
 //! `MPI_THREAD_SERIALIZED`. MPI's own failures, a lost connection for one, end the job: its default, which rsmpi keeps.
 
-use super::{ALONE, Ranks, launcher};
+use super::launcher;
+use super::world::World;
 use anyhow::{Context, Result, ensure};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
@@ -16,26 +17,26 @@ const PIECE: usize = 1 << 24;
 
 pub type Engine = Universe;
 
-pub fn join() -> Result<Option<(Engine, Ranks)>> {
+pub fn join() -> Result<Option<(Engine, World)>> {
     // Alone, starting MPI would only take time.
     if launcher::place().is_none() {
         return Ok(None);
     }
     let joined = mpi::initialize_with_threading(Threading::Serialized);
     let (universe, threading) = joined.context("MPI has been started already")?;
-    let world = universe.world();
-    let local = world.split_shared(world.rank());
-    let ranks = Ranks {
-        rank: world.rank() as usize,
-        size: world.size() as usize,
+    let all = universe.world();
+    let local = all.split_shared(all.rank());
+    let world = World {
+        rank: all.rank() as usize,
+        size: all.size() as usize,
         local_rank: local.rank() as usize,
         local_size: local.size() as usize,
     };
     ensure!(
-        ranks == ALONE || threading >= Threading::Serialized,
+        world.size == 1 || threading >= Threading::Serialized,
         "this MPI library provides {threading:?} threads, asft needs MPI_THREAD_SERIALIZED"
     );
-    Ok(Some((universe, ranks)))
+    Ok(Some((universe, world)))
 }
 
 /// To be asked for only between [`join`] and the engine's end.
