@@ -20,7 +20,7 @@ cargo fmt --check
 step "scripts parse"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-shell_scripts=0 python_folders="scripts tests sandbox fuzz"
+shell_scripts=0 python_folders="scripts tests sandbox fuzz" source_folders="src tests benches examples fuzz scripts sandbox"
 for script in .ci/run scripts/*.sh sandbox/make/*.sh; do
     bash -n "$script"
     shell_scripts=$((shell_scripts + 1))
@@ -28,6 +28,19 @@ done
 # Compiled files go to the scratch folder, not beside the scripts.
 find $python_folders -name '*.py' -print0 | PYTHONPYCACHEPREFIX="$scratch" xargs -0 --no-run-if-empty python3 -m py_compile
 echo "$shell_scripts shell scripts, $(find $python_folders -name '*.py' | wc -l) Python scripts"
+
+step "layers"
+python3 scripts/check_layers.py --self-test
+python3 scripts/check_layers.py
+
+step "lengths"
+# Longer than this, a file is about more than one thing.
+long=$(find $source_folders -name target -prune -o \( -name '*.rs' -o -name '*.py' \) -exec awk 'FNR == 401 { print FILENAME }' {} +)
+if [ -n "$long" ]; then
+    printf 'more than 400 lines:\n%s\n' "$long" >&2
+    exit 1
+fi
+echo "no source file of more than 400 lines"
 
 step "lint"
 cargo clippy --release --all-targets --locked -- -D warnings
