@@ -1,6 +1,6 @@
 //! The ranges of charts' axes and the round numbers along them.
 
-/// The least and the greatest of the values, apart by something; none without values.
+/// The least and the greatest of the values, never equal; `None` without values.
 pub fn extremes(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     let ends = (f64::INFINITY, f64::NEG_INFINITY);
     let (low, high) = values.into_iter().fold(ends, |(low, high), x| (low.min(x), high.max(x)));
@@ -15,7 +15,7 @@ pub fn extremes(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     Some((low - slack, high + slack))
 }
 
-/// Round values within a range, as near to `count` of them as may be.
+/// Round values within a range, about `count` of them.
 pub fn ticks((low, high): (f64, f64), count: usize) -> Vec<f64> {
     let span = high - low;
     if !span.is_finite() || span <= 0.0 {

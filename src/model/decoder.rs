@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 pub struct Sequences<'a> {
     pub input_ids: &'a [u32],
     pub labels: &'a [i64],
-    /// Of each sequence; they add up to the ids.
+    /// The length of each sequence; they add up to the number of ids.
     pub lengths: &'a [usize],
 }
 
@@ -42,8 +42,8 @@ impl Sequences<'_> {
     }
 }
 
-/// What is minimised in place of a label token's cross-entropy: from the token's number in the batch and its
-/// cross-entropy to the value and its slope.
+/// What is minimised instead of a label token's cross-entropy: maps the token's number in the batch and its
+/// cross-entropy to a value and its slope.
 pub type Objective<'a> = &'a dyn Fn(usize, f64) -> (f64, f64);
 
 pub struct Decoder {
@@ -74,10 +74,10 @@ impl Decoder {
         self.embed_tokens.device()
     }
 
-    /// Puts adapters on linears, by module path, and makes `parameters` what trains.
+    /// Attaches adapters to linear layers, by module path, and makes `parameters` what trains.
     ///
     /// # Errors
-    /// A module that is no linear of a block.
+    /// A module that is not a linear layer of a block.
     pub fn attach(&mut self, mut adapters: BTreeMap<String, Lora>, parameters: Parameters) -> Result<()> {
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
             linear.lora = adapters.remove(&linear.module);
@@ -94,10 +94,10 @@ impl Decoder {
         Ok(&found.with_context(|| format!("{module} is not a linear of the model"))?.weight)
     }
 
-    /// Replaces the frozen weight of a block linear by `weight` [d_out, d_in], cast to the compute type and device.
+    /// Replaces the frozen weight of a block linear with `weight` [d_out, d_in], cast to the compute type and device.
     ///
     /// # Errors
-    /// A module that is no linear of a block; another shape; weights that train.
+    /// A module that is not a linear layer of a block; another shape; weights that train.
     pub fn set_weight(&mut self, module: &str, weight: &Tensor) -> Result<()> {
         anyhow::ensure!(!self.trains, "{module}: a weight that trains is moved through its parameter");
         let mut linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
@@ -119,7 +119,7 @@ impl Decoder {
         Ok(Pass { layout: Layout::new(lengths), angles: self.angles(&stretches)?, dropout_key })
     }
 
-    /// For each of the spec's ropes, the angles of (start, length) stretches.
+    /// For each of the spec's ropes, the angles of the (start, length) stretches.
     fn angles(&self, stretches: &[(usize, usize)]) -> Result<Vec<Angles>> {
         let of = |rope: &Rope| {
             let stretches: Vec<Stretch> =
@@ -138,7 +138,7 @@ impl Decoder {
         })
     }
 
-    /// The factor of the embeddings, rounded to the compute type as transformers does.
+    /// The embeddings' factor, rounded to the compute type as in transformers.
     fn embedding_scale(&self) -> Option<f64> {
         self.spec.embedding_scale.map(|scale| match self.dtype {
             DType::BF16 => half::bf16::from_f64(scale).to_f64(),
@@ -172,8 +172,8 @@ impl Decoder {
         Ok(self.norm.forward(&x)?.0)
     }
 
-    /// The log-probability of each sequence's label tokens, given what is before them: natural logarithm, summed over the
-    /// sequence; 0 for a sequence without any.
+    /// The log-probability of each sequence's label tokens given what precedes them: natural logarithm, summed over the
+    /// sequence; 0 for a sequence without labels.
     pub fn log_likelihoods(&self, sequences: Sequences) -> Result<Vec<f64>> {
         let (rows, targets) = sequences.targets();
         if targets.is_empty() {
@@ -192,10 +192,10 @@ impl Decoder {
     }
 
     /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: (slot of the cache,
-    /// ids); the ids before them are in the cache, and these join them.
+    /// ids); the ids before them are in the cache, and these are added to it.
     ///
     /// # Errors
-    /// A slot that has no room left.
+    /// A slot with no room left.
     pub fn next_logits(&self, fresh: &[(usize, &[u32])], cache: &mut KvCache) -> Result<Tensor> {
         let counts: Vec<(usize, usize)> = fresh.iter().map(|(slot, ids)| (*slot, ids.len())).collect();
         let spans = cache.extend(&counts)?;
@@ -254,8 +254,8 @@ impl Decoder {
         self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)?.read()
     }
 
-    /// As [`Decoder::loss_and_gradients`], with a function of each label token's cross-entropy in its place, if one is
-    /// given. Without one nothing waits for the device.
+    /// As [`Decoder::loss_and_gradients`], with each label token's cross-entropy replaced by a function of it, if one
+    /// is given. Without one, nothing waits for the device.
     pub fn objective_and_gradients(
         &self,
         sequences: Sequences,
@@ -270,8 +270,8 @@ impl Decoder {
         if targets.is_empty() {
             return Ok(Scalar::Known(0.0));
         }
-        // The gradients of a mean over thousands of tokens are too small for f16: there the sum's go through the
-        // layers, and the mean's factor joins them in f32.
+        // The gradients of a mean over thousands of tokens are too small for f16: there the sum's gradients go through
+        // the layers, and the mean's factor is applied in f32.
         let (scale, factor) = if self.dtype == DType::F32 { (scale, 1.0) } else { (1.0, scale) };
         gradients.set_factor(factor);
         let mut x = self.embed(sequences.input_ids)?;
@@ -335,7 +335,7 @@ impl Decoder {
 }
 
 impl Decoder {
-    /// To be asked where a result is not finite: refuses weights that hold NaN or infinity, by name.
+    /// To be called if a result is not finite: refuses weights that hold NaN or infinity, by name.
     ///
     /// # Errors
     /// Such weights, all listed.
@@ -367,7 +367,7 @@ impl Decoder {
     }
 }
 
-/// What a block leaves behind for its backward pass.
+/// What a block keeps for its backward pass.
 enum Kept {
     Input(Tensor),
     Saved(Box<Saved>),

@@ -1,4 +1,4 @@
-//! A checkpoint's tensors -> [`Decoder`]: every missing or misshapen tensor in one error.
+//! From a checkpoint's tensors to a [`Decoder`], with every missing or misshapen tensor in one error.
 
 use super::attention::Attention;
 use super::block::Block;
@@ -28,11 +28,11 @@ struct Loader<'a> {
 }
 
 impl Decoder {
-    /// Loads a decoder that computes in `dtype`. With `trains` every tensor becomes a parameter in f32, else all are
-    /// frozen, in `dtype`.
+    /// Loads a decoder that computes in `dtype`. With `trains` every tensor becomes a parameter in f32; otherwise all
+    /// are frozen, in `dtype`.
     ///
     /// # Errors
-    /// Tensors that are missing or have another shape than `config.json` asks for, all listed in one message.
+    /// Tensors that are missing or whose shape is not what `config.json` implies, all listed in one message.
     pub fn load(
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
@@ -66,7 +66,7 @@ impl Loader<'_> {
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
-        // Detached: the same storage, but candle records no tape for what is computed from it.
+        // Detached: the same storage, but candle records no tape for computations with it.
         let tensor = var.as_detached_tensor();
         self.parameters.insert(name.to_string(), var);
         Ok(tensor)
@@ -75,7 +75,7 @@ impl Loader<'_> {
     fn block(&mut self, layer: usize) -> Result<Block> {
         let spec = self.spec;
         let path = |part: &str| in_block(layer, part);
-        // Where there are four norms, the one before the MLP has a name of its own.
+        // If there are four norms, the one before the MLP has a different name.
         let mlp_norm = if spec.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         let mut post_norm = |name: &str| spec.post_norms.then(|| self.norm(&path(name))).transpose();
         let attention_post_norm = post_norm("post_attention_layernorm")?;
@@ -175,12 +175,12 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
             Some(_) => {}
         }
     }
-    // A bias or norm that the spec does not know would be left out of the maths without a word.
+    // A bias or norm that the spec does not have would be silently left out of the maths.
     let known: std::collections::HashSet<String> = spec.tensors().into_iter().map(|(name, _)| name).collect();
     let stray = checkpoint
         .names()
         .filter(|name| name.starts_with(BLOCKS) && !known.contains(*name))
-        // Old Llama checkpoints carry the rotary table as a buffer.
+        // Old Llama checkpoints store the rotary table as a buffer.
         .filter(|name| !name.ends_with("rotary_emb.inv_freq"));
     problems.extend(stray.map(|name| format!("{name} is not part of a {} with this config.json", spec.model_type)));
     if problems.is_empty() {
@@ -189,7 +189,7 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     Err(invalid!("the weights do not fit config.json: {}", crate::error::listing(&problems, 12)))
 }
 
-/// A stored head beside a tied embedding is common and harmless, as long as the two are equal.
+/// A stored head beside a tied embedding is common and harmless as long as the two are equal.
 fn check_tied_head(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     if spec.tie_word_embeddings && checkpoint.info(HEAD).is_some() {
         ensure_valid!(

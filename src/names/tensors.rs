@@ -13,13 +13,13 @@ pub const BLOCK_LINEARS: [&str; 7] = [
 
 /// The token embedding, [vocab, hidden].
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head, [vocab, hidden], where it is not the embedding.
+/// The output head, [vocab, hidden], if it is not the embedding.
 pub const HEAD: &str = "lm_head.weight";
 /// The module of the norm before the head.
 pub const FINAL_NORM: &str = "model.norm";
-/// What the names of a block's modules begin with; the block's number follows.
+/// Prefix of the names of a block's modules; the block's number follows.
 pub const BLOCKS: &str = "model.layers.";
-/// What PEFT puts before a name of the base.
+/// What PEFT puts before a name from the base.
 pub const PEFT_PREFIX: &str = "base_model.model.";
 
 /// A module by its path in a block: `self_attn.q_proj` of block 3 is `model.layers.3.self_attn.q_proj`.
@@ -27,7 +27,7 @@ pub fn in_block(block: usize, part: &str) -> String {
     format!("{BLOCKS}{block}.{part}")
 }
 
-/// The block's number and the path in it, where `module` is in a block.
+/// The block's number and the path within it, if `module` is in a block.
 pub fn split_block(module: &str) -> Option<(usize, &str)> {
     let (block, part) = module.strip_prefix(BLOCKS)?.split_once('.')?;
     Some((block.parse().ok()?, part))
@@ -58,7 +58,7 @@ impl LoraMatrix {
         name.ends_with(self.ending())
     }
 
-    /// The module and the matrix that a tensor's name means; `None` where it is no matrix of an adapter.
+    /// The module and the matrix that a tensor's name denotes; `None` if it is not a matrix of an adapter.
     pub fn split(name: &str) -> Option<(&str, Self)> {
         [Self::A, Self::B].into_iter().find_map(|matrix| Some((name.strip_suffix(matrix.ending())?, matrix)))
     }

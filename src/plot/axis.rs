@@ -10,7 +10,7 @@ pub const NORMAL: f64 = 12.5;
 pub const LARGE: f64 = 15.0;
 const BAR_STEPS: usize = 64;
 
-/// Values `from` to `to` along `length` points that begin at `start`; a negative length runs upwards.
+/// Values `from` to `to` along `length` points from `start` on; a negative length runs upwards.
 #[derive(Clone, Copy)]
 pub struct Scale {
     pub from: f64,
@@ -34,12 +34,12 @@ impl Scale {
     }
 }
 
-/// Ticks and faint lines of both axes, and the frame, around (x.start, y.start + y.length).
+/// Ticks and faint lines of both axes, and the frame, from the corner (x.start, y.start + y.length).
 pub fn axes(canvas: &Canvas, x: Scale, y: Scale, names: (&str, &str)) {
     labelled_axes(canvas, x, y, &ticks::labelled(x.range(), 6), names);
 }
 
-/// As [`axes`], with texts at places of the horizontal one.
+/// As [`axes`], with texts at positions along the horizontal axis.
 pub fn labelled_axes(canvas: &Canvas, x: Scale, y: Scale, labels: &[(f64, String)], (x_name, y_name): (&str, &str)) {
     let (left, bottom, right, top) = (x.start, y.start, x.start + x.length, y.start + y.length);
     for (tick, label) in labels {
@@ -78,7 +78,7 @@ pub fn colour_bar(canvas: &Canvas, x: f64, scale: Scale, count: usize, colour: i
     }
 }
 
-/// Text on a white ground, so that it reads on anything; as near to (x, y) as it can be within `bounds`.
+/// Text on a white background, readable on anything, as near to (x, y) as `bounds` allow.
 pub fn label(canvas: &Canvas, (x, y): (f64, f64), text: &str, bounds: Scale) {
     let width = 6.0 * text.chars().count() as f64;
     let (low, high) = (bounds.start + width / 2.0 + 2.0, bounds.start + bounds.length - width / 2.0 - 2.0);

@@ -11,7 +11,7 @@ use plotters::style::RGBColor;
 const LEFT: f64 = 104.0;
 const RIGHT: f64 = 96.0;
 const TITLE: f64 = 46.0;
-/// Above a panel for its title, below it for the layer numbers.
+/// Space above a panel for its title, and below it for the layer numbers.
 const PANEL_HEAD: f64 = 30.0;
 const PANEL_FOOT: f64 = 34.0;
 const CELL_HEIGHT: f64 = 24.0;
@@ -37,7 +37,7 @@ const PANELS: [Panel; 3] = [
     },
 ];
 
-/// An SVG; modules in any order. Grey: no value, as where V = 0.
+/// Modules may be in any order. Grey means no value, as where V = 0.
 pub fn heat_map(modules: &[ModuleShares], subject: &str) -> Result<String> {
     let mut kinds: Vec<&str> = vec![];
     for module in modules {
@@ -47,11 +47,11 @@ pub fn heat_map(modules: &[ModuleShares], subject: &str) -> Result<String> {
         }
     }
     let layers = modules.iter().filter_map(|m| layer_number(&m.module)).max().map_or(1, |last| last + 1);
-    // Cells shrink as layers get more, so that the picture keeps a page's width.
+    // Cells shrink as layers increase, so that the picture keeps a page's width.
     let cell = (900.0 / layers as f64).clamp(9.0, 64.0);
     let width = LEFT + (cell * layers as f64).max(520.0) + RIGHT;
     let inner = CELL_HEIGHT * kinds.len() as f64;
-    // A bar needs some room even beside a single row.
+    // A bar needs some height even beside a single row.
     let panel = PANEL_HEAD + inner.max(3.0 * CELL_HEIGHT) + PANEL_FOOT;
     let height = TITLE + panel * PANELS.len() as f64;
     let strokes = record(width.ceil() as u32, height.ceil() as u32, |canvas| {

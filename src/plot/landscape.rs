@@ -1,4 +1,4 @@
-//! The pictures of `asft landscape`: curves of the basin, and its plan.
+//! The pictures of `asft landscape`: curves of the basin, and a map of it.
 
 use super::Picture;
 use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, label};
@@ -16,7 +16,7 @@ const LEVELS: usize = 7;
 /// A point of a plane, or of a picture.
 type Point = (f64, f64);
 
-/// What both pictures say of themselves.
+/// What both pictures say about themselves.
 #[derive(Clone, Copy)]
 pub struct Frame<'a> {
     /// The model.
@@ -40,7 +40,7 @@ struct Look {
     axis: Axis,
     name: &'static str,
     colour: RGBColor,
-    /// Points drawn and left out in turn; none: a whole line.
+    /// Points drawn and left out alternately; `None` for a solid line.
     dash: Option<(f64, f64)>,
 }
 
@@ -62,7 +62,7 @@ pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
             let top = head + panel * i as f64 + 12.0;
             let values = landscape.curves.iter().flat_map(|curve| curve.values[i].iter().flatten().copied());
             let Some((low, high)) = extremes(values) else { continue };
-            // Rates are told best from 0 to 100.
+            // Rates are best shown from 0 to 100.
             let (low, high) = if quantity.unit == PERCENT { (0.0, 100.0) } else { (low, high) };
             let room = 0.06 * (high - low);
             let x = scale(&landscape.steps, left, width);
@@ -112,7 +112,7 @@ fn mark_unaligned(canvas: &Canvas, x: Scale, y: Scale, at: f64) {
     }
 }
 
-/// Mean line over a band from least to greatest; a gap where a value is not finite.
+/// A line of means over a band from least to greatest, with a gap where a value is not finite.
 fn draw_group(
     canvas: &Canvas,
     look: &Look,
@@ -147,7 +147,7 @@ fn draw_group(
     }
 }
 
-/// The plan of each quantity: a cell for each point, and lines of equal value.
+/// A map of each quantity: a cell for each point, and lines of equal value.
 pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture> {
     let (left, side, between, head) = (82.0, 380.0, 170.0, 62.0);
     let count = landscape.quantities.len() as f64;
@@ -178,14 +178,14 @@ pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture
     })
 }
 
-/// Cells are centred on the points, so that they reach half a step beyond the outer ones.
+/// Cells are centred on the points, so they reach half a step beyond the outer ones.
 fn cells(steps: &[f64], start: f64, length: f64) -> Scale {
     let Scale { from, to, .. } = scale(steps, start, length);
     let half = (to - from) / (steps.len().max(2) - 1) as f64 / 2.0;
     Scale { from: from - half, to: to + half, start, length }
 }
 
-/// `range`: of the colours, where not that of the values.
+/// `range`: the range of the colours, if it is not that of the values.
 fn draw_plan(
     canvas: &Canvas,
     rows: &[Vec<Option<f64>>],
@@ -207,7 +207,7 @@ fn draw_plan(
     }
     let levels = ticks::ticks(colour.range(), LEVELS);
     let place = |(column, row): Point| (left + (column + 0.5) * cell, top + side - (row + 0.5) * cell);
-    // White under ink: seen on every colour.
+    // White under ink is visible on every colour.
     for (ink, width) in [(WHITE, 2.5), (INK, 1.0)] {
         for (a, b) in levels.iter().flat_map(|level| contour(rows, *level)) {
             canvas.line(&[place(a), place(b)], ink, width);
@@ -234,7 +234,7 @@ fn contour(rows: &[Vec<Option<f64>>], level: f64) -> Vec<(Point, Point)> {
                     crossings.push((p.0 + t * (q.0 - p.0), p.1 + t * (q.1 - p.1)));
                 }
             }
-            // A saddle has four crossings; which two belong together is its own matter, and either is right.
+            // A saddle has four crossings; they may be paired either way.
             for pair in crossings.chunks_exact(2) {
                 segments.push((pair[0], pair[1]));
             }

@@ -1,5 +1,5 @@
-//! The pictures of `asft compare`: what each method gains in one measure at the cost of another, what both come to as
-//! something is varied, and the settings that were chosen, one below another.
+//! The pictures of `asft compare`: what each method gains in one measure at the cost of another, both measures as
+//! something is varied, and the selected settings, one below another.
 
 use super::Picture;
 use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, labelled_axes};
@@ -9,14 +9,14 @@ use crate::ticks;
 use anyhow::Result;
 use plotters::style::RGBColor;
 
-/// A value in percent, and half of its interval if there is one.
+/// A value in percent, and half the width of its interval if there is one.
 pub type Spread = (f64, Option<f64>);
 
 /// A setting of a method, over its seeds.
 pub struct Point {
     pub x: Spread,
     pub y: Spread,
-    /// Whether it is the one to report.
+    /// Whether it is the setting to report.
     pub selected: bool,
 }
 
@@ -26,7 +26,7 @@ pub struct Series {
     pub points: Vec<Point>,
 }
 
-/// What is drawn beside one another.
+/// One of several plots side by side.
 pub struct Panel {
     pub title: String,
     pub series: Vec<Series>,
@@ -44,8 +44,8 @@ pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) 
     })
 }
 
-/// What each method comes to as something is varied: `key` and its `values` along the horizontal axis, where a point's
-/// `x` is the place of its value; a panel for each measure, which is its title.
+/// Each method's results as something is varied: `key` and its `values` along the horizontal axis, where a point's `x`
+/// is the index of its value; a panel for each measure, titled with it.
 pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Result<Picture> {
     let labels: Vec<(f64, String)> = values.iter().enumerate().map(|(i, value)| (i as f64, value.clone())).collect();
     side_by_side(title, panels, |canvas, panel, left, top, side| {
@@ -61,7 +61,7 @@ pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Res
     })
 }
 
-/// Panels with a legend to their right. `frame` draws a panel's axes, given its left, its top and its side, and returns
+/// Panels with a legend to their right. `frame` draws a panel's axes, given its left, top and side length, and returns
 /// their scales.
 fn side_by_side(
     title: &str,
@@ -100,7 +100,7 @@ fn side_by_side(
     })
 }
 
-/// The range of the values with a little room, hardly beyond 0 to 100.
+/// The range of the values with a little margin, hardly beyond 0 to 100.
 fn percent_scale(values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
     let (low, high) = values.fold((100.0f64, 0.0f64), |(low, high), (value, _)| (low.min(value), high.max(value)));
     let room = (0.06 * (high - low)).max(2.0);
@@ -113,7 +113,7 @@ type Look = (RGBColor, usize);
 
 fn look(i: usize) -> Look {
     let corners = [0, 4, 3, 5];
-    // The same colour comes with another shape the next time.
+    // A colour that recurs comes with another shape.
     (METHODS[i % METHODS.len()], corners[(i + 2 * (i / METHODS.len())) % corners.len()])
 }
 

@@ -5,7 +5,7 @@ use super::world::World;
 use crate::invalid;
 use anyhow::Result;
 
-/// There is none to shut down.
+/// Never created: there is nothing to shut down.
 pub enum Engine {}
 
 pub fn join() -> Result<Option<(Engine, World)>> {
@@ -64,7 +64,7 @@ mod tests {
             let text = refusal(many.0, many.1).unwrap();
             assert!(text.contains("has started 4 processes") && text.contains("each of the 4 would"), "{text}");
         }
-        // Whatever the size is said to be.
+        // Whatever the stated size.
         for second in [(Some(1), None), (Some(1), Some(1))] {
             let text = refusal(second.0, second.1).unwrap();
             assert!(text.contains("rank 1 of several") && text.contains("--features mpi"), "{text}");

@@ -6,30 +6,31 @@
 //! | Hydra (the `mpirun` of MPICH and Intel MPI), `srun --mpi=pmi2` | `PMI_RANK` | `PMI_SIZE` |
 //! | PMIx (`srun --mpi=pmix`, `prterun`, Open MPI's `mpirun` once more) | `PMIX_RANK` | none |
 //!
-//! PMIx tells the size to those who speak its protocol only; `srun` says in `SLURM_STEP_NUM_TASKS` how many processes its
-//! step has. Slurm's variables alone are no sign of one job: `srun` without an MPI plugin starts programs that need not
-//! belong together, and in a batch script `SLURM_NTASKS` is there before anything was started.
+//! PMIx gives the size only to those who speak its protocol; `srun` says in `SLURM_STEP_NUM_TASKS` how many processes
+//! its step has. Slurm's variables alone do not mean one job: `srun` without an MPI plugin starts programs that need
+//! not belong together, and in a batch script `SLURM_NTASKS` is set before anything is started.
 
-/// By any of these a process knows that it was started as a part of a job.
+/// Any of these tells a process that it was started as part of a job.
 const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
-/// So it does by these, which say how many processes the job has.
+/// So do these, which give the number of processes in the job.
 const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
-/// The processes of the innermost `srun`, which may be that of an outer job: for where nothing nearer says the size.
+/// The number of processes of the innermost `srun`, which may belong to an outer job: used if nothing nearer gives the
+/// size.
 const STEP_SIZE: &str = "SLURM_STEP_NUM_TASKS";
 
-/// A process's place in the job of its launcher, as far as that has told.
+/// A process's place in its launcher's job, as far as the launcher says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub rank: Option<usize>,
     pub size: Option<usize>,
 }
 
-/// This process's place; `None` where no launcher has started it.
+/// This process's place; `None` if no launcher started it.
 pub fn place() -> Option<Place> {
     place_in(|name| Some(std::env::var_os(name)?.to_string_lossy().into_owned()))
 }
 
-/// As [`place`], in an environment of which `value` tells a variable's value.
+/// As [`place`], in an environment where `value` gives a variable's value.
 fn place_in(value: impl Fn(&str) -> Option<String>) -> Option<Place> {
     if !RANKS.iter().chain(&SIZES).any(|name| value(name).is_some()) {
         return None;

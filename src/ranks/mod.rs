@@ -1,9 +1,9 @@
-//! The processes that work as one (`mpirun -n N asft ...`): which of them this is, and what all of them sum, agree on and
-//! wait for. Without the `mpi` feature, or without a launcher, there is one, and none of this does anything.
+//! The processes that work as one (`mpirun -n N asft ...`): which of them this is, and what all of them sum, agree on
+//! and wait for. Without the `mpi` feature, or without a launcher, there is only one, and none of this does anything.
 //!
-//! Two rules keep a rank from waiting for another that has left. Where ranks may fail one by one, they
-//! [agree](Ranks::agree) before the next thing that they do together; and a rank that ends with an error that the others
-//! do not know of takes the whole job down (`MPI_Abort`).
+//! Two rules keep a rank from waiting for another that has left. Where a single rank may fail, all
+//! [agree](Ranks::agree) before the next thing that they do together; and a rank that ends with an error unknown to the
+//! others takes the whole job down (`MPI_Abort`).
 
 mod all_reduce;
 #[cfg(not(feature = "mpi"))]
@@ -31,7 +31,7 @@ use std::sync::OnceLock;
 
 static RANKS: OnceLock<Ranks> = OnceLock::new();
 
-/// Exit code of a process that panicked, as Rust has it.
+/// Exit code of a process that panicked, as in Rust.
 const PANICKED: u8 = 101;
 
 /// A process's place in its job.
@@ -39,23 +39,23 @@ const PANICKED: u8 = 101;
 pub struct Ranks {
     rank: usize,
     size: usize,
-    /// Among the processes of the same machine.
+    /// Rank among the processes on the same machine.
     local_rank: usize,
     local_size: usize,
 }
 
 const ALONE: Ranks = Ranks { rank: 0, size: 1, local_rank: 0, local_size: 1 };
 
-/// Membership of the job, to be kept until the process has nothing more to say to the others.
+/// Membership of the job, to be kept until the process is done communicating with the others.
 pub struct Job {
-    /// Shuts MPI down, once all ranks come to it.
+    /// Shuts MPI down once all ranks have come this far.
     _engine: Option<engine::Engine>,
 }
 
-/// Joins the job that a launcher has started this process in, if one has. Once, before threads are started.
+/// Joins the job in which a launcher started this process, if one did. Call once, before threads are started.
 ///
 /// # Errors
-/// A job of several processes, and a build or an MPI library that is not made for them.
+/// A job of several processes with a build or an MPI library that does not support them.
 pub fn join() -> Result<Job> {
     let Some((engine, world)) = engine::join()? else { return Ok(Job { _engine: None }) };
     let World { rank, size, local_rank, local_size } = world;
@@ -66,7 +66,7 @@ pub fn join() -> Result<Job> {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Shutting down waits for the others, and they may be waiting for what this rank will not do any more.
+        // Shutting down waits for the others, who may be waiting for what this rank will no longer do.
         if std::thread::panicking() {
             Ranks::here().abort(PANICKED);
         }
@@ -74,12 +74,12 @@ impl Drop for Job {
 }
 
 impl Ranks {
-    /// This process's.
+    /// This process's place.
     pub fn here() -> Self {
         RANKS.get().copied().unwrap_or(ALONE)
     }
 
-    /// A rank of a job that is not there, for tests of what each of its ranks would do.
+    /// A rank of an imaginary job, for tests of what each of its ranks would do.
     #[cfg(test)]
     pub fn fake(rank: usize, size: usize) -> Self {
         Self { rank, size, ..ALONE }
@@ -110,7 +110,7 @@ impl Ranks {
         self.size > 1
     }
 
-    /// Threads for this process, so that the ranks of a machine do not crowd it; 0 where the thread pool is to decide, by
+    /// Threads for this process, so that the ranks on a machine do not crowd it; 0 if the thread pool is to decide, by
     /// `RAYON_NUM_THREADS` or the number of cores.
     pub fn threads(self) -> usize {
         if self.local_size == 1 || std::env::var_os("RAYON_NUM_THREADS").is_some() {
@@ -120,7 +120,7 @@ impl Ranks {
         (cores / self.local_size).max(1)
     }
 
-    /// Which of some items, given by what each costs, are this rank's: one stretch for each rank, in their order, of about
+    /// Which of several items, given by their costs, are this rank's: one stretch per rank, in rank order, of about
     /// equal cost.
     pub fn share(self, costs: &[usize]) -> Range<usize> {
         if !self.are_many() {
@@ -128,7 +128,7 @@ impl Ranks {
         }
         let total: usize = costs.iter().sum::<usize>().max(1);
         let mut before = 0;
-        // The rank in whose equal part of the total an item's middle lies.
+        // The rank in whose equal part of the total cost the middle of the item lies.
         let owners: Vec<usize> = costs
             .iter()
             .map(|cost| {
@@ -138,11 +138,11 @@ impl Ranks {
             })
             .collect();
         let start = |rank: usize| owners.partition_point(|&owner| owner < rank);
-        // What costs nothing at the end counts to the last rank.
+        // Items without cost at the end belong to the last rank.
         start(self.rank)..if self.rank + 1 == self.size { costs.len() } else { start(self.rank + 1) }
     }
 
-    /// Adds up each value over the ranks; all get the same sums.
+    /// Sums each value over the ranks; all get the same sums.
     pub fn sum_f32(self, values: &mut [f32]) {
         if self.are_many() {
             engine::sum_f32(values);
@@ -162,15 +162,15 @@ impl Ranks {
         if self.are_many() { engine::max(value) } else { value }
     }
 
-    /// The smallest value that a rank has, if any has one.
+    /// The smallest value that any rank has, if one has any.
     pub fn min(self, value: Option<usize>) -> Option<usize> {
         let least = u64::MAX - self.max(value.map_or(0, |value| u64::MAX - value as u64));
         (least < u64::MAX).then_some(least as usize)
     }
 
-    /// The same result on every rank: an error wherever one has an error, that of the lowest such rank.
+    /// The same outcome on every rank: if any has an error, all get that of the lowest such rank.
     pub fn agree<T>(self, result: Result<T>) -> Result<T> {
-        // One that was agreed on further in, all ranks have already.
+        // An error agreed on in an inner call is already on all ranks.
         if !self.are_many() || result.as_ref().is_err_and(|error| error.is::<Agreed>()) {
             return result;
         }
@@ -184,12 +184,13 @@ impl Ranks {
         Err(serde_json::from_slice::<Agreed>(&message)?.into())
     }
 
-    /// Does on the first rank what only one may do, such as to write a file. The others wait, get `None`, and fail with it.
+    /// Does on the first rank what only one may do, such as writing a file. The others wait, get `None`, and fail if it
+    /// fails.
     pub fn on_first<T>(self, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
         self.agree(self.is_first().then(work).transpose())
     }
 
-    /// Does on one rank of each machine before the others what those then find done: downloads.
+    /// Runs `work` on one rank of each machine first, so that the others find it done: for downloads.
     pub fn one_first_on_each_machine<T>(self, work: impl FnOnce() -> T) -> T {
         let wait = || {
             if self.are_many() {
@@ -206,12 +207,12 @@ impl Ranks {
         done
     }
 
-    /// The first rank's bytes, whatever the others give.
+    /// The first rank's bytes, whatever the others pass.
     pub fn of_first(self, own: Vec<u8>) -> Vec<u8> {
         if self.are_many() { engine::broadcast(own, 0) } else { own }
     }
 
-    /// Makes sure that something is the same everywhere. `what`: its name, in the plural.
+    /// Checks that something is the same on all ranks. `what`: its name, in the plural.
     pub fn check_same(self, what: &str, value: &[u8]) -> Result<()> {
         if !self.are_many() {
             return Ok(());
@@ -229,7 +230,7 @@ impl Ranks {
         self.agree(same())
     }
 
-    /// What every rank gives, by rank, on the first; nothing on the others.
+    /// What every rank passes, by rank, on the first; nothing on the others.
     pub fn gather(self, own: Vec<u8>) -> Vec<Vec<u8>> {
         if self.is_first() {
             let others = (1..self.size).map(|rank| self.receive(rank));
@@ -239,7 +240,7 @@ impl Ranks {
         vec![]
     }
 
-    /// Gives bytes to the first rank, which has to [receive](Ranks::receive) them.
+    /// Sends bytes to the first rank, which has to [receive](Ranks::receive) them.
     pub fn send_to_first(self, bytes: &[u8]) {
         if !self.is_first() {
             engine::send_to_first(bytes);
@@ -251,7 +252,7 @@ impl Ranks {
         engine::receive(rank)
     }
 
-    /// Ends every process of the job, this one included. Does nothing where there is no other.
+    /// Ends every process of the job, this one included. Does nothing if there is no other.
     pub fn abort(self, exit_code: u8) {
         if self.are_many() {
             engine::abort(exit_code);

@@ -1,7 +1,8 @@
 //! The engine of a build with the `mpi` feature: MPI through rsmpi. All processes of the world are ranks.
 //!
-//! Calls come from one thread at a time, not always the main one (commands run in the thread pool), which is MPI's level
-//! `MPI_THREAD_SERIALIZED`. MPI's own failures, a lost connection for one, end the job: its default, which rsmpi keeps.
+//! Calls come from one thread at a time, not always the main one (commands run in the thread pool), which is MPI's
+//! level `MPI_THREAD_SERIALIZED`. MPI's own failures, such as a lost connection, end the job: MPI's default, which
+//! rsmpi keeps.
 
 use super::launcher;
 use super::world::World;
@@ -12,7 +13,8 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 
-/// MPI counts elements in a C int. Large messages go in pieces, which also bounds the second buffer that a sum needs.
+/// MPI counts elements in a C int. Large messages are sent in pieces, which also bounds the second buffer that a sum
+/// needs.
 const PIECE: usize = 1 << 24;
 
 pub type Engine = Universe;
@@ -39,7 +41,7 @@ pub fn join() -> Result<Option<(Engine, World)>> {
     Ok(Some((universe, world)))
 }
 
-/// To be asked for only between [`join`] and the engine's end.
+/// To be called only between [`join`] and the engine's end.
 fn world() -> SimpleCommunicator {
     SimpleCommunicator::world()
 }
@@ -65,7 +67,7 @@ pub fn max(value: u64) -> u64 {
     largest
 }
 
-/// `bytes` of `root`, whatever the others have.
+/// The `bytes` of `root`, whatever the others have.
 pub fn broadcast(mut bytes: Vec<u8>, root: usize) -> Vec<u8> {
     let (world, mut length) = (world(), bytes.len() as u64);
     let root = world.process_at_rank(root as i32);

@@ -1,5 +1,5 @@
-//! Line charts as inline SVG. Colours are classes, so that the page's style sheet decides them, for light, dark and
-//! paper; that is why no plotting library draws them.
+//! Line charts as inline SVG. Colours are CSS classes, so that the page's style sheet decides them for light, dark and
+//! paper, which is why they are not drawn by a plotting library.
 
 use crate::ticks::{self, extremes};
 use std::fmt::Write;
@@ -8,9 +8,9 @@ const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 230.0;
 /// Left, right, top, bottom of the plot inside the picture.
 const MARGINS: [f64; 4] = [56.0, 22.0, 12.0, 38.0];
-/// More points than this become averages with a band from the lowest to the highest.
+/// More points than this are averaged, with a band from the lowest to the highest.
 const MOST_POINTS: usize = 280;
-/// Positive values that spread wider than this are shown on a logarithmic axis.
+/// Positive values whose ratio exceeds this are shown on a logarithmic axis.
 const LOG_SPREAD: f64 = 50.0;
 
 /// One line of a chart.
@@ -18,7 +18,7 @@ pub struct Series {
     pub name: &'static str,
     /// x ascending; only finite values.
     pub points: Vec<(f64, f64)>,
-    /// Mark each point, as befits few of them.
+    /// Mark each point; suits few points.
     pub dots: bool,
 }
 
@@ -26,7 +26,7 @@ pub struct Chart {
     pub title: String,
     pub x_label: &'static str,
     pub series: Vec<Series>,
-    /// The y axis begins at 0 where it is linear.
+    /// The y axis begins at 0 if it is linear.
     pub from_zero: bool,
     /// The y axis may be logarithmic.
     pub may_log: bool,
@@ -43,10 +43,10 @@ impl Series {
     }
 }
 
-/// The axes' ranges and the way from values to the picture.
+/// The axes' ranges, and the mapping from values to the picture.
 struct Frame {
     x: (f64, f64),
-    /// Logarithms to base 10 where `log`.
+    /// Logarithms to base 10 if `log` is set.
     y: (f64, f64),
     log: bool,
 }
@@ -166,7 +166,7 @@ struct Bin {
     high: f64,
 }
 
-/// Equally many neighbouring points in each.
+/// Bins of equally many neighbouring points.
 fn bins(points: &[(f64, f64)]) -> Vec<Bin> {
     let size = points.len().div_ceil(MOST_POINTS);
     let bin = |points: &[(f64, f64)]| {

@@ -1,7 +1,7 @@
 //! What a run will need, before its weights are loaded: memory by part, and the arithmetic of a step.
 //!
-//! Counted from the shapes: every tensor that `model/` keeps or makes, in its own type, by the CPU's kernels or by the
-//! operations of `ops/` for any device. Left out is what the allocator loses between blocks. `docs/performance.md`
+//! Counted from the shapes: every tensor that `model/` keeps or makes, in its own type, with the CPU's kernels or with
+//! the operations of `ops/` for any device. What the allocator loses between blocks is left out. `docs/performance.md`
 //! compares the figures for a CPU with measured ones; those for a GPU were never measured (`docs/gpu.md`).
 
 use super::workload::{Micro, Workload};
@@ -25,7 +25,7 @@ const PROCESS_BYTES: usize = 60 << 20;
 
 /// A GPU's context, the code of its kernels and cuBLAS's workspace. Assumed, not measured.
 const CONTEXT_BYTES: usize = 700 << 20;
-/// f32 copies of a chunk of logits, beside the logits themselves, and one in the compute type.
+/// f32 copies of a chunk of logits, besides the logits themselves, and one in the compute type.
 const LOGIT_COPIES: usize = 4;
 
 /// Bytes by part, at the peak.
@@ -33,12 +33,12 @@ const LOGIT_COPIES: usize = 4;
 pub struct Memory {
     /// Frozen weights, in the compute type.
     pub weights: usize,
-    /// What trains: values, gradients, AdamW's moments, in full tuning the weights that the penalty starts from, and
-    /// the copies that a defence keeps.
+    /// What trains: values, gradients, AdamW's moments; in full tuning also the weights that the penalty starts from;
+    /// and a defence's copies.
     pub trained: usize,
-    /// The penalty's U and c, and V's right singular vectors where they are used.
+    /// The penalty's U and c, and V's right singular vectors if they are used.
     pub direction: usize,
-    /// What the forward pass keeps for the backward pass, and what one block makes on the way; on a GPU, scores too.
+    /// What the forward pass keeps for the backward pass, and one block's temporaries; on a GPU, scores too.
     pub activations: usize,
     /// A chunk of logits, and the gradient of the hidden states at the labels.
     pub logits: usize,
@@ -55,11 +55,11 @@ impl Memory {
 /// Work of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Work {
-    /// Of the linears and the head, 2 for each multiply-add.
+    /// For the linear layers and the head, 2 per multiply-add.
     pub gemm_flops: f64,
-    /// Of the attention scores and their products, above the diagonal too, as tiles have it.
+    /// For the attention scores and their products, above the diagonal too, as tiles compute them.
     pub attention_flops: f64,
-    /// Read and written by everything else.
+    /// Bytes read and written by everything else.
     pub traffic_bytes: f64,
 }
 
@@ -67,7 +67,7 @@ pub struct Work {
 pub struct Estimate<'a> {
     spec: &'a ModelSpec,
     settings: &'a Settings,
-    /// The targeted linears by module path.
+    /// The targeted linear layers by module path.
     targets: BTreeMap<String, ModuleSize>,
     /// The defence's.
     needs: Needs,
@@ -84,7 +84,7 @@ impl<'a> Estimate<'a> {
         Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, needs, on_cpu: true })
     }
 
-    /// The same on a GPU, of whose memory it then tells.
+    /// The same on a GPU, whose memory it then estimates.
     pub fn on_gpu(self) -> Self {
         Self { on_cpu: false, ..self }
     }
@@ -122,8 +122,8 @@ impl<'a> Estimate<'a> {
         }
     }
 
-    /// Work of a step of mean size. The mean is not weighted by the shares of a defence's states: its own samples are about
-    /// as long as others.
+    /// Work of a step of mean size. The mean is not weighted by how often each state of a defence occurs: its own
+    /// samples are about as long as the others.
     pub fn mean_work(&self, workload: &Workload) -> Work {
         let (all, count) = (self.work(workload.steps.iter().flatten()), workload.steps.len().max(1) as f64);
         Work {
@@ -142,9 +142,9 @@ impl<'a> Estimate<'a> {
             longest: sum.longest.max(micro.longest),
         });
         let full = self.settings.train.method == Tuning::Full;
-        // Forward, the input's gradient, the weight's where it trains, and the forward again with checkpointing.
+        // Forward, the input's gradient, the weight's if it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);
-        // And those without the adapter, whose losses a defence compares with.
+        // And the passes without the adapter, whose losses a defence compares with.
         let reference = self.needs.reference_passes;
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
@@ -152,7 +152,7 @@ impl<'a> Estimate<'a> {
         let head = self.spec.vocab_size * self.spec.hidden_size;
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
         let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
-        // Two products forward, five backward; half of the square is masked, but for the tiles on the diagonal.
+        // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
         let width = self.spec.num_attention_heads * self.spec.head_dim;
         let attention =
             sum.squares as f64 * (width * self.spec.num_hidden_layers * (2 * (1 + again + reference) + 5)) as f64;
@@ -182,7 +182,7 @@ impl<'a> Estimate<'a> {
         self.spec.num_hidden_layers * shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
     }
 
-    /// Shapes (d_out, d_in) of the targeted linears.
+    /// Shapes (d_out, d_in) of the targeted linear layers.
     fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
         self.sized_targets().map(|(shape, _)| shape)
     }
@@ -206,8 +206,8 @@ impl<'a> Estimate<'a> {
         (4 * self.model_elements() + 2 * embedding + starts) * F32
     }
 
-    /// Up to full rank; a direction file may hold fewer. V's right singular vectors where its sign counts or is logged; where
-    /// modules are logged, what stands for C besides, if that is not C.
+    /// At full rank; a direction file may hold fewer directions. Includes V's right singular vectors if its sign counts
+    /// or is logged and, if modules are logged, what is used in C's place.
     fn direction_bytes(&self) -> usize {
         if !self.settings.uses_direction() {
             return 0;
@@ -222,20 +222,20 @@ impl<'a> Estimate<'a> {
         self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }
 
-    /// What a block keeps for its backward pass, for each token.
+    /// What a block keeps for its backward pass, per token.
     fn block_bytes(&self) -> usize {
         let spec = self.spec;
         let (h, inner) = (spec.hidden_size, spec.intermediate_size);
         let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
-        // Inputs of the norms and of the linears, q, k, v and the attention's output, gate, up and their product.
+        // Inputs of the norms and of the linear layers, q, k, v and the attention's output, gate, up and their product.
         let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
         values += if spec.qk_norm { q + kv } else { 0 };
         values += if spec.post_norms { 2 * h } else { 0 };
         values * self.width() + self.lora_bytes()
     }
 
-    /// What the adapters of a block keep for each token: their input where dropout or the compute type make it another
-    /// than the linear's, and its product with A.
+    /// What a block's adapters keep per token: their input, if dropout or the compute type makes it differ from the
+    /// linear layer's, and its product with A.
     fn lora_bytes(&self) -> usize {
         if self.settings.train.method == Tuning::Full || self.targets.is_empty() {
             return 0;
@@ -246,14 +246,14 @@ impl<'a> Estimate<'a> {
         bytes / self.spec.num_hidden_layers
     }
 
-    /// What a block's backward pass holds beside what is kept, for each token: the gradients of the MLP, on a GPU with the
+    /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU with the
     /// f32 tensors between its operations.
     fn transient_bytes(&self) -> usize {
         let between = if self.on_cpu { 0 } else { 10 * self.spec.intermediate_size * F32 };
         (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width() + between
     }
 
-    /// Attention's probabilities, which only the CPU's kernel does without, and a group's scores on the way.
+    /// Attention's probabilities, which only the CPU's kernel does without, and a group's temporary scores.
     fn score_bytes(&self, largest: Micro) -> usize {
         if self.on_cpu {
             return 0;
@@ -265,7 +265,7 @@ impl<'a> Estimate<'a> {
         blocks * kept + heads * group * F32 * if capped { 6 } else { 4 }
     }
 
-    /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, for each token.
+    /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, per token.
     fn traffic_per_token(&self) -> usize {
         let spec = self.spec;
         let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);

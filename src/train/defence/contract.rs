@@ -1,4 +1,4 @@
-//! What a defence can change of a run, and what it needs for that.
+//! What a defence can change in a run, and what it needs for that.
 
 use crate::config::Settings;
 use crate::data::{Batch, Dataset};
@@ -9,9 +9,9 @@ use anyhow::Result;
 use candle_core::Tensor;
 use std::sync::Arc;
 
-/// What a defence changes of a run. By default nothing.
+/// What a defence changes in a run; by default, nothing.
 pub trait Defence: Send + Sync {
-    /// What it takes of files, memory and time.
+    /// The files, memory and time that it needs.
     fn needs(&self) -> Needs {
         Needs::default()
     }
@@ -19,7 +19,7 @@ pub trait Defence: Send + Sync {
     /// Gets it ready for a run of `total_steps`. `own`: the samples that it [needs](Defence::needs).
     ///
     /// # Errors
-    /// Samples or steps that it can do nothing with.
+    /// Samples or steps that it cannot use.
     fn prepare(&mut self, _own: Option<Arc<Dataset>>, _settings: &Settings, _total_steps: usize) -> Result<()> {
         Ok(())
     }
@@ -32,7 +32,7 @@ pub trait Defence: Send + Sync {
     /// What step number `step` (from 0) trains on; `train`: the samples of the task.
     ///
     /// # Errors
-    /// No samples of its own where it needs them.
+    /// It needs samples of its own and has none.
     fn samples(&mut self, step: usize, train: &mut Pool) -> Result<StepSamples> {
         Ok(train.samples(step, None))
     }
@@ -42,7 +42,7 @@ pub trait Defence: Send + Sync {
         Ok(())
     }
 
-    /// What stands in the place of each label token's cross-entropy in a micro-batch.
+    /// What replaces each label token's cross-entropy in a micro-batch.
     fn objective(&self, _model: &mut Decoder, _batch: &Batch) -> Result<Option<TokenObjective<'_>>> {
         Ok(None)
     }
@@ -58,35 +58,35 @@ pub trait Defence: Send + Sync {
         Ok(None)
     }
 
-    /// What a checkpoint has to hold for it, by names that no optimizer tensor has.
+    /// What a checkpoint must hold for it, by names that no optimizer tensor has.
     fn tensors(&self) -> Vec<(String, Tensor)> {
         vec![]
     }
 
-    /// Takes back what `read` gives by the names of [`Defence::tensors`].
+    /// Restores what `read` returns for the names of [`Defence::tensors`].
     fn restore(&mut self, _parameters: &Parameters, _read: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
         Ok(())
     }
 }
 
-/// From a label token's number in its micro-batch and its cross-entropy to its objective and the slope of that.
+/// Maps a label token's number in its micro-batch and its cross-entropy to its objective and that objective's slope.
 pub type TokenObjective<'a> = Box<dyn Fn(usize, f64) -> (f64, f64) + 'a>;
 
-/// What a defence takes of files, memory and time.
+/// The files, memory and time that a defence needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Needs {
     /// Samples of its own, in the format of `data.train`.
     pub samples: Option<OwnSamples>,
     /// Copies of all that trains, in f32: held in memory and in every checkpoint.
     pub copies: usize,
-    /// Passes forward without the adapter in each step.
+    /// Forward passes without the adapter in each step.
     pub reference_passes: usize,
 }
 
 /// A file of samples that a defence needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnSamples {
-    /// What `run.json` and messages call them.
+    /// Their name in `run.json` and in messages.
     pub name: &'static str,
     /// The setting that names the file.
     pub key: &'static str,

@@ -2,9 +2,9 @@
 //!
 //! Alternates `alignment_steps` optimizer steps on safety data with `finetune_steps` on the training data. In either
 //! state the loss includes (ρ/2) ‖θ − θ'‖², where θ is all that trains and θ' its value at the last switch, so that
-//! neither state runs away from the other. As in the released code (git-disl/Lisa, whose script has 100, 900 and ρ =
-//! 1), the alignment state comes first, an alignment step skips the training batch that it replaces, one AdamW serves
-//! both, and the first tenth of the steps has no proximal term.
+//! neither state runs away from the other. As in the released code (git-disl/Lisa; its script has 100, 900 and ρ = 1),
+//! the alignment state comes first, an alignment step skips the training batch that it replaces, one AdamW serves both,
+//! and the first tenth of the steps has no proximal term.
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
@@ -30,7 +30,7 @@ pub struct Lisa {
     options: DefenceOptions,
     /// Steps up to and including this one (from 0) have no proximal term.
     free: f64,
-    /// The safety samples, once they are there.
+    /// The safety samples, once loaded.
     alignment: Option<Pool>,
     /// θ', by parameter.
     anchor: BTreeMap<String, Tensor>,
@@ -52,7 +52,7 @@ impl Lisa {
         self.options.alignment_steps + self.options.finetune_steps
     }
 
-    /// Takes θ' anew before a step that follows a switch.
+    /// Sets θ' before a step that follows a switch.
     fn anchor_at(&mut self, step: usize, parameters: &Parameters) -> Result<()> {
         let within = step % self.round();
         if within == 0 || within == self.options.alignment_steps {

@@ -1,11 +1,12 @@
 //! Defences other than a penalty on the update: what `[defence]` changes in a run.
 //!
-//! A defence is one value behind [`Defence`], made by [`of`] from the options. Before the run it says what it needs, then
-//! it is given its samples; in each step it picks what is trained on, may put an objective in the place of the
-//! cross-entropy and add a term of its own; a checkpoint holds what it has to remember. Whatever a defence does not
-//! mention is as in plain training.
+//! A defence is one value behind [`Defence`], made by [`of`] from the options. Before the run it says what it needs,
+//! then it is given its samples; in each step it picks what is trained on, may replace the cross-entropy with another
+//! objective and add a term of its own; a checkpoint holds what it must remember. Whatever a defence does not override
+//! is as in plain training.
 //!
-//! A further one takes a file here that implements [`Defence`], its kind and options in `options.rs`, and a line in [`of`].
+//! To add one, write a file here that implements [`Defence`], and add its kind and options to `options.rs` and a line
+//! to [`of`].
 
 mod constrained;
 mod contract;
@@ -18,7 +19,7 @@ pub use options::{DefenceKind, DefenceOptions};
 
 use lisa::Lisa;
 
-/// The defence that the options ask for. All there are stand here.
+/// The defence that the options ask for; all defences are listed here.
 pub fn of(options: &DefenceOptions) -> Box<dyn Defence> {
     match options.kind {
         DefenceKind::None => Box::new(Undefended),

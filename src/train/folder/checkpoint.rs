@@ -1,13 +1,13 @@
-//! `checkpoints/step-N/`: all that a run needs to go on as if it had never stopped.
+//! `checkpoints/step-N/`: all that a run needs to continue as if it had never stopped.
 //!
-//! With LoRA the folder is a PEFT adapter, in full tuning a Hugging Face model in f32; beside that:
+//! With LoRA the folder is a PEFT adapter, in full tuning a Hugging Face model in f32, plus:
 //!
-//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; what the defence has to
+//! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; whatever the defence must
 //!   remember, such as Lisa's `<parameter>.anchor`;
 //! - `state.json`: where the run stands ([`RunState`]), and its settings and inputs ([`Origin`]);
 //! - `checksums.json`: BLAKE3 of every other file.
 //!
-//! A folder gets its name when it is whole and on the disk. One that was damaged later is found out by its checksums.
+//! A folder gets its name only when it is complete and on the disk. Later damage is detected by the checksums.
 
 use super::origin::Origin;
 use super::output::OutputFolder;
@@ -41,14 +41,14 @@ const PREFIX: &str = "step-";
 struct Record {
     version: usize,
     asft_version: String,
-    /// AdamW's t, which skipped steps do not raise.
+    /// AdamW's t, which skipped steps do not increase.
     optimizer_steps: i32,
     state: RunState,
     #[serde(flatten)]
     origin: Origin,
 }
 
-/// A checkpoint whose files are as they were written.
+/// A checkpoint whose files are verified to be as written.
 #[derive(Clone, Debug)]
 pub struct Saved {
     pub dir: PathBuf,
@@ -58,7 +58,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens a checkpoint and checks every byte of it, and of the best one if it depends on that.
+    /// Opens a checkpoint and checks every byte of it, and of the best checkpoint if it depends on that.
     ///
     /// # Errors
     /// Whatever makes it unusable.
@@ -88,7 +88,7 @@ impl Saved {
         Some(self.dir.with_file_name(format!("{PREFIX}{}", best.step)))
     }
 
-    /// Where a run with these settings goes on.
+    /// Where a run with these settings continues.
     pub fn resumed(&self, settings: &Settings) -> RunState {
         let mut state = self.state.clone();
         state.totals.resumed_at.push(state.step);
@@ -99,7 +99,7 @@ impl Saved {
         state
     }
 
-    /// Puts parameters and optimizer to where they were.
+    /// Restores parameters and optimizer.
     pub fn restore(&self, trained: &mut Trained) -> Result<()> {
         let restoring = || format!("restoring {}", self.dir.display());
         let is_lora = trained.adapter.is_some();
@@ -142,7 +142,7 @@ impl Checkpoints {
         self.dir.join(format!("{PREFIX}{step}"))
     }
 
-    /// The steps that there are folders of, ascending.
+    /// The steps that have folders, ascending.
     fn steps(&self) -> Vec<usize> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let step = |name: std::ffi::OsString| name.to_str()?.strip_prefix(PREFIX)?.parse::<usize>().ok();
@@ -168,8 +168,8 @@ impl Checkpoints {
         (None, problems)
     }
 
-    /// Removes what a killed process left half-written, and renames what is later than `step`, and so not usable, to
-    /// `step-N.damaged`, so that it is not counted among those to keep.
+    /// Removes what a killed process left half-written, and renames checkpoints later than `step`, which are unusable,
+    /// to `step-N.damaged`, so that they are not counted among those to keep.
     pub fn tidy(&self, step: usize) -> Result<()> {
         remove_staged(&self.dir)?;
         for later in self.steps().into_iter().filter(|&later| later > step) {
@@ -219,7 +219,7 @@ impl Checkpoints {
         publish(staging, dir)
     }
 
-    /// Keeps the newest few and the best checkpoint of each of them.
+    /// Keeps the newest few, and the best checkpoint that each of them refers to.
     fn prune(&self) -> Result<()> {
         let steps = self.steps();
         let (old, kept) = steps.split_at(steps.len().saturating_sub(self.keep_last));
@@ -231,7 +231,7 @@ impl Checkpoints {
         let best: Vec<PathBuf> = kept.iter().filter_map(best_of).collect();
         for dir in old.iter().map(|&step| self.path(step)).filter(|dir| !best.contains(dir)) {
             let removing = || format!("removing the old checkpoint {}", dir.display());
-            // Under a temporary name first: a half-removed checkpoint should not look like one.
+            // Under a temporary name first: a half-removed checkpoint must not look like a checkpoint.
             let doomed = stage(&dir.with_extension("old")).with_context(removing)?;
             std::fs::rename(&dir, doomed.path()).with_context(removing)?;
             doomed.close().with_context(removing)?;
@@ -240,7 +240,7 @@ impl Checkpoints {
     }
 }
 
-/// The trained tensors as a folder that other tools read too.
+/// Writes the trained tensors as a folder that other tools can read too.
 fn write_parameters(settings: &Settings, trained: &Trained, dir: &Path) -> Result<()> {
     let Some(adapter) = &trained.adapter else {
         let tensor = |name: &str| Ok(trained.tensor(name));

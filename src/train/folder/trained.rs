@@ -1,4 +1,4 @@
-//! What a run trains and what that belongs to: all that checkpoints and the result are made of.
+//! What a run trains, and what that belongs to: all that checkpoints and the result are made from.
 
 use crate::adapter::{Adapter, BaseIdentity, model_card};
 use crate::checkpoint::Checkpoint;
@@ -53,7 +53,7 @@ impl Trained {
         self.parameters().get(name).map(|var| var.as_detached_tensor())
     }
 
-    /// Of the base of `adapter`; it takes a reading of the weights, the first time.
+    /// The identity of the base of `adapter`; the first call reads the weights.
     pub fn identity(&self, adapter: &Adapter) -> Result<&BaseIdentity> {
         if let Some(identity) = self.identity.get() {
             return Ok(identity);

@@ -1,7 +1,7 @@
-//! The check before step 1 that everything that should train receives gradient.
+//! The check before step 1 that everything meant to train receives a gradient.
 //!
-//! A fresh adapter's B is zero, so A's gradient is zero too; the probe therefore looks at the model with small
-//! non-zero B, and puts B back.
+//! A fresh adapter's B is zero, so A's gradient is zero too; the probe therefore runs the model with a small non-zero
+//! B, and then restores B.
 
 use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
@@ -44,8 +44,8 @@ pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
     bail!("no usable gradient reaches {}", crate::error::listing(&silent, 8))
 }
 
-/// The beginning of a sample, as near to [`PROBE_TOKENS`] as the data allow. The shortest will not do: where a token sees
-/// only itself, its attention weight is 1 whatever the query, and q and k receive no gradient.
+/// The beginning of a sample, as near to [`PROBE_TOKENS`] tokens as the data allow. The shortest will not do: if a
+/// token sees only itself, its attention weight is 1 whatever the query, and q and k receive no gradient.
 fn short_sample(examples: &[Example]) -> Option<Example> {
     let cut = |example: &Example| {
         let first = example.labels.iter().skip(1).position(|&label| label >= 0)? + 1;
