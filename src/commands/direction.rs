@@ -34,6 +34,7 @@ fn request(args: DirectionArgs) -> Result<DirectionRequest> {
         targets: parse_targets(&args.target_modules),
         keep: args.rank.map_or(Keep::Tolerance(tolerance), Keep::Rank),
         allow_missing: args.allow_missing,
+        allow_equal: false,
     })
 }
 

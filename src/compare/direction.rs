@@ -44,6 +44,7 @@ pub fn compute_for(settings: &Settings, targets: Targets, keep: Keep, out: &Path
         targets,
         keep,
         allow_missing: false,
+        allow_equal: false,
     };
     compute(&request, &ProgressBar::hidden())?;
     Ok(())

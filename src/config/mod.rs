@@ -48,10 +48,14 @@ impl Settings {
         Schema::of::<Self>().into_json("Config of an asft training run")
     }
 
+    /// Whether the penalty depends on V, so that there must be one.
+    pub fn penalises_by_direction(&self) -> bool {
+        self.asft.is_active() && self.asft.needs_direction()
+    }
+
     /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.
     pub fn uses_direction(&self) -> bool {
-        let penalty = self.asft.is_active() && self.asft.needs_direction();
         let has_one = self.asft.direction.is_some() || self.model.unaligned.is_some();
-        penalty || (has_one && self.output.log_modules_every.is_some())
+        self.penalises_by_direction() || (has_one && self.output.log_modules_every.is_some())
     }
 }

@@ -32,6 +32,12 @@ fn required(settings: &Settings, found: &mut Mistakes) {
         "one of `model.unaligned` and `asft.direction` is required: the base model to compare with, or a direction \
          file made from it (`asft.penalize = \"none\"` or \"all\" needs neither)",
     );
+    let computed = settings.penalises_by_direction() && asft.direction.is_none();
+    found.unless(
+        !computed || model.aligned.is_empty() || model.unaligned.as_ref() != Some(&model.aligned),
+        "`model.unaligned` and `model.aligned` are the same, so that V = 0 and there is no direction: the unaligned model \
+         is the base that the aligned one was tuned from (`asft.penalize = \"all\"` needs none)",
+    );
     let optional = [
         ("model.unaligned", &model.unaligned),
         ("asft.direction", &asft.direction),
@@ -216,6 +222,11 @@ mod tests {
         check(|_| {}, &[]);
         check(|s| *s = Settings::default(), &["model.aligned", "data.train", "asft.direction"]);
         check(|s| s.model.unaligned = None, &["one of `model.unaligned` and `asft.direction`"]);
+        check(
+            |s| s.model.unaligned = Some("chat".to_string()),
+            &["`model.unaligned` and `model.aligned` are the same"],
+        );
+        check(|s| (s.model.unaligned, s.asft.lambda) = (Some("chat".to_string()), 0.0.into()), &[]);
         for penalize in [crate::method::Penalize::None, crate::method::Penalize::All] {
             check(|s| (s.model.unaligned, s.asft.penalize) = (None, penalize), &[]);
         }

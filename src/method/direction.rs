@@ -36,6 +36,8 @@ pub struct DirectionRequest {
     pub keep: Keep,
     /// Go on with the comparable modules where the pair's names or shapes differ.
     pub allow_missing: bool,
+    /// Go on where the models are equal in all modules, so that V = 0: for a run that only measures by its direction.
+    pub allow_equal: bool,
 }
 
 /// What was computed for one module.
@@ -79,13 +81,35 @@ struct Told {
     hashes: (String, String),
 }
 
-/// Checks, from the headers of both checkpoints alone, that [`compute`] has something to work with.
+/// Checks that [`compute`] has something to work with: from the headers of both checkpoints, and from their weights up to
+/// the first module that differs, which is usually the first of all.
 ///
 /// # Errors
 /// Those of [`compute`], except for weights that are not finite.
 pub fn check(request: &DirectionRequest) -> Result<()> {
     let (aligned, unaligned) = (Checkpoint::open(&request.aligned.dir)?, Checkpoint::open(&request.unaligned.dir)?);
-    comparable(request, &aligned, &unaligned).map(|_| ())
+    let (shapes, _) = comparable(request, &aligned, &unaligned)?;
+    for (module, _) in &shapes {
+        let name = format!("{module}.weight");
+        if aligned.read_f32(&name)? != unaligned.read_f32(&name)? {
+            return Ok(());
+        }
+    }
+    refuse_equal(request, shapes.len())
+}
+
+/// The error for a pair without any difference in `count` modules, unless the request goes on with that.
+fn refuse_equal(request: &DirectionRequest, count: usize) -> Result<()> {
+    let name = |model: &Resolved| model.id.clone().unwrap_or_else(|| model.dir.display().to_string());
+    ensure_valid!(
+        request.allow_equal,
+        "the unaligned model ({}) is equal to the aligned model ({}) in all {count} targeted modules: V = 0, which is no \
+         direction; the unaligned model must be the base that the aligned one was tuned from (asft.penalize = \"all\" \
+         needs none)",
+        name(&request.unaligned),
+        name(&request.aligned)
+    );
+    Ok(())
 }
 
 /// Computes and writes a direction file. Several ranks divide the modules among themselves; the first writes the file, which
@@ -93,7 +117,7 @@ pub fn check(request: &DirectionRequest) -> Result<()> {
 ///
 /// # Errors
 /// A target that matches nothing; a pair whose names or shapes differ (every difference listed, unless
-/// `allow_missing`); a weight that is not finite. Nothing is written in any of these cases.
+/// `allow_missing`); a pair that is equal in all modules (unless `allow_equal`); a weight that is not finite. Nothing is written in any of these cases.
 pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Summary> {
     let started = Instant::now();
     let aligned = Checkpoint::open(&request.aligned.dir)?;
@@ -137,7 +161,12 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
         },
         module_hashes: hashes.0,
     };
-    ranks.on_first(|| writer.finish(&header.to_metadata()?))?;
+    ranks.on_first(|| {
+        if reports.iter().all(|report| report.rank == 0) {
+            refuse_equal(request, reports.len())?;
+        }
+        writer.finish(&header.to_metadata()?)
+    })?;
     progress.finish_and_clear();
     Ok(Summary { out: request.out.clone(), modules: reports, skipped, seconds: started.elapsed().as_secs_f64() })
 }

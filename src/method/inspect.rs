@@ -9,6 +9,7 @@
 use super::shares::{Products, subspace};
 use super::spectral::Direction;
 use crate::error::listing;
+use crate::ops::sum::total;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt;
@@ -156,7 +157,7 @@ impl Inspection {
 fn totals(modules: &[ModuleShares]) -> Totals {
     // Where V = 0 nothing is aligned or orthogonal: such modules count in no share.
     let directed = || modules.iter().filter(|m| m.v_norm > 0.0);
-    let sum = |of: &dyn Fn(&ModuleShares) -> f64| directed().map(of).sum::<f64>();
+    let sum = |of: &dyn Fn(&ModuleShares) -> f64| total(directed().map(of));
     let square = sum(&|m| m.products.square);
     let v_square = sum(&|m| m.v_norm.powi(2));
     let inner = sum(&|m| m.products.v_inner);

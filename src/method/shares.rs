@@ -18,7 +18,7 @@
 use super::options::DEFAULT_SUBSPACE_ENERGY;
 use super::spectral::Direction;
 use crate::ops::scalar::{Scalar, wide};
-use crate::ops::sum::square_sum;
+use crate::ops::sum::{square_sum, total};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
@@ -104,7 +104,7 @@ impl Products {
             products.span_square += row;
         }
         let inner = row_inner.unwrap_or_default().into_iter().zip(direction.sigma());
-        products.v_inner = inner.map(|(inner, sigma)| sigma * (inner * of_inner)).sum();
+        products.v_inner = total(inner.map(|(inner, sigma)| sigma * (inner * of_inner)));
         products
     }
 

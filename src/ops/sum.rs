@@ -1,4 +1,5 @@
-//! x + y of equal shapes, for residual connections and for gradients that are summed, and what a sum tells of a tensor.
+//! Sums: x + y of equal shapes, for residual connections and for gradients; Σ x², and what a sum tells of a tensor; and of
+//! numbers on the host.
 
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
@@ -51,6 +52,11 @@ pub fn is_finite(x: &Tensor) -> Result<bool> {
     Ok((x * 0.0)?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()? == 0.0)
 }
 
+/// Σ x of numbers on the host, in their order. Of none it is 0, where Rust's own sum of no floats is −0, which is shown.
+pub fn total(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(0.0, |sum, value| sum + value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +80,11 @@ mod tests {
         }
         // However large their sum.
         assert!(is_finite(&Tensor::full(f32::MAX, 8, &Device::Cpu).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn the_sum_of_nothing_is_shown_without_a_sign() {
+        assert_eq!(format!("{} {}", total([]), total([-0.0])), "0 0");
+        assert_eq!(total([0.5, -0.25]), 0.25);
     }
 }

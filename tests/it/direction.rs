@@ -4,7 +4,7 @@ use crate::support::tensors::norm;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::error::exit_code;
 use asft::hub::Resolved;
-use asft::method::direction::{DirectionRequest, Summary, compute};
+use asft::method::direction::{DirectionRequest, Summary, check, compute};
 use asft::method::direction_file::Directions;
 use asft::method::spectral::Keep;
 use asft::names::Targets;
@@ -67,6 +67,7 @@ fn request(aligned: &Path, unaligned: &Path, out: PathBuf) -> DirectionRequest {
         targets: Targets::List(vec!["q_proj".into(), "v_proj".into()]),
         keep: Keep::Tolerance(1e-3),
         allow_missing: false,
+        allow_equal: false,
     }
 }
 
@@ -156,6 +157,26 @@ fn equal_weights_are_reported_and_kept_without_directions() {
     let file = Directions::open(&request.out).unwrap();
     assert_eq!(file.shape("model.layers.1.self_attn.q_proj"), Some((48, 32, 0)));
     assert_eq!(file.v_norm("model.layers.1.self_attn.q_proj").unwrap(), 0.0);
+}
+
+#[test]
+fn equal_models_have_no_direction() {
+    let (a, u) = (save(&model(1), DType::F32), save_sharded(&model(1)));
+    let out = tempfile::tempdir().unwrap();
+    let mut request = request(a.path(), u.path(), out.path().join("d.safetensors"));
+    let texts = [run(&request).unwrap_err(), check(&request).unwrap_err()].map(|error| {
+        assert_eq!(exit_code(&error), 2);
+        error.to_string()
+    });
+    let needles =
+        ["equal to the aligned model", a.path().to_str().unwrap(), u.path().to_str().unwrap(), "all 4 targeted"];
+    for (text, needle) in texts.iter().flat_map(|text| needles.map(|needle| (text, needle))) {
+        assert!(text.contains(needle), "no `{needle}` in {text}");
+    }
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+    request.allow_equal = true;
+    check(&request).unwrap();
+    assert!(run(&request).unwrap().modules.iter().all(|module| module.rank == 0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The direction that a run computes or is given.
 
-use crate::support::command::{refused_unwritten, succeeds, train};
-use crate::support::files::header_metadata;
+use crate::support::command::{asft, refused, refused_unwritten, succeeds, text, train};
+use crate::support::files::{copy_files, header_metadata, tiny};
 use asft::method::direction_file::Directions;
 
 #[test]
@@ -35,4 +35,48 @@ fn a_direction_is_computed_as_exactly_as_asked() {
     assert!(ranks[0] >= ranks[1] && ranks[1] > ranks[2], "{ranks:?}");
     let one = scratch.path().join("one");
     refused_unwritten(train(&one, &["asft.tolerance=1"], &[]), &one, &["asft.tolerance must be"]);
+}
+
+#[test]
+fn a_penalty_that_needs_the_direction_needs_two_models() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (copy, linked) = (scratch.path().join("copy"), scratch.path().join("linked"));
+    copy_files(&tiny("aligned"), &copy);
+    std::os::unix::fs::symlink(tiny("aligned"), &linked).unwrap();
+    let (one, two) = (scratch.path().join("one"), scratch.path().join("two"));
+    let unaligned = |path: &str| format!("model.unaligned={path}");
+    // The same name is seen in the settings, another name in the weights, before the aligned model is loaded.
+    for (path, needle) in [("tests/tiny/aligned", "are the same"), (text(&copy), "all 6"), (text(&linked), "all 6")] {
+        refused_unwritten(train(&one, &[&unaligned(path)], &[]), &one, &[needle, "V = 0", "penalize = \"all\""]);
+    }
+    // A file made where that was still possible.
+    let flat = scratch.path().join("flat.safetensors");
+    succeeds(train(
+        &two,
+        &[&unaligned(text(&copy)), "asft.penalize=all", "output.log_modules_every=1", "train.max_steps=1"],
+        &[],
+    ));
+    std::fs::copy(two.join("direction.safetensors"), &flat).unwrap();
+    let given = format!("asft.direction={}", flat.display());
+    refused_unwritten(train(&one, &[&given], &[]), &one, &["flat.safetensors", "V = 0 in all 6", "asft direction"]);
+    for free in ["asft.penalize=all", "asft.penalize=none", "asft.lambda=0"] {
+        let sets = [&unaligned("tests/tiny/aligned"), free, "train.max_steps=1"];
+        succeeds(train(&two, &sets, &["--overwrite"]));
+    }
+    let out = scratch.path().join("new.safetensors");
+    let pair = ["direction", "--aligned", "tests/tiny/aligned", "--unaligned", text(&copy), "--out", text(&out)];
+    refused(asft(&pair), &["equal to the aligned model", "V = 0"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn no_penalty_is_shown_as_zero() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    for sets in [["asft.penalize=none", "train.max_steps=2"], ["asft.lambda=0", "train.max_steps=2"]] {
+        let told = succeeds(train(&dir, &sets, &["--overwrite"]));
+        let rows = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        assert!(rows.contains("\"penalty\":0.0,") && told.contains("penalty 0.0000"), "{told}{rows}");
+        assert!(!rows.contains("-0.0") && !told.contains("-0.0"), "{told}{rows}");
+    }
 }

@@ -31,6 +31,7 @@ fn directions(dir: &std::path::Path) -> Directions {
         targets: Targets::AllLinear,
         keep: Keep::Tolerance(0.0),
         allow_missing: false,
+        allow_equal: false,
     };
     compute(&request, &ProgressBar::hidden()).unwrap();
     Directions::open(&request.out).unwrap()

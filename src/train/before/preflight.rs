@@ -266,6 +266,7 @@ impl Preflight<'_> {
         let file = options.direction.as_ref().map(PathBuf::from).or(kept);
         let found = match (file, unaligned) {
             (Some(path), _) => open_direction(&path, &model.targets, &model.spec, &model.checkpoint, &mut self.record)
+                .and_then(|directions| check_not_flat(self.settings, &directions, &model.targets).map(|()| directions))
                 .map(Direction::Open),
             (None, Some(unaligned)) => {
                 let request = DirectionRequest {
@@ -274,6 +275,7 @@ impl Preflight<'_> {
                     targets: Targets::List(model.targets.clone()),
                     keep: Keep::Tolerance(options.tolerance),
                     allow_missing: false,
+                    allow_equal: !self.settings.penalises_by_direction(),
                     out: direction_path(self.settings),
                 };
                 direction::check(&request).map(|()| Direction::Compute(request))
@@ -304,6 +306,25 @@ pub fn open_direction(
     let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
     record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
     Ok(directions)
+}
+
+/// Modules of `targets` where V = 0.
+pub fn flat_modules(directions: &Directions, targets: &[String]) -> usize {
+    targets.iter().filter(|module| directions.shape(module).is_some_and(|(_, _, k)| k == 0)).count()
+}
+
+/// Refuses a direction that is 0 in every target where the penalty depends on it.
+fn check_not_flat(settings: &Settings, directions: &Directions, targets: &[String]) -> Result<()> {
+    ensure_valid!(
+        !settings.penalises_by_direction() || flat_modules(directions, targets) < targets.len(),
+        "direction file {} has V = 0 in all {} targeted modules: the models that it was computed from ({} and {}) are \
+         equal there; compute another with `asft direction`, or set asft.penalize = \"all\", which needs none",
+        directions.path().display(),
+        targets.len(),
+        directions.header().aligned.id,
+        directions.header().unaligned.id
+    );
+    Ok(())
 }
 
 fn say_counts(name: &str, source: &str, set: &Dataset) {

@@ -2,7 +2,7 @@
 //!
 //! Nothing is written here except the direction file, and that only once all else has succeeded.
 
-use super::preflight::{Direction, Ready, open_direction, preflight};
+use super::preflight::{Direction, Ready, flat_modules, open_direction, preflight};
 use super::resume::Start;
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
@@ -136,7 +136,7 @@ fn directions(ready: &mut Ready) -> Result<Option<Directions>> {
             open_direction(&request.out, &ready.targets, &ready.spec, &ready.checkpoint, &mut ready.record)?
         }
     };
-    let flat = ready.targets.iter().filter(|m| directions.shape(m).is_some_and(|(_, _, k)| k == 0)).count();
+    let flat = flat_modules(&directions, &ready.targets);
     if flat > 0 {
         let all = ready.targets.len();
         let text =

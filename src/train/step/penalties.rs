@@ -7,7 +7,7 @@ use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Pro
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::{LoraMatrix, sort_naturally};
 use crate::ops::scalar::Scalar;
-use crate::ops::sum::square_sum;
+use crate::ops::sum::{square_sum, total};
 use crate::report::{ModuleRow, UpdateNorm};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -88,8 +88,8 @@ pub struct Added {
 impl Added {
     /// What it comes to, from the values as read.
     pub fn sum(&self, values: &[f64]) -> Sum {
-        let square = values.iter().zip(&self.squares).map(|(value, square)| value * square).sum();
-        Sum { value: values.iter().sum(), square }
+        let square = total(values.iter().zip(&self.squares).map(|(value, square)| value * square));
+        Sum { value: total(values.iter().copied()), square }
     }
 }
 

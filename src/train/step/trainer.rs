@@ -10,6 +10,7 @@ use crate::data::Batch;
 use crate::model::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::ops::dropout::mix;
 use crate::ops::scalar::Scalar;
+use crate::ops::sum::total;
 use crate::optim::AdamW;
 use crate::ranks::{AllReduce, Ranks};
 use crate::report::ModuleRow;
@@ -123,10 +124,10 @@ impl Trainer {
             read_all([&losses, &added.values, own_values, &gradients.squares()?])?;
         let not_finite = losses.iter().position(|loss| !loss.is_finite()).map(|part| micro_batches[part]);
         let not_finite = ranks.min(not_finite);
-        let [task_loss] = ranks.sum([losses.iter().map(|loss| loss * scale).sum()]);
+        let [task_loss] = ranks.sum([total(losses.iter().map(|loss| loss * scale))]);
         let added = added.sum(&values);
-        let (penalty, proximal) = (added.value, own_term.map(|_| own_values.iter().sum::<f64>()));
-        let grad_norm = squares.iter().sum::<f64>().sqrt();
+        let (penalty, proximal) = (added.value, own_term.map(|_| total(own_values.iter().copied())));
+        let grad_norm = total(squares.iter().copied()).sqrt();
         let clipping = self.clipping(grad_norm);
         if !(task_loss + penalty + proximal.unwrap_or(0.0)).is_finite()
             || !grad_norm.is_finite()

@@ -5,7 +5,12 @@ use crate::support::command::{ends, refused};
 use crate::support::tensors::to_vec;
 use asft::adapter;
 use asft::checkpoint::save_tensors;
+use asft::hub::Resolved;
+use asft::method::direction::{DirectionRequest, compute};
+use asft::method::spectral::Keep;
+use asft::names::Targets;
 use candle_core::{Device, Tensor};
+use indicatif::ProgressBar;
 
 #[test]
 fn adapters_and_directions_that_do_not_fit_are_refused() {
@@ -46,11 +51,27 @@ fn adapters_and_directions_that_do_not_fit_are_refused() {
     both(&copy, &direction, &["layers.1.self_attn.q_proj.lora_B.weight holds values that are not finite"]);
 }
 
+/// A direction of a model against itself, which `asft direction` refuses to make and a run that only measures makes.
+fn flat_direction(model: &Path, out: PathBuf, targets: &str) -> PathBuf {
+    let model = Resolved { dir: model.to_path_buf(), id: None, revision: None };
+    let request = DirectionRequest {
+        aligned: model.clone(),
+        unaligned: model,
+        out,
+        targets: Targets::List(targets.split(',').map(str::to_string).collect()),
+        keep: Keep::Tolerance(0.0),
+        allow_missing: false,
+        allow_equal: true,
+    };
+    compute(&request, &ProgressBar::hidden()).unwrap().out
+}
+
 /// A model against itself: no direction, so nothing is projected, judged or moved along.
 #[test]
 fn without_a_direction_nothing_is_claimed() {
     let model = fixture("llama_gqa").join("model");
-    let (scratch, direction) = with_direction(&model, &model, ALL);
+    let scratch = tempfile::tempdir().unwrap();
+    let direction = flat_direction(&model, scratch.path().join("direction.safetensors"), ALL);
     let (source, out) = (fixture("llama_gqa").join("adapter"), scratch.path().join("out"));
     let paths = ["--json", "--adapter", text(&source), "--direction", text(&direction)];
     let report = json(asft(&["project", "--threshold", "1", "--out", text(&out)]).args(paths));
@@ -62,7 +83,7 @@ fn without_a_direction_nothing_is_claimed() {
     assert!(report["verdict"].as_str().unwrap().starts_with("nothing to judge"));
     let first = &report["modules"][0];
     assert!(first["norm"].as_f64().unwrap() > 0.0 && first["aligned"].is_null() && first["signed"].is_null());
-    let (_scratch, nowhere) = with_direction(&tiny("aligned"), &tiny("aligned"), "q_proj");
+    let nowhere = flat_direction(&tiny("aligned"), scratch.path().join("nowhere.safetensors"), "q_proj");
     let basin = scratch.path().join("basin");
     let landscape = ["landscape", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"];
     let paths = ["--direction", text(&nowhere), "--out", text(&basin)];
