@@ -98,7 +98,7 @@ pub fn check(request: &DirectionRequest) -> Result<()> {
     refuse_equal(request, shapes.len())
 }
 
-/// Refuses a pair that does not differ in any of its `count` modules, unless the request allows that.
+/// The error for a pair without any difference in `count` modules, unless the request goes on with that.
 fn refuse_equal(request: &DirectionRequest, count: usize) -> Result<()> {
     let name = |model: &Resolved| model.id.clone().unwrap_or_else(|| model.dir.display().to_string());
     ensure_valid!(

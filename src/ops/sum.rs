@@ -1,5 +1,5 @@
-//! Sums: x + y of equal shapes, for residual connections and for gradients; Σ x²; whether a tensor is finite, by a sum;
-//! and sums of numbers on the host.
+//! Sums: x + y of equal shapes, for residual connections and for gradients; Σ x², and what a sum tells of a tensor; and of
+//! numbers on the host.
 
 #![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
 
@@ -48,12 +48,11 @@ pub fn square_sum(x: &Tensor) -> Result<Scalar> {
 
 /// Whether every value is finite.
 pub fn is_finite(x: &Tensor) -> Result<bool> {
-    // 0 · x is NaN exactly where x is not finite.
+    // 0 · x is NaN just where x is not finite.
     Ok((x * 0.0)?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()? == 0.0)
 }
 
-/// Σ x of numbers on the host, in order. Without numbers it is 0; Rust's own sum of no floats is −0, and prints as
-/// such.
+/// Σ x of numbers on the host, in their order. Of none it is 0, where Rust's own sum of no floats is −0, which is shown.
 pub fn total(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(0.0, |sum, value| sum + value)
 }

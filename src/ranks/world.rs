@@ -1,4 +1,4 @@
-//! What an engine reports of the job that it has joined.
+//! What an engine tells of the job that it has joined.
 
 /// A process's place among those of the job and among those of its machine.
 pub struct World {

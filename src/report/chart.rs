@@ -1,15 +1,21 @@
 //! Line charts as inline SVG. Colours are CSS classes, so that the page's style sheet decides them for light, dark and
 //! paper, which is why they are not drawn by a plotting library.
 
+use super::short;
 use crate::ticks::{self, extremes};
 use std::fmt::Write;
 
-const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 230.0;
-/// Left, right, top, bottom of the plot inside the picture.
-const MARGINS: [f64; 4] = [56.0, 22.0, 12.0, 38.0];
+/// Little more than a telephone is wide: text stays readable when the picture shrinks to that.
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 210.0;
+/// Left, right, top of the plot inside the picture.
+const MARGINS: [f64; 3] = [54.0, 16.0, 12.0];
+/// A row of numbers below the plot.
+const ROW: f64 = 16.0;
 /// More points than this are averaged, with a band from the lowest to the highest.
-const MOST_POINTS: usize = 280;
+const MOST_POINTS: usize = 200;
+/// More places than this share the strips that tell values on hover.
+const MOST_STRIPS: usize = 100;
 /// Positive values whose ratio exceeds this are shown on a logarithmic axis.
 const LOG_SPREAD: f64 = 50.0;
 
@@ -25,6 +31,8 @@ pub struct Series {
 pub struct Chart {
     pub title: String,
     pub x_label: &'static str,
+    /// (x, epoch), ascending: a second row of numbers below the plot; empty for none.
+    pub epochs: Vec<(f64, f64)>,
     pub series: Vec<Series>,
     /// The y axis begins at 0 if it is linear.
     pub from_zero: bool,
@@ -45,6 +53,8 @@ impl Series {
 
 /// The axes' ranges, and the mapping from values to the picture.
 struct Frame {
+    /// Of the plot's lower edge.
+    base: f64,
     x: (f64, f64),
     /// Logarithms to base 10 if `log` is set.
     y: (f64, f64),
@@ -63,18 +73,19 @@ impl Frame {
             false if chart.from_zero => extremes(y().chain([0.0]))?,
             false => (low, high),
         };
-        Some(Self { x, y: aired(y), log })
+        let rows = if chart.epochs.is_empty() { 1.0 } else { 2.0 };
+        Some(Self { base: HEIGHT - ROW * rows - 9.0, x, y: aired(y), log })
     }
 
     fn place_x(&self, x: f64) -> f64 {
-        let [left, right, ..] = MARGINS;
+        let [left, right, _] = MARGINS;
         left + (x - self.x.0) / (self.x.1 - self.x.0) * (WIDTH - left - right)
     }
 
     fn place_y(&self, y: f64) -> f64 {
-        let [.., top, bottom] = MARGINS;
+        let [.., top] = MARGINS;
         let y = if self.log { y.log10() } else { y };
-        HEIGHT - bottom - (y - self.y.0) / (self.y.1 - self.y.0) * (HEIGHT - top - bottom)
+        self.base - (y - self.y.0) / (self.y.1 - self.y.0) * (self.base - top)
     }
 }
 
@@ -105,13 +116,14 @@ impl Chart {
         for (number, series) in self.series.iter().enumerate() {
             draw(series, number, &frame, &mut html);
         }
+        self.draw_strips(&frame, &mut html);
         html.push_str("</svg></figure>\n");
         html
     }
 
     fn draw_axes(&self, frame: &Frame, svg: &mut String) {
-        let [left, right, _, bottom] = MARGINS;
-        let (end, base) = (WIDTH - right, HEIGHT - bottom);
+        let [left, right, _] = MARGINS;
+        let (end, base) = (WIDTH - right, frame.base);
         for (value, label) in if frame.log { ticks::logarithmic(frame.y) } else { ticks::labelled(frame.y, 5) } {
             let y = frame.place_y(value);
             let _infallible = write!(
@@ -122,18 +134,75 @@ impl Chart {
                 y + 4.0
             );
         }
-        for (value, label) in ticks::whole(frame.x, 7) {
-            let x = frame.place_x(value);
-            let _infallible = write!(svg, "<text class=\"x\" x=\"{x:.1}\" y=\"{:.1}\">{label}</text>", base + 16.0);
+        let _infallible = write!(svg, "<line class=\"axis\" x1=\"{left}\" x2=\"{end}\" y1=\"{base}\" y2=\"{base}\"/>");
+        let mut row = |number: f64, name: &str, labels: &mut dyn Iterator<Item = (f64, String)>| {
+            let y = base + ROW * number + 3.0;
+            let _infallible =
+                write!(svg, "<text class=\"y\" x=\"{:.1}\" y=\"{y:.1}\">{}</text>", left - 12.0, escape(name));
+            for (x, label) in labels {
+                let x = frame.place_x(x);
+                let _infallible = write!(svg, "<text class=\"x\" x=\"{x:.1}\" y=\"{y:.1}\">{label}</text>");
+            }
+        };
+        row(1.0, self.x_label, &mut ticks::whole(frame.x, 7).into_iter());
+        if !self.epochs.is_empty() {
+            let range = (between(&self.epochs, frame.x.0), between(&self.epochs, frame.x.1));
+            let steps: Vec<(f64, f64)> = self.epochs.iter().map(|&(step, epoch)| (epoch, step)).collect();
+            let labels = ticks::labelled(range, 5).into_iter().map(|(epoch, label)| (between(&steps, epoch), label));
+            row(2.0, "epoch", &mut { labels });
         }
-        let _infallible = write!(
-            svg,
-            "<line class=\"axis\" x1=\"{left}\" x2=\"{end}\" y1=\"{base}\" y2=\"{base}\"/><text class=\"x\" x=\"{:.1}\" \
-             y=\"{:.1}\">{}</text>",
-            (left + end) / 2.0,
-            HEIGHT - 6.0,
-            escape(self.x_label)
-        );
+    }
+
+    /// Transparent strips that tell the values of all series where the pointer is.
+    fn draw_strips(&self, frame: &Frame, svg: &mut String) {
+        let [left, right, top] = MARGINS;
+        let mut places: Vec<f64> = self.series.iter().flat_map(|series| &series.points).map(|(x, _)| *x).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        let groups: Vec<&[f64]> = places.chunks(places.len().div_ceil(MOST_STRIPS).max(1)).collect();
+        let ends = |group: &[f64]| (group[0], group[group.len() - 1]);
+        let mut from = left;
+        for (i, group) in groups.iter().enumerate() {
+            let (first, last) = ends(group);
+            let to = groups.get(i + 1).map_or(WIDTH - right, |next| frame.place_x((last + ends(next).0) / 2.0));
+            let _infallible = write!(
+                svg,
+                "<rect class=\"hit\" x=\"{from:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>",
+                to - from,
+                frame.base - top,
+                escape(&self.told((first, last)))
+            );
+            from = to;
+        }
+    }
+
+    /// What there is between two places, in words and numbers; a line for each series.
+    fn told(&self, (first, last): (f64, f64)) -> String {
+        let mut text = match first == last {
+            true => format!("{} {first}", self.x_label),
+            false => format!("{}s {first} to {last}", self.x_label),
+        };
+        if !self.epochs.is_empty() {
+            let _infallible = write!(text, ", epoch {:.2}", between(&self.epochs, last));
+        }
+        for series in &self.series {
+            let within: Vec<(f64, f64)> =
+                series.points.iter().filter(|(x, _)| (first..=last).contains(x)).copied().collect();
+            let Some(Bin { mean, low, high, .. }) = Bin::of(&within) else { continue };
+            let spread = if low == high { String::new() } else { format!(" ({} to {})", short(low), short(high)) };
+            let _infallible = write!(text, "\n{} {}{spread}", series.name, short(mean));
+        }
+        text
+    }
+}
+
+/// Linear between the points, whose x ascends, and constant beyond them.
+fn between(points: &[(f64, f64)], x: f64) -> f64 {
+    let after = points.partition_point(|(other, _)| *other < x);
+    match (points.get(after.wrapping_sub(1)), points.get(after)) {
+        (Some((x0, y0)), Some((x1, y1))) => y0 + (x - x0) / (x1 - x0) * (y1 - y0),
+        (Some((_, y)), None) | (None, Some((_, y))) => *y,
+        (None, None) => x,
     }
 }
 
@@ -166,19 +235,21 @@ struct Bin {
     high: f64,
 }
 
-/// Bins of equally many neighbouring points.
-fn bins(points: &[(f64, f64)]) -> Vec<Bin> {
-    let size = points.len().div_ceil(MOST_POINTS);
-    let bin = |points: &[(f64, f64)]| {
+impl Bin {
+    fn of(points: &[(f64, f64)]) -> Option<Self> {
         let count = points.len() as f64;
-        Bin {
+        (!points.is_empty()).then(|| Self {
             x: points.iter().map(|(x, _)| x).sum::<f64>() / count,
             mean: points.iter().map(|(_, y)| y).sum::<f64>() / count,
             low: points.iter().map(|(_, y)| *y).fold(f64::INFINITY, f64::min),
             high: points.iter().map(|(_, y)| *y).fold(f64::NEG_INFINITY, f64::max),
-        }
-    };
-    points.chunks(size).map(bin).collect()
+        })
+    }
+}
+
+/// Bins of equally many neighbouring points.
+fn bins(points: &[(f64, f64)]) -> Vec<Bin> {
+    points.chunks(points.len().div_ceil(MOST_POINTS)).filter_map(Bin::of).collect()
 }
 
 /// Text for HTML.
@@ -187,42 +258,4 @@ pub fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_cannot_be_drawn_is_left_out() {
-        let chart = |points: Vec<(f64, f64)>| Chart {
-            title: "a < b".to_string(),
-            x_label: "step",
-            series: vec![Series::new("loss", points)],
-            from_zero: false,
-            may_log: true,
-        };
-        assert_eq!(chart(vec![]).to_html(), "");
-        assert_eq!(chart(vec![(1.0, f64::NAN)]).to_html(), "");
-        let single = chart(vec![(1.0, 3.0)]).to_html();
-        assert!(single.contains("a &lt; b") && single.contains("<circle") && !single.contains("NaN"), "{single}");
-        let flat = chart(vec![(1.0, 0.0), (2.0, 0.0)]).to_html();
-        assert!(!flat.contains("NaN") && !flat.contains("inf"), "{flat}");
-    }
-
-    #[test]
-    fn many_points_become_a_band_and_far_ones_a_logarithm() {
-        let points = (0..10_000).map(|x| (f64::from(x), 1.0 + f64::from(x % 7)));
-        let chart = Chart {
-            title: "loss".to_string(),
-            x_label: "step",
-            series: vec![Series::new("loss", points)],
-            from_zero: false,
-            may_log: true,
-        };
-        let html = chart.to_html();
-        assert!(html.contains("band") && html.len() < 20_000 && !html.contains("(log)"));
-        let wide = Series::new("norm", [(0.0, 1e-4), (1.0, 1.0)]);
-        let html =
-            Chart { title: "norm".to_string(), x_label: "layer", series: vec![wide], from_zero: true, may_log: true }
-                .to_html();
-        assert!(html.contains("(log)"));
-    }
-}
+mod tests;

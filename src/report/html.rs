@@ -1,5 +1,6 @@
-//! `report.html`: a run on one page. It is self-contained: no scripts, no other files, charts as inline SVG; it follows
-//! the reader's choice of light or dark, and can be printed.
+//! `report.html`: a run on one page. It is self-contained: no scripts, no other files, charts as inline SVG that tell
+//! their values on hover; it follows the reader's choice of light or dark, fits a telephone, and can be printed. Its
+//! links are to the run's files beside it.
 
 use super::chart::{Chart, Series, escape};
 use super::metrics::read_rows;
@@ -29,12 +30,16 @@ pub struct RunFiles {
     pub config: String,
     /// `run.json`, which an unfinished run does not have.
     pub record: Option<Value>,
+    /// What else the run has left, of what the page links to.
+    pub others: Vec<&'static str>,
 }
 
 impl RunFiles {
     pub const METRICS: &str = "metrics.jsonl";
     pub const CONFIG: &str = "config.toml";
     pub const RECORD: &str = "run.json";
+    const OTHERS: [&str; 6] =
+        ["modules.jsonl", "adapter/", "model/", "checkpoints/", "direction.safetensors", "tensorboard/"];
 
     /// Reads them from a run's folder.
     ///
@@ -54,7 +59,8 @@ impl RunFiles {
             true => Some(serde_json::from_str(&text(&record)?).with_context(|| record.display().to_string())?),
             false => None,
         };
-        Ok(Self { rows: read_rows(&metrics)?, config: text(&config)?, record })
+        let others = Self::OTHERS.into_iter().filter(|name| dir.join(name).exists()).collect();
+        Ok(Self { rows: read_rows(&metrics)?, config: text(&config)?, record, others })
     }
 }
 
@@ -63,6 +69,8 @@ pub struct Page {
     files: RunFiles,
     settings: toml::Table,
     updates: Vec<UpdateNorm>,
+    /// From the page to the run's folder: empty, or ending in a slash.
+    to_run: String,
 }
 
 impl Page {
@@ -70,7 +78,13 @@ impl Page {
         let settings = files.config.parse().unwrap_or_default();
         let norms = files.record.as_ref().map(|record| record["update_norms"].clone());
         let updates = norms.and_then(|norms| serde_json::from_value(norms).ok()).unwrap_or_default();
-        Self { files, settings, updates }
+        Self { files, settings, updates, to_run: String::new() }
+    }
+
+    /// The same for a page that stands elsewhere than in its run's folder.
+    pub fn outside(self, to_run: &Path) -> Self {
+        let steps = to_run.components().map(|step| step.as_os_str().to_string_lossy().into_owned() + "/");
+        Self { to_run: steps.collect(), ..self }
     }
 
     pub fn to_html(&self) -> String {
@@ -81,7 +95,7 @@ impl Page {
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
              content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light \
              dark\">\n<title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header><h1>{0}</h1><p>{1} · \
-             {2}</p></header>\n{3}<h2>Training</h2>\n{4}{5}<h2>Settings</h2>\n<pre>{6}</pre>\n{7}</body>\n</html>\n",
+             {2}</p>{8}</header>\n{3}<h2>Training</h2>\n{4}{5}<h2>Settings</h2>\n<pre>{6}</pre>\n{7}</body>\n</html>\n",
             escape(&title),
             escape(&base),
             escape(&started),
@@ -90,7 +104,16 @@ impl Page {
             self.update_section(),
             escape(self.files.config.trim_end()),
             self.provenance(),
+            self.links(),
         )
+    }
+
+    /// The run's own files.
+    fn links(&self) -> String {
+        let record = self.files.record.as_ref().map(|_| RunFiles::RECORD);
+        let names = [RunFiles::METRICS, RunFiles::CONFIG].into_iter().chain(record).chain(self.files.others.clone());
+        let link = |name: &str| format!("<a href=\"{}{name}\">{name}</a>", escape(&self.to_run));
+        format!("<p class=\"files\">{}</p>", names.map(link).collect::<Vec<_>>().join(" "))
     }
 
     fn setting(&self, section: &str, key: &str) -> String {
@@ -112,9 +135,26 @@ impl Page {
         self.points(key).last().map(|(_, value)| value)
     }
 
+    /// (step, epoch) of every step, from the beginning.
+    fn epochs(&self) -> Vec<(f64, f64)> {
+        let mut epochs: Vec<(f64, f64)> = self.points("epoch").collect();
+        if !epochs.is_empty() {
+            epochs.insert(0, (0.0, 0.0));
+        }
+        epochs
+    }
+
+    /// Where the run computed: what it recorded or, from before there was a record of it, the setting.
+    fn device(&self) -> Option<String> {
+        let set = Some(self.setting("model", "device")).filter(|device| !device.is_empty() && device != "auto");
+        self.record("device").map(|device| text_of(&device)).or(set)
+    }
+
     /// The numbers that a reader looks for first.
     fn figures(&self) -> String {
         let number = |key: &str| self.record(key).and_then(|value| value.as_f64());
+        let count = |key: &str| number(key).map(|count| HumanCount(count as u64).to_string());
+        let samples = |set: &str| Some(HumanCount(self.record("samples")?[set].as_u64()?).to_string());
         let best = self.points("eval_loss").map(|(_, loss)| loss).reduce(f64::min);
         let skipped = number("skipped_steps").filter(|count| *count > 0.0);
         let steps = number("steps").or_else(|| self.last("step"));
@@ -128,9 +168,14 @@ impl Page {
             ("penalty", self.last("penalty").map(short)),
             ("validation loss", self.last("eval_loss").map(short)),
             ("lowest validation loss", best.filter(|best| Some(*best) != self.last("eval_loss")).map(short)),
-            ("tokens", number("tokens").map(|tokens| HumanCount(tokens as u64).to_string())),
+            ("epochs", self.last("epoch").map(|epoch| format!("{epoch:.2}"))),
+            ("training samples", samples("train")),
+            ("validation samples", samples("validation")),
+            ("tokens", count("tokens")),
+            ("label tokens", count("label_tokens")),
             ("tokens per second", number("tokens_per_second").map(|rate| format!("{rate:.0}"))),
             ("time", elapsed.map(|s| FormattedDuration(Duration::from_secs_f64(s.max(0.0))).to_string())),
+            ("device", self.device()),
             ("peak memory", peak.map(|bytes| HumanBytes(bytes as u64).to_string())),
         ];
         let mut html = "<dl class=\"figures\">".to_string();
@@ -151,7 +196,8 @@ impl Page {
             ("learning rate", vec![series("learning rate", "learning_rate")], true),
         ];
         let charts = charts.map(|(title, series, from_zero)| {
-            Chart { title: title.to_string(), x_label: "step", series, from_zero, may_log: title == GRADIENT }.to_html()
+            let (title, epochs, may_log) = (title.to_string(), self.epochs(), title == GRADIENT);
+            Chart { title, x_label: "step", epochs, series, from_zero, may_log }.to_html()
         });
         format!("<div class=\"charts\">\n{}</div>\n", charts.concat())
     }
@@ -199,11 +245,13 @@ impl Page {
             true => vec![series("orthogonal", &|u| u.orthogonal), series("parallel", &|u| u.parallel)],
             false => vec![series("‖ΔW‖", &|u| Some(u.norm))],
         };
-        Chart { title: kind.to_string(), x_label: "layer", series, from_zero: true, may_log: true }.to_html()
+        Chart { title: kind.to_string(), x_label: "layer", epochs: vec![], series, from_zero: true, may_log: true }
+            .to_html()
     }
 
     fn update_table(&self, split: bool) -> String {
-        let mut html = "<details><summary>numbers</summary><table><tr><th>module</th><th>‖ΔW‖</th>".to_string();
+        let mut html = "<details><summary>numbers</summary><div class=\"wide\"><table><tr><th>module</th><th>‖ΔW‖</th>"
+            .to_string();
         if split {
             html.push_str("<th>parallel</th><th>orthogonal</th>");
         }
@@ -215,15 +263,24 @@ impl Page {
             }
             html.push_str("</tr>");
         }
-        html + "</table></details>\n"
+        html + "</table></div></details>\n"
     }
 
     /// Versions and inputs.
     fn provenance(&self) -> String {
         let Some(record) = &self.files.record else { return String::new() };
         let mut html = "<h2>Versions and inputs</h2>\n<table>".to_string();
-        let keys =
-            ["asft_version", "candle_version", "features", "platform", "threads", "ranks", "started", "resumed_at"];
+        let keys = [
+            "asft_version",
+            "candle_version",
+            "features",
+            "platform",
+            "device",
+            "threads",
+            "ranks",
+            "started",
+            "resumed_at",
+        ];
         for key in keys {
             let value = record.get(key).map_or(String::new(), text_of);
             if !value.is_empty() {
@@ -231,7 +288,7 @@ impl Page {
                     write!(html, "<tr><th>{}</th><td>{}</td></tr>", key.replace('_', " "), escape(&value));
             }
         }
-        html.push_str("</table>\n<table><tr><th>input</th><th>source</th><th>BLAKE3</th></tr>");
+        html.push_str("</table>\n<table class=\"inputs\"><tr><th>input</th><th>source</th><th>BLAKE3</th></tr>");
         for (name, input) in record["inputs"].as_object().into_iter().flatten() {
             let (source, hash) = (text_of(&input["source"]), text_of(&input["hash"]));
             let _infallible = write!(
@@ -256,62 +313,4 @@ fn text_of(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn files() -> RunFiles {
-        let rows = [
-            json!({"step": 1, "loss": 2.5, "task_loss": 2.0, "penalty": 0.5, "grad_norm": 1.0, "learning_rate": 1e-4}),
-            json!({"step": 2, "skipped": "the loss is NaN", "samples": ["a.jsonl:3"]}),
-            json!({"step": 3, "loss": 2.0, "task_loss": 1.5, "penalty": 0.5, "grad_norm": null, "learning_rate": 5e-5}),
-            json!({"step": 3, "eval_loss": 1.75, "eval_tokens": 9}),
-        ];
-        let norm = |layer: usize| {
-            json!({
-                "module": format!("model.layers.{layer}.self_attn.q_proj"),
-                "norm": 1.0, "parallel": 0.25, "orthogonal": 0.75,
-            })
-        };
-        RunFiles {
-            rows: rows.iter().map(|row| row.as_object().unwrap().clone()).collect(),
-            config: "[model]\naligned = \"<script>\"\n[output]\ndir = \"runs/a\"\n".to_string(),
-            record: Some(json!({
-                "asft_version": "0.1.0", "steps": 2, "skipped_steps": 1, "elapsed_seconds": 3.0,
-                "inputs": {"train": {"source": "a.jsonl", "hash": "ab12"}},
-                "update_norms": [norm(0), norm(1)],
-            })),
-        }
-    }
-
-    #[test]
-    fn the_page_is_whole_and_needs_nothing_else() {
-        let html = Page::of(files()).to_html();
-        for part in [
-            "asft run runs/a",
-            "2.0000",
-            "validation loss",
-            "skipped steps",
-            "q_proj",
-            "orthogonal",
-            "ab12",
-            "prefers-color-scheme: dark",
-            "@media print",
-        ] {
-            assert!(html.contains(part), "{part}");
-        }
-        assert_eq!(html.matches("<svg").count(), 5);
-        for foreign in ["<script", "http:", "https:", "src=", "<link", "url(", "NaN"] {
-            assert!(!html.contains(foreign), "{foreign}");
-        }
-        assert_eq!(html.matches("<figure>").count(), html.matches("</figure>").count());
-    }
-
-    #[test]
-    fn an_unfinished_or_empty_run_has_a_page_too() {
-        let html = Page::of(RunFiles { record: None, ..files() }).to_html();
-        assert!(html.contains("unfinished") && !html.contains("Updates by layer"));
-        let html = Page::of(RunFiles { rows: vec![], config: String::new(), record: None }).to_html();
-        assert!(!html.contains("<svg"));
-    }
-}
+mod tests;

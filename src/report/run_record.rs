@@ -54,6 +54,7 @@ pub struct RunRecord {
     started: String,
     ranks: usize,
     inputs: BTreeMap<String, Input>,
+    samples: BTreeMap<String, usize>,
 }
 
 #[derive(Serialize)]
@@ -66,6 +67,7 @@ struct RunFile<'a> {
     ranks: usize,
     settings: &'a str,
     inputs: &'a BTreeMap<String, Input>,
+    samples: &'a BTreeMap<String, usize>,
     started: &'a str,
     #[serde(flatten)]
     totals: &'a Totals,
@@ -77,7 +79,7 @@ struct RunFile<'a> {
 impl RunRecord {
     /// Starts the clock. `ranks`: the processes that train as one.
     pub fn start(ranks: usize) -> Self {
-        Self { began: Instant::now(), started: utc_now(), ranks, inputs: BTreeMap::new() }
+        Self { began: Instant::now(), started: utc_now(), ranks, inputs: BTreeMap::new(), samples: BTreeMap::new() }
     }
 
     /// Seconds since the start.
@@ -88,6 +90,11 @@ impl RunRecord {
     /// Records an input under a name such as `aligned` or `train`.
     pub fn input(&mut self, name: &str, source: &str, hash: String) {
         self.inputs.insert(name.to_string(), Input { source: source.to_string(), hash });
+    }
+
+    /// Records how many samples of a set the run uses.
+    pub fn samples(&mut self, name: &str, count: usize) {
+        self.samples.insert(name.to_string(), count);
     }
 
     /// The hash of each input by its name.
@@ -106,6 +113,7 @@ impl RunRecord {
             ranks: self.ranks,
             settings,
             inputs: &self.inputs,
+            samples: &self.samples,
             started: &self.started,
             totals,
             tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,

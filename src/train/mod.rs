@@ -4,9 +4,9 @@
 //! | --- | --- |
 //! | `run` | the whole of training on one screen: start, prepare, then step, validate, keep, stop, export |
 //! | `ledger` | the books: where the run stands, the last good state, rows of metrics, clocks, totals |
-//! | `before` | all before the first step: inputs found and read, checked, compared with memory and disk space, loaded; the dry run; where a run starts or resumes |
-//! | `folder` | the output folder: names in it, checkpoints, the result, what ties a run to its inputs |
-//! | `step` | one optimizer step: micro-batches, their sum over the ranks, penalties, clipping, AdamW |
+//! | `before` | all before the first step: inputs found and read, checked, weighed against memory and disk, loaded; the dry run; where a run starts or goes on |
+//! | `folder` | the output folder: what is called what, checkpoints, the result, what ties a run to its inputs |
+//! | `step` | one optimizer step: micro-batches, the ranks' sum, penalties, clipping, AdamW |
 //! | `defence` | a file for each defence beside the penalty, behind one trait |
 //! | `plan`, `state`, `options` | which samples go into which step; what a run carries from step to step; `[train]` and `[output]` |
 //!

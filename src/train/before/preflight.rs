@@ -215,11 +215,13 @@ impl Preflight<'_> {
             say_counts(wanted.name, &file.source, set);
         }
         say_counts("train", &files.train.source, train);
+        self.record.samples("train", train.examples.len());
         for mixed in &train.mixed {
             let fields = json!({"source": mixed.path, "samples": mixed.samples, "available": mixed.available});
             log::info(&format!("train: {mixed}"), fields);
         }
         if let Some(validation) = validation {
+            self.record.samples("validation", validation.examples.len());
             say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
         }
         let context = model.spec.context();

@@ -1,5 +1,5 @@
-//! One optimizer step (`trainer`): its micro-batches, their sum over the ranks (`parallel`), the penalty (`penalties`),
-//! clipping, AdamW; and the trial pass before the first step (`probe`).
+//! One optimizer step (`trainer`): its micro-batches, the ranks' sum of them (`parallel`), the penalty (`penalties`),
+//! clipping, AdamW; and the trial run before the first (`probe`).
 
 pub mod parallel;
 pub mod penalties;

@@ -104,8 +104,7 @@ fn take_out(bucket: &[(&str, &Var)], sums: &Tensor, gradients: &mut Gradients) -
     Ok(())
 }
 
-/// Prepares the ranks for a first step; returns how their gradients are summed. `parameters`: those of the model on
-/// `device`.
+/// Makes the ranks ready for a first step: how their gradients are added up. `parameters`: of the model on `device`.
 ///
 /// # Errors
 /// GPUs that cannot be connected; parameters that are not the same everywhere.

@@ -1,4 +1,4 @@
-//! The penalty of a run: every targeted module's term, by module path; its λ; and measures of each module's update.
+//! The penalty of a run: every targeted module's term, by module path; its λ; and what each module's update is.
 
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// How a module's update ΔW is represented.
+/// What a module's update ΔW is.
 enum Update {
     /// B A, with the adapter's scale.
     Lora { scale: f64 },
@@ -23,9 +23,9 @@ enum Update {
 }
 
 struct Module {
-    /// What its penalty uses as C; `None` if the penalty does not depend on V.
+    /// What stands for C in its penalty; none where that does not depend on V.
     operator: Option<Operator>,
-    /// What its update is measured with, on the training device, if modules are logged and there is a direction.
+    /// What its update is measured by, on the device that trains, where modules are logged and there is a direction.
     direction: Option<Direction>,
     update: Update,
 }
@@ -33,12 +33,12 @@ struct Module {
 /// A module's penalty with its gradients, by parameter.
 struct Term {
     value: Scalar,
-    /// ‖M ΔW‖² of the effective update divided by `value`.
+    /// ‖M ΔW‖² of the effective update over `value`.
     square: f64,
     gradients: Vec<(String, Tensor)>,
 }
 
-/// A λ found while training.
+/// λ that is found while training.
 struct Constraint {
     dual: Dual,
     /// `asft.max_orthogonal`
@@ -57,8 +57,8 @@ struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// One module's operator and direction, each if it is needed. R is half of a direction, and is read only if the
-    /// sign counts.
+    /// One module's operator and direction, each where it is wanted. R is half of a direction: it is read only where a sign
+    /// counts.
     fn of_module(&self, options: &AsftOptions, name: &str) -> Result<(Option<Operator>, Option<Direction>)> {
         let Some(directions) = self.directions else { return Ok((None, None)) };
         let signed = self.measured || options.needs_sign();
@@ -81,19 +81,19 @@ impl Sources<'_> {
 pub struct Added {
     /// The terms' values, λ included.
     pub values: Vec<Scalar>,
-    /// ‖M ΔW‖² of the effective updates divided by `values`.
+    /// ‖M ΔW‖² of the effective updates over those.
     squares: Vec<f64>,
 }
 
 impl Added {
-    /// The totals, from the values as read.
+    /// What it comes to, from the values as read.
     pub fn sum(&self, values: &[f64]) -> Sum {
         let square = total(values.iter().zip(&self.squares).map(|(value, square)| value * square));
         Sum { value: total(values.iter().copied()), square }
     }
 }
 
-/// The penalty of a step.
+/// What the penalty of a step came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sum {
     /// λ included.
@@ -117,7 +117,7 @@ pub struct Penalties {
 }
 
 impl Penalties {
-    /// `directions` may be missing only if the penalty does not depend on them. `adapter` is missing in full tuning.
+    /// `directions` may be missing only where the penalty does not depend on them. `adapter` is missing in full tuning.
     pub fn new(
         options: &AsftOptions,
         targets: &[String],
@@ -126,14 +126,15 @@ impl Penalties {
         model: &Decoder,
     ) -> Result<Self> {
         let penalty = Penalty::new(options)?;
-        // For the norms at the end: keeping track of an adapter's updates costs nothing, unlike those of whole weights.
+        // For the norms at the end: an adapter's updates cost nothing to keep track of, those of whole weights do.
         let targets = if penalty.is_active() || adapter.is_some() { targets } else { &[] };
         let directions = directions.filter(|_| options.needs_direction());
         let sources = Sources { directions, measured: false, adapter, model };
         Self::over(penalty, options, targets, &sources)
     }
 
-    /// As [`Penalties::new`], but measures every target's update, penalised or not, with its direction if there is one.
+    /// As [`Penalties::new`], with every target's update to be measured, penalised or not, and by its direction where there
+    /// is one.
     pub fn measured(
         options: &AsftOptions,
         targets: &[String],
@@ -168,7 +169,7 @@ impl Penalties {
         Ok(Self { penalty, constraint, modules })
     }
 
-    /// Adds the penalty's gradients; with `rows`, also adds every module's measures to them, labelled with `step`.
+    /// Adds the penalty's gradients; with `rows`, every module's measures are put there, `step` in them.
     pub fn add_to(
         &self,
         parameters: &Parameters,
@@ -184,8 +185,8 @@ impl Penalties {
             added.squares.push(term.square);
             term.gradients.into_iter().try_for_each(|(name, gradient)| gradients.add(&name, gradient))
         };
-        // On a CPU, modules are too small for several threads each: computed side by side, and added in order. Full
-        // updates are not small, and their temporaries are as large as the weights.
+        // Modules are small beside the threads on a CPU: side by side, and added in order. Full updates are not small, and
+        // their temporaries are as large as the weights.
         let thin = |module: &Module| matches!(module.update, Update::Lora { .. });
         let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device().is_cpu());
         if rows.is_none() && on_cpu && self.modules.values().all(thin) {
@@ -208,7 +209,7 @@ impl Penalties {
         Ok(added)
     }
 
-    /// Returns λ of the step that `added` belongs to, if λ is found while training; then updates it.
+    /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
     pub fn ascend(&mut self, added: Sum) -> Option<Bounded> {
         let constraint = self.constraint.as_mut()?;
         let share = (added.square / constraint.weights).sqrt();
@@ -218,12 +219,12 @@ impl Penalties {
         Some(step)
     }
 
-    /// The state of λ, if it is found while training.
+    /// Where λ stands, if it is found while training.
     pub fn dual(&self) -> Option<Dual> {
         self.constraint.as_ref().map(|constraint| constraint.dual)
     }
 
-    /// Sets λ to a checkpoint's state.
+    /// Puts λ to where a checkpoint has it.
     pub fn set_dual(&mut self, dual: Option<Dual>) {
         if let (Some(constraint), Some(dual)) = (&mut self.constraint, dual) {
             constraint.dual = dual;
@@ -231,11 +232,11 @@ impl Penalties {
         }
     }
 
-    /// ‖ΔW‖_F of each module and, if there are `directions`, the norms of its two parts, ‖CΔW‖_F and ‖(I − C)ΔW‖_F,
-    /// with the direction's own C, whatever the penalty uses in its place. ΔW is what the penalty sees: bare, or with
-    /// alpha/rank included under `asft.scaled`.
+    /// ‖ΔW‖_F of each module, and where there are `directions`, the norms of its two parts, ‖CΔW‖_F and ‖(I − C)ΔW‖_F, by the
+    /// direction's own C, whatever stands for it in the penalty. ΔW is bare, as the penalty has it: with `asft.scaled` it counts
+    /// alpha/rank in.
     ///
-    /// Empty in full tuning with neither penalty nor module log: the weights from before training are not kept.
+    /// In full tuning with neither penalty nor module log there is none: the weights from before training are not kept.
     pub fn update_norms(
         &self,
         scaled: bool,
@@ -272,7 +273,7 @@ impl Values {
         }
     }
 
-    /// The products of the update times `scale`, which counts only for adapters.
+    /// Of the update times `scale`, which counts for adapters alone.
     fn products(&self, direction: Option<&Direction>, scale: f64) -> Result<Products> {
         match self {
             Self::Lora { a, b } => Products::lora(direction, a, b, scale),
@@ -295,7 +296,7 @@ impl Module {
         })
     }
 
-    /// The term of `penalty` for an update.
+    /// What `penalty` makes of an update.
     fn term(&self, name: &str, penalty: &Penalty, update: &Values) -> Result<Term> {
         let operator = self.operator.as_ref();
         Ok(match (update, &self.update) {
@@ -313,12 +314,12 @@ impl Module {
         })
     }
 
-    /// The factor of B A in an adapter's update; 1 for whole weights.
+    /// How many times B A an adapter counts; 1 for whole weights.
     fn scale(&self) -> f64 {
         if let Update::Lora { scale } = self.update { scale } else { 1.0 }
     }
 
-    /// The row of the effective update.
+    /// Of the effective update.
     fn row(&self, step: usize, name: &str, update: &Values, gradient_ratio: Option<f64>) -> Result<ModuleRow> {
         let direction = self.direction.as_ref();
         let products = update.products(direction, self.scale())?;
@@ -336,8 +337,7 @@ impl Module {
     }
 }
 
-/// Norm of the penalty's gradient divided by that of the task's, for one module's parameters; `None` if the latter is
-/// zero.
+/// Norm of the penalty's gradient over that of the task's, for one module's parameters; none where the task has none.
 fn ratio(term: &Term, task: &Gradients) -> Result<Option<f64>> {
     let (mut of_penalty, mut of_task) = (0.0, 0.0);
     for (parameter, gradient) in &term.gradients {
