@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// An error that the user can fix: bad config, missing or malformed file, mismatched checkpoint.
 #[derive(Debug)]
@@ -96,6 +97,30 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
+/// What may have been meant by `path`, which does not exist, for the end of a message: " (did you mean ...?)", or nothing.
+pub fn path_hint(path: &Path) -> String {
+    neighbour(path).map(|near| format!(" (did you mean {}?)", near.display())).unwrap_or_default()
+}
+
+/// The path on this machine that a typing mistake in `path`, which does not exist, may have meant. Digits are no
+/// mistake: model-2 is not model-1 misspelt.
+pub fn neighbour(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let parent = path.parent()?;
+    let parent =
+        if parent.as_os_str().is_empty() || parent.exists() { parent.to_path_buf() } else { neighbour(parent)? };
+    if parent.join(name).exists() {
+        return Some(parent.join(name));
+    }
+    let place = if parent.as_os_str().is_empty() { Path::new(".") } else { &parent };
+    let most = if name.chars().count() < 5 { 1 } else { 2 };
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let far = |other: &String| strsim::damerau_levenshtein(&name.to_lowercase(), &other.to_lowercase());
+    let entries = std::fs::read_dir(place).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let near = entries.filter(|other| !other.starts_with('.') && digits(other) == digits(name) && far(other) <= most);
+    near.min_by_key(|other| (far(other), other.clone())).map(|near| parent.join(near))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +137,23 @@ mod tests {
     fn nearest_needs_likeness() {
         assert_eq!(nearest("learning_rat", ["learning_rate", "rank"]), Some("learning_rate"));
         assert_eq!(nearest("zzz", ["learning_rate", "rank"]), None);
+    }
+
+    #[test]
+    fn neighbours_are_misspelt_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["sandbox/aligned", "sandbox/unaligned", "models/Qwen2-7B"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let found = |path: &str| {
+            neighbour(&dir.path().join(path)).map(|near| near.strip_prefix(dir.path()).unwrap().display().to_string())
+        };
+        assert_eq!(found("sandbox/alined").as_deref(), Some("sandbox/aligned"));
+        assert_eq!(found("sandbx/aligned").as_deref(), Some("sandbox/aligned"));
+        assert_eq!(found("sanbdox/unalinged").as_deref(), Some("sandbox/unaligned"));
+        assert_eq!(found("Sandbox/Aligned").as_deref(), Some("sandbox/aligned"));
+        for far in ["sandbox/judge", "models/Qwen3-7B", "models/Qwen2-7B-Instruct", "else/where"] {
+            assert_eq!(found(far), None, "{far}");
+        }
     }
 }

@@ -17,6 +17,7 @@ mod transfer;
 
 pub use dataset::Split;
 
+use crate::error::neighbour;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use cache::RepoCache;
@@ -76,6 +77,7 @@ fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved>
         return Ok(Resolved { dir: dir.to_path_buf(), id: None, revision: None });
     }
     ensure_valid!(!dir.exists(), "{id_or_dir} is a file; expected a model folder or a hub id");
+    check_spelling(id_or_dir, "folder")?;
     let id = RepoId::parse(id_or_dir)?.ok_or_else(|| {
         invalid!("{id_or_dir}: there is no such folder, and it is not a hub id (org/name or org/name@revision) either")
     })?;
@@ -87,6 +89,20 @@ fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved>
         fetch_model(&cache, &id, parts, quiet).with_context(tried)?
     };
     Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
+}
+
+/// Refuses what differs from a path on this machine by no more than a typing mistake, before the hub is asked for it. A
+/// revision says that the hub is meant.
+fn check_spelling(name: &str, what: &str) -> Result<()> {
+    if let Some(near) = neighbour(Path::new(name)).filter(|_| !name.contains('@')) {
+        let hub = if matches!(RepoId::parse(name), Ok(Some(_))) {
+            format!(" (for the one on the hub write {name}@main)")
+        } else {
+            String::new()
+        };
+        return Err(invalid!("{name}: there is no such {what}; did you mean {}?{hub}", near.display()));
+    }
+    Ok(())
 }
 
 /// Whether a model or dataset of this name is looked for only on this machine: nothing is downloaded for it.
@@ -116,6 +132,9 @@ pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<Re
         return Ok(local());
     }
     let Some(id) = RepoId::parse(id)? else { return Ok(local()) };
+    if path.is_none() {
+        check_spelling(id_or_file, "file")?;
+    }
     let cache = RepoCache::new(&site::cache_dir(), Kind::Dataset.plural(), &id);
     let tried = || format!("{}: there is no such file; as a dataset on the hub at revision {}", id.id(), id.revision);
     let (commit, file) = if site::is_offline() {

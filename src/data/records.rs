@@ -11,6 +11,7 @@ mod record;
 
 pub use record::{Place, Record, kind};
 
+use crate::error::path_hint;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::io::Read;
@@ -22,7 +23,7 @@ use std::path::Path;
 /// A missing, unreadable or empty file; text that is not UTF-8; malformed JSON, a ragged table row (with its line),
 /// a damaged Parquet file; a record that is not an object.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    ensure_valid!(path.is_file(), "dataset {} does not exist (or is not a file)", path.display());
+    ensure_valid!(path.is_file(), "dataset {} does not exist (or is not a file){}", path.display(), path_hint(path));
     let extension = path.extension().map(|name| name.to_string_lossy().to_ascii_lowercase());
     let records = match extension.as_deref() {
         Some("parquet") => parquet::read(path)?,
