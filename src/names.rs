@@ -1,15 +1,16 @@
 //! Names: which linears a checkpoint's blocks have, in what order they are listed, which of them `target_modules` means,
 //! and what tensors are called.
 
+mod pattern;
 mod tensors;
 
+pub use pattern::PathPattern;
 pub use tensors::{BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, split_block};
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{listing, nearest, regex_problem};
+use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -115,10 +116,13 @@ pub fn resolve_targets(targets: &Targets, modules: &[String]) -> Result<Vec<Stri
             modules.iter().filter(|module| names.iter().any(|name| names_module(name, module))).cloned().collect()
         }
         Targets::Regex(pattern) => {
-            let whole = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
-                invalid!("target_modules = \"{pattern}\" is not a valid regular expression: {}", regex_problem(&e))
-            })?;
-            let chosen: Vec<String> = modules.iter().filter(|module| whole.is_match(module)).cloned().collect();
+            let whole = PathPattern::new("target_modules", pattern)?;
+            let mut chosen = vec![];
+            for module in modules {
+                if whole.matches(module)? {
+                    chosen.push(module.clone());
+                }
+            }
             ensure_valid!(
                 !chosen.is_empty(),
                 "target_modules = \"{pattern}\" matches no module (a string is a regular expression for the whole \

@@ -1,8 +1,9 @@
 //! `adapter_config.json` as PEFT writes it; every field that changes the maths is honoured or refused.
 
 use super::patterns::Patterns;
+use super::reach::{Reach, is_empty};
 use super::{Adapter, AdapterModule};
-use crate::names::{BLOCK_LINEARS, layer_number, names_module, short_name};
+use crate::names::{layer_number, short_name};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -18,10 +19,7 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     pub base: Option<String>,
     pub revision: Option<String>,
-    /// `target_modules` if it is a list; a string there is a regex in Python's dialect and is not interpreted.
-    targets: Option<Vec<String>>,
-    /// `layers_to_transform`.
-    layers: Option<BTreeSet<usize>>,
+    pub reach: Reach,
     rank_pattern: Patterns<f64>,
     alpha_pattern: Patterns<f64>,
 }
@@ -78,56 +76,28 @@ impl PeftConfig {
         let number = |key: &str| {
             let positive = |x: &f64| x.is_finite() && *x > 0.0;
             let value = get(key).and_then(Value::as_f64).filter(positive);
-            value.ok_or_else(|| invalid!("{origin}: `{key}` should be a positive number, got {:?}", get(key)))
+            value.ok_or_else(|| invalid!("{origin}: `{key}` should be a positive number, {}", found(get(key))))
         };
         let rank = number("r")?;
         ensure_valid!(rank.fract() == 0.0, "{origin}: `r` should be an integer, got {rank}");
         let dropout = get("lora_dropout").map_or(Some(0.0), Value::as_f64).filter(|share| (0.0..1.0).contains(share));
         let dropout = dropout
-            .ok_or_else(|| invalid!("{origin}: `lora_dropout` should be in [0, 1), got {:?}", get("lora_dropout")))?;
+            .ok_or_else(|| invalid!("{origin}: `lora_dropout` should be in [0, 1), {}", found(get("lora_dropout"))))?;
         let use_rslora = get("use_rslora")
             .map_or(Some(false), Value::as_bool)
-            .ok_or_else(|| invalid!("{origin}: `use_rslora` should be true or false, got {:?}", get("use_rslora")))?;
+            .ok_or_else(|| invalid!("{origin}: `use_rslora` should be true or false, {}", found(get("use_rslora"))))?;
         let text = |key: &str| get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(String::from);
         Ok(Self {
             rank: rank as usize,
             alpha: number("lora_alpha")?,
             dropout,
             use_rslora,
-            targets: target_list(get("target_modules"), origin)?,
-            layers: layers(get("layers_to_transform"), get("layers_pattern"), origin)?,
+            reach: Reach::parse(fields, origin)?,
             base: text("base_model_name_or_path"),
             revision: text("revision"),
             rank_pattern: patterns(get("rank_pattern"), "rank_pattern", origin)?,
             alpha_pattern: patterns(get("alpha_pattern"), "alpha_pattern", origin)?,
         })
-    }
-
-    /// How the matrices of `modules` contradict `target_modules`, in words: PEFT adapts exactly what that names,
-    /// ignores other matrices, and initialises missing ones afresh, with no more than a warning.
-    pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-        let Some(names) = &self.targets else { return vec![] };
-        let adapted = |module: &str| {
-            // A whole path counts whatever `layers_to_transform` says.
-            let whole = names.iter().any(|name| name == module);
-            whole || (names.iter().any(|name| names_module(name, module)) && self.is_in_layers(module))
-        };
-        let strays = modules.clone().filter(|module| !adapted(module));
-        let mut found: Vec<String> = strays.map(|module| format!("{module} is not named there")).collect();
-        // A list may also name layers of other families; this family's always exist.
-        let known = |name: &str| BLOCK_LINEARS.iter().any(|linear| names_module(name, linear));
-        let empty =
-            names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
-        found.extend(empty.map(|name| format!("`{name}` is named there and has no matrices")));
-        let empty =
-            self.layers.iter().flatten().filter(|&&layer| modules.clone().all(|m| layer_number(m) != Some(layer)));
-        found.extend(empty.map(|layer| format!("layer {layer} is in `layers_to_transform` and has no matrices")));
-        found
-    }
-
-    fn is_in_layers(&self, module: &str) -> bool {
-        let Some(layers) = &self.layers else { return true };
-        layer_number(module).is_some_and(|layer| layers.contains(&layer))
     }
 
     /// r of a module: from its pattern, else the general one.
@@ -141,43 +111,9 @@ impl PeftConfig {
     }
 }
 
-fn target_list(value: Option<&Value>, origin: &str) -> Result<Option<Vec<String>>> {
-    let wrong = |value: &Value| {
-        invalid!("{origin}: `target_modules` should be a list of names or a regular expression, got {value}")
-    };
-    match value {
-        None | Some(Value::String(_)) => Ok(None),
-        Some(Value::Array(names)) => {
-            let names = names.iter().map(|name| name.as_str().map(String::from).ok_or_else(|| wrong(name)));
-            names.collect::<Result<_>>().map(Some)
-        }
-        Some(other) => Err(wrong(other)),
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
-    }
-}
-
-/// A number or a list of them; an empty list means all layers, as in PEFT.
-fn layers(value: Option<&Value>, pattern: Option<&Value>, origin: &str) -> Result<Option<BTreeSet<usize>>> {
-    let Some(value) = value.filter(|value| !is_empty(value)) else { return Ok(None) };
-    let numbers = match value {
-        Value::Array(numbers) => numbers.iter().map(Value::as_u64).collect(),
-        number => number.as_u64().map(|number| vec![number]),
-    };
-    let numbers: Vec<u64> = numbers.ok_or_else(|| {
-        invalid!("{origin}: `layers_to_transform` should be a layer number or a list of them, got {value}")
-    })?;
-    if let Some(pattern) = pattern.filter(|pattern| !is_empty(pattern)) {
-        let usual = *pattern == "layers" || *pattern == json!(["layers"]) || *pattern == "";
-        ensure_valid!(usual, "{origin}: `layers_pattern` = {pattern} is not supported; expected \"layers\"");
-    }
-    Ok(Some(numbers.into_iter().map(|number| number as usize).collect()))
+/// What stands in the file, in words.
+fn found(value: Option<&Value>) -> String {
+    value.map_or("found none".to_string(), |value| format!("got {value}"))
 }
 
 fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Patterns<f64>> {
@@ -290,35 +226,6 @@ mod tests {
     }
 
     #[test]
-    fn matrices_and_target_modules_must_agree() {
-        let found = |targets: Value| {
-            let modules = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"];
-            parse(json!({"target_modules": targets})).unwrap().contradictions(modules.into_iter()).join("; ")
-        };
-        assert_eq!(found(json!(["q_proj"])), "");
-        assert_eq!(found(json!(["q_proj", "query_key_value"])), "");
-        assert_eq!(found(json!(".*(?=q)q_proj")), "");
-        assert_eq!(found(json!(null)), "");
-        assert_eq!(found(json!(["q_proj", "v_proj"])), "`v_proj` is named there and has no matrices");
-        assert!(found(json!(["layers.0.self_attn.q_proj"])).contains("layers.1.self_attn.q_proj is not named there"));
-    }
-
-    #[test]
-    fn matrices_and_layers_to_transform_must_agree() {
-        let found = |layers: Value, targets: Value| {
-            let modules = ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"];
-            let config = parse(json!({"target_modules": targets, "layers_to_transform": layers})).unwrap();
-            config.contradictions(modules.into_iter()).join("; ")
-        };
-        assert_eq!(found(json!([0, 2]), json!(["q_proj"])), "");
-        assert_eq!(found(json!([]), json!(["q_proj"])), "");
-        assert_eq!(found(json!(0), json!(["q_proj"])), "model.layers.2.self_attn.q_proj is not named there");
-        assert_eq!(found(json!(0), json!(["q_proj", "model.layers.2.self_attn.q_proj"])), "");
-        let missing = found(json!([0, 1, 2]), json!(["q_proj"]));
-        assert_eq!(missing, "layer 1 is in `layers_to_transform` and has no matrices");
-    }
-
-    #[test]
     fn sizes_and_places_are_written_as_briefly_as_they_can_be() {
         let all: Vec<String> = (0..3)
             .flat_map(|n| ["q_proj", "v_proj"].map(|name| format!("model.layers.{n}.self_attn.{name}")))
@@ -352,13 +259,10 @@ mod tests {
             (json!({"bias": "all"}), "bias"),
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"init_lora_weights": "pissa"}), "pissa"),
-            (json!({"r": 0}), "`r`"),
+            (json!({"r": 0}), "`r` should be a positive number, got 0"),
             (json!({"use_rslora": "yes"}), "use_rslora"),
             (json!({"lora_dropout": "0.1"}), "lora_dropout"),
             (json!({"bias": 3}), "bias"),
-            (json!({"target_modules": [1]}), "target_modules"),
-            (json!({"layers_to_transform": [-1]}), "layers_to_transform"),
-            (json!({"layers_to_transform": 1, "layers_pattern": "h"}), "layers_pattern"),
             (json!({"rank_pattern": {"(": 2}}), "unclosed group"),
         ] {
             let error = parse(fields).unwrap_err();

@@ -8,6 +8,7 @@ mod merge;
 mod options;
 mod patterns;
 mod peft;
+mod reach;
 mod targets;
 
 pub use base::Base;

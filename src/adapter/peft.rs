@@ -3,7 +3,7 @@
 use super::config::{PeftConfig, to_json};
 use super::{Adapter, AdapterModule, BaseIdentity};
 use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
-use crate::error::listing;
+use crate::error::{listing, path_hint};
 use crate::model::ModelSpec;
 use crate::names::{LoraMatrix, PEFT_PREFIX};
 use crate::ops::sum::is_finite;
@@ -23,7 +23,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Missing files, tensors without their partner or with a rank other than the config's, and whatever the config asks
 /// for that asft does not support.
 pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
-    ensure_valid!(dir.is_dir(), "adapter folder {} does not exist", dir.display());
+    ensure_valid!(dir.is_dir(), "adapter folder {} does not exist{}", dir.display(), path_hint(dir));
     let config = PeftConfig::load(&dir.join(CONFIG))?;
     let path = dir.join(WEIGHTS);
     let file = Checkpoint::open_file(&path)?;
@@ -42,7 +42,7 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
         halves.entry(module.to_string()).or_default()[matrix as usize] = Some(tensor);
     }
     ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
-    let contradictions = config.contradictions(halves.keys().map(String::as_str));
+    let contradictions = config.reach.contradictions(halves.keys().map(String::as_str))?;
     ensure_valid!(
         contradictions.is_empty(),
         "{} does not hold what `target_modules` in {CONFIG} says: {}",

@@ -1,6 +1,6 @@
 //! LoRA's finer settings in whole runs, and adapters whose config contradicts their matrices.
 
-use crate::support::command::{asft, refused, refused_unwritten, succeeds, train};
+use crate::support::command::{asft, refused, refused_unwritten, succeeds, text, train};
 use crate::support::files::read_json;
 use crate::support::runs::interrupt;
 use asft::checkpoint::save_tensors;
@@ -72,4 +72,55 @@ fn an_adapter_whose_layers_peft_would_pass_by_is_refused() {
     let mut command = asft(&["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--adapter"]);
     command.arg(&dir);
     refused(command, &["model.layers.0.self_attn.q_proj is not named there"]);
+}
+
+#[test]
+fn a_regular_expression_names_what_an_adapter_is_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let adapter = scratch.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    let matrix = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, width) in [("q_proj", 48), ("k_proj", 24), ("v_proj", 24), ("o_proj", 48)] {
+        let name = format!("base_model.model.model.layers.0.self_attn.{name}");
+        tensors.insert(format!("{name}.lora_A.weight"), matrix(2, 48));
+        tensors.insert(format!("{name}.lora_B.weight"), matrix(width, 2));
+    }
+    save_tensors(&adapter.join("adapter_model.safetensors"), &tensors).unwrap();
+    let out = scratch.path().join("merged");
+    let command = |arguments: &[&str]| {
+        let mut command = asft(&[arguments[0], "--model", "tests/tiny/aligned", "--adapter", text(&adapter)]);
+        command.args(&arguments[1..]);
+        command
+    };
+    let commands: [&[&str]; 3] = [
+        &["eval", "--data", "tests/tiny/train.jsonl", "--limit", "2"],
+        &["generate", "--prompt", "a", "--max-new-tokens", "1"],
+        &["merge", "--out", text(&out)],
+    ];
+    let stray = |name: &str| format!("model.layers.0.self_attn.{name} is not named there");
+    let [q, k, v, o] = ["q_proj", "k_proj", "v_proj", "o_proj"].map(stray);
+    for (targets, needles) in [
+        (".*q_proj", vec![k.as_str(), &v, &o]),
+        ("zzz", vec![&q, &k, &v, &o]),
+        ("q_proj", vec![&q]),
+        (r".*\.(?!q)._proj", vec![&q]),
+        ("(((", vec!["`target_modules` = \"(((\" is not a valid regular expression"]),
+        (r".*\.(?=[kqvo])._proj", vec![]),
+        ("all-linear", vec![]),
+    ] {
+        let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": targets});
+        std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+        for arguments in commands {
+            if needles.is_empty() {
+                succeeds(command(arguments));
+            } else {
+                let message = refused(command(arguments), &needles);
+                assert!(targets != ".*q_proj" || !message.contains(&q), "{message}");
+            }
+        }
+        if needles.is_empty() {
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
 }
