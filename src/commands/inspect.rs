@@ -39,12 +39,13 @@ pub fn run(args: InspectArgs) -> Result<()> {
 fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> {
     let adapter = adapter::load(dir, &Device::Cpu)?;
     directions.check_adapter(dir, &adapter)?;
+    let keep = directions.header().keep()?;
     let adapted = directions.modules().iter().filter_map(|name| Some((name, adapter.modules.get(name)?)));
     adapted
         .map(|(name, module)| {
             let direction = directions.read(name)?;
             let products = Products::lora(Some(&direction), &module.a, &module.b, adapter.scale(module))?;
-            Ok(ModuleShares::new(name, &direction, products, module.rank()))
+            ModuleShares::new(name, (&direction, keep), products, module.rank())
         })
         .collect()
 }
@@ -72,6 +73,7 @@ fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<Modu
     );
     directions.check_against(&shapes, &base).context("--base")?;
     let progress = progress_bar(shapes.len(), "inspecting");
+    let keep = directions.header().keep()?;
     let mut out = vec![];
     for (name, (d_out, d_in)) in shapes {
         let tensor = format!("{name}.weight");
@@ -79,8 +81,8 @@ fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<Modu
         delta.iter_mut().zip(&other).for_each(|(delta, other)| *delta -= other);
         ensure_valid!(all_finite(&delta), "tensor {tensor} of --model holds values that are not finite");
         let direction = directions.read(&name)?;
-        let products = Products::full(Some(&direction), &Tensor::from_vec(delta, (d_out, d_in), &Device::Cpu)?)?;
-        out.push(ModuleShares::new(&name, &direction, products, d_out.min(d_in)));
+        let products = Products::full_wide(Some(&direction), &Tensor::from_vec(delta, (d_out, d_in), &Device::Cpu)?)?;
+        out.push(ModuleShares::new(&name, (&direction, keep), products, d_out.min(d_in))?);
         progress.inc(1);
     }
     progress.finish_and_clear();

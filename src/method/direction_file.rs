@@ -14,8 +14,9 @@
 //! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run
 //! that targets only some of the file's modules can check just those. A module with V = 0 has k = 0.
 
-use super::spectral::{Direction, column_squares};
+use super::spectral::{Direction, Keep, column_squares};
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite};
+use crate::error::path_hint;
 use crate::names::sort_naturally;
 use crate::ops::with_f32;
 use crate::{ensure_valid, invalid};
@@ -81,18 +82,31 @@ impl Header {
         ]))
     }
 
+    /// How much of C was kept.
+    ///
+    /// # Errors
+    /// A value that is not a number.
+    pub fn keep(&self) -> Result<Keep> {
+        let (key, value) = (self.kept.0.as_str(), &self.kept.1);
+        let keep = match key {
+            "rank" => value.parse().ok().map(Keep::Rank),
+            _ => value.parse().ok().map(Keep::Tolerance),
+        };
+        keep.ok_or_else(|| invalid!("the direction file's metadata `{key}` is \"{value}\", expected a number"))
+    }
+
     fn from_metadata(metadata: &HashMap<String, String>, path: &Path) -> Result<Self> {
         let file = path.display();
         let field = |key: &str| metadata.get(key).map(String::as_str);
         ensure_valid!(
             field("format") == Some(FORMAT),
-            "{file} is not a direction file: metadata `format` is {:?}, expected \"{FORMAT}\"",
-            field("format")
+            "{file} is not a direction file: its metadata has {}, expected `format` = \"{FORMAT}\"",
+            field("format").map_or("no `format`".to_string(), |format| format!("`format` = \"{format}\""))
         );
         ensure_valid!(
             field("version") == Some(VERSION),
-            "{file} has direction format version {:?}; this program reads version \"{VERSION}\"",
-            field("version")
+            "{file} has direction format version {}; this program reads version {VERSION}",
+            field("version").unwrap_or("none")
         );
         let kept = ["tolerance", "rank"].into_iter().find_map(|key| Some((key.to_string(), field(key)?.to_string())));
         Ok(Self {
@@ -120,7 +134,7 @@ pub struct Directions {
 impl Directions {
     /// Opens a direction file and checks everything in it: format, names, shapes, values.
     pub fn open(path: &Path) -> Result<Self> {
-        ensure_valid!(path.is_file(), "direction file {} does not exist", path.display());
+        ensure_valid!(path.is_file(), "direction file {} does not exist{}", path.display(), path_hint(path));
         let file = Checkpoint::open_file(path)?;
         let mut header = Header::from_metadata(file.metadata(), path)?;
         sort_naturally(&mut header.modules);

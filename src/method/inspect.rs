@@ -7,9 +7,10 @@
 //! [`super::shares`].
 
 use super::shares::{Products, subspace};
-use super::spectral::Direction;
+use super::spectral::{Direction, Keep};
 use crate::error::listing;
 use crate::ops::sum::total;
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt;
@@ -44,7 +45,7 @@ pub struct ModuleShares {
     pub share_bound: f64,
     /// The same for `cosine`.
     pub cosine_bound: f64,
-    /// The same for `signed`.
+    /// How far off `signed` can be, because of that and of rounding.
     pub signed_bound: f64,
     #[serde(skip)]
     products: Products,
@@ -101,11 +102,12 @@ pub enum Order {
 }
 
 impl ModuleShares {
-    /// `products`: those of ΔW with `direction`, which holds R; `rank`: an upper bound on the rank of ΔW.
-    pub fn new(module: &str, direction: &Direction, products: Products, rank: usize) -> Self {
+    /// `products`: those of ΔW with `direction`, which holds R and was made with `keep`; `rank`: an upper bound on the rank
+    /// of ΔW.
+    pub fn new(module: &str, (direction, keep): (&Direction, Keep), products: Products, rank: usize) -> Result<Self> {
         let ((d_out, d_in), (subspace_rank, subspace_energy)) = (direction.shape, subspace(direction));
         let c_square: f64 = direction.eigenvalues.iter().map(|&c| f64::from(c).powi(2)).sum();
-        Self {
+        Ok(Self {
             module: module.to_string(),
             d_out,
             d_in,
@@ -121,10 +123,10 @@ impl ModuleShares {
             signed: products.signed(direction),
             share_bound: direction.residual.into(),
             cosine_bound: products.cosine_bound(direction),
-            signed_bound: products.signed_bound(direction, rank),
+            signed_bound: products.signed_bound(direction, rank, keep)?,
             products,
             c_chance: c_square / d_out as f64,
-        }
+        })
     }
 }
 
@@ -211,7 +213,7 @@ impl fmt::Display for Inspection {
         let bound = |of: fn(&ModuleShares) -> f64| self.modules.iter().map(of).fold(0.0, f64::max);
         writeln!(
             f,
-            "what the direction file leaves out can change a C share by {:.0e}, a cosine by {:.0e}, signed by {:.0e} at most",
+            "what the direction file leaves out or rounds can change a C share by {:.0e}, a cosine by {:.0e}, signed by {:.0e} at most",
             bound(|m| m.share_bound),
             bound(|m| m.cosine_bound),
             bound(|m| m.signed_bound)

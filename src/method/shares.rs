@@ -16,7 +16,7 @@
 //! has it (all but Metal).
 
 use super::options::DEFAULT_SUBSPACE_ENERGY;
-use super::spectral::Direction;
+use super::spectral::{Direction, Keep};
 use crate::ops::scalar::{Scalar, wide};
 use crate::ops::sum::{square_sum, total};
 use anyhow::{Result, ensure};
@@ -74,7 +74,7 @@ impl Products {
     }
 
     /// The products of ΔW [d_out, d_in], f32; without a direction, only the norm. UᵀΔW is computed in f32, sums are
-    /// f64.
+    /// f64: for numbers that a run reports as it goes. [`Products::full_wide`] is the exact one.
     ///
     /// # Errors
     /// A direction of another shape.
@@ -85,6 +85,31 @@ impl Products {
         let h = direction.basis.t()?.matmul(delta_w)?; // [k, d_in]
         let inner = direction.right.as_ref().map(|right| row_products(&h, &right.t()?)).transpose()?;
         Ok(Self::combine(direction, square, (row_products(&h, &h)?, 1.0), (inner, 1.0)))
+    }
+
+    /// As [`Products::full`], with UᵀΔW in f64 too, some columns at a time; on the CPU.
+    ///
+    /// # Errors
+    /// A direction of another shape.
+    pub fn full_wide(direction: Option<&Direction>, delta_w: &Tensor) -> Result<Self> {
+        let (d_out, d_in) = delta_w.dims2()?;
+        let direction = fitting(direction, (d_out, d_in))?;
+        let square = square_sum(delta_w)?.read()?;
+        let Some(direction) = direction else { return Ok(Self { square, ..Self::default() }) };
+        let (k, basis_t) = (direction.rank(), direction.basis.to_dtype(DType::F64)?.t()?);
+        let right_t = direction.right.as_ref().map(|right| right.t()).transpose()?;
+        let (mut squares, mut inner) = (vec![0f64; k], right_t.as_ref().map(|_| vec![0f64; k]));
+        let add = |to: &mut [f64], of: &[f64]| to.iter_mut().zip(of).for_each(|(to, of)| *to += of);
+        let width = (WIDENED / d_out.max(1)).max(1);
+        for start in (0..d_in).step_by(width) {
+            let part = |x: &Tensor| x.narrow(1, start, width.min(d_in - start))?.to_dtype(DType::F64);
+            let h = basis_t.matmul(&part(delta_w)?.contiguous()?)?; // [k, width]
+            add(&mut squares, &read(&h.sqr()?.sum(1)?)?);
+            if let (Some(inner), Some(right_t)) = (&mut inner, &right_t) {
+                add(inner, &read(&(h * part(right_t)?)?.sum(1)?)?);
+            }
+        }
+        Ok(Self::combine(direction, square, (squares, 1.0), (inner, 1.0)))
     }
 
     /// From ‖(UᵀΔW)_i‖² and (UᵀΔW)_i · R_i for every i, each paired with a common factor.
@@ -164,20 +189,49 @@ impl Products {
         if share > residual { (residual * (1.0 + cosine) / (share - residual)).min(1.0) } else { 1.0 }
     }
 
-    /// How far [`Products::signed`] can be off because of what `direction` leaves out of V. `rank`: an upper bound on
-    /// the rank of ΔW.
+    /// How far [`Products::signed`] can be off, for products in f64: because of what `direction`, made with `keep`, leaves
+    /// out of V, and because its factors are rounded to f32. `rank`: an upper bound on the rank of ΔW.
     ///
-    /// The missing part is ⟨(I − UUᵀ) ΔW, X⟩ with X = (I − UUᵀ) V, whose norms are ‖X‖₂ ≤ sqrt(ρ ‖V‖) and ‖X‖_F =
-    /// sqrt(‖V‖² − Σ σ²), so at most min(√rank ‖X‖₂, ‖X‖_F) ‖(I − UUᵀ) ΔW‖_F.
-    pub fn signed_bound(&self, direction: &Direction, rank: usize) -> f64 {
-        if direction.v_norm == 0.0 {
-            return 0.0;
+    /// All below is in units of ‖ΔW‖ ‖V‖; U, R, σ are the stored factors, u = 2⁻²⁴, δ = ‖UᵀU − I‖_F, which is measured, and
+    /// Q the exact projector on what is orthogonal to U's columns. V is split by I = Q + (I − Q − UUᵀ) + UUᵀ:
+    ///
+    /// ```text
+    /// left out    ⟨Q ΔW, Q V⟩ ≤ ‖Q ΔW‖_F min(√rank ‖Q V‖₂, ‖Q V‖_F)
+    ///             ‖Q V‖₂² ≤ ρ / ‖V‖                 as Q C Q = Q (C − U diag(c) Uᵀ) Q, of norm ≤ ρ, the residual
+    ///             ‖Q V‖_F² ≤ 1 − (1 − δ) Σ c / ‖V‖    ‖Q ΔW‖_F² ≤ 1 − (1 − δ) ‖UᵀΔW‖²
+    /// not quite orthonormal    |⟨(I − Q − UUᵀ) ΔW, V⟩| ≤ δ
+    /// rounded     |⟨UᵀΔW, VᵀU − R diag(σ)⟩| ≤ ‖UᵀΔW‖ η
+    /// ```
+    ///
+    /// R diag(σ) is VᵀU rounded to f32 twice, and σ once, so that η = 3u if the product was summed in f64. Where it was
+    /// summed in f32, η has γ √k more, with γ = d_out u / (1 − d_out u): a sum of d_out products is off by γ |U|ᵀ|V|, and
+    /// ‖ |U|ᵀ|V| ‖_F ≤ √k. ‖V‖, and V and ΔW as differences of weights, are rounded once each: 3u more.
+    ///
+    /// # Errors
+    /// Those of the tensors.
+    pub fn signed_bound(&self, direction: &Direction, rank: usize, keep: Keep) -> Result<f64> {
+        if direction.v_norm == 0.0 || self.square <= 0.0 {
+            return Ok(0.0);
         }
-        let rank = rank.min(direction.shape.0).min(direction.shape.1) as f64;
-        let rest = self.share(self.square - self.span_square).unwrap_or(0.0);
-        let spectral = (rank * f64::from(direction.residual) / f64::from(direction.v_norm)).sqrt();
-        spectral.min((1.0 - direction.energy()).max(0.0).sqrt()) * rest
+        let (d_out, d_in) = direction.shape;
+        let (unit, delta) = (f64::from(f32::EPSILON) / 2.0, departure(&direction.basis)?);
+        let gamma = d_out as f64 * unit / (1.0 - d_out as f64 * unit);
+        let summed = if keep.sums_in_f32(d_out.min(d_in)) { gamma * (direction.rank() as f64).sqrt() } else { 0.0 };
+        let eta = 3.0 * unit + summed;
+        let span = self.span_square / self.square;
+        let spectral = rank.min(d_out).min(d_in) as f64 * f64::from(direction.residual) / f64::from(direction.v_norm);
+        // Σ c is itself ‖VᵀU‖² as rounded.
+        let frobenius = 1.0 - (1.0 - delta - 2.0 * eta) * direction.energy();
+        let left_out = (1.0 - (1.0 - delta) * span).max(0.0) * spectral.min(frobenius.max(0.0));
+        Ok(left_out.sqrt() + delta + span.sqrt() * eta + 3.0 * unit)
     }
+}
+
+/// ‖UᵀU − I‖_F
+fn departure(basis: &Tensor) -> Result<f64> {
+    let basis = basis.to_dtype(DType::F64)?;
+    let gram = basis.t()?.matmul(&basis)?;
+    Ok((gram - Tensor::eye(basis.dim(1)?, DType::F64, basis.device())?)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
 }
 
 /// The direction, if there is one with V ≠ 0, for an update [d_out, d_in].

@@ -295,6 +295,37 @@ fn a_truncated_direction_misses_no_more_of_v_than_stated() {
 }
 
 #[test]
+fn the_bound_on_signed_counts_what_is_left_out_and_rounded() {
+    for ((d_out, d_in), keep, most) in [
+        ((64, 80), Keep::Tolerance(0.0), 1e-5),
+        // Most of an update lies outside a tall V's columns, so the residual's rounding counts.
+        ((80, 64), Keep::Tolerance(0.0), 1e-3),
+        ((48, 48), Keep::Tolerance(1e-2), 1.0),
+        ((64, 80), Keep::Rank(20), 1.0),
+        // Large and lax enough for products in f32.
+        ((300, 320), Keep::Tolerance(1e-4), 1e-1),
+        ((320, 290), Keep::Tolerance(1e-4), 1e-1),
+    ] {
+        let v = random(d_out, d_in, 0.02);
+        let direction = Direction::of(&v, keep).unwrap();
+        for turn in [-1.0, 0.0, 1.0] {
+            let (a, b) = (random(4, d_in, 0.1), random(d_out, 4, 0.1));
+            let b = (&b + (v.matmul(&a.t().unwrap()).unwrap() * (20.0 * turn)).unwrap()).unwrap();
+            let delta = (random(d_out, d_in, 0.01) + (&v * (0.5 * turn)).unwrap()).unwrap();
+            let lora = (Products::lora(Some(&direction), &a, &b, 2.0).unwrap(), wide(&b).matmul(&wide(&a)).unwrap(), 4);
+            let full = (Products::full_wide(Some(&direction), &delta).unwrap(), wide(&delta), d_out.min(d_in));
+            for (products, delta, rank) in [lora, full] {
+                let bound = products.signed_bound(&direction, rank, keep).unwrap();
+                let exact = inner(&delta, &wide(&v)) / norm(&delta) / norm(&wide(&v));
+                let off = (products.signed(&direction).unwrap() - exact).abs();
+                assert!(off <= bound && bound < most, "{keep:?} {turn}: off by {off:e}, bound {bound:e}");
+                assert!(bound > 2e-7, "{bound:e}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
     let (d_out, d_in, r) = (64, 80, 4);
     let v = random(d_out, d_in, 0.5);

@@ -68,8 +68,8 @@ pub struct Setting {
 }
 
 impl Keep {
-    /// Whether f32 is precise enough for the factors of a matrix of smaller side n.
-    fn is_coarse(self, n: usize) -> bool {
+    /// Whether f32 is precise enough for the factors of a matrix of smaller side n, so that their products are summed in it.
+    pub fn sums_in_f32(self, n: usize) -> bool {
         n > WIDE && matches!(self, Self::Tolerance(tolerance) if tolerance >= COARSE)
     }
 }
@@ -79,7 +79,7 @@ pub fn useful_bytes(d_out: usize, d_in: usize, keep: Keep) -> usize {
     let (m, n) = (4 * d_out * d_in, d_out.min(d_in));
     let q = n * n;
     let certificate = if d_out <= d_in { 12 * q + 4 * n * (d_out + d_in) } else { 2 * m + 12 * q };
-    let decomposition = if keep.is_coarse(n) && d_out <= d_in { 20 * q } else { 32 * q };
+    let decomposition = if keep.sums_in_f32(n) && d_out <= d_in { 20 * q } else { 32 * q };
     (2 * m).max(m + 8 * q).max(decomposition).max(certificate)
 }
 
@@ -150,7 +150,7 @@ impl Work<'_> {
     }
 
     fn is_coarse(&self) -> bool {
-        self.setting.keep.is_coarse(self.small_side())
+        self.setting.keep.sums_in_f32(self.small_side())
     }
 
     /// For the certificate of eigenvalues c.
