@@ -19,11 +19,20 @@ pub struct ReportArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft init Qwen/Qwen2-7B-Instruct
-  asft init ./my-model --out my-model.toml")]
+  asft init ./my-model --unaligned ./its-base --data train.jsonl --out my-model.toml")]
 pub struct InitArgs {
     /// The model to fine-tune: a folder, or a hub id with an optional @revision
     #[arg(value_name = "MODEL")]
     pub model: String,
+    /// The model that it was tuned from, a folder or hub id; without it, the one that its name tells
+    #[arg(long, value_name = "MODEL")]
+    pub unaligned: Option<String>,
+    /// A direction file (of `asft direction`) in place of the model that it was tuned from
+    #[arg(long, value_name = "FILE", conflicts_with = "unaligned")]
+    pub direction: Option<PathBuf>,
+    /// Training samples: a file, or a hub dataset; a file's records say the format
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
     /// The config to write; - prints it. Without it, the model's name with .toml
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

@@ -5,9 +5,12 @@ use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::InitArgs;
 use crate::config::suggest;
 use crate::console::log;
+use crate::data::recognise;
 use crate::ensure_valid;
 use crate::hub;
-use anyhow::Result;
+use crate::method::direction_file::Directions;
+use crate::model::ModelSpec;
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,14 +24,40 @@ pub fn run(args: InitArgs) -> Result<()> {
         check_writable_file(&out)?;
     }
     let base = hub::resolve_without_weights(&args.model, false)?;
-    let suggestion = suggest::for_model(&args.model, &base.dir)?;
+    let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.dir)?;
+    let suggestion = suggest::for_model(&args.model, &base.dir, given)?;
     let text = suggestion.to_toml()?;
     if to_stdout {
         return print(&text);
     }
     write_atomic(&out, |file| Ok(file.write_all(text.as_bytes())?))?;
     log::info(&format!("wrote {}", out.display()), json!({"config": out}));
-    let missing = suggestion.to_do();
-    log::info(&format!("before training, set {}", missing.join(" and ")), json!({"set": missing}));
+    for (key, what) in suggestion.to_do() {
+        log::info(&what, json!({"set": key}));
+    }
     Ok(())
+}
+
+/// What the user says about the run, as far as it is on this machine checked.
+fn given(
+    unaligned: Option<String>,
+    direction: Option<&Path>,
+    data: Option<String>,
+    aligned: &Path,
+) -> Result<suggest::Given> {
+    if let Some(unaligned) = unaligned.as_deref() {
+        let other = hub::resolve_without_weights(unaligned, false).context("--unaligned")?.dir;
+        let same = other.canonicalize().is_ok_and(|other| aligned.canonicalize().is_ok_and(|dir| dir == other));
+        ensure_valid!(!same, "--unaligned is the model itself; expected the model that it was tuned from");
+        ModelSpec::load(&other).context("--unaligned")?;
+    }
+    if let Some(direction) = direction {
+        Directions::open(direction).context("--direction")?;
+    }
+    let format = match data.as_deref().filter(|name| hub::is_local(name)) {
+        Some(file) => Some(recognise(Path::new(file)).context("--data")?),
+        None => None,
+    };
+    let direction = direction.map(|path| path.display().to_string());
+    Ok(suggest::Given { unaligned, direction, data, format })
 }

@@ -1,6 +1,7 @@
-//! Settings for a model of which only the folder is known: what `asft init` writes.
+//! Settings for a model of which little but the folder is known: what `asft init` writes.
 
 use super::{Settings, commented};
+use crate::method::Penalize;
 use crate::model::{Dtype, ModelSpec};
 use crate::tokenizer::Tokenizer;
 use crate::{data::Format, ensure_valid};
@@ -22,25 +23,34 @@ pub struct Suggestion {
     notes: BTreeMap<&'static str, String>,
 }
 
+/// What is known besides the model.
+#[derive(Default)]
+pub struct Given {
+    pub unaligned: Option<String>,
+    pub direction: Option<String>,
+    /// Training samples.
+    pub data: Option<String>,
+    /// The format of `data`, where it could be looked at.
+    pub format: Option<Format>,
+}
+
+/// How to choose λ.
+const ABOUT_LAMBDA: &str = "To choose it, run with output.log_modules_every = 50 and \
+     lambda = 0.1, 1 and 10: `gradient_ratio` in modules.jsonl says what the penalty's gradient is against the task's (far \
+     below 1 it does nothing, far above 1 it drowns out the task), and `asft eval` on harmful prompts and on your task says \
+     what each costs and protects. Compare with penalize = \"all\" at the same lambda, the control.";
+
 /// Settings for the model in `dir`, which is named `source`.
 ///
 /// # Errors
 /// A model that asft cannot train.
-pub fn for_model(source: &str, dir: &Path) -> Result<Suggestion> {
+pub fn for_model(source: &str, dir: &Path, given: Given) -> Result<Suggestion> {
     let spec = ModelSpec::load(dir)?;
     let mut settings = Settings::default();
     let mut notes = BTreeMap::new();
     settings.model.aligned = source.to_string();
-    settings.model.unaligned = partner(source);
-    notes.insert(
-        "model.unaligned",
-        match &settings.model.unaligned {
-            Some(_) => "Chosen by its name: make sure that it is the model that this one was tuned from.".to_string(),
-            None => {
-                "Not known by name: fill in the model that this one was tuned from, or give asft.direction.".to_string()
-            }
-        },
-    );
+    direction(&mut settings, &mut notes, source, &given);
+    notes.insert("asft.lambda", ABOUT_LAMBDA.to_string());
     if let Some(dtype) = stored_dtype(dir) {
         settings.model.dtype = dtype;
         notes.insert("model.dtype", "As the checkpoint has it.".to_string());
@@ -54,12 +64,17 @@ pub fn for_model(source: &str, dir: &Path) -> Result<Suggestion> {
         "lora.target_modules",
         format!("This model has {} in {} layers.", names.join(", "), spec.num_hidden_layers),
     );
-    settings.data.train = "train.jsonl".to_string();
-    notes.insert("data.train", "To be filled in.".to_string());
+    settings.data.train = given.data.unwrap_or_else(|| {
+        notes.insert("data.train", "To be filled in.".to_string());
+        "train.jsonl".to_string()
+    });
     settings.data.max_length = MAX_LENGTH.min(spec.context());
     notes.insert("data.max_length", format!("The model's context is {}.", spec.context()));
     let has_template = Tokenizer::load(dir).is_ok_and(|tokenizer| tokenizer.chat_template().is_some());
-    if !has_template {
+    if let Some(format) = given.format {
+        settings.data.format = format;
+        notes.insert("data.format", "As the first record has it.".to_string());
+    } else if !has_template {
         settings.data.format = Format::PromptCompletion;
         notes.insert("data.format", "The tokenizer has no chat template, which other formats need.".to_string());
     }
@@ -76,10 +91,39 @@ impl Suggestion {
         Ok(head + &commented::config(&self.settings, &self.notes)?)
     }
 
-    /// What only the user can fill in.
-    pub fn to_do(&self) -> Vec<&'static str> {
-        let partner = self.settings.model.unaligned.is_none().then_some("model.unaligned");
-        [Some("data.train"), partner].into_iter().flatten().collect()
+    /// Keys that only the user can fill in, with what to do.
+    pub fn to_do(&self) -> Vec<(&'static str, String)> {
+        let data = self.notes.contains_key("data.train").then(|| {
+            ("data.train", "before training, set data.train, the file of your samples (or use --data)".to_string())
+        });
+        let partner = (self.settings.asft.penalize == Penalize::All).then(|| {
+            let what = "the model that this one was tuned from is not known: the config shrinks updates without a \
+                        direction (penalize = \"all\"); for AsFT's penalty, use --unaligned or --direction";
+            ("model.unaligned", what.to_string())
+        });
+        [data, partner].into_iter().flatten().collect()
+    }
+}
+
+/// Where the direction comes from; without any, the penalty that needs none.
+fn direction(settings: &mut Settings, notes: &mut BTreeMap<&'static str, String>, source: &str, given: &Given) {
+    settings.asft.direction = given.direction.clone();
+    settings.model.unaligned = given.unaligned.clone();
+    if given.direction.is_some() {
+        notes.insert("model.unaligned", "Not needed beside asft.direction.".to_string());
+    } else if given.unaligned.is_none() {
+        settings.model.unaligned = partner(source);
+        let by_name = "Chosen by its name: make sure that it is the model that this one was tuned from.";
+        let unknown = "Not known by name: with the model that this one was tuned from here (or a file in asft.direction) set \
+                       asft.penalize = \"orthogonal\".";
+        let note = if settings.model.unaligned.is_some() { by_name } else { unknown };
+        notes.insert("model.unaligned", note.to_string());
+    }
+    if settings.model.unaligned.is_none() && settings.asft.direction.is_none() {
+        settings.asft.penalize = Penalize::All;
+        let note = "It is \"all\" here because the method needs a direction, and neither model.unaligned nor asft.direction is \
+                    known.";
+        notes.insert("asft.penalize", note.to_string());
     }
 }
 
