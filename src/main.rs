@@ -8,6 +8,7 @@ use asft::console::log::{self, Verbosity};
 use asft::ensure_valid;
 use asft::error::Agreed;
 use asft::ranks::{self, Ranks};
+use asft::stop::StopRequest;
 use clap::Parser;
 use serde_json::json;
 use std::process::ExitCode;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
             &format!("{size} ranks, {local} of them on this machine, threads for each: {threads}"),
             json!({"ranks": size, "local_ranks": local, "threads": threads}),
         );
+    }
+    if let Err(error) = StopRequest::listen(log::notice) {
+        return failed(&error);
     }
     match rayon::scope(|_| run(command)) {
         Ok(code) => code,

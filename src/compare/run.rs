@@ -14,7 +14,7 @@ use crate::eval::{Located, Outcome, Prepared, Suite, locate};
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
-use crate::stop::{Interrupted, Signal, StopRequest};
+use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
 use crate::train::{self, Ending, RunFlags, Tuning};
 use anyhow::{Context, Result};
 use candle_core::DType;
@@ -98,7 +98,10 @@ impl<'a> Comparison<'a> {
     /// Models or samples that cannot be read; results that cannot be written.
     pub fn run(&mut self) -> Result<Finished> {
         let _lock = self.results.lock()?;
-        StopRequest::listen()?;
+        StopRequest::listen(log::notice)?;
+        let _part = Part::begin();
+        stop::at(Place::After { what: "what is under way", otherwise: "at once" });
+        stop::leaves("the same command goes on");
         match self.run_all() {
             Err(error) => match error.downcast_ref::<Interrupted>() {
                 Some(Interrupted(signal)) => Ok(Finished::Stopped(*signal)),

@@ -18,12 +18,17 @@ use crate::data::Dataset;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
-use crate::stop::{Signal, StopRequest};
+use crate::stop::{self, Part, Place, Signal, StopRequest};
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// What a signal waits for.
+const STEP: Place = Place::After { what: "this step", otherwise: "without a checkpoint" };
+const VALIDATION: Place = Place::After { what: "this validation", otherwise: "without a checkpoint" };
+const RESULT: Place = Place::After { what: "writing the result", otherwise: "without the result" };
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -56,9 +61,14 @@ pub struct Outcome {
 
 /// Trains as the settings say and exports the result to `output.dir`.
 pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
+    let _part = Part::begin();
+    StopRequest::listen(log::notice)?;
     let output = OutputFolder::new(settings);
     let already_finished = || Ok(Ending::AlreadyFinished(output.result(settings.train.method)));
     let Some(start) = start(settings, flags, &output)? else { return already_finished() };
+    // Until the first step, a signal ends the process at once: nothing has been done that would be lost.
+    stop::at(Place::Anywhere);
+    stop::leaves(&start.saved().map_or("no step was done".to_string(), |saved| newest(&saved.dir)));
     let held = output.lock_existing()?;
     let prepared = prepare(settings, &output, &start, &flags.allow_change)?;
     let _lock = output.lock(held)?;
@@ -76,6 +86,11 @@ pub fn run(settings: &Settings, flags: &RunFlags) -> Result<Ending> {
 /// Whether all steps are done, or there was no gain for too long.
 fn is_done(settings: &Settings, total_steps: usize, state: &RunState) -> bool {
     state.step >= total_steps || settings.train.patience.is_some_and(|limit| state.evals_since_best >= limit)
+}
+
+/// What a sudden end leaves.
+fn newest(checkpoint: &Path) -> String {
+    format!("the last checkpoint is {}", checkpoint.display())
 }
 
 struct Run<'a> {
@@ -111,7 +126,11 @@ impl<'a> Run<'a> {
 
     /// The loop: one optimizer step after another, each with its row of metrics. Returns the signal that ended it.
     fn train(&mut self) -> Result<Option<Signal>> {
-        let stop = StopRequest::listen()?;
+        let stop = StopRequest::listen(log::notice)?;
+        stop::at(STEP);
+        if self.kept.is_none() {
+            stop::leaves("there is none yet");
+        }
         while !self.is_done() {
             self.step()?;
             let is_best = self.is_validation_due() && self.validate()?;
@@ -165,7 +184,10 @@ impl<'a> Run<'a> {
     fn validate(&mut self) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let (model, batch_size) = (&self.trained.trainer.model, self.settings.train.batch_size);
-        self.ledger.validated(&mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?)
+        stop::at(VALIDATION);
+        let mean = mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?;
+        stop::at(STEP);
+        self.ledger.validated(&mean)
     }
 
     /// Writes a checkpoint of the current state, unless there is one.
@@ -181,6 +203,7 @@ impl<'a> Run<'a> {
             self.checkpoints.save(self.settings, &self.trained, state)
         })?;
         self.kept = Some(step);
+        stop::leaves(&newest(&dir));
         log::debug(&format!("kept {}", dir.display()), json!({"step": step, "checkpoint": dir}));
         Ok(dir)
     }
@@ -209,6 +232,7 @@ impl<'a> Run<'a> {
         let (Some(first), Some(last)) = (first, last) else {
             return ranks.agree(Err(anyhow!("no step had a finite loss and gradient")));
         };
+        stop::at(RESULT);
         check_same_parameters(self.trained.parameters())?;
         let best_step = best.map(|best| best.step).filter(|best| self.settings.output.save_best && *best != step);
         ranks.on_first(|| {

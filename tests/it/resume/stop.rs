@@ -23,6 +23,8 @@ fn a_stopped_run_goes_on_exactly() {
             assert_eq!(output.status.code(), Some(code), "{text}");
             let done = metrics(&parts).iter().filter(|row| row["loss"].is_number()).count();
             assert!(text.contains(&format!("stopped by {name} after step {done}")), "{text}");
+            let first = if code == 130 { "press again to quit" } else { "a second signal quits" };
+            assert!(text.contains(&format!("stopping after this step; {first} without a checkpoint")), "{text}");
             assert!(parts.join(format!("checkpoints/step-{done}")).is_dir());
             assert!(!parts.join("run.json").exists() && done < 200, "{done}");
             let command = text.lines().find_map(|line| line.strip_prefix("go on with: ")).unwrap();
@@ -51,7 +53,7 @@ fn a_second_signal_does_not_wait_for_the_step() {
     std::fs::write(&data, text.repeat(100)).unwrap();
     // One step of all samples, which takes seconds.
     let sets = [&format!("data.train={}", data.display()), "train.gradient_accumulation=1000000", "train.epochs=1"];
-    let mut child = train(&dir, &sets, &["--quiet"]).spawn().unwrap();
+    let mut child = train(&dir, &sets, &["--quiet"]).stderr(Stdio::piped()).spawn().unwrap();
     while !dir.join("config.toml").exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -61,6 +63,49 @@ fn a_second_signal_does_not_wait_for_the_step() {
     assert_eq!(child.try_wait().unwrap(), None, "the first signal did not wait");
     let began = Instant::now();
     signal(&child, Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let output = child.wait_with_output().unwrap();
     assert!(began.elapsed() < Duration::from_secs(1) && metrics_so_far(&dir).is_empty());
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(143), "{told}");
+    let lines = [
+        "stopping after this step; press again to quit without a checkpoint",
+        "quit without a checkpoint; there is none yet",
+    ];
+    assert_eq!(told.lines().collect::<Vec<_>>(), lines);
+}
+
+/// Waits until the process listens for signals.
+fn listening(child: &Child) {
+    let is_listening = || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok());
+        names.into_iter().any(|name| name.trim() == "signals")
+    };
+    let began = Instant::now();
+    while !is_listening() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no thread for signals");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_has_nothing_to_lose_stops_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, data) = (path(&scratch, "run"), path(&scratch, "train.jsonl"));
+    std::fs::write(&data, std::fs::read_to_string(tiny("train.jsonl")).unwrap().repeat(300)).unwrap();
+    let data = format!("data.train={}", data.display());
+    // While samples are read; and while a prompt is waited for.
+    let loading = train(&dir, &[&data], &[]);
+    let generating = asft(&["generate", "--model", "tests/tiny/aligned", "--prompt", "-"]);
+    for (mut command, number, code) in [(loading, Signal::SIGINT, 130), (generating, Signal::SIGTERM, 143)] {
+        let mut child = command.stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
+        let _open = child.stdin.take();
+        listening(&child);
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.lines().last().unwrap().starts_with(&format!("stopped by {number}")), "{told}");
+    }
+    assert!(!dir.exists());
 }
