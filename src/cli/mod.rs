@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Args)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
-    /// Tell warnings and errors only
+    /// Print only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Tell each step, and what is being done

@@ -40,7 +40,7 @@ pub enum Match {
     Choice,
 }
 
-/// Settings of a published evaluation; whatever else is given wins over them.
+/// Settings of a published evaluation; any option you give overrides them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
