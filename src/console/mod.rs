@@ -5,7 +5,7 @@ mod progress;
 mod table;
 
 pub use progress::{download_bar, progress_bar};
-pub use table::Table;
+pub use table::{Table, wrapped};
 
 use chrono::{SecondsFormat, Utc};
 

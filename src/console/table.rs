@@ -41,6 +41,23 @@ impl Table {
     }
 }
 
+/// Text in lines of at most `columns`, those after the first indented by as much as `indent`. A longer word has a line of
+/// its own.
+pub fn wrapped(text: &str, columns: usize, indent: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let used = lines.last().map_or(0, |line| line.chars().count());
+        let first = lines.last().is_none_or(|line| line.trim().is_empty());
+        if !first && used + 1 + word.chars().count() > columns {
+            lines.push(" ".repeat(indent) + word);
+        } else if let Some(line) = lines.last_mut() {
+            line.push_str(if first { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -76,5 +93,12 @@ mod tests {
         let columns = table.to_string();
         assert_eq!((table.within(None), table.within(Some(27))), (columns.clone(), columns));
         assert_eq!(table.within(Some(20)), "a\n    harmful score  10.0 %\n    loss           1.5\n");
+    }
+
+    #[test]
+    fn lines_are_no_longer_than_wanted() {
+        assert_eq!(wrapped("one two three four", 9, 2), ["one two", "  three", "  four"]);
+        assert_eq!(wrapped("a-word-of-its-own x", 5, 2), ["a-word-of-its-own", "  x"]);
+        assert_eq!(wrapped("", 9, 2), [""]);
     }
 }

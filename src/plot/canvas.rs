@@ -1,5 +1,6 @@
 //! What a picture is made of: lines, polygons and text in points, recorded once and drawn as SVG or PNG.
 
+use super::colour::style;
 use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -127,7 +128,8 @@ impl Strokes {
         let fine = format!("<svg width=\"{width}\" height=\"{height}\"");
         let points = format!("<svg width=\"{}\" height=\"{}\"", self.width, self.height);
         anyhow::ensure!(svg.contains(&fine), "the SVG begins in another way than expected");
-        Ok(svg.replacen(&fine, &points, 1))
+        // The first line is the root's tag.
+        Ok(svg.replacen(&fine, &points, 1).replacen(">\n", &format!(">\n{}\n", style()), 1))
     }
 
     pub fn png(&self) -> Result<Vec<u8>> {

@@ -32,6 +32,27 @@ const VIRIDIS: [RGBColor; 9] = [
     RGBColor(253, 231, 37),
 ];
 
+/// What these become where the reader has chosen dark pages: (drawn, dark), in the SVG's notation. Scales of amounts stay.
+const DARK: [(RGBColor, &str); 8] = [
+    (WHITE, "#12161C"),
+    (INK, "#E6EAF0"),
+    (FAINT, "#2B333E"),
+    (NOTHING, "#4A525E"),
+    (METHODS[0], "#F4F6F8"),
+    (BLUE, "#3E9BE0"),
+    (VERMILION, "#F0803C"),
+    (GREEN, "#2FC79A"),
+];
+
+/// The style sheet of an SVG, which gives dark pages their colours; other viewers keep the drawn ones.
+pub fn style() -> String {
+    let rule = |(RGBColor(r, g, b), dark): (RGBColor, &str)| {
+        let drawn = format!("#{r:02X}{g:02X}{b:02X}");
+        format!("[fill=\"{drawn}\"]{{fill:{dark}}}[stroke=\"{drawn}\"]{{stroke:{dark}}}")
+    };
+    format!("<style>@media (prefers-color-scheme:dark){{{}}}</style>", DARK.map(rule).concat())
+}
+
 /// From -1 (orange) through 0 (white) to 1 (blue).
 const SIGNED: [RGBColor; 5] = [
     RGBColor(179, 88, 6),

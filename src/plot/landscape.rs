@@ -1,10 +1,11 @@
 //! The pictures of `asft landscape`: curves of the basin, and a map of it.
 
 use super::Picture;
-use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, colour_bar, label};
+use super::axis::{CHARACTER, LARGE, NORMAL, SMALL, Scale, axes, colour_bar, label};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
-use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT};
+use crate::console::wrapped;
+use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT, Quantity};
 use crate::method::perturb::{Axis, Unit};
 use crate::ticks::{self, extremes};
 use anyhow::Result;
@@ -12,6 +13,9 @@ use plotters::style::RGBColor;
 
 /// Lines of equal value in a plan, about.
 const LEVELS: usize = 7;
+
+/// The mark at that step: other weights than those that move may differ from the unaligned model's.
+const TAKEN_BACK: &str = "V taken back";
 
 /// A point of a plane, or of a picture.
 type Point = (f64, f64);
@@ -22,7 +26,8 @@ pub struct Frame<'a> {
     /// The model.
     pub subject: &'a str,
     pub unit: Unit,
-    /// The step at which V leads to the unaligned model.
+    /// The step at which the modules that move have the unaligned model's weights: V is taken back. It is not that model
+    /// unless nothing else differs between the two.
     pub unaligned_at: f64,
 }
 
@@ -69,10 +74,18 @@ pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
             let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 90.0) };
             canvas.text((left + width / 2.0, top - 4.0), &quantity.name, NORMAL, Anchor::Centre, INK);
             axes(canvas, x, y, (&format!("perturbation, {}", frame.unit()), quantity.unit));
-            mark_unaligned(canvas, x, y, frame.unaligned_at);
+            let taken_back = Some(frame.unaligned_at).filter(|at| *at > x.from && *at < x.to).map(|at| x.at(at));
+            let top = y.start + y.length;
+            if let Some(at) = taken_back {
+                canvas.dashed(&[(at, y.start), (at, top)], INK, 1.0, (3.0, 3.0));
+            }
             for look in &LOOKS {
                 let group: Vec<&Curve> = landscape.curves.iter().filter(|curve| curve.ray.axis == look.axis).collect();
                 draw_group(canvas, look, &group, (i, &landscape.steps), (x, y));
+            }
+            // Over the curves, which would strike it through.
+            if let Some(at) = taken_back {
+                label(canvas, (at, top + 10.0), TAKEN_BACK, x);
             }
         }
         Ok(())
@@ -101,14 +114,6 @@ fn stroke(canvas: &Canvas, look: &Look, points: &[Point]) {
     match look.dash {
         None => canvas.line(points, look.colour, 2.0),
         Some(dash) => canvas.dashed(points, look.colour, 2.0, dash),
-    }
-}
-
-fn mark_unaligned(canvas: &Canvas, x: Scale, y: Scale, at: f64) {
-    if at > x.from && at < x.to {
-        let (at, top) = (x.at(at), y.start + y.length);
-        canvas.dashed(&[(at, y.start), (at, top)], INK, 1.0, (3.0, 3.0));
-        label(canvas, (at, top + 10.0), "unaligned", x);
     }
 }
 
@@ -147,35 +152,83 @@ fn draw_group(
     }
 }
 
-/// A map of each quantity: a cell for each point, and lines of equal value.
+/// A map of each quantity that is not the same everywhere: a cell for each point, and lines of equal value. Several stand
+/// in rows, about as many below as beside each other.
 pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture> {
-    let (left, side, between, head) = (82.0, 380.0, 170.0, 62.0);
-    let count = landscape.quantities.len() as f64;
-    let size = (left + (side + between) * count - between + 92.0, head + side + 66.0);
-    Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
+    let (left, side, between, head, foot) = (82.0, 380.0, 170.0, 40.0, 66.0);
+    let all = 0..landscape.quantities.len();
+    let (mut drawn, mut left_out): (Vec<usize>, Vec<usize>) = all.partition(|&i| constant(&grid.values[i]).is_none());
+    if drawn.is_empty() {
+        std::mem::swap(&mut drawn, &mut left_out);
+    }
+    let columns = (drawn.len() as f64).sqrt().ceil().max(1.0) as usize;
+    let width = left + (side + between) * columns as f64 - between + 92.0;
+    let caption = caption(landscape, grid, &left_out, width - 2.0 * MARGIN);
+    let first = 36.0 + LINE * caption.len() as f64;
+    let height = first + (head + side + foot) * drawn.len().div_ceil(columns) as f64;
+    Picture::draw(width as u32, height as u32, |canvas| {
         let title = format!("Moving the weights of {} along V and across it", frame.subject);
-        canvas.text((left, 20.0), &title, LARGE, Anchor::Left, INK);
-        for (i, quantity) in landscape.quantities.iter().enumerate() {
-            let left = left + (side + between) * i as f64;
-            let name = format!("{}, {}", quantity.name, quantity.unit);
-            canvas.text((left + side / 2.0, head - 14.0), &name, NORMAL, Anchor::Centre, INK);
-            let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
-            let names = [format!("along V, {}", frame.unit()), format!("orthogonal to V, {}", frame.unit())];
-            draw_plan(canvas, &grid.values[i], &grid.steps, (range, &names), (left, head, side));
-            let x = cells(&grid.steps, left, side);
-            if frame.unaligned_at > x.from && frame.unaligned_at < x.to {
-                let at = (x.at(frame.unaligned_at), head + side / 2.0);
-                canvas.dot(at, 4.5, WHITE);
-                canvas.dot(at, 3.0, INK);
-                label(canvas, (at.0, at.1 + 13.0), "unaligned", x);
-            }
-            let centre = (x.at(0.0), head + side / 2.0);
-            canvas.dot(centre, 4.5, WHITE);
-            canvas.dot(centre, 3.0, INK);
-            label(canvas, (centre.0, centre.1 - 13.0), "model", x);
+        canvas.text((MARGIN, 20.0), &title, LARGE, Anchor::Left, INK);
+        for (i, line) in caption.iter().enumerate() {
+            canvas.text((MARGIN, 42.0 + LINE * i as f64), line, SMALL, Anchor::Left, INK);
+        }
+        for (place, &i) in drawn.iter().enumerate() {
+            let left = left + (side + between) * (place % columns) as f64;
+            let top = first + (head + side + foot) * (place / columns) as f64 + head;
+            draw_quantity(canvas, &landscape.quantities[i], (grid, i), frame, (left, top, side));
         }
         Ok(())
     })
+}
+
+const MARGIN: f64 = 20.0;
+/// Height of a line of small text.
+const LINE: f64 = 15.0;
+
+/// The value of a quantity that is the same everywhere.
+fn constant(rows: &[Vec<Option<f64>>]) -> Option<f64> {
+    let first = rows.first()?.first().copied()??;
+    rows.iter().flatten().all(|value| *value == Some(first)).then_some(first)
+}
+
+/// Which quantities are the same everywhere, in lines of at most `width`.
+fn caption(landscape: &Landscape, grid: &Grid, left_out: &[usize], width: f64) -> Vec<String> {
+    let value = |&i: &usize| {
+        let (quantity, value) = (&landscape.quantities[i], constant(&grid.values[i])?);
+        let value = if quantity.unit == PERCENT { format!("{value:.1}") } else { format!("{value:.4}") };
+        Some(format!("{} ({value} {})", quantity.name, quantity.unit))
+    };
+    let values: Vec<String> = left_out.iter().filter_map(value).collect();
+    if values.is_empty() {
+        return vec![];
+    }
+    let text = format!("The same everywhere, so not drawn: {}", values.join(", "));
+    wrapped(&text, (width / CHARACTER) as usize, 0)
+}
+
+fn draw_quantity(
+    canvas: &Canvas,
+    quantity: &Quantity,
+    (grid, i): (&Grid, usize),
+    frame: &Frame,
+    (left, top, side): (f64, f64, f64),
+) {
+    let name = format!("{}, {}", quantity.name, quantity.unit);
+    canvas.text((left + side / 2.0, top - 14.0), &name, NORMAL, Anchor::Centre, INK);
+    let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
+    let names = [format!("along V, {}", frame.unit()), format!("orthogonal to V, {}", frame.unit())];
+    draw_plan(canvas, &grid.values[i], &grid.steps, (range, &names), (left, top, side));
+    let x = cells(&grid.steps, left, side);
+    let mark = |at: f64, name: &str, below: f64| {
+        let at = (x.at(at), top + side / 2.0);
+        canvas.dot(at, 4.5, WHITE);
+        canvas.dot(at, 3.0, INK);
+        label(canvas, (at.0, at.1 + below), name, x);
+    };
+    if frame.unaligned_at > x.from && frame.unaligned_at < x.to {
+        mark(frame.unaligned_at, TAKEN_BACK, 13.0);
+    }
+    mark(0.0, "model", -13.0);
 }
 
 /// Cells are centred on the points, so they reach half a step beyond the outer ones.
@@ -246,6 +299,7 @@ fn contour(rows: &[Vec<Option<f64>>], level: f64) -> Vec<(Point, Point)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::perturb::Ray;
 
     #[test]
     fn a_plane_has_straight_contours() {
@@ -255,5 +309,50 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|(a, b)| (a.0 - 1.5).abs() < 1e-12 && (b.0 - 1.5).abs() < 1e-12));
         assert!(contour(&rows, 9.0).is_empty());
+    }
+
+    fn landscape(names: &[&str], values: Vec<Vec<Vec<Option<f64>>>>) -> (Landscape, Grid) {
+        let quantities = names.iter().map(|name| Quantity { name: name.to_string(), unit: PERCENT }).collect();
+        let landscape = Landscape { quantities, steps: vec![-1.0, 0.0, 1.0], curves: vec![], grid: None };
+        let ray = |axis| Ray { axis, repeat: 0 };
+        let (x, y) = (ray(Axis::Aligned), ray(Axis::Orthogonal));
+        (landscape, Grid { x, y, steps: vec![-1.0, 0.0, 1.0], values })
+    }
+
+    #[test]
+    fn maps_wrap_and_what_never_changes_is_named_instead() {
+        let varied = || (0..3).map(|r| (0..3).map(|c| Some(f64::from(10 * r + c))).collect()).collect();
+        let same = |value: f64| vec![vec![Some(value); 3]; 3];
+        let names = ["harmful score", "empty", "accuracy", "noise", "told", "gibberish"];
+        let values = vec![varied(), same(0.0), varied(), varied(), varied(), same(12.5)];
+        let (landscape, grid) = landscape(&names, values);
+        let frame = Frame { subject: "m", unit: Unit::Direction, unaligned_at: -1.0 };
+        let svg = super::grid(&landscape, &grid, &frame).unwrap().svg;
+        assert!(svg.contains("The same everywhere, so not drawn: empty (0.0 %), gibberish (12.5 %)"), "{svg}");
+        assert_eq!(svg.matches("along V, in norms").count(), 4);
+        assert!(svg.contains(TAKEN_BACK) && !svg.contains("\nunaligned\n"));
+        // Two rows of two.
+        let size = |name: &str| -> f64 {
+            svg.split(&format!("{name}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+        };
+        assert!(size("width") < 1.2 * size("height"), "{} {}", size("width"), size("height"));
+        assert!(svg.contains("prefers-color-scheme:dark"));
+    }
+
+    #[test]
+    fn maps_without_any_change_are_drawn_and_captions_keep_the_width() {
+        let same = vec![vec![Some(1.0); 3]; 3];
+        let names: Vec<String> = (0..12).map(|i| format!("measure number {i}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (landscape, grid) = landscape(&names, vec![same; 12]);
+        let frame = Frame { subject: "m", unit: Unit::Weight, unaligned_at: -9.0 };
+        let one = Landscape { quantities: landscape.quantities[..1].to_vec(), ..landscape.clone() };
+        let svg = super::grid(&one, &grid, &frame).unwrap().svg;
+        assert!(svg.contains("measure number 0, %") && !svg.contains("not drawn") && !svg.contains(TAKEN_BACK));
+        let lines = caption(&landscape, &grid, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 500.0);
+        assert!(
+            lines.len() > 1 && lines.iter().all(|line| line.chars().count() as f64 * CHARACTER <= 500.0),
+            "{lines:?}"
+        );
     }
 }

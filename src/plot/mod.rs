@@ -2,7 +2,7 @@
 //!
 //! Colours can be told apart with any colour vision: viridis for amounts, orange to blue through white for signed ones,
 //! and Okabe and Ito's for lines, which differ in dash too. Text is set in Roboto (font/, Apache-2.0, a subset), so a
-//! PNG is the same on every machine; an SVG asks its viewer for a sans-serif.
+//! PNG is the same on every machine; an SVG asks its viewer for a sans-serif, and follows the page's dark mode.
 
 mod axis;
 mod canvas;
