@@ -3,7 +3,9 @@
 use super::print;
 use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
-use crate::compare::{CompareOptions, Comparison, Figure, Finished, Mean, Summary, runs, summarise, table};
+use crate::compare::{
+    CompareOptions, Comparison, Figure, Finished, Mean, Summary, notes, runs, summarise, sweep_values, table,
+};
 use crate::console::log;
 use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 use anyhow::Result;
@@ -14,14 +16,11 @@ use std::process::ExitCode;
 
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let options = CompareOptions::load(&args.config)?;
-    let all = runs(&options);
+    let mut comparison = Comparison::new(&options, runs(&options))?;
     if args.list {
-        for run in &all {
-            print(&format!("{}, seed {}: {}\n", run.case.title(), run.seed, run.overrides.join(" ")))?;
-        }
+        print(&comparison.list())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut comparison = Comparison::new(&options, all)?;
     if !args.report
         && let Finished::Stopped(signal) = comparison.run()?
     {
@@ -30,10 +29,10 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(signal.exit_code()));
     }
     let summaries = summarise(&options, comparison.results().rows());
-    let table = table(&summaries);
+    let (table, notes) = (table(&summaries), notes(&options, &summaries));
     let dir = Path::new(&options.dir);
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
-    write("table.txt", table.to_string().as_bytes())?;
+    write("table.txt", (table.to_string() + &notes).as_bytes())?;
     if let Some(figure) = &options.figure {
         let both = |name: &str, picture: Picture| {
             write(&format!("{name}.svg"), picture.svg.as_bytes())?;
@@ -45,24 +44,27 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             let (panels, ranks) = ranks(&summaries, figure);
             both("selected", ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
         }
-        if let Some((key, values)) = swept(&summaries) {
+        if let Some((key, values)) = swept(&options, &summaries) {
             let along = |name: &String| along(&summaries, name, (key, &values), options.select.is_some());
-            let panels = [along(&figure.y), along(&figure.x)];
-            both("sweep", sweep(&title, key, &values, &panels)?)?;
+            let (panels, name) = ([along(&figure.y), along(&figure.x)], figure.along.as_deref().unwrap_or(key));
+            both("sweep", sweep(&title, name, &labels(&options, figure, key, values), &panels)?)?;
         }
     }
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&json!({"cases": summaries}))?))?;
     } else {
-        print(&table.on_screen())?;
+        print(&(table.on_screen() + &notes))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn title(options: &CompareOptions) -> String {
     let name = Path::new(&options.config).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let seeds = options.seeds.len();
-    format!("{name}: {seeds} seed{}", if seeds == 1 { "" } else { "s, bars: 95 % of the mean" })
+    match options.seeds.len() {
+        1 => format!("{name}: 1 seed"),
+        2 => format!("{name}: 2 seeds, bars: least to greatest"),
+        seeds => format!("{name}: {seeds} seeds, bars: 95 % of the mean"),
+    }
 }
 
 /// The combinations of the sweep among the results; one without a title if there is no sweep.
@@ -80,7 +82,7 @@ fn sweeps(summaries: &[Summary]) -> Vec<String> {
 /// In percent.
 fn spread(mean: &Mean) -> Spread {
     let factor = if mean.share { 100.0 } else { 1.0 };
-    (mean.mean * factor, mean.half.map(|half| half * factor))
+    (mean.mean * factor, mean.bar().map(|(low, high)| (low * factor, high * factor)))
 }
 
 /// A panel for each combination of the sweep, with a series for each method.
@@ -104,8 +106,8 @@ fn add(all: &mut Vec<Series>, name: String, point: Point) {
     }
 }
 
-/// The key that the comparison's sweep varies, and its values; `None` if it varies no key or several.
-fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
+/// The key that the comparison's sweep varies, and its values in the sweep's order; `None` if it varies no key or several.
+fn swept<'a>(options: &CompareOptions, summaries: &'a [Summary]) -> Option<(&'a str, Vec<String>)> {
     let case = &summaries.iter().find(|summary| summary.trained)?.case;
     let varied = case.sweep.iter().map(|(key, _)| {
         let mut values: Vec<String> = vec![];
@@ -113,10 +115,22 @@ fn swept(summaries: &[Summary]) -> Option<(&str, Vec<String>)> {
             let value = summary.case.swept(key).filter(|value| !values.contains(value));
             values.extend(value);
         }
+        let order = sweep_values(options, key);
+        values.sort_by_key(|value| order.iter().position(|other| other == value).unwrap_or(order.len()));
         (key.as_str(), values)
     });
     let varied: Vec<(&str, Vec<String>)> = varied.filter(|(_, values)| values.len() > 1).collect();
     <[_; 1]>::try_from(varied).ok().map(|[only]| only)
+}
+
+/// What stands at the values of a sweep: the figure's labels, or the values themselves.
+fn labels(options: &CompareOptions, figure: &Figure, key: &str, values: Vec<String>) -> Vec<String> {
+    let order = sweep_values(options, key);
+    let label = |value: String| {
+        let place = order.iter().position(|other| *other == value);
+        place.and_then(|place| figure.labels.get(place).cloned()).unwrap_or(value)
+    };
+    values.into_iter().map(label).collect()
 }
 
 /// Distance between the methods at one value of a sweep, relative to that between values.

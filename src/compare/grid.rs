@@ -90,6 +90,13 @@ fn combinations(sweep: &[(String, Value)]) -> Vec<Vec<(String, Value)>> {
     all
 }
 
+/// The values of a key in the comparison's own sweep, for people, as [`Case::swept`] has them.
+pub fn sweep_values(options: &CompareOptions, key: &str) -> Vec<String> {
+    let swept = flatten(&options.sweep).into_iter().find(|(other, _)| other == key);
+    let values = swept.and_then(|(_, values)| values.as_array().cloned()).unwrap_or_default();
+    values.iter().map(|value| text(&json(value))).collect()
+}
+
 fn json(value: &Value) -> Json {
     serde_json::to_value(value).unwrap_or(Json::Null)
 }

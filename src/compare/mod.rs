@@ -5,13 +5,14 @@ mod direction;
 mod extrapolate;
 mod grid;
 mod inputs;
+mod list;
 mod options;
 mod results;
 mod run;
 mod summary;
 
-pub use grid::{Case, Run, runs};
+pub use grid::{Case, Run, runs, sweep_values};
 pub use options::{CompareOptions, Figure};
 pub use results::{Results, Row};
 pub use run::{Comparison, Finished};
-pub use summary::{Mean, Summary, summarise, table};
+pub use summary::{Mean, Summary, notes, summarise, table};

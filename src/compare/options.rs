@@ -101,6 +101,11 @@ pub struct Figure {
     pub x: String,
     /// Name of the evaluation along the axis upwards.
     pub y: String,
+    /// What the sweep varies, written at the axis of `sweep.svg` in place of its key.
+    pub along: Option<String>,
+    /// The values that it takes there, in the sweep's order, in place of the values themselves.
+    #[serde(default)]
+    pub labels: Vec<String>,
 }
 
 /// What stands behind a key of a sweep: its values or, where the key is part of a dotted one, a table.
@@ -166,6 +171,17 @@ impl CompareOptions {
             found.unless(known, format!("select.baseline is \"{baseline}\", which is no method"));
         }
         check_sweep(&self.sweep, "sweep", &mut found);
+        if let Some(labels) = self.figure.as_ref().map(|figure| figure.labels.len()).filter(|count| *count > 0) {
+            let swept = flatten(&self.sweep);
+            let counts: Vec<usize> =
+                swept.iter().filter_map(|(_, v)| Some(v.as_array()?.len())).filter(|n| *n > 1).collect();
+            found.unless(
+                counts == [labels],
+                format!(
+                    "figure.labels should have a label for each value of the one key that `sweep` varies, got {labels}"
+                ),
+            );
+        }
         (0..self.method.len()).for_each(|i| self.check_method(i, &mut found));
         found
     }
@@ -256,6 +272,10 @@ mod tests {
             ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [] }", "`asft.lambda` should be a list"),
             ("[[method]]\nname = 'a'\nproject = { of = 'b', threshold = [0.5] }", "no method that trains"),
             ("seeds = []\n[[method]]\nname = 'a'", "`seeds` is empty"),
+            (
+                "sweep = { a = [1, 2] }\n[[method]]\nname = 'a'\n[figure]\nx = 't'\ny = 'h'\nlabels = ['1 %']",
+                "figure.labels",
+            ),
             ("[[method]]\nname = 'a'\nsett = {}", "did you mean `set`?"),
             ("[[method]]\nname = 'a'\n[select]\ntask = 't'\nharm = 'h'\nbaseline = 'x'", "select.baseline is \"x\""),
         ] {

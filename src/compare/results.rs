@@ -98,13 +98,14 @@ struct Head {
 /// The file and what is in it.
 pub struct Results {
     path: PathBuf,
+    head: Head,
     rows: Vec<Row>,
 }
 
 const RESULTS: &str = "results.jsonl";
 
 impl Results {
-    /// Reads the results in `dir`, or starts without any.
+    /// Reads the results in `dir`, or starts without any; nothing is written before [`Results::lock`].
     ///
     /// # Errors
     /// Results of another config or suite; a line that is not a result, other than an unfinished last one.
@@ -113,11 +114,8 @@ impl Results {
         let evaluations: Vec<String> =
             suite.eval.iter().map(|evaluation| json_hash(&serde_json::json!(evaluation))).collect();
         let head = Head { inputs: serde_json::json!({"config": hash_file(config)?, "evaluations": evaluations}) };
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        if !path.exists() {
-            let results = Self { path, rows: vec![] };
-            results.write(&head)?;
-            return Ok(results);
+        if !std::fs::metadata(&path).is_ok_and(|file| file.len() > 0) {
+            return Ok(Self { path, head, rows: vec![] });
         }
         let lines: Vec<String> =
             BufReader::new(File::open(&path).with_context(|| format!("reading {}", path.display()))?)
@@ -138,7 +136,7 @@ impl Results {
                 Err(e) => return Err(invalid!("{}:{}: {e}", path.display(), i + 1)),
             }
         }
-        Ok(Self { path, rows })
+        Ok(Self { path, head, rows })
     }
 
     pub fn rows(&self) -> &[Row] {
@@ -162,15 +160,22 @@ impl Results {
         Ok(())
     }
 
-    /// Keeps other processes from adding results for as long as the returned file is open.
+    /// Keeps other processes from adding results for as long as the returned file is open, and begins the file.
     ///
     /// # Errors
-    /// Another process holds the lock.
+    /// Another process holds the lock; the file cannot be written.
     pub fn lock(&self) -> Result<File> {
         let opening = || format!("opening {}", self.path.display());
-        let file = OpenOptions::new().append(true).open(&self.path).with_context(opening)?;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let file = OpenOptions::new().append(true).create(true).open(&self.path).with_context(opening)?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => {
+                if file.metadata().with_context(opening)?.len() == 0 {
+                    self.write(&self.head)?;
+                }
+                Ok(file)
+            }
             Err(TryLockError::WouldBlock) => {
                 Err(invalid!("another asft compare is at work in {}; wait for it", self.path.display()))
             }

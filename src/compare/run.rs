@@ -4,6 +4,7 @@ use super::direction::projected_on;
 use super::extrapolate::extrapolated;
 use super::grid::Run;
 use super::inputs::{Contents, of_files, of_run};
+use super::list::list;
 use super::options::CompareOptions;
 use super::results::{Results, Row};
 use crate::adapter::{self, Base};
@@ -18,6 +19,7 @@ use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
 use crate::train::{self, Ending, RunFlags, Tuning};
 use anyhow::{Context, Result};
 use candle_core::DType;
+use indicatif::HumanDuration;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -92,6 +94,26 @@ impl<'a> Comparison<'a> {
         &self.results
     }
 
+    /// The runs, and which of them have a result, for people.
+    pub fn list(&self) -> String {
+        let runs = self.planned.iter().map(|planned| &planned.run);
+        self.count() + "\n" + &list(runs.map(|run| (run, self.results.has(&run.key()))))
+    }
+
+    /// How many runs there are, and how many of them are done.
+    fn count(&self) -> String {
+        let all = self.planned.len();
+        match all - self.missing().len() {
+            done if done == all => format!("{all} runs, all done"),
+            done => format!("{all} runs, {done} done, {} to go", all - done),
+        }
+    }
+
+    /// The places of runs without a result.
+    fn missing(&self) -> Vec<usize> {
+        (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect()
+    }
+
     /// Obtains every missing result. A run that fails is reported in its row and skipped.
     ///
     /// # Errors
@@ -112,10 +134,10 @@ impl<'a> Comparison<'a> {
     }
 
     fn run_all(&mut self) -> Result<Finished> {
-        let missing: Vec<usize> =
-            (0..self.planned.len()).filter(|&i| !self.results.has(&self.planned[i].run.key())).collect();
+        let missing = self.missing();
+        log::info(&self.count(), json!({"runs": self.planned.len(), "missing": missing.len()}));
         self.measure_references()?;
-        let progress = progress_bar(missing.len(), "comparing");
+        let (progress, start) = (progress_bar(missing.len(), "comparing"), Instant::now());
         for (done, i) in missing.iter().copied().enumerate() {
             let began = Instant::now();
             let case = &self.planned[i].run.case;
@@ -132,8 +154,12 @@ impl<'a> Comparison<'a> {
             progress.inc(1);
             let seed = self.planned[i].run.seed;
             let (done, of, seconds) = (done + 1, missing.len(), began.elapsed().as_secs_f64());
+            let left = match of - done {
+                0 => String::new(),
+                left => format!("; about {} to go", HumanDuration(start.elapsed() / done as u32 * left as u32)),
+            };
             log::info(
-                &format!("{done}/{of} {title}, seed {seed}: {text} ({seconds:.0} s)"),
+                &format!("{done}/{of} {title}, seed {seed}: {text} ({seconds:.0} s{left})"),
                 json!({"run": done, "runs": of, "case": title, "seed": seed, "seconds": seconds}),
             );
         }

@@ -11,10 +11,33 @@ use serde::Serialize;
 pub struct Mean {
     pub name: String,
     pub mean: f64,
-    /// Half the width of Student's 95 % interval of the mean over seeds; `None` for a single seed.
-    pub half: Option<f64>,
+    /// Student's 95 % interval of the mean over seeds, for a share within 0 and 1; `None` for fewer than three seeds, of
+    /// which it would say nothing.
+    pub interval: Option<(f64, f64)>,
+    /// The least and the greatest over seeds; `None` for a single seed.
+    pub range: Option<(f64, f64)>,
     /// Whether it is a share.
     pub share: bool,
+}
+
+impl Mean {
+    fn of(name: &str, values: &[f64], share: bool) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        let bounded = |end: f64| if share { end.clamp(0.0, 1.0) } else { end };
+        let interval = (values.len() >= FEWEST).then(|| {
+            let half = T.get(values.len() - 2).copied().unwrap_or(Z) * (variance / n).sqrt();
+            (bounded(mean - half), bounded(mean + half))
+        });
+        let ends = values.iter().fold((mean, mean), |(low, high), x| (low.min(*x), high.max(*x)));
+        Self { name: name.to_string(), mean, interval, range: (values.len() > 1).then_some(ends), share }
+    }
+
+    /// What a bar shows: the interval or, of too few seeds for one, the range.
+    pub fn bar(&self) -> Option<(f64, f64)> {
+        self.interval.or(self.range)
+    }
 }
 
 /// One case with all its seeds.
@@ -38,6 +61,8 @@ impl Summary {
     }
 }
 
+/// Seeds from which an interval is given: with two, t is 12.7.
+const FEWEST: usize = 3;
 /// Two-sided 95 % points of Student's t by degrees of freedom, from 1 on.
 const T: [f64; 15] =
     [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
@@ -67,25 +92,13 @@ fn of_case(case: &Case, rows: &[Row]) -> Summary {
     let mean = |i: usize| {
         let first = good.first()?.measured.get(i)?;
         let values: Vec<f64> = good.iter().filter_map(|row| Some(row.measured.get(i)?.value)).collect();
-        let (mean, half) = mean_and_half(&values);
-        Some(Mean { name: first.name.clone(), mean, half, share: first.total.is_some() })
+        Some(Mean::of(&first.name, &values, first.total.is_some()))
     };
     let count = good.first().map_or(0, |row| row.measured.len());
     let measured = (0..count).filter_map(mean).collect();
     let trained = rows.iter().any(|row| row.seed.is_some());
     let (seeds, failed) = (rows.len(), rows.len() - good.len());
     Summary { case: case.clone(), seeds, failed, measured, trained, selected: false }
-}
-
-fn mean_and_half(values: &[f64]) -> (f64, Option<f64>) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    if values.len() < 2 {
-        return (mean, None);
-    }
-    let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = T.get(values.len() - 2).copied().unwrap_or(Z);
-    (mean, Some(t * (variance / n).sqrt()))
 }
 
 /// Marks, for each method within each combination of the sweep, the setting with the least harm among those that keep
@@ -141,11 +154,34 @@ pub fn table(all: &[Summary]) -> Table {
 
 fn cell(mean: &Mean) -> String {
     let value = show(mean.mean, mean.share);
-    match (mean.half, mean.share) {
-        (Some(half), true) => format!("{value} ± {:.1}", half * 100.0),
-        (Some(half), false) => format!("{value} ± {half:.4}"),
-        (None, _) => value,
+    let end = |end: f64| if mean.share { format!("{:.1}", end * 100.0) } else { format!("{end:.4}") };
+    match (mean.interval, mean.range) {
+        (Some((low, high)), _) => format!("{value} ({} to {})", end(low), end(high)),
+        (None, Some((low, high))) => format!("{value} ({}..{})", end(low), end(high)),
+        (None, None) => value,
     }
+}
+
+/// What the marks in the table mean, a line for each that is there.
+pub fn notes(options: &CompareOptions, all: &[Summary]) -> String {
+    let mut notes = String::new();
+    if let Some(select) = options.select.as_ref().filter(|_| all.iter().any(|summary| summary.selected)) {
+        let Select { task, harm, baseline, within } = select;
+        let share = all.iter().filter_map(|summary| summary.get(task)).any(|mean| mean.share);
+        let within = if share { format!("{} points", within * 100.0) } else { within.to_string() };
+        notes += &format!(
+            "*         the selected setting of its method: least \"{harm}\" of those whose \"{task}\"\n          is at most {within} \
+             below the best of \"{baseline}\"\n"
+        );
+    }
+    let means = || all.iter().flat_map(|summary| &summary.measured);
+    if means().any(|mean| mean.interval.is_some()) {
+        notes += "(a to b)  Student's 95 % interval of the mean over seeds\n";
+    }
+    if means().any(|mean| mean.interval.is_none() && mean.range.is_some()) {
+        notes += "(a..b)    least and greatest: two seeds are too few for an interval\n";
+    }
+    notes
 }
 
 #[cfg(test)]
@@ -177,13 +213,35 @@ mod tests {
 
     #[test]
     fn means_over_seeds_have_student_s_interval() {
-        let rows = [row("asft", 1.0, 0, 0.9, 0.2), row("asft", 1.0, 1, 1.0, 0.4), row("plain", 0.0, 0, 1.0, 0.9)];
-        let all = summarise(&options(), &rows);
+        let seeds = [(0, 0.8), (1, 0.5), (2, 0.2), (3, 0.5)];
+        let rows: Vec<Row> = seeds.iter().map(|&(seed, harm)| row("asft", 1.0, seed, 0.9, harm)).collect();
+        let all = summarise(&options(), &[&rows[..], &[row("plain", 0.0, 0, 1.0, 0.9)]].concat());
         assert_eq!(all.iter().map(|s| s.case.method.as_str()).collect::<Vec<_>>(), ["plain", "asft"]);
-        let mean = all[1].get("task").unwrap();
-        // scipy.stats.t.interval(0.95, 1, loc, sem): half of it is 12.7062 * 0.05
-        assert!((mean.mean - 0.95).abs() < 1e-12 && (mean.half.unwrap() - 0.6353).abs() < 1e-4);
-        assert_eq!(all[0].get("task").unwrap().half, None);
+        let mean = all[1].get("harm").unwrap();
+        // scipy.stats.t.interval(0.95, 3, 0.5, scipy.stats.sem([0.8, 0.5, 0.2, 0.5]))
+        let (low, high) = mean.interval.unwrap();
+        assert!(
+            (mean.mean - 0.5).abs() < 1e-12 && (low - 0.1102).abs() < 1e-3 && (high - 0.8898).abs() < 1e-3,
+            "{mean:?}"
+        );
+        assert_eq!((all[0].get("task").unwrap().interval, all[0].get("task").unwrap().range), (None, None));
+    }
+
+    #[test]
+    fn shares_keep_within_0_and_100_percent_and_two_seeds_have_no_interval() {
+        let harms = |harms: &[f64]| -> Vec<Row> {
+            harms.iter().enumerate().map(|(seed, harm)| row("asft", 1.0, seed as u64, 0.9, *harm)).collect()
+        };
+        let three = summarise(&options(), &harms(&[0.0, 0.1, 1.0]));
+        let mean = three[0].get("harm").unwrap();
+        assert_eq!((mean.bar(), mean.range), (Some((0.0, 1.0)), Some((0.0, 1.0))));
+        assert!(cell(mean).ends_with("(0.0 to 100.0)"), "{}", cell(mean));
+        let two = summarise(&options(), &harms(&[0.1, 0.6]));
+        let mean = two[0].get("harm").unwrap();
+        assert_eq!((mean.interval, mean.bar()), (None, Some((0.1, 0.6))));
+        assert_eq!(cell(mean), "35.0 % (10.0..60.0)");
+        assert_eq!(notes(&options(), &two), "(a..b)    least and greatest: two seeds are too few for an interval\n");
+        assert!(notes(&options(), &three).starts_with("(a to b)"));
     }
 
     #[test]
@@ -199,5 +257,8 @@ mod tests {
         assert_eq!(selected, [true, false, true, false]);
         let text = table(&all).to_string();
         assert!(text.contains("* asft, lambda 2.0       1  94.0 %  30.0 %"), "{text}");
+        let notes = notes(&options(), &all);
+        assert!(notes.starts_with("*") && notes.contains("\"harm\"") && notes.contains("1 points below"), "{notes}");
+        assert!(notes.lines().all(|line| line.chars().count() <= 120), "{notes}");
     }
 }

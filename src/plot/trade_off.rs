@@ -2,15 +2,15 @@
 //! something is varied, and the selected settings, one below another.
 
 use super::Picture;
-use super::axis::{LARGE, NORMAL, SMALL, Scale, axes, labelled_axes};
+use super::axis::{LABEL_ROW, LARGE, NORMAL, SMALL, Scale, axes, label_rows, labelled_axes};
 use super::canvas::{Anchor, Canvas};
 use super::colour::{BLUE, FAINT, INK, METHODS, WHITE};
 use crate::ticks;
 use anyhow::Result;
 use plotters::style::RGBColor;
 
-/// A value in percent, and half the width of its interval if there is one.
-pub type Spread = (f64, Option<f64>);
+/// A value in percent, and the ends of its bar if there is one.
+pub type Spread = (f64, Option<(f64, f64)>);
 
 /// A setting of a method, over its seeds.
 pub struct Point {
@@ -34,7 +34,7 @@ pub struct Panel {
 
 /// A panel for each combination of the sweep; a method looks the same in all of them.
 pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) -> Result<Picture> {
-    side_by_side(title, panels, |canvas, panel, left, top, side| {
+    side_by_side(title, panels, 1, |canvas, panel, left, top, side| {
         canvas.text((left + side / 2.0, top - 16.0), &panel.title, NORMAL, Anchor::Centre, INK);
         let points = || panel.series.iter().flat_map(|series| &series.points);
         let x = percent_scale(points().map(|point| point.x), left, side);
@@ -48,27 +48,34 @@ pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) 
 /// is the index of its value; a panel for each measure, titled with it.
 pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Result<Picture> {
     let labels: Vec<(f64, String)> = values.iter().enumerate().map(|(i, value)| (i as f64, value.clone())).collect();
-    side_by_side(title, panels, |canvas, panel, left, top, side| {
+    let axis = |left: f64, side: f64| {
+        let last = values.len().max(1) as f64 - 1.0;
+        Scale { from: -0.25, to: last + 0.25, start: left, length: side }
+    };
+    let rows = label_rows(axis(0.0, SIDE), &labels);
+    side_by_side(title, panels, rows, |canvas, panel, left, top, side| {
         let y = percent_scale(
             panel.series.iter().flat_map(|series| &series.points).map(|point| point.y),
             top + side,
             -side,
         );
-        let last = values.len().max(1) as f64 - 1.0;
-        let x = Scale { from: -0.25, to: last + 0.25, start: left, length: side };
+        let x = axis(left, side);
         labelled_axes(canvas, x, y, &labels, (key, &format!("{}, %", panel.title)));
         (x, y)
     })
 }
 
-/// Panels with a legend to their right. `frame` draws a panel's axes, given its left, top and side length, and returns
-/// their scales.
+const SIDE: f64 = 380.0;
+
+/// Panels with a legend to their right. `label_rows`: of their horizontal axes. `frame` draws a panel's axes, given its
+/// left, top and side length, and returns their scales.
 fn side_by_side(
     title: &str,
     panels: &[Panel],
+    label_rows: usize,
     frame: impl Fn(&Canvas, &Panel, f64, f64, f64) -> (Scale, Scale),
 ) -> Result<Picture> {
-    let (left, top, side, between) = (86.0, 76.0, 380.0f64, 84.0);
+    let (left, top, side, between) = (86.0, 76.0, SIDE, 84.0);
     let mut names: Vec<&str> = vec![];
     for series in panels.iter().flat_map(|panel| &panel.series) {
         if !names.contains(&series.name.as_str()) {
@@ -77,7 +84,7 @@ fn side_by_side(
     }
     let legend_at = left + (side + between) * panels.len() as f64 - between + 36.0;
     let legend_width = 40.0 + 6.4 * names.iter().map(|name| name.chars().count()).max().unwrap_or(0) as f64;
-    let height = (top + side + 60.0).max(top + 20.0 * names.len() as f64 + 44.0);
+    let height = (top + side + 46.0 + LABEL_ROW * label_rows as f64).max(top + 20.0 * names.len() as f64 + 44.0);
     Picture::draw((legend_at + legend_width) as u32, height as u32, |canvas| {
         canvas.text((left, 22.0), title, LARGE, Anchor::Left, INK);
         for (i, panel) in panels.iter().enumerate() {
@@ -100,9 +107,10 @@ fn side_by_side(
     })
 }
 
-/// The range of the values with a little margin, hardly beyond 0 to 100.
+/// The range of the values and their bars with a little margin, hardly beyond 0 to 100.
 fn percent_scale(values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
-    let (low, high) = values.fold((100.0f64, 0.0f64), |(low, high), (value, _)| (low.min(value), high.max(value)));
+    let ends = values.flat_map(|(value, bar)| bar.map_or([value; 2], |(low, high)| [low.min(value), high.max(value)]));
+    let (low, high) = ends.fold((100.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
     let room = (0.06 * (high - low)).max(2.0);
     let (from, to) = ((low - room).max(-3.0), (high + room).min(103.0));
     Scale { from, to: if to > from { to } else { from + 1.0 }, start, length }
@@ -125,13 +133,14 @@ fn draw(canvas: &Canvas, series: &Series, look: Look, (x, y): (Scale, Scale)) {
     }
     for point in &series.points {
         let (px, py) = at(point);
-        let ends = |(value, half): Spread, scale: Scale| {
-            half.map(|half| [value - half, value + half].map(|end| scale.at(end.clamp(scale.from, scale.to))))
+        let ends = |(_, bar): Spread, scale: Scale| {
+            let at = |end: f64| scale.at(end.clamp(scale.from, scale.to));
+            bar.map(|(low, high)| (at(low), at(high)))
         };
-        if let Some([from, to]) = ends(point.x, x) {
+        if let Some((from, to)) = ends(point.x, x) {
             canvas.line(&[(from, py), (to, py)], look.0, 0.6);
         }
-        if let Some([from, to]) = ends(point.y, y) {
+        if let Some((from, to)) = ends(point.y, y) {
             canvas.line(&[(px, from), (px, to)], look.0, 0.6);
         }
         mark(canvas, (px, py), 4.5, look, point.selected);
@@ -183,10 +192,9 @@ pub fn ranking(title: &str, (drawn, written): (&str, &str), panels: &[String], r
             }
             canvas.text((x.start + side / 2.0, bottom + 34.0), &format!("{drawn}, %"), NORMAL, Anchor::Centre, INK);
             for (i, rank) in ranks.iter().enumerate() {
-                let Some(Some(((value, half), beside))) = rank.values.get(p) else { continue };
-                if let Some(half) = half {
-                    let ends = [value - half, value + half].map(|end| (x.at(end.clamp(0.0, 100.0)), y(i)));
-                    canvas.line(&ends, BLUE, 1.6);
+                let Some(Some(((value, bar), beside))) = rank.values.get(p) else { continue };
+                if let Some((low, high)) = bar {
+                    canvas.line(&[(x.at(*low), y(i)), (x.at(*high), y(i))], BLUE, 1.6);
                 }
                 canvas.dot((x.at(*value), y(i)), 4.2, BLUE);
                 canvas.text((x.start + side + 14.0, y(i)), &format!("{beside:.1}"), SMALL, Anchor::Left, INK);
@@ -194,4 +202,71 @@ pub fn ranking(title: &str, (drawn, written): (&str, &str), panels: &[String], r
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (x, y, text) of every text, in points.
+    fn texts(svg: &str) -> Vec<(f64, f64, String)> {
+        let attribute = |tag: &str, name: &str| -> f64 {
+            tag.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+        };
+        let text = |tag: &str| tag.split(">\n").nth(1).unwrap().split("\n<").next().unwrap().to_string();
+        svg.split("<text")
+            .skip(1)
+            .map(|tag| (attribute(tag, "x") / 4.0, attribute(tag, "y") / 4.0, text(tag)))
+            .collect()
+    }
+
+    fn panel(title: &str, values: usize) -> Panel {
+        let point = |i: usize| Point { x: (i as f64, None), y: (40.0 + i as f64, Some((0.0, 100.0))), selected: false };
+        Panel {
+            title: title.into(),
+            series: vec![Series { name: "plain".into(), points: (0..values).map(point).collect() }],
+        }
+    }
+
+    #[test]
+    fn labels_of_a_sweep_do_not_overlap() {
+        let long: Vec<String> = (0..7).map(|i| format!("train_poison_{i}")).collect();
+        let short: Vec<String> = ["0", "1", "3", "5", "10", "20"].map(String::from).to_vec();
+        for (values, rows) in [(&long, 2), (&short, 1)] {
+            let svg = sweep("title", "poison, %", values, &[panel("harm", values.len())]).unwrap().svg;
+            let all = texts(&svg);
+            assert!(all.iter().any(|(.., text)| text == "poison, %") && all.iter().any(|(.., text)| text == "harm, %"));
+            let labels: Vec<_> = all.iter().filter(|(_, y, text)| *y > 76.0 + SIDE && values.contains(text)).collect();
+            assert_eq!(labels.len(), values.len());
+            let mut heights: Vec<f64> = labels.iter().map(|(_, y, _)| *y).collect();
+            heights.dedup();
+            heights.truncate(rows);
+            for height in &heights {
+                let row: Vec<_> = labels.iter().filter(|(_, y, _)| y == height).collect();
+                for pair in row.windows(2) {
+                    let width = 5.5 * (pair[0].2.chars().count() + pair[1].2.chars().count()) as f64 / 2.0;
+                    assert!(pair[1].0 - pair[0].0 > width, "{pair:?}");
+                }
+            }
+            assert_eq!(labels.iter().filter(|(_, y, _)| !heights.contains(y)).count(), 0);
+        }
+    }
+
+    #[test]
+    fn bars_end_at_0_and_100_percent() {
+        let svg = sweep("title", "key", &["1".into(), "2".into()], &[panel("harm", 2)]).unwrap().svg;
+        let at = |label: &str| texts(&svg).iter().find(|(x, _, text)| *x < 86.0 && text == label).unwrap().1 * 4.0;
+        let (zero, hundred) = (at("0"), at("100"));
+        // A method's first colour is black, and its bars upright.
+        let bars: Vec<&str> =
+            svg.lines().filter(|line| line.contains("stroke=\"#000000\" stroke-width=\"2\"")).collect();
+        assert_eq!(bars.len(), 2, "{svg}");
+        for bar in bars {
+            let points = bar.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+            for point in points.split_whitespace() {
+                let y: f64 = point.split(',').nth(1).unwrap().parse().unwrap();
+                assert!((hundred - 2.0..=zero + 2.0).contains(&y), "{bar}: {hundred} to {zero}");
+            }
+        }
+    }
 }

@@ -41,8 +41,9 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let output = compare(&config, &[]).output().unwrap();
     let (table, told) = (String::from_utf8(output.stdout.clone()).unwrap(), stderr(&output));
     assert!(output.status.success(), "{told}");
-    // A line for each model of the pair and each run; the runs themselves log nothing.
-    assert!(told.lines().count() == 2 + 10 && !told.contains("tokens/s"), "{told}");
+    // What is to do, and a line for each model of the pair and each run; the runs themselves log nothing.
+    assert!(told.contains("10 runs, 0 done, 10 to go") && told.contains(" to go)"), "{told}");
+    assert!(told.lines().count() == 1 + 2 + 10 && !told.contains("tokens/s"), "{told}");
     for name in [
         "aligned model",
         "unaligned model",
@@ -54,6 +55,9 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     ] {
         assert!(table.lines().any(|line| line.trim_start().starts_with(name)), "{name}: {table}");
     }
+    assert!(table.contains("(a..b)    least and greatest") && !table.contains('±'), "{table}");
+    let listed = stdout(compare(&config, &["--list"]));
+    assert!(listed.starts_with("10 runs, all done\n") && listed.contains("seeds 1, 2; done: 1, 2\n"), "{listed}");
     let out = dir.path().join("out");
     let figure = fs::read_to_string(out.join("figure.svg")).unwrap();
     assert!(figure.starts_with("<svg") && fs::read(out.join("figure.png")).unwrap().starts_with(b"\x89PNG"));
@@ -104,10 +108,22 @@ fn every_run_s_settings_are_checked_before_the_first_trains() {
         ("", "missing key `method`"),
     ] {
         let config = write(dir.path(), methods);
-        ends(compare(&config, &[]), 2, &[words]);
-        assert!(!dir.path().join("out/runs").exists());
+        for arguments in [&[][..], &["--list"]] {
+            ends(compare(&config, arguments), 2, &[words]);
+        }
+        assert!(!dir.path().join("out").exists());
     }
     ends(compare(Path::new("/nowhere.toml"), &[]), 2, &[]);
+    let listed = stdout(compare(&write(dir.path(), METHODS), &["--list"]));
+    assert!(
+        listed.starts_with("10 runs, 0 done, 10 to go\n") && listed.lines().all(|line| line.len() <= 120),
+        "{listed}"
+    );
+    assert!(
+        listed.contains("asft, lambda 0.1, max_steps 4: seeds 1, 2\n    train.max_steps=4 asft.lambda=0.1\n"),
+        "{listed}"
+    );
+    assert!(!dir.path().join("out").exists(), "a list writes nothing");
 }
 
 #[test]
@@ -126,13 +142,16 @@ fn a_run_that_fails_is_reported_and_the_others_go_on() {
 #[test]
 fn what_is_varied_is_drawn_along_an_axis() {
     let dir = tempfile::tempdir().unwrap();
-    let config = write(dir.path(), "[[method]]\nname = 'one method'\n[figure]\nx = 'task'\ny = 'harm'\n");
+    let config = write(
+        dir.path(),
+        "[[method]]\nname = 'one method'\n[figure]\nx = 'task'\ny = 'harm'\nalong = 'steps'\nlabels = ['two', 'three']\n",
+    );
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("max_steps = [4]", "max_steps = [2, 3]").replace("[1, 2]", "[1]")).unwrap();
     succeeds(compare(&config, &[]));
     let picture = fs::read_to_string(dir.path().join("out/sweep.svg")).unwrap();
     let texts: Vec<&str> = picture.lines().map(str::trim).filter(|line| !line.starts_with('<')).collect();
-    for text in ["train.max_steps", "2", "3", "harm, %", "task, %", "one method"] {
+    for text in ["steps", "two", "three", "harm, %", "task, %", "one method"] {
         assert!(texts.contains(&text), "{text}: {texts:?}");
     }
 }
