@@ -1,5 +1,6 @@
 //! From a dataset file to samples: encode in parallel, cut or drop what is too long, count everything that is left out.
 
+use super::bad::BadRecords;
 use super::batch::predicted_labels;
 use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
@@ -14,10 +15,13 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-/// Records encoded between checks for errors, so that a bad first line is reported before the last is encoded.
+/// Records encoded at a time.
 const CHUNK: usize = 4096;
+/// Time that may be spent on bad records to tell how many there are.
+const PATIENCE_MILLISECONDS: u64 = 5000;
 
 /// What became of the records of a dataset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -97,7 +101,7 @@ impl Dataset {
 ///
 /// # Errors
 /// An unreadable, malformed or empty file; a record that does not fit the format; a sample without label tokens
-/// (unless allowed); nothing left. The error is that of the first bad record in file order.
+/// (unless allowed); nothing left. The error names the first bad records in file order and counts all of them.
 pub fn load(path: &Path, options: &DataOptions, tokenizer: &Tokenizer, progress: &ProgressBar) -> Result<Dataset> {
     load_prefixed(path, options, "", tokenizer, progress)
 }
@@ -117,7 +121,8 @@ pub fn load_prefixed(
         Format::Alpaca | Format::Chat | Format::Sharegpt => Some(Template::load(&options.template, tokenizer)?),
         Format::PromptCompletion | Format::Text | Format::Tokenized => None,
     };
-    let encoder = Encoder { format: options.format, columns: &options.columns, prefix, tokenizer, template };
+    let (format, columns, allow_empty) = (options.format, &options.columns, options.allow_empty_labels);
+    let encoder = Encoder { format, columns, prefix, tokenizer, template, allow_empty };
     load_with(path, options, progress, |record| encoder.encode(record))
 }
 
@@ -146,24 +151,29 @@ fn load_with(
     progress.set_length(records.len() as u64);
     let counts = Counts { records: records.len(), ..Counts::default() };
     let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };
+    let (mut bad, mut tried) = (BadRecords::default(), 0);
+    let spent = AtomicU64::new(0);
     for chunk in records.chunks(CHUNK) {
-        // Nothing after a bad record matters, and with a template that never ends each record takes seconds.
-        let first_bad = AtomicUsize::new(usize::MAX);
-        let one = |(index, record): (usize, &Record)| {
-            let wanted = index < first_bad.load(Ordering::Relaxed);
+        let one = |record: &Record| {
+            // With a template that never ends each record takes seconds.
+            let wanted = spent.load(Ordering::Relaxed) < PATIENCE_MILLISECONDS;
+            let began = Instant::now();
             let example = wanted.then(|| encode(record).inspect(|_| progress.inc(1)))?;
             if example.is_err() {
-                first_bad.fetch_min(index, Ordering::Relaxed);
+                spent.fetch_add(began.elapsed().as_millis() as u64, Ordering::Relaxed);
             }
             Some(example)
         };
-        let encoded: Vec<Option<Result<Example>>> = chunk.par_iter().enumerate().map(one).collect();
-        // A skipped record always comes after a bad one.
-        for (record, example) in chunk.iter().zip(encoded.into_iter().flatten()) {
-            let at = |e: anyhow::Error| e.context(format!("{}{}", path.display(), record.place));
-            keep(&mut dataset, example.map_err(at)?, record.place, options)?;
+        let encoded: Vec<Option<Result<Example>>> = chunk.par_iter().map(one).collect();
+        for (record, example) in chunk.iter().zip(encoded) {
+            let Some(example) = example else { continue };
+            tried += 1;
+            if let Err(error) = example.and_then(|example| keep(&mut dataset, example, record.place, options)) {
+                bad.note(path, record.place, error)?;
+            }
         }
     }
+    bad.refuse(path, tried, records.len())?;
     ensure_valid!(
         !dataset.examples.is_empty(),
         "dataset {}: no sample is left ({}); raise data.max_length (now {})",
@@ -191,9 +201,7 @@ fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &Dat
     if label_tokens == 0 {
         ensure_valid!(
             options.allow_empty_labels,
-            "{}{place}: no token of this sample is a label{}, or set data.allow_empty_labels = true to leave such \
-             samples out",
-            dataset.path.display(),
+            "no token of this sample is a label{}, or set data.allow_empty_labels = true to leave such samples out",
             if whole_labels > 0 {
                 format!(" once its {length} tokens are cut to data.max_length = {limit}; raise that")
             } else {

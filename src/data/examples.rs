@@ -13,7 +13,7 @@ use super::fields::Fields;
 use super::options::Columns;
 use super::records::{Record, kind};
 use super::template::Template;
-use super::{Example, Format, IGNORE, conversation, sharegpt};
+use super::{Example, Format, IGNORE, conversation, sharegpt, turns};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -27,6 +27,8 @@ pub struct Encoder<'a> {
     pub prefix: &'a str,
     pub tokenizer: &'a Tokenizer,
     pub template: Option<Template>,
+    /// Whether a response may say nothing.
+    pub allow_empty: bool,
 }
 
 impl Encoder<'_> {
@@ -42,7 +44,9 @@ impl Encoder<'_> {
                 if let Some(Value::String(instruction)) = variables.get_mut("instruction") {
                     instruction.insert_str(0, self.prefix);
                 }
-                self.conversation(alpaca_messages(fields)?, &variables)
+                let messages = alpaca_messages(fields)?;
+                self.check_answer(fields, "output")?;
+                self.conversation(messages, &variables)
             }
             Format::Chat => self.conversation(chat_messages(fields)?, &tools(fields)?),
             Format::Sharegpt => self.conversation(sharegpt::messages(fields)?, &tools(fields)?),
@@ -53,15 +57,20 @@ impl Encoder<'_> {
     }
 
     fn conversation(&self, mut messages: Vec<Value>, variables: &Map<String, Value>) -> Result<Example> {
+        let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
+        template.prepare(&mut messages)?;
+        if !self.allow_empty {
+            turns::check_answers(&messages)?;
+        }
         if !self.prefix.is_empty() {
             put_before_user(&mut messages, self.prefix)?;
         }
-        let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
         conversation::encode(&messages, variables, template, self.tokenizer)
     }
 
     fn prompt_completion(&self, fields: &Fields) -> Result<Example> {
         let (prompt, completion) = (format!("{}{}", self.prefix, fields.text("prompt")?), fields.text("completion")?);
+        self.check_answer(fields, "completion")?;
         let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
         // The tokenizer's own beginning of text is not part of the completion, its own end of text is.
@@ -78,10 +87,16 @@ impl Encoder<'_> {
 
     fn text(&self, fields: &Fields) -> Result<Example> {
         ensure_valid!(self.prefix.is_empty(), "plain text has no user message to put a prefix before");
+        self.check_answer(fields, "text")?;
         let mut input_ids = self.tokenizer.encode(fields.text("text")?, true)?;
         self.end_with_eos(&mut input_ids)?;
         let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
         Ok(Example { input_ids, labels })
+    }
+
+    /// Refuses an empty response, unless it is allowed.
+    fn check_answer(&self, fields: &Fields, name: &str) -> Result<()> {
+        if self.allow_empty { Ok(()) } else { turns::check_answer(name, fields.text(name)?) }
     }
 
     fn end_with_eos(&self, ids: &mut Vec<u32>) -> Result<()> {

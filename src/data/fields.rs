@@ -1,10 +1,11 @@
 //! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
-use super::options::Columns;
-use super::records::{Record, kind};
+use super::options::{Columns, Format};
+use super::records::{Record, kind, parse};
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
@@ -53,8 +54,13 @@ impl<'a> Fields<'a> {
         match self.value(name)? {
             None | Some(Value::Null) => Err(self.missing(name, "a list")),
             Some(Value::Array(list)) => Ok(Cow::Borrowed(list)),
-            Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(list) => Ok(Cow::Owned(list)),
+            Some(Value::String(text)) => match parse(text) {
+                Ok(Value::Array(list)) => Ok(Cow::Owned(list)),
+                Ok(other) => Err(invalid!(
+                    "{} is a string, expected a list or its JSON, not {}",
+                    self.called(name),
+                    kind(&other)
+                )),
                 Err(e) => Err(invalid!("{} is a string, expected a list or its JSON ({e})", self.called(name))),
             },
             Some(other) => Err(invalid!("{} is {}, expected a list", self.called(name), kind(other))),
@@ -103,12 +109,19 @@ impl<'a> Fields<'a> {
     fn missing(&self, name: &str, expected: &str) -> anyhow::Error {
         let column = self.columns.get(name).unwrap_or(name);
         let state = if self.record.fields.contains_key(column) { "null" } else { "missing" };
-        invalid!(
-            "{} is {state}, expected {expected}; fields found: {}; check `data.format`, which says what a record \
-             holds, and `data.columns`, which says where",
-            self.called(name),
-            self.found()
-        )
+        let advice = self.fitting_format().map_or(
+            "check `data.format`, which says what a record holds, and `data.columns`, which says where".to_string(),
+            |format| format!("these are the fields of `data.format = \"{format}\"`"),
+        );
+        invalid!("{} is {state}, expected {expected}; fields found: {}; {advice}", self.called(name), self.found())
+    }
+
+    /// The format that has what the record holds, for a record that was read as another one.
+    fn fitting_format(&self) -> Option<String> {
+        let held = |name: &&str| self.record.fields.get(*name).is_some_and(|value| !value.is_null());
+        let fits = |format: &&Format| format.required_fields().iter().all(held);
+        let format = Format::value_variants().iter().find(fits)?.to_possible_value()?;
+        self.columns.is_empty().then(|| format.get_name().to_string())
     }
 }
 

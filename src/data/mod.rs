@@ -1,5 +1,6 @@
 //! From records on disk to batches of token ids and labels.
 
+mod bad;
 mod batch;
 mod conversation;
 mod dataset;
@@ -18,7 +19,9 @@ mod sharegpt;
 mod statements;
 mod summary;
 mod template;
+mod turns;
 
+pub use bad::BadRecords;
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
 pub use dataset::{Counts, Dataset, Mixed, check_ids, load, load_prefixed, load_tokenized, split_validation};
 pub use highlight::{Marks, highlight};

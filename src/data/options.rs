@@ -40,6 +40,16 @@ impl Format {
             Self::Tokenized => &["input_ids", "labels"],
         }
     }
+
+    /// Those of the fields without which there is no sample.
+    pub(super) fn required_fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["instruction", "output"],
+            Self::Chat => &["messages"],
+            Self::Sharegpt => &["conversations"],
+            Self::PromptCompletion | Self::Text | Self::Tokenized => self.fields(),
+        }
+    }
 }
 
 /// The dataset's own name of each field that the format knows by another: `{ instruction = "question" }`.
@@ -176,7 +186,9 @@ pub struct DataOptions {
     /// Fill batches with rows of up to `max_length` tokens, several samples in each; `train.batch_size` then counts
     /// rows. Samples never see one another, packed or not, and nothing is ever padded.
     pub packing: bool,
-    /// Leave out samples without any label token (after truncation, say) instead of refusing to start.
+    /// Go on where there is little or nothing to train on, instead of refusing to start: samples without any label
+    /// token (after truncation, say) are left out, and an empty response is trained on as it is, by its end-of-turn
+    /// token alone.
     pub allow_empty_labels: bool,
     /// Shuffle the samples anew in every epoch, by `train.seed`.
     pub shuffle: bool,

@@ -3,9 +3,9 @@
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::Fields;
 use super::options::Columns;
-use super::{Place, records, sharegpt};
+use super::{BadRecords, Place, records, sharegpt};
 use crate::invalid;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -42,14 +42,19 @@ impl Prompt {
 /// # Errors
 /// As [`records::read`]; a record with none of these fields, or with one of the wrong type.
 pub fn load_prompts(path: &Path, columns: &Columns) -> Result<Vec<Prompt>> {
-    records::read(path)?
-        .into_iter()
-        .map(|record| {
-            let (messages, variables) = prompt(&Fields::new(&record, columns))
-                .with_context(|| format!("{}{}", path.display(), record.place))?;
-            Ok(Prompt { messages, variables, record: record.fields, place: record.place })
-        })
-        .collect()
+    let records = records::read(path)?;
+    let count = records.len();
+    let (mut prompts, mut bad) = (vec![], BadRecords::default());
+    for record in records {
+        match prompt(&Fields::new(&record, columns)) {
+            Ok((messages, variables)) => {
+                prompts.push(Prompt { messages, variables, record: record.fields, place: record.place });
+            }
+            Err(error) => bad.note(path, record.place, error)?,
+        }
+    }
+    bad.refuse(path, count, count)?;
+    Ok(prompts)
 }
 
 fn prompt(fields: &Fields) -> Result<(Vec<Value>, Map<String, Value>)> {

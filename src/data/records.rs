@@ -8,7 +8,9 @@ mod csv;
 mod json;
 mod parquet;
 mod record;
+mod watched;
 
+pub use json::parse;
 pub use record::{Place, Record, kind};
 
 use crate::error::path_hint;
@@ -21,7 +23,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// A missing, unreadable or empty file; text that is not UTF-8; malformed JSON, a ragged table row (with its line),
-/// a damaged Parquet file; a record that is not an object.
+/// a damaged Parquet file; a record that is not an object, or holds a key twice.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     ensure_valid!(path.is_file(), "dataset {} does not exist (or is not a file){}", path.display(), path_hint(path));
     let extension = path.extension().map(|name| name.to_string_lossy().to_ascii_lowercase());

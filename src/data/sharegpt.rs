@@ -1,7 +1,7 @@
 //! ShareGPT conversations as messages: `from` and `value` to `role` and `content`.
 
 use super::fields::Fields;
-use super::records::kind;
+use super::records::{kind, parse};
 use crate::error::nearest;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -25,6 +25,11 @@ const ROLES: [(&str, &str); 13] = [
 ];
 /// Turns in which the assistant calls a tool: `value` is the call as JSON.
 const CALLS: [&str; 2] = ["function_call", "tool_call"];
+
+/// The role of a speaker that datasets know by the name `from`.
+pub fn role_of(from: &str) -> Option<&'static str> {
+    ROLES.iter().find(|(name, _)| *name == from).map(|(_, role)| *role)
+}
 
 /// The messages of a record: `conversations`, after `system` if there is one.
 ///
@@ -62,7 +67,7 @@ fn message(turn: &Value) -> Result<Value> {
     if CALLS.contains(&from) {
         return Ok(json!({"role": "assistant", "content": "", "tool_calls": calls(value)?}));
     }
-    let Some((_, role)) = ROLES.iter().find(|(name, _)| *name == from) else {
+    let Some(role) = role_of(from) else {
         let known = || ROLES.iter().map(|(name, _)| *name).chain(CALLS);
         let hint = nearest(from, known()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
         let known = known().collect::<Vec<_>>().join(", ");
@@ -74,7 +79,7 @@ fn message(turn: &Value) -> Result<Value> {
 /// One call, or a list of them: `name` and `arguments` each.
 fn calls(value: &str) -> Result<Vec<Value>> {
     let bad = |why: &str| invalid!("`value` of a call should be JSON with `name` and `arguments`: {why}");
-    let calls = match serde_json::from_str(value).map_err(|e| bad(&e.to_string()))? {
+    let calls = match parse(value).map_err(|e| bad(&e.to_string()))? {
         Value::Array(calls) => calls,
         call => vec![call],
     };

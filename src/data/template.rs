@@ -6,7 +6,7 @@
 //! Templates come with downloaded models, so they are not trusted: their size, steps and output are limited, and what
 //! these limits do not catch is abandoned in time (untrusted.rs).
 
-use super::{namespace, python, statements};
+use super::{namespace, python, statements, turns};
 use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
@@ -38,6 +38,7 @@ const PAPER_TASKS: [&str; 4] = ["sst2", "agnews", "gsm8k", "alpaca"];
 /// A compiled chat template with the special tokens it may use.
 pub struct Template {
     environment: Arc<Environment<'static>>,
+    source: String,
     special_tokens: Vec<(String, String)>,
 }
 
@@ -93,9 +94,24 @@ impl Template {
             "the chat template has {} bytes, expected at most {SOURCE_LIMIT}",
             source.len()
         );
-        let source = statements::rewritten(source);
-        let environment = untrusted::run(move || compile(source)).map_err(given_up)??;
-        Ok(Self { environment: Arc::new(environment), special_tokens: special_tokens.to_vec() })
+        let rewritten = statements::rewritten(source);
+        let environment = untrusted::run(move || compile(rewritten)).map_err(given_up)??;
+        let (environment, source) = (Arc::new(environment), source.to_string());
+        Ok(Self { environment, source, special_tokens: special_tokens.to_vec() })
+    }
+
+    /// Makes `messages` what this template can read: content that is given as parts becomes one text.
+    ///
+    /// # Errors
+    /// A role that neither this template nor any other reads; a part that is not text.
+    pub fn prepare(&self, messages: &mut [Value]) -> Result<()> {
+        turns::check_roles(messages, |role| self.names(role))?;
+        turns::join_parts(messages, self.names("text") || self.source.contains(".text"))
+    }
+
+    /// Whether the text of the template has `word` in quotes.
+    fn names(&self, word: &str) -> bool {
+        ['"', '\''].iter().any(|quote| self.source.contains(&format!("{quote}{word}{quote}")))
     }
 
     /// The text of a conversation. `variables` go to the template with the usual ones, and override them.

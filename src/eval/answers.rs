@@ -1,11 +1,11 @@
 //! A model's answers to prompts: template, token ids, batched decoding, text.
 
-use crate::data::{Prompt, Template};
+use crate::data::{BadRecords, Prompt, Template};
 use crate::ensure_valid;
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
 use crate::stop;
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -25,7 +25,11 @@ impl Encoder<'_> {
     /// A conversation that the template refuses.
     pub fn text(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<(String, bool)> {
         Ok(match &self.template {
-            Some(template) => (template.render(messages, true, variables)?, false),
+            Some(template) => {
+                let mut messages = messages.to_vec();
+                template.prepare(&mut messages)?;
+                (template.render(&messages, true, variables)?, false)
+            }
             None => {
                 let text: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
                 (text.join("\n"), true)
@@ -60,11 +64,15 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::encode`], with the prompt's place.
     pub fn encode_all(&self, prompts: &[Prompt], path: &Path) -> Result<Vec<Vec<u32>>> {
-        let encode = |prompt: &Prompt| {
-            let ids = self.encode(&prompt.messages, &prompt.variables);
-            ids.with_context(|| format!("{}{}", path.display(), prompt.place))
-        };
-        prompts.iter().map(encode).collect()
+        let (mut all, mut bad) = (vec![], BadRecords::default());
+        for prompt in prompts {
+            match self.encode(&prompt.messages, &prompt.variables) {
+                Ok(ids) => all.push(ids),
+                Err(error) => bad.note(path, prompt.place, error)?,
+            }
+        }
+        bad.refuse(path, prompts.len(), prompts.len())?;
+        Ok(all)
     }
 }
 

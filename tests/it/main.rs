@@ -37,3 +37,4 @@ mod shipped_configs;
 mod training;
 mod whole_runs;
 mod with_direction;
+mod wrong_data;

@@ -4,8 +4,9 @@
 //! Dates, times and decimals become text. Bytes that are not UTF-8 (pictures, say) count as null.
 
 use super::record::{Place, Record};
-use crate::invalid;
+use crate::error::listing;
 use crate::untrusted::without_panic;
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -35,7 +36,14 @@ fn read_rows(path: &Path) -> Result<Vec<Record>> {
     for (index, row) in reader.get_row_iter(None).map_err(|e| damaged(&e))?.enumerate() {
         let place = Place::Row(index + 1);
         let row = row.map_err(|e| invalid!("{}{place}: not readable as Parquet: {e}", path.display()))?;
-        let fields = row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
+        let fields: Map<String, Value> =
+            row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
+        ensure_valid!(
+            fields.len() == row.len(),
+            "{}: two columns have the same name; rename one (the columns are {})",
+            path.display(),
+            listing(&row.get_column_iter().map(|(name, _)| name).collect::<Vec<_>>(), 12)
+        );
         records.push(Record { fields, place });
     }
     Ok(records)

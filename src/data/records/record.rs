@@ -24,6 +24,23 @@ impl fmt::Display for Place {
     }
 }
 
+impl Place {
+    /// The line, element or row, counting from 1.
+    pub fn number(self) -> usize {
+        let (Self::Line(number) | Self::Item(number) | Self::Row(number)) = self;
+        number
+    }
+
+    /// What [`Self::number`] counts.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Line(_) => "line",
+            Self::Item(_) => "record",
+            Self::Row(_) => "row",
+        }
+    }
+}
+
 /// One object or row of a dataset, by its own column names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {

@@ -43,6 +43,30 @@ fn bad_json_names_its_line() {
 }
 
 #[test]
+fn a_key_that_occurs_twice_is_refused() {
+    let twice = r#"{"a": 1, "b": [{"c": null}, {"d": {"c": 1, "c": 1}}]}"#;
+    let message = refusal("data.jsonl", format!("{{}}\n{twice}\n{{\"a\": 1, \"a\": 1}}").as_bytes());
+    for part in ["2 of 3 records cannot", "data.jsonl:2: key `b[1].d.c` occurs twice", "data.jsonl:3: key `a` occurs"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let message = refusal("data.json", format!("[{{}}, {twice}]").as_bytes());
+    assert!(message.contains("data.json, record 2: key `b[1].d.c` occurs twice"), "{message}");
+    assert!(parse(r#"[{"role": "user", "role": "system"}]"#).unwrap_err().to_string().contains("key `[0].role`"));
+}
+
+#[test]
+fn values_are_those_of_serde_json() {
+    let text =
+        r#"{"a": [true, null, -3, 18446744073709551615, 1e400, 0.1, "\u00e9\n", "x"], "": {}, "b": -0.0, "c": 1E5}"#;
+    let text = text.replace("1e400", "1e300");
+    assert_eq!(parse(&text).unwrap(), serde_json::from_str::<Value>(&text).unwrap());
+    for text in ["1e400", "{", "[1,]", "1 2", "\"\\ud800\"", &"[".repeat(1000)] {
+        let expected = serde_json::from_str::<Value>(text).unwrap_err().to_string();
+        assert_eq!(parse(text).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
 fn tables_are_read_by_their_header() {
     let text = "\u{feff}question,answer\r\n\r\n\"a, \"\"b\"\"\nc\",d\r\n  e ,\r\n\r\n5\" pipe,\"f\n\ng\"\n";
     let records = read_as("data.csv", text.as_bytes()).unwrap();
