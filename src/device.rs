@@ -82,6 +82,15 @@ impl Accelerator {
     }
 }
 
+/// What a device is called in settings.
+pub fn name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
 /// The first accelerator of this build that works (the one with the number `index`, if there are several); else the
 /// CPU, with a message on why each accelerator of the build cannot be opened.
 pub fn best(index: usize) -> Device {

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::io::{IsTerminal, Write, stdout};
 
 pub fn run(args: DataArgs) -> Result<()> {
-    let settings = Settings::load(&args.config, &args.set)?;
+    let settings = Settings::load_for_data(&args.config, &args.set)?;
     let mut problems = Problems::default();
     let sources = Sources::find(&settings, hub::resolve_without_weights, &mut problems);
     let spec = sources.spec(&mut problems);

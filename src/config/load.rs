@@ -18,8 +18,22 @@ impl Settings {
         Self::from_toml(&text_of(path, "config")?, &path.display().to_string(), overrides)
     }
 
+    /// As [`Settings::load`], for work on the samples alone: the settings may leave open where the direction comes from.
+    pub fn load_for_data(path: &Path, overrides: &[String]) -> Result<Self> {
+        let settings = Self::read(&text_of(path, "config")?, &path.display().to_string(), overrides)?;
+        validate::mistakes_of_data(&settings).refuse("the config cannot be used")?;
+        Ok(settings)
+    }
+
     /// As [`Settings::load`], from TOML text; `origin` names it in messages.
     pub fn from_toml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
+        let settings = Self::read(text, origin, overrides)?;
+        validate::mistakes(&settings).refuse("the config cannot be used")?;
+        Ok(settings)
+    }
+
+    /// Checks keys and types only.
+    fn read(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
         let mut document = Document::<Self>::parse(text, origin)?;
         let mut mistakes = Mistakes::default();
         for text in overrides {
@@ -28,9 +42,7 @@ impl Settings {
                 Err(mistake) => mistakes.add(mistake),
             }
         }
-        let settings = document.read("config", mistakes)?;
-        validate::mistakes(&settings).refuse("the config cannot be used")?;
-        Ok(settings)
+        document.read("config", mistakes)
     }
 
     /// The value of every dotted key that is set.

@@ -8,6 +8,13 @@ use crate::train::{DefenceKind, Tuning};
 
 /// Everything that is wrong with the settings, one line each.
 pub fn mistakes(settings: &Settings) -> Mistakes {
+    let mut found = mistakes_of_data(settings);
+    direction(settings, &mut found);
+    found
+}
+
+/// As [`mistakes`], for what uses neither a penalty nor a direction.
+pub fn mistakes_of_data(settings: &Settings) -> Mistakes {
     let mut found = Mistakes::default();
     required(settings, &mut found);
     lora(settings, &mut found);
@@ -27,6 +34,18 @@ fn required(settings: &Settings, found: &mut Mistakes) {
         "`data.train` is required: a JSON, JSONL, CSV, TSV or Parquet file of training samples",
     );
     found.unless(!output.dir.is_empty(), "`output.dir` must name a folder");
+    let optional = [
+        ("model.unaligned", &model.unaligned),
+        ("asft.direction", &asft.direction),
+        ("lora.init_adapter", &settings.lora.init_adapter),
+    ];
+    for (key, value) in optional {
+        found.unless(value.as_ref().is_none_or(|text| !text.is_empty()), format!("`{key}` is empty: leave it out"));
+    }
+}
+
+fn direction(settings: &Settings, found: &mut Mistakes) {
+    let Settings { model, asft, .. } = settings;
     found.unless(
         !asft.needs_direction() || model.unaligned.is_some() || asft.direction.is_some(),
         "one of `model.unaligned` and `asft.direction` is required: the base model to compare with, or a direction \
@@ -38,14 +57,6 @@ fn required(settings: &Settings, found: &mut Mistakes) {
         "`model.unaligned` and `model.aligned` are the same, so that V = 0 and there is no direction: the unaligned model \
          is the base that the aligned one was tuned from (`asft.penalize = \"all\"` needs none)",
     );
-    let optional = [
-        ("model.unaligned", &model.unaligned),
-        ("asft.direction", &asft.direction),
-        ("lora.init_adapter", &settings.lora.init_adapter),
-    ];
-    for (key, value) in optional {
-        found.unless(value.as_ref().is_none_or(|text| !text.is_empty()), format!("`{key}` is empty: leave it out"));
-    }
 }
 
 fn lora(settings: &Settings, found: &mut Mistakes) {

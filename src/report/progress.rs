@@ -2,7 +2,7 @@
 //! quiet.
 
 use super::{EvalRow, StepRow, short};
-use crate::console::{log, progress_bar};
+use crate::console::{log, resumed_bar};
 use indicatif::{HumanDuration, ProgressBar};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ impl TrainProgress {
     /// `first_step`: steps that an earlier process has done.
     pub fn new(total_steps: usize, first_step: usize) -> Self {
         let shown = if log::draws_bars() {
-            Shown::Bar(progress_bar(total_steps, "train").with_position(first_step as u64))
+            Shown::Bar(resumed_bar(total_steps, first_step, "train"))
         } else {
             Shown::Lines(Rhythm::new(total_steps))
         };

@@ -50,6 +50,7 @@ pub struct UpdateNorm {
 
 /// A `run.json` under construction.
 pub struct RunRecord {
+    device: &'static str,
     began: Instant,
     started: String,
     ranks: usize,
@@ -63,6 +64,7 @@ struct RunFile<'a> {
     features: Vec<&'a str>,
     candle_version: &'a str,
     platform: String,
+    device: &'a str,
     threads: usize,
     ranks: usize,
     settings: &'a str,
@@ -79,12 +81,24 @@ struct RunFile<'a> {
 impl RunRecord {
     /// Starts the clock. `ranks`: the processes that train as one.
     pub fn start(ranks: usize) -> Self {
-        Self { began: Instant::now(), started: utc_now(), ranks, inputs: BTreeMap::new(), samples: BTreeMap::new() }
+        Self {
+            device: "cpu",
+            began: Instant::now(),
+            started: utc_now(),
+            ranks,
+            inputs: BTreeMap::new(),
+            samples: BTreeMap::new(),
+        }
     }
 
     /// Seconds since the start.
     pub fn elapsed_seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
+    }
+
+    /// Records what the run computes on, which the settings may leave open.
+    pub fn device(&mut self, name: &'static str) {
+        self.device = name;
     }
 
     /// Records an input under a name such as `aligned` or `train`.
@@ -109,6 +123,7 @@ impl RunRecord {
             features: crate::version::features(),
             candle_version: CANDLE_VERSION,
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            device: self.device,
             threads: rayon::current_num_threads(),
             ranks: self.ranks,
             settings,

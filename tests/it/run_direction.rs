@@ -1,7 +1,7 @@
 //! The direction that a run computes or is given.
 
 use crate::support::command::{asft, refused, refused_unwritten, succeeds, text, train};
-use crate::support::files::{copy_files, header_metadata, tiny};
+use crate::support::files::{copy_files, header_metadata, read_json, tiny};
 use asft::method::direction_file::Directions;
 
 #[test]
@@ -78,5 +78,28 @@ fn no_penalty_is_shown_as_zero() {
         let rows = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
         assert!(rows.contains("\"penalty\":0.0,") && told.contains("penalty 0.0000"), "{told}{rows}");
         assert!(!rows.contains("-0.0") && !told.contains("-0.0"), "{told}{rows}");
+    }
+}
+
+#[test]
+fn the_data_can_be_looked_at_before_there_is_a_direction() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (config, dir) = (scratch.path().join("run.toml"), scratch.path().join("run"));
+    let shipped = std::fs::read_to_string("configs/tiny.toml").unwrap();
+    let lines: Vec<&str> = shipped.lines().filter(|line| !line.starts_with("unaligned =")).collect();
+    std::fs::write(&config, lines.join("\n")).unwrap();
+    succeeds(asft(&["data", "--config", text(&config)]));
+    let run = asft(&["train", "--config", text(&config), "--set", &format!("output.dir={}", dir.display())]);
+    refused_unwritten(run, &dir, &["one of `model.unaligned` and `asft.direction` is required"]);
+}
+
+#[test]
+fn a_run_says_which_device_it_took() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    for (device, said) in [("auto", true), ("cpu", false)] {
+        let told = succeeds(train(&dir, &["train.max_steps=1", &format!("model.device={device}")], &["--overwrite"]));
+        let taken = read_json(&dir.join("run.json"))["device"].as_str().unwrap().to_string();
+        assert_eq!(told.contains(&format!("device = \"auto\": computing on {taken}")), said, "{told}");
     }
 }

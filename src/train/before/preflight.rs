@@ -13,13 +13,14 @@ use crate::checkpoint::{Checkpoint, check_writable};
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
+use crate::device;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
-use crate::model::ModelSpec;
+use crate::model::{DeviceKind, ModelSpec};
 use crate::names::Targets;
 use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file};
@@ -106,6 +107,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
         record.input("template", &settings.data.template, hash_file(template)?);
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
+    record.device(device::name(&device));
     Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, direction, record })
 }
 
@@ -156,6 +158,10 @@ impl Preflight<'_> {
         let checkpoint = Checkpoint::open(&base.dir)?;
         let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open()?;
+        if self.settings.model.device == DeviceKind::Auto {
+            let name = device::name(&device);
+            log::info(&format!("device = \"auto\": computing on {name}"), json!({"device": name}));
+        }
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
         if self.settings.train.method == Tuning::Lora {
             let adapter = self.initial_adapter(&model, base)?;
