@@ -9,7 +9,6 @@ use asft::ensure_valid;
 use asft::error::Agreed;
 use asft::ranks::{self, Ranks};
 use asft::stop::StopRequest;
-use clap::Parser;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -18,7 +17,7 @@ const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
     asft::ops::allocator::keep_freed_buffers();
-    let Cli { command, output } = Cli::parse();
+    let Cli { command, output } = Cli::from_command_line();
     let joined = ranks::join();
     log::init(verbosity(&output), output.log_format, Ranks::here().is_first());
     // Held to the end: MPI is started and shut down on the main thread, before and after all others.

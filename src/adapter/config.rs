@@ -49,7 +49,14 @@ const HARMLESS_INIT: [&str; 4] = ["gaussian", "orthogonal", "eva", "mini-batch"]
 impl PeftConfig {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            invalid!("cannot read {}: {e} (expected a PEFT adapter folder, as `asft train` writes it)", path.display())
+            let dir = path.parent().unwrap_or(Path::new("."));
+            let inside = dir.join("adapter");
+            let hint = if inside.is_dir() { format!(" (did you mean {}?)", inside.display()) } else { String::new() };
+            invalid!(
+                "{} is no PEFT adapter folder, as `asft train` writes it{hint}: {}: {e}",
+                dir.display(),
+                path.display()
+            )
         })?;
         let value: Value =
             serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;

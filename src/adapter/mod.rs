@@ -17,6 +17,7 @@ pub use config::PeftConfig;
 pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::LoraOptions;
+pub use peft::CONFIG as ADAPTER_CONFIG;
 pub use peft::{WEIGHTS, content_hash, load, save, save_changed, write_into};
 pub use targets::ModuleSize;
 
@@ -83,24 +84,29 @@ impl Adapter {
         ))
     }
 
-    /// Checks that every module is a linear layer of the model and has its shape; lists all that are not.
+    /// Checks that every module is a linear layer of the model and has its shape.
+    ///
+    /// # Errors
+    /// What the adapter was made for, the first module that differs, and how many do.
     pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
-        let mut problems = vec![];
+        let (mut problems, modules) = (vec![], self.modules.len());
         for (name, module) in &self.modules {
             let (a, b) = (module.a.dims(), module.b.dims());
             match module_shape(spec, name) {
-                None => problems.push(format!("{name} is not a linear of this model's blocks")),
+                None => problems.push(format!("this model has no {name}")),
                 Some((d_out, d_in)) if a[1] != d_in || b[0] != d_out || a[0] != b[1] => {
-                    problems.push(format!("{name} has lora_A {a:?} and lora_B {b:?}, the weight is [{d_out}, {d_in}]"))
+                    let (rows, columns) = (b[0], a[1]);
+                    problems.push(format!("its {name} is [{rows}, {columns}], this model's [{d_out}, {d_in}]"))
                 }
                 Some(_) => {}
             }
         }
-        if problems.is_empty() {
-            return Ok(());
-        }
-        let base = self.base.as_deref().unwrap_or("another model");
-        Err(invalid!("the adapter (made for {base}) does not fit the model: {}", crate::error::listing(&problems, 8)))
+        let Some(first) = problems.first() else { return Ok(()) };
+        let base = self.base.as_deref().unwrap_or("another model, which it does not name");
+        let count = problems.len();
+        Err(invalid!(
+            "the adapter was made for {base}, not for this model: {first} ({count} of its {modules} modules differ)"
+        ))
     }
 
     /// The adapter in the form that the decoder attaches: views by module, and variables by name over the same storage.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-const CONFIG: &str = "adapter_config.json";
+pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Reads a PEFT LoRA folder; matrices become f32.

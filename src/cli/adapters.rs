@@ -1,5 +1,6 @@
 //! Arguments of the commands that look at finished weights, or make others of them: merge, project, inspect.
 
+use super::model::adapter_folder;
 use crate::method::inspect::Order;
 use crate::model::Dtype;
 use clap::Args;
@@ -7,13 +8,14 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 #[command(after_help = "Example:
-  asft merge --model tests/tiny/aligned --adapter runs/tiny/adapter --out merged")]
+  asft merge --model tests/tiny/aligned --adapter runs/tiny/adapter \\
+      --out merged")]
 pub struct MergeArgs {
     /// Model folder, or hub id with an optional @revision
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
-    /// PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR")]
+    /// PEFT LoRA adapter folder, or the output folder of a run
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: PathBuf,
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
@@ -25,11 +27,13 @@ pub struct MergeArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  asft project --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors --out projected
-  asft project --adapter ./adapter --direction d.safetensors --out projected --layers 10 --json")]
+  asft project --adapter runs/tiny/adapter \\
+      --direction runs/tiny/direction.safetensors --out projected
+  asft project --adapter ./adapter --direction d.safetensors \\
+      --out projected --layers 10 --json")]
 pub struct ProjectArgs {
-    /// PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR")]
+    /// PEFT LoRA adapter folder, or the output folder of a run
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: PathBuf,
     /// Direction file of the adapter's base, from `asft direction`
     #[arg(long, value_name = "FILE")]
@@ -38,7 +42,13 @@ pub struct ProjectArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Project the modules whose cos(C dW, dW) is at most this
-    #[arg(long, value_name = "COSINE", default_value_t = 0.5, conflicts_with = "layers")]
+    #[arg(
+        long,
+        value_name = "COSINE",
+        default_value_t = 0.5,
+        conflicts_with = "layers",
+        allow_negative_numbers = true
+    )]
     pub threshold: f64,
     /// Project this many modules, those with the lowest cosines
     #[arg(long, value_name = "N")]
@@ -51,14 +61,16 @@ pub struct ProjectArgs {
 #[derive(Args)]
 #[command(
     after_help = "Examples:
-  asft inspect --adapter runs/tiny/adapter --direction runs/tiny/direction.safetensors
-  asft inspect --adapter ./adapter --direction d.safetensors --sort signed --svg adapter.svg
+  asft inspect --adapter runs/tiny/adapter \\
+      --direction runs/tiny/direction.safetensors
+  asft inspect --adapter ./adapter --direction d.safetensors \\
+      --sort signed --svg adapter.svg
   asft inspect --model ./tuned --base ./chat --direction d.safetensors --json",
     group = clap::ArgGroup::new("update").required(true).args(["adapter", "model"])
 )]
 pub struct InspectArgs {
-    /// PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR")]
+    /// PEFT LoRA adapter folder, or the output folder of a run
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: Option<PathBuf>,
     /// A whole model instead: dW is its difference from --base
     #[arg(long, value_name = "ID|DIR", requires = "base")]

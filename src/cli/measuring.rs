@@ -1,5 +1,6 @@
 //! Arguments of the commands that run a model: eval, generate, landscape.
 
+use super::model::adapter_folder;
 use super::{BaseArgs, ModelArgs};
 use crate::data::Format;
 use crate::eval::{Match, Metric, Preset};
@@ -8,22 +9,28 @@ use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Examples:
   asft eval --model tests/tiny/aligned --data tests/tiny/train.jsonl
-  asft eval --model ./model --data prompts.jsonl --preset harmful --samples answers.jsonl
-  asft eval --model ./model --adapter runs/a/adapter --adapter runs/b/adapter --baseline --suite suite.toml
-  asft eval --model ./model --data news.json --metric accuracy --match choice --labels World,Sports,Business,Sci/Tech")]
+  asft eval --model ./model --data prompts.jsonl --preset harmful \\
+      --samples answers.jsonl
+  asft eval --model ./model --adapter runs/a/adapter \\
+      --adapter runs/b/adapter --baseline --suite suite.toml
+  asft eval --model ./model --data news.json --metric accuracy \\
+      --match choice --labels World,Sports,Business,Sci/Tech",
+    group = clap::ArgGroup::new("measured").required(true).args(["suite", "data"])
+)]
 pub struct EvalArgs {
     #[command(flatten)]
     pub base: BaseArgs,
-    /// PEFT LoRA adapter folder; may be repeated to compare several
-    #[arg(long, value_name = "DIR")]
+    /// PEFT LoRA adapter folder, or the output folder of a run; may be repeated to compare several
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: Vec<PathBuf>,
     /// Measure the model without an adapter too
     #[arg(long, requires = "adapter")]
     pub baseline: bool,
     /// A TOML file of evaluations, instead of the options below
-    #[arg(long, value_name = "FILE", required_unless_present = "data", conflicts_with_all = ["data", "metric", "preset"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["metric", "preset"])]
     pub suite: Option<PathBuf>,
     /// Samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset as org/name or
     /// org/name@revision:path/to/file
@@ -78,7 +85,8 @@ pub struct EvalArgs {
     /// Samples computed at once
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Write every sample with the model's answer and what was made of it, as JSONL
+    /// Write every sample with the model's answer and what was made of it, as JSONL; not for the loss, which has no
+    /// answers
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,
     /// Print JSON
@@ -87,14 +95,19 @@ pub struct EvalArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:
-  asft generate --model tests/tiny/aligned --adapter runs/tiny/adapter --prompt 'What is the opposite of hot?'
-  asft generate --model ./model --data prompts.jsonl --temperature 0.7 --top-p 0.9 > answers.jsonl")]
+#[command(
+    after_help = "Examples:
+  asft generate --model tests/tiny/aligned --adapter runs/tiny/adapter \\
+      --prompt 'What is the opposite of hot?'
+  asft generate --model ./model --data prompts.jsonl --temperature 0.7 \\
+      --top-p 0.9 > answers.jsonl",
+    group = clap::ArgGroup::new("asked").required(true).args(["prompt", "data"])
+)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// One user message; - reads it from standard input
-    #[arg(long, value_name = "TEXT", required_unless_present = "data", conflicts_with = "data")]
+    #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// A file of records with `prompt`, `instruction` (and `input`), `messages` or `conversations`; answers are printed
     /// as JSONL. A hub dataset too, as org/name or org/name@revision:path/to/file
@@ -117,7 +130,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 16, requires = "data")]
     pub batch_size: usize,
     /// 0 takes the likeliest token; higher values vary more
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample from the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
@@ -132,8 +145,11 @@ pub struct GenerateArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  asft landscape --model tests/tiny/aligned --direction runs/tiny/direction.safetensors --data tests/tiny/train.jsonl --out basin
-  asft landscape --model ./chat --direction d.safetensors --suite suite.toml --points 11 --repeats 2 --grid 0 --out basin")]
+  asft landscape --model tests/tiny/aligned \\
+      --direction runs/tiny/direction.safetensors \\
+      --data tests/tiny/train.jsonl --out basin
+  asft landscape --model ./chat --direction d.safetensors \\
+      --suite suite.toml --points 11 --repeats 2 --grid 0 --out basin")]
 pub struct LandscapeArgs {
     #[command(flatten)]
     pub model: ModelArgs,

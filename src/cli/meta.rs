@@ -19,7 +19,8 @@ pub struct ReportArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft init Qwen/Qwen2-7B-Instruct
-  asft init ./my-model --unaligned ./its-base --data train.jsonl --out my-model.toml")]
+  asft init ./my-model --unaligned ./its-base --data train.jsonl \\
+      --out my-model.toml")]
 pub struct InitArgs {
     /// The model to fine-tune: a folder, or a hub id with an optional @revision
     #[arg(value_name = "MODEL")]
@@ -73,7 +74,7 @@ pub struct CompletionsArgs {
 #[command(after_help = "Example:
   asft man ~/.local/share/man/man1")]
 pub struct ManArgs {
-    /// Folder for asft.1, asft-train.1 and so on
+    /// Folder for asft.1, asft-train.1 and so on; - prints them
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
 }

@@ -14,7 +14,8 @@ pub use training::{CompareArgs, DataArgs, DirectionArgs, TrainArgs};
 
 use crate::console::log::LogFormat;
 use crate::version::VERSION;
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, Error, Parser, Subcommand};
 
 /// Fine-tune language models without losing their safety (AsFT: anchoring safety, arXiv 2506.08473).
 #[derive(Parser)]
@@ -24,6 +25,33 @@ pub struct Cli {
     pub command: Command,
     #[command(flatten)]
     pub output: LogArgs,
+}
+
+/// What other programs call these commands.
+const ELSEWHERE: [(&str, &[&str]); 7] = [
+    ("train", &["finetune", "fine-tune", "tune", "fit", "run", "sft", "lora"]),
+    ("eval", &["evaluate", "test", "score", "benchmark", "bench"]),
+    ("generate", &["chat", "infer", "inference", "predict", "complete", "answer"]),
+    ("merge", &["fuse", "fold", "export", "merge-and-unload"]),
+    ("init", &["new", "create", "config"]),
+    ("data", &["dataset", "preprocess", "tokenize", "show"]),
+    ("report", &["plot", "html"]),
+];
+
+impl Cli {
+    /// The command line, or an exit with what is wrong with it. A command of another name is told its name here.
+    pub fn from_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|error| with_synonym(error).exit())
+    }
+}
+
+fn with_synonym(mut error: Error) -> Error {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+    let meant = ELSEWHERE.iter().find(|(_, names)| names.contains(&word.to_lowercase().as_str()));
+    if let Some((name, _)) = meant {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![name.to_string()]));
+    }
+    error
 }
 
 /// What is told on stderr, for every command.

@@ -1,8 +1,10 @@
 //! Arguments that name a model.
 
+use crate::adapter::ADAPTER_CONFIG;
 use crate::model::{DeviceKind, Dtype};
 use clap::Args;
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 
 /// A model and how to compute with it.
 #[derive(Args)]
@@ -23,7 +25,14 @@ pub struct BaseArgs {
 pub struct ModelArgs {
     #[command(flatten)]
     pub base: BaseArgs,
-    /// PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR")]
+    /// PEFT LoRA adapter folder, or the output folder of a run
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: Option<PathBuf>,
+}
+
+/// The folder of an adapter, given as such or as the output folder of the run that made it.
+pub(super) fn adapter_folder(text: &str) -> Result<PathBuf, Infallible> {
+    let (dir, inside) = (PathBuf::from(text), Path::new(text).join("adapter"));
+    let has_config = |dir: &Path| dir.join(ADAPTER_CONFIG).is_file();
+    Ok(if !has_config(&dir) && has_config(&inside) { inside } else { dir })
 }

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  asft direction --aligned Qwen/Qwen2-7B-Instruct --unaligned Qwen/Qwen2-7B --out qwen2.direction.safetensors
-  asft direction --aligned ./chat --unaligned ./base --target-modules all-linear --rank 64 --out d.safetensors")]
+  asft direction --aligned Qwen/Qwen2-7B-Instruct \\
+      --unaligned Qwen/Qwen2-7B --out qwen2.direction.safetensors
+  asft direction --aligned ./chat --unaligned ./base \\
+      --target-modules all-linear --rank 64 --out d.safetensors")]
 pub struct DirectionArgs {
     /// The safety-aligned model: a folder or a hub id
     #[arg(long, value_name = "ID|DIR")]
@@ -23,7 +25,7 @@ pub struct DirectionArgs {
     pub target_modules: String,
     /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all that f32 can
     /// tell from nothing
-    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOLERANCE, conflicts_with = "rank")]
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOLERANCE, conflicts_with = "rank", allow_negative_numbers = true)]
     pub tolerance: f64,
     /// Keep just this many directions of each module
     #[arg(long, value_name = "K")]
@@ -39,7 +41,8 @@ pub struct DirectionArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft data --config configs/tiny.toml
-  asft data --config configs/tiny.toml --set data.train=mine.csv --set data.columns.instruction=question --show 10 --seed 1")]
+  asft data --config configs/tiny.toml --set data.train=mine.csv \\
+      --set data.columns.instruction=question --show 10 --seed 1")]
 pub struct DataArgs {
     /// The run's settings (TOML), as for asft train
     #[arg(long, value_name = "FILE")]
@@ -65,8 +68,10 @@ pub struct DataArgs {
 #[command(after_help = "Examples:
   asft train --config configs/tiny.toml
   asft train --config qwen2-7b.toml --dry-run
-  asft train --config qwen2-7b.toml --set asft.lambda=0.1 --set output.dir=runs/lambda-0.1
-  asft train --config qwen2-7b.toml --resume --set train.epochs=5 --allow-change train.epochs")]
+  asft train --config qwen2-7b.toml --set asft.lambda=0.1 \\
+      --set output.dir=runs/lambda-0.1
+  asft train --config qwen2-7b.toml --resume --set train.epochs=5 \\
+      --allow-change train.epochs")]
 pub struct TrainArgs {
     /// The run's settings (TOML)
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,6 @@
 //! `asft data`
 
+use super::{print, standard_output};
 use crate::cli::DataArgs;
 use crate::config::Settings;
 use crate::data::{self, Dataset, Marks, Summary, epoch_order, predicted_labels};
@@ -31,7 +32,7 @@ pub fn run(args: DataArgs) -> Result<()> {
     if args.json {
         return print_json(&train, validation.as_ref(), &chosen, tokenizer.as_ref());
     }
-    let mut out = stdout().lock();
+    let mut out = standard_output();
     writeln!(out, "training samples\n{}", Summary::of(&train))?;
     for mixed in &train.mixed {
         writeln!(out, "{mixed}")?;
@@ -46,7 +47,7 @@ pub fn run(args: DataArgs) -> Result<()> {
         writeln!(out, "sample {} of {count} ({origin}): {tokens} tokens, {labels} labels", index + 1)?;
         writeln!(out, "{}\n", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 /// Colours on a terminal, unless NO_COLOR is set (https://no-color.org).
@@ -74,6 +75,5 @@ fn print_json(
     }
     let validation = validation.map(Summary::of);
     let report = json!({"train": Summary::of(train), "validation": validation, "samples": samples});
-    writeln!(stdout().lock(), "{report}")?;
-    Ok(())
+    print(&format!("{report}\n"))
 }

@@ -22,6 +22,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
         Some(suite) => Suite::load(suite)?.eval,
         None => evaluations(&args)?,
     };
+    let answers = evaluations.iter().any(|evaluation| evaluation.metric() != Metric::Loss);
+    ensure_valid!(
+        answers || args.samples.is_none(),
+        "--samples has nothing to write: the loss asks for no answers; choose another --metric, such as refusal"
+    );
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
     // Files are located before weights are fetched, and samples are checked before weights are loaded.
     let located = locate(evaluations)?;
@@ -116,13 +121,8 @@ fn table(rows: &[Row]) -> String {
     table.on_screen()
 }
 
-/// One evaluation of one model is an object of its values; anything else a list of models with their evaluations.
+/// A list of models, each with its evaluations; the same for one of each.
 fn report(rows: &[Row]) -> Json {
-    if let [(_, outcomes)] = rows
-        && let [outcome] = &outcomes[..]
-    {
-        return Json::Object(outcome.json());
-    }
     let evaluations = |outcomes: &[Outcome]| -> Vec<Json> {
         let fields = |outcome: &Outcome| {
             let mut fields = Map::from_iter([

@@ -1,6 +1,6 @@
 //! `asft generate`
 
-use super::load_model;
+use super::{load_model, standard_output};
 use crate::checkpoint::{check_writable_file, save_tensors};
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
@@ -59,7 +59,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
 
 /// Prints the answer as it is generated.
 fn answer_aloud(model: &Decoder, tokenizer: &Tokenizer, options: &GenerateOptions, ids: &[u32]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = standard_output();
     let (mut tokens, mut shown) = (vec![], 0);
     model.generate(ids, options, |token| {
         tokens.push(token);
@@ -87,7 +87,7 @@ fn answer_file(
     let mut prompts = load_prompts(path, columns)?;
     let ids = encoder.encode_all(&prompts, path)?;
     let progress = progress_bar(prompts.len(), "generating");
-    let mut out = std::io::stdout().lock();
+    let mut out = standard_output();
     answer_all((model, encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
         record.insert("answer".into(), text.into());

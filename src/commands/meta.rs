@@ -31,20 +31,30 @@ pub fn completions(args: CompletionsArgs) -> Result<()> {
 }
 
 pub fn man(args: ManArgs) -> Result<()> {
-    check_writable(&args.dir)?;
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
-    let count = write_pages(command, &args.dir)?;
+    let pages = pages(command)?;
+    if args.dir == Path::new("-") {
+        return print(&String::from_utf8(pages.into_iter().flat_map(|(_, text)| text).collect())?);
+    }
+    check_writable(&args.dir)?;
+    for (name, text) in &pages {
+        write_atomic(&args.dir.join(name), |file| Ok(file.write_all(text)?))?;
+    }
+    let count = pages.len();
     log::info(&format!("wrote {count} pages to {}", args.dir.display()), json!({"pages": count, "dir": args.dir}));
     Ok(())
 }
 
-/// The page of a command and those of its subcommands; how many.
-fn write_pages(command: Command, dir: &Path) -> Result<usize> {
+/// The page of a command and those of its subcommands, each with its file's name.
+fn pages(command: Command) -> Result<Vec<(String, Vec<u8>)>> {
     let subcommands: Vec<Command> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
     let page = Man::new(command);
     let mut text = vec![];
     page.render(&mut text).context("making a man page")?;
-    write_atomic(&dir.join(page.get_filename()), |file| Ok(file.write_all(&text)?))?;
-    subcommands.into_iter().try_fold(1, |count, subcommand| Ok(count + write_pages(subcommand, dir)?))
+    let mut all = vec![(page.get_filename(), text)];
+    for subcommand in subcommands {
+        all.extend(pages(subcommand)?);
+    }
+    Ok(all)
 }

@@ -18,18 +18,40 @@ use crate::adapter::Base;
 use crate::cli::{BaseArgs, ModelArgs};
 use crate::model::Decoder;
 use crate::ranks::Ranks;
-use anyhow::{Context, Result};
-use std::io::Write;
+use anyhow::Result;
+use std::io::{self, StdoutLock, Write, stdout};
 use std::path::{Path, PathBuf};
 
-/// Writes to standard output, on the first rank. Unlike `print!` it does not panic if nothing can be written (a full
-/// disk, a closed pipe).
+/// Standard output; an error (a full disk) says that it was this that could not be written. Unlike `print!` it does not
+/// panic then.
+struct Output(StdoutLock<'static>);
+
+fn standard_output() -> Output {
+    Output(stdout().lock())
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(unwritten)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(unwritten)
+    }
+}
+
+/// The kind is kept, as a reader that goes away early is no failure.
+fn unwritten(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("writing to standard output: {error}"))
+}
+
+/// Writes to standard output, on the first rank.
 fn print(text: &str) -> Result<()> {
     if !Ranks::here().is_first() {
         return Ok(());
     }
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
+    let mut out = standard_output();
+    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
 }
 
 /// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.

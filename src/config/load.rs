@@ -270,9 +270,9 @@ train = "train.jsonl"
             "`train.adam_betas` in run.toml:3: expected a list of 2 numbers, found array [0.9]",
             "`train.seed` in run.toml:4: expected a whole number of 0 or more, found integer -1",
             "`train.epochs` in run.toml:5: expected a number, found boolean true",
-            "expected \"cosine\", \"linear\", \"constant\" or \"step\", found string \"cosin\"",
+            "expected \"cosine\", \"linear\", \"constant\" or \"step\", found \"cosin\"; did you mean \"cosine\"?",
             "`model.dtype` in --set model.dtype=int8: expected \"f32\", \"bf16\" or \"f16\", found",
-            "`asft.lambda` in --set asft.lambda=automatic: expected a number or \"auto\", found string",
+            "wrong value for `asft.lambda` in --set asft.lambda=automatic: expected a number or \"auto\", found \"automatic\"",
             "`lora` in --set lora=3: expected a table, found integer 3",
         ] {
             assert!(message.contains(part), "{part}\nis not in\n{message}");

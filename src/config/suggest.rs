@@ -35,10 +35,10 @@ pub struct Given {
 }
 
 /// How to choose λ.
-const ABOUT_LAMBDA: &str = "To choose it, run with output.log_modules_every = 50 and \
-     lambda = 0.1, 1 and 10: `gradient_ratio` in modules.jsonl says what the penalty's gradient is against the task's (far \
-     below 1 it does nothing, far above 1 it drowns out the task), and `asft eval` on harmful prompts and on your task says \
-     what each costs and protects. Compare with penalize = \"all\" at the same lambda, the control.";
+const ABOUT_LAMBDA: &str = "To choose it, run with output.log_modules_every = 50 and lambda = 0.1, 1 and 10: \
+     `gradient_ratio` in modules.jsonl says what the penalty's gradient is against the task's (far below 1 it does \
+     nothing, far above 1 it drowns out the task), and `asft eval` on harmful prompts and on your task says what each \
+     costs and protects. Compare with penalize = \"all\" at the same lambda, the control.";
 
 /// Settings for the model in `dir`, which is named `source`.
 ///
@@ -114,15 +114,15 @@ fn direction(settings: &mut Settings, notes: &mut BTreeMap<&'static str, String>
     } else if given.unaligned.is_none() {
         settings.model.unaligned = partner(source);
         let by_name = "Chosen by its name: make sure that it is the model that this one was tuned from.";
-        let unknown = "Not known by name: with the model that this one was tuned from here (or a file in asft.direction) set \
-                       asft.penalize = \"orthogonal\".";
+        let unknown = "Not known by name: with the model that this one was tuned from here (or a file in \
+                       asft.direction) set asft.penalize = \"orthogonal\".";
         let note = if settings.model.unaligned.is_some() { by_name } else { unknown };
         notes.insert("model.unaligned", note.to_string());
     }
     if settings.model.unaligned.is_none() && settings.asft.direction.is_none() {
         settings.asft.penalize = Penalize::All;
-        let note = "It is \"all\" here because the method needs a direction, and neither model.unaligned nor asft.direction is \
-                    known.";
+        let note = "It is \"all\" here because the method needs a direction, and neither model.unaligned nor \
+                    asft.direction is known.";
         notes.insert("asft.penalize", note.to_string());
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
 
 /// What is measured.
@@ -21,6 +22,13 @@ pub enum Metric {
     Refusal,
     /// Harmful score: share of the answers that a moderation model flags.
     Judge,
+}
+
+impl fmt::Display for Metric {
+    /// As written in a suite.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// When an answer is right.
@@ -203,7 +211,7 @@ impl Evaluation {
             (self.judge_max_length.is_some(), "judge_max_length", Metric::Judge),
             (self.judge_threshold.is_some(), "judge_threshold", Metric::Judge),
         ] {
-            found.unless(!given || metric == owner, format!("`{name}` has no effect on the metric {metric:?}"));
+            found.unless(!given || metric == owner, format!("`{name}` has no effect on the metric {metric}"));
         }
         found.unless(
             metric != Metric::Judge || self.judge.is_some(),
@@ -302,7 +310,7 @@ mod tests {
                 ": [[eval]] 1 (harmful score): limit should be at least 1",
                 ": [[eval]] 1 (harmful score): the metric judge needs `judge`, a moderation model's folder or id",
                 ": [[eval]] 2 (harm): an evaluation needs `data`, the file of its samples",
-                ": [[eval]] 2 (harm): `marker` has no effect on the metric Refusal",
+                ": [[eval]] 2 (harm): `marker` has no effect on the metric refusal",
                 ": two evaluations are called \"harm\"; give each a `name` of its own",
             ]
         );

@@ -193,11 +193,18 @@ fn comparable(
     for module in targeted {
         match (shape(aligned, &module), shape(unaligned, &module)) {
             (Some(a), Some(u)) if a == u => shapes.push((module, a)),
-            (Some(a), Some(u)) => problems.push(format!("{module}: aligned {a:?}, unaligned {u:?}")),
+            (Some(a), Some(u)) => {
+                problems.push(format!("{module}: aligned [{}, {}], unaligned [{}, {}]", a.0, a.1, u.0, u.1))
+            }
             (Some(_), None) => problems.push(format!("{module}: not in the unaligned model")),
             _ => problems.push(format!("{module}: not in the aligned model")),
         }
     }
+    ensure_valid!(
+        !shapes.is_empty(),
+        "the two models have no targeted matrix in common, so neither is the base of the other: {}",
+        listing(&problems, 2)
+    );
     ensure_valid!(
         problems.is_empty() || request.allow_missing,
         "the two models differ in {} of the targeted modules; is one the base of the other? (--allow-missing uses the \
@@ -206,7 +213,6 @@ fn comparable(
         shapes.len(),
         problems.join("\n  ")
     );
-    ensure_valid!(!shapes.is_empty(), "no targeted module is in both models: {}", listing(&problems, 10));
     Ok((shapes, problems))
 }
 

@@ -2,6 +2,7 @@
 
 use super::entries::{Entry, Source, entries};
 use super::schema::Schema;
+use crate::error::nearest;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
@@ -31,12 +32,18 @@ impl Check<'_> {
             return found(format!("unknown key `{key}`{within} in {place}{}", schema.hint(node, &key)));
         };
         if !schema.accepts(wanted, &entry.value) {
-            return found(format!(
-                "wrong type for `{key}`{within} in {place}: expected {}, found {} {}",
-                schema.expected(wanted),
-                entry.value.type_str(),
-                entry.value
-            ));
+            let (expected, value) = (schema.expected(wanted), &entry.value);
+            let words = schema.choices(wanted);
+            // Where there is a choice of words, another word is no matter of types.
+            let wrong = match value.as_str().filter(|_| !words.is_empty()) {
+                Some(word) => {
+                    let near = nearest(word, words.iter().map(|(word, _)| *word));
+                    let hint = near.map_or(String::new(), |near| format!("; did you mean \"{near}\"?"));
+                    ("wrong value for", format!("expected {expected}, found {value}{hint}"))
+                }
+                None => ("wrong type for", format!("expected {expected}, found {} {value}", value.type_str())),
+            };
+            return found(format!("{} `{key}`{within} in {place}: {}", wrong.0, wrong.1));
         }
         let (Some(node), Some(items)) = (schema.item(wanted), entry.value.as_array()) else { return vec![] };
         let within = format!(" in an item of `{key}`{within}");

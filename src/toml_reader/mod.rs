@@ -14,6 +14,7 @@ mod tests;
 pub use mistakes::Mistakes;
 pub use schema::Schema;
 
+use crate::error::path_hint;
 use crate::invalid;
 use anyhow::Result;
 use check::Check;
@@ -36,7 +37,7 @@ pub fn load<T: DeserializeOwned + JsonSchema>(path: &Path, what: &str) -> Result
 
 /// The text of a file.
 pub fn text_of(path: &Path, what: &str) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {what} {}: {e}", path.display()))
+    std::fs::read_to_string(path).map_err(|e| invalid!("cannot read {what} {}: {e}{}", path.display(), path_hint(path)))
 }
 
 /// The values of a file meant to be a `T`, those set on top of it, and all that is wrong with them.

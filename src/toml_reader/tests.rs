@@ -82,7 +82,7 @@ seats = [1, "two"]
 nam = "tea"
 [[dish]]
 name = "soup"
-heat = "hot"
+heat = "mid"
 part = [{ grams = 3 }, { gram = 4 }]
 [[dish]]
 nmae = "rice"
@@ -97,7 +97,8 @@ grams = -1
         "wrong type for `seats` in menu.toml:2: expected a list of whole numbers of 0 or more, found array [1, \"two\"]",
         "missing key `drink.name` in menu.toml:3",
         "unknown key `drink.nam` in menu.toml:4; did you mean `drink.name`?",
-        "wrong type for `heat` in an item of `dish` in menu.toml:7: expected \"mild\" or \"very_hot\", found string \"hot\"",
+        "wrong value for `heat` in an item of `dish` in menu.toml:7: expected \"mild\" or \"very_hot\", found \"mid\"; did you mean \
+         \"mild\"?",
         "missing key `grams` in an item of `part` in an item of `dish` in menu.toml:8",
         "unknown key `gram` in an item of `part` in an item of `dish` in menu.toml:8; did you mean `grams`?",
         "missing key `name` in an item of `dish` in menu.toml:9",

@@ -11,7 +11,7 @@ use server::{Hub, RepoFile, Request, etag};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use support::command::json;
+use support::command::evaluation;
 use tempfile::TempDir;
 
 /// The binary with a hub and a cache, and nothing from the user's environment.
@@ -36,7 +36,7 @@ fn eval(hub: &Hub, home: &Path, model: &str) -> Command {
 /// The loss that `asft eval --json` prints.
 #[track_caller]
 fn loss(command: Command) -> f64 {
-    json(command)["loss"].as_f64().unwrap()
+    evaluation(command)["loss"].as_f64().unwrap()
 }
 
 /// Asserts the exit code, and one `error` line with all of `needles`.

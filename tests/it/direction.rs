@@ -195,7 +195,7 @@ fn every_mismatch_is_in_one_error() {
     let text = error.to_string();
     for part in [
         "layers.0.self_attn.q_proj: not in the unaligned",
-        "layers.1.self_attn.v_proj: aligned (16, 32), unaligned (16, 31)",
+        "layers.1.self_attn.v_proj: aligned [16, 32], unaligned [16, 31]",
         "layers.2.self_attn.v_proj: not in the aligned",
         "--allow-missing",
     ] {

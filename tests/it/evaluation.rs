@@ -1,6 +1,6 @@
 //! `asft eval` end to end, with the real binary on the toy model.
 
-use crate::support::command::{asft, ends, json, stdout, succeeds, text, train};
+use crate::support::command::{asft, ends, evaluation, json, stdout, succeeds, text, train};
 use crate::support::files::{fixture, json_lines, read_json_lines, tiny, write_json_lines};
 use serde_json::{Value, json};
 use std::fs;
@@ -29,7 +29,8 @@ fn accuracy_counts_what_generate_answers() {
     let reference = |i: usize| if i < 2 { format!("not {}", answer(i)) } else { answer(i) };
     let records: Vec<Value> = (0..7).map(|i| json!({"prompt": prompts[i], "output": reference(i)})).collect();
     write_json_lines(&data, &records);
-    let found = report(&[
+    let found = evaluation(eval(&[
+        "--json",
         "--model",
         "tests/tiny/aligned",
         "--data",
@@ -42,7 +43,7 @@ fn accuracy_counts_what_generate_answers() {
         "3",
         "--samples",
         text(&samples),
-    ]);
+    ]));
     assert_eq!((&found["accuracy"]["count"], &found["accuracy"]["total"]), (&json!(5), &json!(7)));
     let correct: Vec<Value> = read_json_lines(&samples).iter().map(|sample| sample["correct"].clone()).collect();
     assert_eq!(correct, [false, false, true, true, true, true, true].map(Value::from));

@@ -38,3 +38,4 @@ mod training;
 mod whole_runs;
 mod with_direction;
 mod wrong_data;
+mod wrong_inputs;

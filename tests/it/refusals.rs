@@ -54,6 +54,10 @@ fn a_full_disk_behind_standard_output_is_an_error_and_no_panic() {
     for args in [
         &["train", "--config", "configs/tiny.toml", "--check"][..],
         &["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"],
+        &["data", "--config", "configs/tiny.toml"],
+        &["data", "--config", "configs/tiny.toml", "--json"],
+        &["generate", "--model", "tests/tiny/aligned", "--prompt", "hi", "--max-new-tokens", "2"],
+        &["man", "-"],
     ] {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         ends(asft(args).stdout(full), 1, &["error: writing to standard output"]);
@@ -70,10 +74,13 @@ fn bad_settings_are_refused() {
         ("lora.rank=9000000000000000000", &["lora.rank", "largest side"]),
         ("data.train=nowhere.jsonl", &["nowhere.jsonl"]),
         ("model.aligned=./nowhere", &["nowhere"]),
-        ("model.unaligned=tests/fixtures/llama3_rope/model", &["differ", "q_proj"]),
+        ("model.unaligned=tests/fixtures/llama3_rope/model", &["no targeted matrix in common", "q_proj"]),
         ("lora.target_modules=['q_porj']", &["q_porj", "did you mean", "q_proj", "down_proj"]),
         ("asft.direction=tests/tiny/aligned/model.safetensors", &["not a direction file"]),
-        ("lora.init_adapter=tests/fixtures/llama_gqa/adapter", &["does not fit"]),
+        (
+            "lora.init_adapter=tests/fixtures/llama_gqa/adapter",
+            &["was made for fixtures/llama_gqa, not for this model"],
+        ),
         ("model.device=cuda", &["cuda", "--features"]),
     ] {
         refused_unwritten(train(&dir, &[set], &[]), &dir, needles);

@@ -1,6 +1,6 @@
 //! Whole runs, and what is done with their results.
 
-use crate::support::command::{asft, json, refused, refused_unwritten, stdout, succeeds, train};
+use crate::support::command::{asft, evaluation, json, refused, refused_unwritten, stdout, succeeds, train};
 use crate::support::files::{damaged, fixture, read_json};
 use crate::support::runs::{metrics, same_file};
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn the_first_command_trains_exports_and_is_used() {
         if let Some(adapter) = adapter {
             command.arg("--adapter").arg(adapter);
         }
-        json(command)["loss"].as_f64().unwrap()
+        evaluation(command)["loss"].as_f64().unwrap()
     };
     assert!(eval(Some(&adapter)) < 0.7 * eval(None));
     let merged = scratch.path().join("merged");
@@ -128,7 +128,7 @@ fn peft_folders_can_be_used_directly() {
     let out = scratch.path().join("run");
     let mut command = asft(&["merge", "--model", "tests/tiny/aligned", "--out"]);
     command.arg(&out).arg("--adapter").arg(case.join("adapter"));
-    refused_unwritten(command, &out, &["does not fit"]);
+    refused_unwritten(command, &out, &["not for this model"]);
 }
 
 #[test]

@@ -101,3 +101,9 @@ pub fn stdout(mut command: impl BorrowMut<Command>) -> String {
 pub fn json(command: impl BorrowMut<Command>) -> Value {
     serde_json::from_str(&stdout(command)).unwrap()
 }
+
+/// The one evaluation of one model that `asft eval --json` prints.
+#[track_caller]
+pub fn evaluation(command: impl BorrowMut<Command>) -> Value {
+    json(command)["models"][0]["evaluations"][0].clone()
+}

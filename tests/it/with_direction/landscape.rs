@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 
 fn eval(model: &Path) -> f64 {
     let eval = ["eval", "--json", "--data", "tests/tiny/train.jsonl", "--model", text(model)];
-    json(asft(&eval))["loss"].as_f64().unwrap()
+    evaluation(asft(&eval))["loss"].as_f64().unwrap()
 }
 
 /// The tiny model moved by `alpha` of each weight's norm along V, by hand.

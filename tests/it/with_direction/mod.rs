@@ -7,7 +7,7 @@ mod landscape;
 mod project;
 mod refusals;
 
-use crate::support::command::{asft, json, succeeds, text};
+use crate::support::command::{asft, evaluation, json, succeeds, text};
 use crate::support::files::{fixture, tiny};
 use crate::support::goldens::Golden;
 use serde_json::Value;
