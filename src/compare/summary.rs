@@ -168,7 +168,11 @@ pub fn notes(options: &CompareOptions, all: &[Summary]) -> String {
     if let Some(select) = options.select.as_ref().filter(|_| all.iter().any(|summary| summary.selected)) {
         let Select { task, harm, baseline, within } = select;
         let share = all.iter().filter_map(|summary| summary.get(task)).any(|mean| mean.share);
-        let within = if share { format!("{} points", within * 100.0) } else { within.to_string() };
+        let within = match within * 100.0 {
+            _ if !share => within.to_string(),
+            1.0 => "1 point".to_string(),
+            points => format!("{points} points"),
+        };
         notes += &format!(
             "*         the selected setting of its method: least \"{harm}\" of those whose \"{task}\"\n          is at most {within} \
              below the best of \"{baseline}\"\n"
@@ -258,7 +262,7 @@ mod tests {
         let text = table(&all).to_string();
         assert!(text.contains("* asft, lambda 2.0       1  94.0 %  30.0 %"), "{text}");
         let notes = notes(&options(), &all);
-        assert!(notes.starts_with("*") && notes.contains("\"harm\"") && notes.contains("1 points below"), "{notes}");
+        assert!(notes.starts_with("*") && notes.contains("\"harm\"") && notes.contains("1 point below"), "{notes}");
         assert!(notes.lines().all(|line| line.chars().count() <= 120), "{notes}");
     }
 }

@@ -107,13 +107,17 @@ fn side_by_side(
     })
 }
 
+/// Percentage points that an axis spans at least.
+const NARROWEST: f64 = 4.0;
+
 /// The range of the values and their bars with a little margin, hardly beyond 0 to 100.
 fn percent_scale(values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
     let ends = values.flat_map(|(value, bar)| bar.map_or([value; 2], |(low, high)| [low.min(value), high.max(value)]));
     let (low, high) = ends.fold((100.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
-    let room = (0.06 * (high - low)).max(2.0);
-    let (from, to) = ((low - room).max(-3.0), (high + room).min(103.0));
-    Scale { from, to: if to > from { to } else { from + 1.0 }, start, length }
+    // No tick is beyond 0 or 100: they are further apart than the margin.
+    let (low, high) = (low.min(high - NARROWEST).max(0.0), high.max(low + NARROWEST).min(100.0));
+    let room = 0.06 * (high - low);
+    Scale { from: low - room.min(3.0), to: high + room.min(3.0), start, length }
 }
 
 /// Colour and number of corners; a circle has none.
@@ -249,6 +253,16 @@ mod tests {
                 }
             }
             assert_eq!(labels.iter().filter(|(_, y, _)| !heights.contains(y)).count(), 0);
+        }
+    }
+
+    #[test]
+    fn no_tick_is_beyond_0_or_100_percent() {
+        for (values, inside) in [(vec![100.0, 100.0], "100"), (vec![0.0], "0"), (vec![97.5], "100"), (vec![], "20")] {
+            let scale = percent_scale(values.iter().map(|value| (*value, None)), 0.0, 1.0);
+            let ticks = crate::ticks::labelled(scale.range(), 5);
+            assert!(ticks.iter().all(|(tick, _)| (0.0..=100.0).contains(tick)), "{values:?}: {ticks:?}");
+            assert!(ticks.iter().any(|(_, label)| label == inside), "{values:?}: {ticks:?}");
         }
     }
 
