@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::console::log;
 use crate::eval::MeanLoss;
 use crate::ranks::Ranks;
-use crate::train::{self, Ending, Outcome, RunFlags};
+use crate::train::{self, Ending, Ends, Outcome, RunFlags};
 use anyhow::Result;
 use serde_json::json;
 use std::process::ExitCode;
@@ -46,11 +46,15 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
 }
 
 fn say_outcome(outcome: &Outcome) {
-    let Outcome { steps, first_loss, last_loss, last_penalty, .. } = *outcome;
+    let Outcome { steps, loss: Ends { steps: window, first, last, above_start }, last_penalty, .. } = *outcome;
+    let means = if window > 1 { format!(", means of {window} steps") } else { String::new() };
     log::info(
-        &format!("{steps} steps: loss {first_loss:.4} -> {last_loss:.4} (of which penalty {last_penalty:.4})"),
-        json!({"steps": steps, "first_loss": first_loss, "last_loss": last_loss, "last_penalty": last_penalty}),
+        &format!("{steps} steps: loss {first:.4} -> {last:.4}{means} (penalty of the last step {last_penalty:.4})"),
+        json!({"steps": steps, "first_loss": first, "last_loss": last, "mean_of": window, "last_penalty": last_penalty}),
     );
+    if above_start {
+        log::warn("the loss ended far above its start: this result is probably of no use", json!({"loss": last}));
+    }
     if let Some(MeanLoss { loss, label_tokens }) = outcome.eval {
         let text = format!("validation loss {loss:.4} over {label_tokens} label tokens");
         log::info(&text, json!({"eval_loss": loss, "eval_tokens": label_tokens}));

@@ -15,6 +15,7 @@ use crate::memory;
 use crate::ranks::Ranks;
 use crate::report::{EvalRow, Metrics, RunRecord, SkippedRow, State, StepRow, Totals, TrainProgress, UpdateNorm};
 use anyhow::Result;
+use serde_json::json;
 use std::time::Instant;
 
 pub struct Ledger {
@@ -98,6 +99,14 @@ impl Ledger {
         state.totals.label_tokens += outcome.label_tokens;
         let losses = Losses { loss: row.loss, penalty: row.penalty };
         state.first.get_or_insert(losses);
+        if let Some((start, now)) = state.trend.step(row.loss) {
+            let text = format!(
+                "step {}: the loss has been far above its start for some time ({now:.4}, from {start:.4}); a lower \
+                 train.learning_rate may help, or a lower asft.lambda if it is the penalty (now {:.4})",
+                row.step, row.penalty
+            );
+            log::warn(&text, json!({"step": row.step, "start": start, "loss": now, "penalty": row.penalty}));
+        }
         (state.last, state.bad_steps) = (Some(losses), 0);
         self.metrics.iter_mut().try_for_each(|metrics| metrics.step(&row))?;
         self.progress.step(&row);

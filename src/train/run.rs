@@ -9,9 +9,10 @@ use super::folder::output::OutputFolder;
 use super::folder::trained::Trained;
 use super::ledger::Ledger;
 use super::plan::Pool;
-use super::state::RunState;
+use super::state::{Losses, RunState};
 use super::step::parallel::{check_same_parameters, join};
 use super::step::trainer::NotFinite;
+use super::trend::Ends;
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
@@ -50,8 +51,8 @@ pub struct Outcome {
     /// The adapter or model folder.
     pub result: PathBuf,
     pub steps: usize,
-    pub first_loss: f64,
-    pub last_loss: f64,
+    /// Means over several steps.
+    pub loss: Ends,
     pub last_penalty: f64,
     /// The last validation.
     pub eval: Option<MeanLoss>,
@@ -227,9 +228,13 @@ impl<'a> Run<'a> {
 
     /// Ends the run with its result.
     fn finish(mut self) -> Result<Outcome> {
-        let RunState { step, first, last, eval, best, .. } = *self.ledger.state();
+        let RunState { step, first, last, eval, best, ref trend, .. } = *self.ledger.state();
         let ranks = Ranks::here();
-        let (Some(first), Some(last)) = (first, last) else {
+        // Checkpoints of older versions have no trend.
+        let single =
+            |(first, last): (Losses, Losses)| Ends { steps: 1, first: first.loss, last: last.loss, above_start: false };
+        let loss = trend.ends().or(first.zip(last).map(single));
+        let (Some(loss), Some(last)) = (loss, last) else {
             return ranks.agree(Err(anyhow!("no step had a finite loss and gradient")));
         };
         stop::at(RESULT);
@@ -245,8 +250,7 @@ impl<'a> Run<'a> {
         Ok(Outcome {
             result: self.output.result(self.settings.train.method),
             steps: self.ledger.close().steps,
-            first_loss: first.loss,
-            last_loss: last.loss,
+            loss,
             last_penalty: last.penalty,
             eval: eval.map(|eval| MeanLoss { loss: eval.loss, label_tokens: eval.label_tokens }),
             best_step,

@@ -3,6 +3,7 @@
 //! There is no generator state: the order of the samples, the packing and the dropout masks are pure functions of
 //! `train.seed` and the step's number, so the step number is enough.
 
+use super::trend::Trend;
 use crate::method::Dual;
 use crate::report::Totals;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ pub struct RunState {
     /// Losses of the first and the last step taken.
     pub first: Option<Losses>,
     pub last: Option<Losses>,
+    #[serde(default)]
+    pub trend: Trend,
     /// Consecutive skipped steps up to here.
     pub bad_steps: usize,
     /// The last validation.
