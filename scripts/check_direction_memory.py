@@ -72,7 +72,8 @@ def make_pair(folder, shapes, layers, noise):
 def run(binary, folder, keep):
     flag, value = keep.split()
     command = [binary, "direction", "--aligned", folder / "aligned", "--unaligned", folder / "unaligned", "--out",
-               folder / "direction.safetensors", "--target-modules", "all-linear", f"--{flag}", value, "--json"]
+               folder / "direction.safetensors", "--target-modules", "all-linear", f"--{flag}", value, "--json",
+               "--overwrite"]
     with tempfile.TemporaryFile() as output:
         started = time.time()
         process = subprocess.Popen([str(part) for part in command], stdout=output)

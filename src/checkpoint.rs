@@ -15,7 +15,8 @@ pub use float::all_finite;
 pub use folder::{rewrite, rewrite_into};
 pub use hash::{combined_hash, weight_hash, weights_hash};
 pub use staging::{
-    STAGED, check_writable, check_writable_file, existing, publish, remove_staged, stage, sync_dir, write_atomic,
+    STAGED, check_writable, check_writable_file, existing, is_stream, publish, remove_staged, replace, stage, sync_dir,
+    write_atomic,
 };
 pub use write::{StreamWriter, save_tensors, save_tensors_staged};
 

@@ -52,6 +52,7 @@
 //! | [`report`] | what a run leaves: metrics, run record, TensorBoard events, the page |
 //! | [`tokenizer`] | text to token ids and back |
 //! | [`names`] | module paths, tensor names, the order within a block, `target_modules` |
+//! | [`outputs`] | whether what a command writes may go where it is to go |
 //! | [`checkpoint`] | safetensors and model folders, read and written |
 //! | [`toml_reader`] | any TOML that a user writes: all problems at once, nearest key, schema |
 //! | [`console`] | messages, progress bars, tables |
@@ -82,6 +83,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod optim;
+pub mod outputs;
 pub mod plot;
 pub mod ranks;
 pub mod report;

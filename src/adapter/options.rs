@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct LoraOptions {
     /// Rank r of the update B·A.
     pub rank: usize,
-    /// The update is multiplied by alpha/rank in the forward pass. A whole number, as every reader of PEFT adapters expects.
+    /// The update counts alpha/rank-fold in the forward pass. A whole number, as every reader of PEFT adapters expects.
     pub alpha: usize,
     /// Share of an adapter's inputs that is zeroed in training.
     pub dropout: f64,
@@ -29,7 +29,7 @@ pub struct LoraOptions {
     pub alpha_pattern: BTreeMap<String, usize>,
     /// Scale by alpha/√rank rather than alpha/rank (rsLoRA).
     pub use_rslora: bool,
-    /// B's learning rate as a multiple of `train.learning_rate`, which A uses (LoRA+). Without it, B uses the same.
+    /// The learning rate of B is so many times `train.learning_rate`, that of A (LoRA+). The same for both without it.
     pub loraplus_lr_ratio: Option<f64>,
     /// Continue from this PEFT adapter folder rather than from a fresh adapter.
     pub init_adapter: Option<String>,

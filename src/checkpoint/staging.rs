@@ -1,9 +1,10 @@
 //! Files and folders that appear complete or not at all: written under a temporary name beside the final one, synced,
-//! renamed.
+//! renamed. Pipes and devices are written to as they are.
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
-use std::fs::{File, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -29,16 +30,56 @@ pub fn check_writable(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How many links are followed, as in Linux.
+const LINKS: usize = 40;
+
+/// Whether `path` is written to as it goes, and not replaced: a pipe, a device, or a descriptor of this process
+/// (`/dev/stdout`), which may be a file to which it is redirected.
+pub fn is_stream(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) || descriptor(path).is_some()
+}
+
+/// The last part of a path that leads, perhaps through links, to a descriptor: `stdout`, `stderr` or a number.
+fn descriptor(path: &Path) -> Option<String> {
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS {
+        let (folder, name) = (path.parent()?.to_path_buf(), path.file_name()?.to_str()?.to_string());
+        let is_standard = folder == Path::new("/dev") && matches!(name.as_str(), "stdout" | "stderr");
+        if is_standard || matches!(folder.to_str(), Some("/dev/fd" | "/proc/self/fd")) {
+            return Some(name);
+        }
+        path = folder.join(std::fs::read_link(&path).ok()?);
+    }
+    None
+}
+
+/// A stream, to write to.
+fn open_stream(path: &Path) -> Result<File> {
+    Ok(match descriptor(path).as_deref() {
+        // Duplicates: a file opened anew would be written from its start again by what is printed later.
+        Some("stdout" | "1") => std::io::stdout().as_fd().try_clone_to_owned()?.into(),
+        Some("stderr" | "2") => std::io::stderr().as_fd().try_clone_to_owned()?.into(),
+        _ => OpenOptions::new().append(true).open(path)?,
+    })
+}
+
 /// [`check_writable`] for the file `path`.
 pub fn check_writable_file(path: &Path) -> Result<()> {
+    if is_stream(path) {
+        return Ok(());
+    }
     ensure_valid!(!path.is_dir(), "cannot write {}: it is a folder; give the name of a file", path.display());
     check_writable(parent(path))
 }
 
-/// Writes a file under a temporary name beside `path`, syncs it and renames it into place.
+/// Writes a file under a temporary name beside `path`, syncs it and renames it into place. What is no file, such as a
+/// pipe, is written to instead.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let parent = parent(path);
     let written = || format!("writing {}", path.display());
+    if is_stream(path) {
+        return open_stream(path).and_then(|mut stream| write(&mut stream)).with_context(written);
+    }
     std::fs::create_dir_all(parent).with_context(written)?;
     let mut temporary =
         tempfile::Builder::new().prefix(STAGED).permissions(mode()).tempfile_in(parent).with_context(written)?;
@@ -87,6 +128,22 @@ pub fn publish(staging: tempfile::TempDir, out: &Path) -> Result<()> {
     std::fs::rename(staging.path(), out).with_context(|| format!("moving the finished folder to {}", out.display()))?;
     let renamed: PathBuf = staging.keep();
     sync_dir(renamed.parent().unwrap_or(Path::new(".")))
+}
+
+/// Has `write` make the folder `out`, which it gets a free name for, and puts it in the place of an earlier one. If it
+/// fails, the earlier one stays.
+pub fn replace(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let Ok(place) = std::fs::canonicalize(out) else { return write(out) };
+    let writing = || format!("replacing {}", out.display());
+    let aside = tempfile::Builder::new().prefix(STAGED).tempdir_in(parent(&place)).with_context(writing)?;
+    let (new, old) = (aside.path().join("new"), aside.path().join("old"));
+    write(&new)?;
+    std::fs::rename(&place, &old).with_context(writing)?;
+    if let Err(error) = std::fs::rename(&new, &place) {
+        std::fs::rename(&old, &place).with_context(writing)?;
+        return Err(error).with_context(writing);
+    }
+    sync_dir(parent(&place))
 }
 
 /// Makes the names in a folder as durable as the files' contents.

@@ -1,7 +1,7 @@
 //! Writing safetensors: to a temporary name in the target folder, synced, then renamed.
 
 use super::READ_CHUNK_BYTES;
-use super::staging::{check_writable_file, existing, parent, write_atomic};
+use super::staging::{check_writable_file, existing, is_stream, parent, write_atomic};
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -42,7 +42,8 @@ impl Spilled {
 impl StreamWriter {
     pub fn create(path: &Path) -> Result<Self> {
         check_writable_file(path)?;
-        let place = existing(parent(path));
+        let temporary = std::env::temp_dir();
+        let place = if is_stream(path) { temporary.as_path() } else { existing(parent(path)) };
         let spill = tempfile::tempfile_in(place).with_context(|| format!("writing in {}", place.display()))?;
         Ok(Self { path: path.to_path_buf(), spill, tensors: BTreeMap::new(), length: 0 })
     }

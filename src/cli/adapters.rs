@@ -20,6 +20,9 @@ pub struct MergeArgs {
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Replace the model folder that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Store weights in this type instead of the model's own
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
@@ -41,6 +44,9 @@ pub struct ProjectArgs {
     /// The adapter folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Replace the adapter folder that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Project the modules whose cos(C dW, dW) is at most this
     #[arg(
         long,
@@ -87,6 +93,9 @@ pub struct InspectArgs {
     /// Draw a heat map, layer by module
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Replace the file of --svg that is there
+    #[arg(long, requires = "svg")]
+    pub overwrite: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -89,6 +89,9 @@ pub struct EvalArgs {
     /// answers
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,
+    /// Replace the file of --samples that is there
+    #[arg(long, requires = "samples")]
+    pub overwrite: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -141,6 +144,9 @@ pub struct GenerateArgs {
     /// Write the prompt's ids and logits to a safetensors file, to compare with another implementation
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub logits: Option<PathBuf>,
+    /// Replace the file of --logits that is there
+    #[arg(long, requires = "logits")]
+    pub overwrite: bool,
 }
 
 #[derive(Args)]
@@ -196,4 +202,7 @@ pub struct LandscapeArgs {
     /// The folder to write: landscape.json, curves and grid as SVG and PNG
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Replace the landscape that is there
+    #[arg(long)]
+    pub overwrite: bool,
 }

@@ -14,6 +14,9 @@ pub struct ReportArgs {
     /// Where to write the page instead of RUN_DIR/report.html
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace the file of --out that is there; RUN_DIR/report.html always is
+    #[arg(long, requires = "out")]
+    pub overwrite: bool,
 }
 
 #[derive(Args)]
@@ -37,6 +40,9 @@ pub struct InitArgs {
     /// The config to write; - prints it. Without it, the model's name with .toml
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace the config that is there
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 #[derive(Args)]
@@ -77,4 +83,7 @@ pub struct ManArgs {
     /// Folder for asft.1, asft-train.1 and so on; - prints them
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
+    /// Replace the pages that are there
+    #[arg(long)]
+    pub overwrite: bool,
 }

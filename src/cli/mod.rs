@@ -58,7 +58,7 @@ fn with_synonym(mut error: Error) -> Error {
 #[derive(Args)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
-    /// Print only warnings and errors
+    /// Tell warnings and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Tell each step, and what is being done

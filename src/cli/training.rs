@@ -20,6 +20,9 @@ pub struct DirectionArgs {
     /// The direction file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Replace the file that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Names separated by commas, "all-linear", or a regex for whole module paths
     #[arg(long, value_name = "NAMES", default_value = "q_proj,v_proj")]
     pub target_modules: String,
@@ -113,6 +116,9 @@ pub struct CompareArgs {
     /// Show the results that are there; train nothing
     #[arg(long, conflicts_with = "list")]
     pub report: bool,
+    /// Replace tables and figures in the comparison's folder that are not of a comparison; results are always kept
+    #[arg(long)]
+    pub overwrite: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

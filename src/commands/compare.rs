@@ -4,7 +4,8 @@ use super::print;
 use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
 use crate::compare::{
-    CompareOptions, Comparison, Figure, Finished, Mean, Summary, notes, runs, summarise, sweep_values, table,
+    CompareOptions, Comparison, Figure, Finished, Mean, PICTURES, Summary, TABLE, notes, runs, summarise, sweep_values,
+    table,
 };
 use crate::console::log;
 use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let options = CompareOptions::load(&args.config)?;
-    let mut comparison = Comparison::new(&options, runs(&options))?;
+    let mut comparison = Comparison::new(&options, runs(&options), args.overwrite)?;
     if args.list {
         print(&comparison.list())?;
         return Ok(ExitCode::SUCCESS);
@@ -32,22 +33,23 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let (table, notes) = (table(&summaries), notes(&options, &summaries));
     let dir = Path::new(&options.dir);
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
-    write("table.txt", (table.to_string() + &notes).as_bytes())?;
+    write(TABLE, (table.to_string() + &notes).as_bytes())?;
     if let Some(figure) = &options.figure {
+        let [trade, chosen, swept_along] = PICTURES;
         let both = |name: &str, picture: Picture| {
             write(&format!("{name}.svg"), picture.svg.as_bytes())?;
             write(&format!("{name}.png"), &picture.png)
         };
         let (title, panels) = (title(&options), panels(&summaries, figure));
-        both("figure", trade_off(&title, (&figure.x, &figure.y), &panels)?)?;
+        both(trade, trade_off(&title, (&figure.x, &figure.y), &panels)?)?;
         if options.select.is_some() {
             let (panels, ranks) = ranks(&summaries, figure);
-            both("selected", ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
+            both(chosen, ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
         }
         if let Some((key, values)) = swept(&options, &summaries) {
             let along = |name: &String| along(&summaries, name, (key, &values), options.select.is_some());
             let (panels, name) = ([along(&figure.y), along(&figure.x)], figure.along.as_deref().unwrap_or(key));
-            both("sweep", sweep(&title, name, &labels(&options, figure, key, values), &panels)?)?;
+            both(swept_along, sweep(&title, name, &labels(&options, figure, key, values), &panels)?)?;
         }
     }
     if args.json {

@@ -1,7 +1,6 @@
 //! `asft direction`
 
 use super::print;
-use crate::checkpoint::check_writable_file;
 use crate::cli::DirectionArgs;
 use crate::console::progress_bar;
 use crate::ensure_valid;
@@ -9,6 +8,7 @@ use crate::hub;
 use crate::method::direction::{DirectionRequest, compute};
 use crate::method::spectral::Keep;
 use crate::names::Targets;
+use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 
@@ -26,7 +26,8 @@ fn request(args: DirectionArgs) -> Result<DirectionRequest> {
     let tolerance = args.tolerance;
     ensure_valid!((0.0..1.0).contains(&tolerance), "--tolerance must be at least 0 and below 1, got {tolerance}");
     ensure_valid!(args.rank != Some(0), "--rank must be at least 1");
-    check_writable_file(&args.out).context("--out")?;
+    let outputs = Outputs::new(args.overwrite).file("--out", [&args.out]);
+    outputs.reads("--aligned", [&args.aligned]).reads("--unaligned", [&args.unaligned]).check()?;
     Ok(DirectionRequest {
         aligned: hub::resolve(&args.aligned, false).context("--aligned")?,
         unaligned: hub::resolve(&args.unaligned, false).context("--unaligned")?,

@@ -1,7 +1,7 @@
 //! `asft eval`
 
 use super::{load_base, print};
-use crate::checkpoint::{check_writable_file, write_atomic};
+use crate::checkpoint::write_atomic;
 use crate::cli::EvalArgs;
 use crate::console::Table;
 use crate::data::{Columns, PROMPT_FIELDS};
@@ -9,6 +9,7 @@ use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value, locate};
 use crate::hub;
 use crate::model::ModelSpec;
+use crate::outputs::Outputs;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
@@ -17,11 +18,14 @@ use std::path::Path;
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
-    args.samples.as_deref().map_or(Ok(()), check_writable_file).context("--samples")?;
     let evaluations = match &args.suite {
         Some(suite) => Suite::load(suite)?.eval,
         None => evaluations(&args)?,
     };
+    let read = Outputs::new(args.overwrite).reads("--model", [&args.base.model]).reads("--adapter", &args.adapter);
+    let read =
+        evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
+    read.file("--samples", &args.samples).check()?;
     let answers = evaluations.iter().any(|evaluation| evaluation.metric() != Metric::Loss);
     ensure_valid!(
         answers || args.samples.is_none(),

@@ -1,7 +1,7 @@
 //! `asft generate`
 
 use super::{load_model, standard_output};
-use crate::checkpoint::{check_writable_file, save_tensors};
+use crate::checkpoint::save_tensors;
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
 use crate::data::{Columns, PROMPT_FIELDS, Template, load_prompts};
@@ -9,6 +9,7 @@ use crate::ensure_valid;
 use crate::eval::{Encoder, answer_all};
 use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions};
+use crate::outputs::Outputs;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -29,7 +30,9 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     ensure_valid!(args.max_new_tokens > 0, "--max-new-tokens should be at least 1");
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
     let columns = Columns::parse(&args.column, &PROMPT_FIELDS)?;
-    args.logits.as_deref().map_or(Ok(()), check_writable_file).context("--logits")?;
+    let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
+    let read = read.reads("--adapter", &args.model.adapter).reads("--data", &args.data);
+    read.reads("--template", [&args.template]).file("--logits", &args.logits).check()?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
     let data = data.context("--data")?;
     let (model, dir) = load_model(&args.model)?;

@@ -1,7 +1,7 @@
 //! `asft init`
 
 use super::print;
-use crate::checkpoint::{check_writable_file, write_atomic};
+use crate::checkpoint::write_atomic;
 use crate::cli::InitArgs;
 use crate::config::suggest;
 use crate::console::log;
@@ -10,6 +10,7 @@ use crate::ensure_valid;
 use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::model::ModelSpec;
+use crate::outputs::Outputs;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
@@ -20,8 +21,9 @@ pub fn run(args: InitArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
     let to_stdout = out == Path::new("-");
     if !to_stdout {
-        ensure_valid!(!out.exists(), "{} exists and is left as it is; choose another file with --out", out.display());
-        check_writable_file(&out)?;
+        let read = Outputs::new(args.overwrite).reads("MODEL", [&args.model]).reads("--unaligned", &args.unaligned);
+        let read = read.reads("--direction", &args.direction).reads("--data", &args.data);
+        read.file("--out", [&out]).check()?;
     }
     let base = hub::resolve_without_weights(&args.model, false)?;
     let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.dir)?;

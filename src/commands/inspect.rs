@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::adapter;
-use crate::checkpoint::{Checkpoint, all_finite, check_writable_file, write_atomic};
+use crate::checkpoint::{Checkpoint, all_finite, write_atomic};
 use crate::cli::InspectArgs;
 use crate::console::progress_bar;
 use crate::ensure_valid;
@@ -10,6 +10,7 @@ use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::inspect::{Inspection, ModuleShares};
 use crate::method::shares::Products;
+use crate::outputs::Outputs;
 use crate::plot;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -17,7 +18,9 @@ use std::io::Write;
 use std::path::Path;
 
 pub fn run(args: InspectArgs) -> Result<()> {
-    args.svg.as_deref().map_or(Ok(()), check_writable_file).context("--svg")?;
+    let read = Outputs::new(args.overwrite).reads("--adapter", &args.adapter).reads("--model", &args.model);
+    let read = read.reads("--base", &args.base).reads("--direction", [&args.direction]);
+    read.file("--svg", &args.svg).check()?;
     let directions = Directions::open(&args.direction)?;
     let (modules, subject) = match (&args.adapter, &args.model, &args.base) {
         (Some(dir), ..) => (of_adapter(dir, &directions)?, dir.display().to_string()),

@@ -1,7 +1,7 @@
 //! `asft landscape`
 
 use super::load_model;
-use crate::checkpoint::{Checkpoint, publish, stage, write_atomic};
+use crate::checkpoint::{Checkpoint, publish, replace, stage, write_atomic};
 use crate::cli::LandscapeArgs;
 use crate::console::{log, progress_bar};
 use crate::ensure_valid;
@@ -11,15 +11,24 @@ use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
 use crate::model::ModelSpec;
+use crate::outputs::Outputs;
 use crate::plot::{self, Frame, Picture};
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 
+/// The numbers behind the pictures.
+const RECORD: &str = "landscape.json";
+
 pub fn run(args: LandscapeArgs) -> Result<()> {
     check(&args)?;
     let evaluations = evaluations(&args)?;
+    let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
+    let read = read.reads("--adapter", &args.model.adapter).reads("--direction", [&args.direction]);
+    let read =
+        evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
+    read.folder("--out", &args.out, RECORD).check()?;
     let located = locate(evaluations.clone())?;
     let directions = Directions::open(&args.direction)?;
     // Everything that can be wrong is checked before weights are loaded.
@@ -43,7 +52,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let progress = progress_bar(0, "measuring");
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
-    save(&args, &evaluations, &landscape, &perturbation)?;
+    replace(&args.out, |out| save(&args, &evaluations, &landscape, &perturbation, out))?;
     log::info(&format!("wrote {}", args.out.display()), json!({"out": args.out}));
     Ok(())
 }
@@ -56,7 +65,6 @@ fn check(args: &LandscapeArgs) -> Result<()> {
     ensure_valid!(odd(args.grid) || args.grid == 0, "--grid should be odd and at least 3, or 0, got {}", args.grid);
     ensure_valid!(args.repeats > 0, "--repeats should be at least 1");
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
-    ensure_valid!(!args.out.exists(), "{} already exists; choose another output folder", args.out.display());
     Ok(())
 }
 
@@ -108,6 +116,7 @@ fn save(
     evaluations: &[Evaluation],
     landscape: &Landscape,
     perturbation: &Perturbation,
+    out: &Path,
 ) -> Result<()> {
     let (nearest, median, farthest) = perturbation.unaligned_at()?;
     let frame = |subject| Frame { subject, unit: args.unit, unaligned_at: median };
@@ -115,7 +124,7 @@ fn save(
         Some(adapter) => format!("{} + {}", short(&args.model.base.model), short(&adapter.to_string_lossy())),
         None => short(&args.model.base.model),
     };
-    let staging = stage(&args.out)?;
+    let staging = stage(out)?;
     let write = |name: &str, bytes: &[u8]| write_atomic(&staging.path().join(name), |file| Ok(file.write_all(bytes)?));
     let both = |name: &str, picture: Picture| {
         write(&format!("{name}.svg"), picture.svg.as_bytes())?;
@@ -137,8 +146,8 @@ fn save(
         "unaligned_at": {"nearest": nearest, "median": median, "farthest": farthest},
         "landscape": landscape,
     });
-    write("landscape.json", (serde_json::to_string_pretty(&record)? + "\n").as_bytes())?;
-    publish(staging, &args.out)
+    write(RECORD, (serde_json::to_string_pretty(&record)? + "\n").as_bytes())?;
+    publish(staging, out)
 }
 
 /// The last part of a path or id.

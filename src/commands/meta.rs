@@ -1,12 +1,13 @@
 //! `asft schema`, `asft completions` and `asft man`: what asft says about itself.
 
 use super::print;
-use crate::checkpoint::{check_writable, write_atomic};
+use crate::checkpoint::write_atomic;
 use crate::cli::{Cli, CompletionsArgs, ManArgs, SchemaArgs, SchemaOf};
 use crate::compare::CompareOptions;
 use crate::config::Settings;
 use crate::console::log;
 use crate::eval::Suite;
+use crate::outputs::Outputs;
 use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -37,7 +38,7 @@ pub fn man(args: ManArgs) -> Result<()> {
     if args.dir == Path::new("-") {
         return print(&String::from_utf8(pages.into_iter().flat_map(|(_, text)| text).collect())?);
     }
-    check_writable(&args.dir)?;
+    Outputs::new(args.overwrite).file("DIR", pages.iter().map(|(name, _)| args.dir.join(name))).check()?;
     for (name, text) in &pages {
         write_atomic(&args.dir.join(name), |file| Ok(file.write_all(text)?))?;
     }

@@ -2,11 +2,13 @@
 
 use super::print;
 use crate::adapter::{self, projected_card};
+use crate::checkpoint::replace;
 use crate::cli::ProjectArgs;
 use crate::console::log;
 use crate::ensure_valid;
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, Projection, project};
+use crate::outputs::Outputs;
 use anyhow::Result;
 use candle_core::Device;
 use serde_json::json;
@@ -15,7 +17,8 @@ pub fn run(args: ProjectArgs) -> Result<()> {
     let threshold = args.threshold;
     ensure_valid!((-1.0..=1.0).contains(&threshold), "--threshold should be a cosine, -1 to 1, got {threshold}");
     ensure_valid!(args.layers != Some(0), "--layers should be at least 1");
-    ensure_valid!(!args.out.exists(), "{} already exists; choose another output folder", args.out.display());
+    let read = Outputs::new(args.overwrite).reads("--adapter", [&args.adapter]).reads("--direction", [&args.direction]);
+    read.folder("--out", &args.out, adapter::ADAPTER_CONFIG).check()?;
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
     let directions = Directions::open(&args.direction)?;
     directions.check_adapter(&args.adapter, &adapter)?;
@@ -33,7 +36,8 @@ pub fn run(args: ProjectArgs) -> Result<()> {
         ("unaligned model", directions.header().unaligned.id.clone()),
         ("projected modules", if names.is_empty() { "none".into() } else { names.join(", ") }),
     ];
-    adapter::save_changed(&projected, &args.adapter, &projected_card(&projected, &rows), &args.out)?;
+    let card = projected_card(&projected, &rows);
+    replace(&args.out, |out| adapter::save_changed(&projected, &args.adapter, &card, out))?;
     if args.json {
         let report = json!({
             "out": args.out,

@@ -3,6 +3,7 @@
 use crate::checkpoint::{check_writable_file, write_atomic};
 use crate::cli::ReportArgs;
 use crate::console::log;
+use crate::outputs::Outputs;
 use crate::report::{Page, REPORT, RunFiles};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -10,9 +11,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub fn run(args: ReportArgs) -> Result<()> {
-    let out = args.out.unwrap_or_else(|| args.run.join(REPORT));
+    let own = args.run.join(REPORT);
+    let out = args.out.unwrap_or_else(|| own.clone());
+    // A run's own page is made of its other files, as often as is asked for.
+    if out == own {
+        check_writable_file(&out)?;
+    } else {
+        Outputs::new(args.overwrite).reads("RUN_DIR", [&args.run]).file("--out", [&out]).check()?;
+    }
     let files = RunFiles::read(&args.run)?;
-    check_writable_file(&out).context("--out")?;
     let mut page = Page::of(files);
     if let Some(to_run) = way(out.parent().unwrap_or(Path::new("")), &args.run)? {
         page = page.outside(&to_run);

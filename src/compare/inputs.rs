@@ -1,7 +1,6 @@
 //! The sample files that a result depends on, by content: a change to one makes results stale.
 
 use crate::config::Settings;
-use crate::data::Validation;
 use crate::hub;
 use crate::report::hash_file;
 use anyhow::Result;
@@ -20,13 +19,9 @@ const DIGITS: usize = 16;
 /// A file that cannot be read.
 pub fn of_run(settings: &Settings, known: &mut Contents) -> Result<Contents> {
     let data = &settings.data;
-    let validation = match &data.validation {
-        Some(Validation::File(file)) => Some(file),
-        _ => None,
-    };
     let mixed = data.mix.iter().map(|mix| &mix.file);
     let own = settings.defence.files();
-    let named = [&data.train].into_iter().chain(validation).chain(mixed).chain(own);
+    let named = [&data.train].into_iter().chain(data.validation_file()).chain(mixed).chain(own);
     let files = named.filter(|file| hub::is_local(file) && Path::new(file).is_file());
     of_files(files.map(|file| (file.as_str(), Path::new(file))), known)
 }

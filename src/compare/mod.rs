@@ -13,6 +13,6 @@ mod summary;
 
 pub use grid::{Case, Run, runs, sweep_values};
 pub use options::{CompareOptions, Figure};
-pub use results::{Results, Row};
+pub use results::{PICTURES, Results, Row, TABLE};
 pub use run::{Comparison, Finished};
 pub use summary::{Mean, Summary, notes, summarise, table};

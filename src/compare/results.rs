@@ -104,7 +104,16 @@ pub struct Results {
 
 const RESULTS: &str = "results.jsonl";
 
+/// What is made of the results, beside them: the table, and the pictures, as SVG and PNG.
+pub const TABLE: &str = "table.txt";
+pub const PICTURES: [&str; 3] = ["figure", "selected", "sweep"];
+
 impl Results {
+    /// Whether there are results in `dir`.
+    pub fn are_in(dir: &Path) -> bool {
+        dir.join(RESULTS).exists()
+    }
+
     /// Reads the results in `dir`, or starts without any; nothing is written before [`Results::lock`].
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use super::grid::Run;
 use super::inputs::{Contents, of_files, of_run};
 use super::list::list;
 use super::options::CompareOptions;
-use super::results::{Results, Row};
+use super::results::{PICTURES, Results, Row, TABLE};
 use crate::adapter::{self, Base};
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
@@ -15,6 +15,7 @@ use crate::eval::{Located, Outcome, Prepared, Suite, locate};
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
+use crate::outputs::Outputs;
 use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
 use crate::train::{self, Ending, RunFlags, Tuning};
 use anyhow::{Context, Result};
@@ -56,11 +57,13 @@ pub struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// Reads the config of every run, the suite and the results so far; nothing is trained.
+    /// Reads the config of every run, the suite and the results so far; nothing is trained. `overwrite`: whether files
+    /// in a folder without results may be replaced.
     ///
     /// # Errors
-    /// Settings that a run refuses; results that belong to another comparison, or to other data.
-    pub fn new(options: &'a CompareOptions, runs: Vec<Run>) -> Result<Self> {
+    /// Settings that a run refuses; a folder that holds something else, or is an input; results that belong to another
+    /// comparison, or to other data.
+    pub fn new(options: &'a CompareOptions, runs: Vec<Run>, overwrite: bool) -> Result<Self> {
         let suite = Suite::load(Path::new(&options.suite))?;
         let titles: Vec<String> = suite.eval.iter().map(crate::eval::Evaluation::title).collect();
         options.check_names(&titles)?;
@@ -85,6 +88,7 @@ impl<'a> Comparison<'a> {
             Ok(Planned { run, settings, data })
         };
         let planned = runs.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
+        check_outputs(options, &suite, &planned, overwrite)?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
         results.check(&contents)?;
         Ok(Self { options, evaluations, measured_with, planned, results, base: None, prepared: BTreeMap::new() })
@@ -237,6 +241,21 @@ impl<'a> Comparison<'a> {
         let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
+}
+
+/// Refuses a folder that is or lies in an input, or whose files of the same names are not of a comparison.
+fn check_outputs(options: &CompareOptions, suite: &Suite, planned: &[Planned], overwrite: bool) -> Result<()> {
+    let dir = Path::new(&options.dir);
+    let read = Outputs::new(overwrite).reads("config", [&options.config]).reads("suite", [&options.suite]);
+    let read = suite.eval.iter().fold(read, |read, evaluation| evaluation.declare_inputs(read));
+    let read = planned.iter().fold(read, |read, planned| planned.settings.declare_inputs(read)).kept("dir", dir);
+    read.check()?;
+    if Results::are_in(dir) {
+        return Ok(());
+    }
+    let pictures = PICTURES.iter().flat_map(|name| [format!("{name}.svg"), format!("{name}.png")]);
+    let names = pictures.chain([TABLE.to_string()]);
+    read.file("dir", names.map(|name| dir.join(name))).check()
 }
 
 /// What is changed of a model before it is measured.

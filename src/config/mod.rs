@@ -14,6 +14,7 @@ use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
+use crate::outputs::Outputs;
 use crate::report::LoggingOptions;
 use crate::toml_reader::Schema;
 use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
@@ -51,6 +52,16 @@ impl Settings {
     /// Whether the penalty depends on V, so that there must be one.
     pub fn penalises_by_direction(&self) -> bool {
         self.asft.is_active() && self.asft.needs_direction()
+    }
+
+    /// Adds the files and folders that a run reads.
+    pub fn declare_inputs(&self, outputs: Outputs) -> Outputs {
+        let Self { model, lora, asft, data, .. } = self;
+        let outputs = outputs.reads("model.aligned", [&model.aligned]).reads("model.unaligned", &model.unaligned);
+        let outputs = outputs.reads("lora.init_adapter", &lora.init_adapter).reads("asft.direction", &asft.direction);
+        let outputs = outputs.reads("data.template", [&data.template]).reads("data.validation", data.validation_file());
+        let outputs = outputs.reads("data.mix", data.mix.iter().map(|mix| &mix.file));
+        outputs.reads("data.train", [&data.train]).reads("defence", self.defence.files())
     }
 
     /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.

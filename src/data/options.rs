@@ -197,6 +197,14 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// The file of validation samples, if they have one of their own.
+    pub fn validation_file(&self) -> Option<&String> {
+        match &self.validation {
+            Some(Validation::File(file)) => Some(file),
+            _ => None,
+        }
+    }
+
     /// For files other than `train`, which `max_samples` does not cut.
     pub fn whole(&self) -> Self {
         Self { max_samples: None, ..self.clone() }

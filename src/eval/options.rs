@@ -1,6 +1,7 @@
 //! What to measure: one evaluation, or a suite of them from a TOML file.
 
 use crate::data::{Columns, Format};
+use crate::outputs::Outputs;
 use crate::toml_reader::{self, Mistakes, Schema};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -48,7 +49,7 @@ pub enum Match {
     Choice,
 }
 
-/// Settings of a published evaluation; any option you give overrides them.
+/// Settings of a published evaluation; whatever else is given wins over them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
@@ -164,6 +165,12 @@ impl Evaluation {
 
     pub fn reference(&self) -> &str {
         self.reference.as_deref().unwrap_or(if self.labels.is_empty() { "output" } else { "label" })
+    }
+
+    /// Adds the files and folders that it reads.
+    pub fn declare_inputs(&self, outputs: Outputs) -> Outputs {
+        let outputs = outputs.reads("--data", [&self.data]).reads("--template", &self.template);
+        outputs.reads("--phrases", &self.phrases).reads("--judge", &self.judge)
     }
 
     /// Its name, or a substitute for one.

@@ -33,7 +33,7 @@ fn init_writes_a_config_that_trains_as_it_stands() {
         let flat = text.replace("\n# ", " ");
         assert!(text.contains(part) || flat.contains(part.trim_start_matches("# ")), "{part}\nis not in\n{text}");
     }
-    refused(init("tests/tiny/aligned", &[]), &["exists and is left as it is"]);
+    refused(init("tests/tiny/aligned", &[]), &["exists; replace it with --overwrite"]);
     assert_eq!(std::fs::read_to_string(&out).unwrap(), text);
     assert_eq!(stdout(asft(&["init", "tests/tiny/aligned", "--out", "-"])), text);
 

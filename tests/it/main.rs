@@ -24,6 +24,7 @@ mod looking_ahead;
 mod lora_options;
 mod memory_safety;
 mod module_shares;
+mod outputs;
 mod parity;
 mod penalty;
 mod refusals;

@@ -19,7 +19,7 @@ impl Problems {
         result.map_err(|errors| self.0.extend(errors)).ok()
     }
 
-    /// One error for all, which the user can fix if each of them is such an error. `what`: what cannot be done.
+    /// One error for all, the user's to put right if each of them is. `what`: what cannot be done.
     pub fn into_error(self, what: &str) -> anyhow::Error {
         joined(what, self.0)
     }

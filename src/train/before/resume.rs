@@ -99,7 +99,11 @@ pub fn start(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Re
 fn look(settings: &Settings, flags: &RunFlags, output: &OutputFolder) -> Result<Option<Start>> {
     check_allowed(&flags.allow_change)?;
     let say = |text: &str| log::info(&format!("{}: {text}", output.dir().display()), Value::Null);
-    match (output.content()?, flags.resume) {
+    let content = output.content()?;
+    if content == Content::Nothing || !flags.resume {
+        output.check_against_inputs(settings, flags.overwrite)?;
+    }
+    match (content, flags.resume) {
         (Content::Nothing, false) => return Ok(Some(Start::Fresh)),
         (Content::Nothing, true) => {
             say("nothing to resume: starting from the beginning");

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
+use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
 use crate::train::options::Tuning;
@@ -20,6 +21,9 @@ const DIRECTION: &str = "direction.safetensors";
 const CHECKPOINTS: &str = "checkpoints";
 const ADAPTER: &str = "adapter";
 const MODEL: &str = "model";
+
+/// What a run removes of an earlier one.
+const CLEARED: [&str; 9] = [RECORD, REPORT, METRICS, MODULES, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL];
 
 /// What is at a run's output path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,10 +146,19 @@ impl OutputFolder {
         !self.config().is_file() && [RECORD, METRICS, ADAPTER, MODEL].iter().any(|name| self.dir.join(name).exists())
     }
 
+    /// Refuses a folder that is an input of the run or lies in one, or, if what is in it is to be replaced, has one of
+    /// the inputs there. The direction may be there, and the config that was read.
+    pub fn check_against_inputs(&self, settings: &Settings, is_replaced: bool) -> Result<()> {
+        let read = settings.declare_inputs(Outputs::new(is_replaced)).kept("output.dir", &self.dir);
+        read.check()?;
+        let removed = CLEARED.iter().filter(|_| is_replaced).map(|name| self.dir.join(name));
+        settings.declare_inputs(Outputs::new(is_replaced)).removed("output.dir", removed).check()
+    }
+
     /// Removes the files of an earlier run, and only those. The direction stays: it has just been computed or checked.
     pub fn clear(&self) -> Result<()> {
         remove_staged(&self.dir)?;
-        for name in [RECORD, REPORT, METRICS, MODULES, CONFIG, TENSORBOARD, CHECKPOINTS, ADAPTER, MODEL] {
+        for name in CLEARED {
             remove(&self.dir.join(name))?;
         }
         Ok(())
