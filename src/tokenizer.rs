@@ -5,6 +5,10 @@
 //! truncation and padding inside `tokenizer.json` are switched off, `add_bos_token` and `add_eos_token` are honoured.
 //! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
+mod stand_ins;
+
+pub use stand_ins::{ControlToken, StandIns};
+
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -100,13 +104,7 @@ impl Tokenizer {
     /// As [`Self::encode`].
     pub fn encode_with_offsets(&self, text: &str, add_special_tokens: bool) -> Result<Encoded> {
         let whole = text.to_string();
-        let encoding = self.run(move |inner| inner.encode(whole, add_special_tokens))?;
-        let encoding = encoding.map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
-        Ok(Encoded {
-            ids: encoding.get_ids().to_vec(),
-            offsets: encoding.get_offsets().to_vec(),
-            added: encoding.get_special_tokens_mask().iter().map(|&m| m == 1).collect(),
-        })
+        self.run(move |inner| encode_with_offsets(inner, &whole, add_special_tokens))?
     }
 
     /// Text of `ids`.
@@ -195,6 +193,15 @@ impl Tokenizer {
     pub fn is_added(&self, id: u32) -> bool {
         self.added_ids.contains(&id)
     }
+}
+
+fn encode_with_offsets(inner: &Inner, text: &str, add_special_tokens: bool) -> Result<Encoded> {
+    let encoding = inner.encode(text, add_special_tokens).map_err(|e| invalid!("cannot tokenize {text:.80?}: {e}"))?;
+    Ok(Encoded {
+        ids: encoding.get_ids().to_vec(),
+        offsets: encoding.get_offsets().to_vec(),
+        added: encoding.get_special_tokens_mask().iter().map(|&m| m == 1).collect(),
+    })
 }
 
 fn named<'a>(tokens: &'a [(String, String)], name: &str) -> Option<&'a str> {

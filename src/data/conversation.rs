@@ -25,7 +25,8 @@ use std::ops::Range;
 /// Contents with no common prefix or suffix, to see where a turn's content goes.
 const PROBES: [&str; 2] = ["Xylophones", "42 quarks!"];
 
-/// Renders, tokenizes and labels `messages`. `variables` go to the template (tools, say).
+/// Renders, tokenizes and labels `messages`. `variables` go to the template (tools, say); `read` makes tokens of what it
+/// renders.
 ///
 /// # Errors
 /// The template refuses or fails; an assistant turn cannot be located in the rendering.
@@ -34,9 +35,10 @@ pub fn encode(
     variables: &Map<String, Value>,
     template: &Template,
     tokenizer: &Tokenizer,
+    read: impl Fn(&str) -> Result<Encoded>,
 ) -> Result<Example> {
     let text = template.render(messages, false, variables)?;
-    let encoded = tokenizer.encode_with_offsets(&text, false)?;
+    let encoded = read(&text)?;
     let mut labels = vec![IGNORE; encoded.ids.len()];
     for (turn, message) in messages.iter().enumerate() {
         if message.get("role").and_then(Value::as_str) != Some("assistant") {

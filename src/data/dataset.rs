@@ -2,6 +2,7 @@
 
 use super::bad::BadRecords;
 use super::batch::predicted_labels;
+use super::control::ControlTokens;
 use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
 use super::records::{self, Place, Record};
@@ -122,8 +123,11 @@ pub fn load_prefixed(
         Format::PromptCompletion | Format::Text | Format::Tokenized => None,
     };
     let (format, columns, allow_empty) = (options.format, &options.columns, options.allow_empty_labels);
-    let encoder = Encoder { format, columns, prefix, tokenizer, template, allow_empty };
-    load_with(path, options, progress, |record| encoder.encode(record))
+    let control = ControlTokens::new(options.special_tokens_in_content, tokenizer, template.as_ref())?;
+    let encoder = Encoder { format, columns, prefix, tokenizer, template, allow_empty, control };
+    let dataset = load_with(path, options, progress, |record| encoder.encode(record))?;
+    encoder.control.report(path);
+    Ok(dataset)
 }
 
 /// Loads `tokenized` samples, which need no tokenizer. `vocab_size`: bound of their ids, e.g. rows of the embedding.

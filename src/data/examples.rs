@@ -9,12 +9,13 @@
 //! - text: tokenized with the tokenizer's own beginning of text, then the eos token; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
+use super::control::ControlTokens;
 use super::fields::Fields;
 use super::options::Columns;
-use super::records::{Record, kind};
+use super::records::{Place, Record, kind};
 use super::template::Template;
 use super::{Example, Format, IGNORE, conversation, sharegpt, turns};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Encoded, Tokenizer};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -29,6 +30,7 @@ pub struct Encoder<'a> {
     pub template: Option<Template>,
     /// Whether a response may say nothing.
     pub allow_empty: bool,
+    pub control: ControlTokens<'a>,
 }
 
 impl Encoder<'_> {
@@ -40,38 +42,48 @@ impl Encoder<'_> {
         let fields = &Fields::new(record, self.columns);
         match self.format {
             Format::Alpaca => {
-                let mut variables = fields.pick(&ALPACA_VARIABLES)?;
-                if let Some(Value::String(instruction)) = variables.get_mut("instruction") {
-                    instruction.insert_str(0, self.prefix);
-                }
                 let messages = alpaca_messages(fields)?;
                 self.check_answer(fields, "output")?;
-                self.conversation(messages, &variables)
+                self.conversation(fields.place(), messages, fields.pick(&ALPACA_VARIABLES)?)
             }
-            Format::Chat => self.conversation(chat_messages(fields)?, &tools(fields)?),
-            Format::Sharegpt => self.conversation(sharegpt::messages(fields)?, &tools(fields)?),
+            Format::Chat => self.conversation(fields.place(), chat_messages(fields)?, tools(fields)?),
+            Format::Sharegpt => self.conversation(fields.place(), sharegpt::messages(fields)?, tools(fields)?),
             Format::PromptCompletion => self.prompt_completion(fields),
             Format::Text => self.text(fields),
             Format::Tokenized => tokenized(fields, self.tokenizer.vocab_size()),
         }
     }
 
-    fn conversation(&self, mut messages: Vec<Value>, variables: &Map<String, Value>) -> Result<Example> {
+    fn conversation(
+        &self,
+        place: Place,
+        mut messages: Vec<Value>,
+        mut variables: Map<String, Value>,
+    ) -> Result<Example> {
         let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
         template.prepare(&mut messages)?;
         if !self.allow_empty {
             turns::check_answers(&messages)?;
         }
-        if !self.prefix.is_empty() {
-            put_before_user(&mut messages, self.prefix)?;
+        let hidden = {
+            // What else an alpaca template may read is in the messages too.
+            self.control.search(place, messages.iter().chain(variables.get("tools")))?
+        };
+        if hidden {
+            messages.iter_mut().chain(variables.values_mut()).try_for_each(|value| self.control.hide(value))?;
         }
-        conversation::encode(&messages, variables, template, self.tokenizer)
+        if !self.prefix.is_empty() {
+            put_before_user(&mut messages, &mut variables, self.prefix)?;
+        }
+        conversation::encode(&messages, &variables, template, self.tokenizer, |text| {
+            if hidden { self.control.encode(text) } else { self.tokenizer.encode_with_offsets(text, false) }
+        })
     }
 
     fn prompt_completion(&self, fields: &Fields) -> Result<Example> {
         let (prompt, completion) = (format!("{}{}", self.prefix, fields.text("prompt")?), fields.text("completion")?);
         self.check_answer(fields, "completion")?;
-        let encoded = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), true)?;
+        let encoded = self.content(fields.place(), format!("{prompt}{completion}"))?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
         // The tokenizer's own beginning of text is not part of the completion, its own end of text is.
         let begin =
@@ -88,10 +100,18 @@ impl Encoder<'_> {
     fn text(&self, fields: &Fields) -> Result<Example> {
         ensure_valid!(self.prefix.is_empty(), "plain text has no user message to put a prefix before");
         self.check_answer(fields, "text")?;
-        let mut input_ids = self.tokenizer.encode(fields.text("text")?, true)?;
+        let mut input_ids = self.content(fields.place(), fields.text("text")?.to_string())?.ids;
         self.end_with_eos(&mut input_ids)?;
         let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
         Ok(Example { input_ids, labels })
+    }
+
+    /// Text that no template surrounds, with the tokenizer's own beginning and end.
+    fn content(&self, place: Place, text: String) -> Result<Encoded> {
+        let said = Value::String(text);
+        let hidden = self.control.search(place, [&said])?;
+        let text = said.as_str().unwrap_or_default();
+        if hidden { self.control.encode_content(text) } else { self.tokenizer.encode_with_offsets(text, true) }
     }
 
     /// Refuses an empty response, unless it is allowed.
@@ -113,11 +133,14 @@ impl Encoder<'_> {
     }
 }
 
-/// Puts `prefix` before the first user message.
+/// Puts `prefix` before the first user message, and before the `instruction` that templates may read instead.
 ///
 /// # Errors
 /// No user message, or one whose content is not text.
-fn put_before_user(messages: &mut [Value], prefix: &str) -> Result<()> {
+fn put_before_user(messages: &mut [Value], variables: &mut Map<String, Value>, prefix: &str) -> Result<()> {
+    if let Some(Value::String(instruction)) = variables.get_mut("instruction") {
+        instruction.insert_str(0, prefix);
+    }
     let user = messages.iter_mut().find(|message| message.get("role").and_then(Value::as_str) == Some("user"));
     let user = user.ok_or_else(|| invalid!("there is no user message to put the prefix before"))?;
     match user.get_mut("content") {

@@ -1,7 +1,7 @@
 //! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
 use super::options::{Columns, Format};
-use super::records::{Record, kind, parse};
+use super::records::{Place, Record, kind, parse};
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;
@@ -19,6 +19,10 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub fn new(record: &'a Record, columns: &'a Columns) -> Self {
         Self { record, columns }
+    }
+
+    pub fn place(&self) -> Place {
+        self.record.place
     }
 
     /// Whether the record holds field `name`, or `data.columns` says it does.
@@ -127,7 +131,6 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::records::Place;
     use super::*;
     use serde_json::json;
 

@@ -2,6 +2,7 @@
 
 mod bad;
 mod batch;
+mod control;
 mod conversation;
 mod dataset;
 mod examples;
@@ -26,7 +27,7 @@ pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
 pub use dataset::{Counts, Dataset, Mixed, check_ids, load, load_prefixed, load_tokenized, split_validation};
 pub use highlight::{Marks, highlight};
 pub use mix::mix;
-pub use options::{Columns, DataOptions, Format, Mix, Overlong, Validation};
+pub use options::{Columns, DataOptions, Format, Mix, Overlong, SpecialTokens, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use recognise::recognise;
 pub use records::Place;

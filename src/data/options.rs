@@ -147,6 +147,19 @@ pub enum Overlong {
     Drop,
 }
 
+/// What becomes of the text of special tokens, such as `<|im_end|>`, in what a record says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SpecialTokens {
+    /// It becomes these tokens, as in transformers, with a warning: a record can end its own turn and begin another.
+    #[default]
+    Allow,
+    /// It is read as ordinary text.
+    Text,
+    /// Such records are refused.
+    Refuse,
+}
+
 /// A held-out set: a share of the training samples, or a file of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -190,6 +203,9 @@ pub struct DataOptions {
     /// token (after truncation, say) are left out, and an empty response is trained on as it is, by its end-of-turn
     /// token alone.
     pub allow_empty_labels: bool,
+    /// What becomes of special tokens that are spelt out in the text of a record, which is how poisoned data can bring in
+    /// turns of its own.
+    pub special_tokens_in_content: SpecialTokens,
     /// Shuffle the samples anew in every epoch, by `train.seed`.
     pub shuffle: bool,
     /// Leave out an epoch's last batch when it is not full.
@@ -225,6 +241,7 @@ impl Default for DataOptions {
             overlong: Overlong::default(),
             packing: false,
             allow_empty_labels: false,
+            special_tokens_in_content: SpecialTokens::default(),
             shuffle: true,
             drop_last: false,
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::{Columns, IGNORE};
+use crate::data::{Columns, IGNORE, SpecialTokens};
 use serde_json::{Value, json};
 use std::fs::write;
 

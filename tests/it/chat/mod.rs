@@ -1,6 +1,7 @@
 //! Conversations to tokens and labels, against transformers.
 
 mod real_tokenizers;
+mod spelt_out;
 mod templates;
 
 use asft::data::{DataOptions, IGNORE, load};

@@ -99,3 +99,25 @@ fn all_bad_records_are_told() {
         assert!(message.contains(part), "{message}");
     }
 }
+
+#[test]
+fn special_tokens_in_content_are_a_choice() {
+    let record = json!({"instruction": "a </s> <t> b", "output": "c <e>"}).to_string();
+    let choose = |special_tokens_in_content| DataOptions { special_tokens_in_content, ..options(Format::Alpaca) };
+    assert_eq!(load_text(&record, &choose(SpecialTokens::Allow)).unwrap().examples[0].input_ids[3..6], [6, 2, 3]);
+    let text = format!("{record}\n{{\"instruction\": \"a\", \"output\": \"b\"}}\n{record}");
+    let message = error(&text, &choose(SpecialTokens::Refuse));
+    for part in ["2 of 3 records", "data.jsonl:1: the text holds the special tokens </s>, <t>", "the same in line 3"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // Words are whole in this vocabulary, and these are among them.
+    let message = error(&text, &choose(SpecialTokens::Text));
+    assert!(
+        message.contains("this tokenizer cannot read special tokens as text (its vocabulary makes </s>"),
+        "{message}"
+    );
+    let parts = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a </"},
+                       {"type": "text", "text": "s>"}]}, {"role": "assistant", "content": "b"}]});
+    let refusing = DataOptions { format: Format::Chat, ..choose(SpecialTokens::Refuse) };
+    assert!(error(&parts.to_string(), &refusing).contains("the special tokens </s>"));
+}
