@@ -305,7 +305,7 @@ mod tests {
                 ":3; did you mean `metric`?",
                 ":4: expected a whole number of 0 or more, found string \"all\"",
                 ":7; did you mean `max_new_tokens`?",
-                ":8: expected \"exact\", \"contains\", \"regex\", \"number\" or \"choice\", found string \"same\"",
+                ":8: expected \"exact\", \"contains\", \"regex\", \"number\" or \"choice\", found \"same\"",
             ]
         );
         let text = "[[eval]]\ndata = 'a'\nmetric = 'judge'\nlimit = 0\n[[eval]]\nname = 'harm'\nmetric = 'refusal'\nmarker = \

@@ -100,7 +100,7 @@ const ROWS: &[Row] = &[
     // Paths.
     ("train --check --config configs/tiny.tml", 2, &["cannot read config configs/tiny.tml", "did you mean configs/tiny.toml?"]),
     ("train --check --config tests/tiny", 2, &["cannot read config tests/tiny"]),
-    ("train {SET} output.dir=tests/tiny/train.jsonl", 2, &["output.dir", "is not a folder"]),
+    ("train {SET} output.dir=tests/tiny/train.jsonl", 2, &["output.dir", "is an input", "data.train"]),
     ("train {RUN} lora.init_adapter={DIR}/goood", 2, &["lora.init_adapter", "did you mean {DIR}/good?"]),
     ("train --dry-run {SET} data.train=tests/tiny/trian.jsonl", 2, &["data.train", "trian.jsonl does not exist", "did you mean tests/tiny/train.jsonl?"]),
     ("eval --model tests/tiny/aligned --suite {DIR}/sute.toml", 2, &["cannot read suite", "did you mean {DIR}/suite.toml?"]),

@@ -51,7 +51,7 @@ fn other_weights_and_directions_are_refused() {
     let (dir, model, direction) = (path(&scratch, "run"), path(&scratch, "model"), path(&scratch, "d.safetensors"));
     copy_files(&tiny("aligned"), &model);
     let compute = |rank: &str| {
-        let mut command = asft(&["direction", "--rank", rank, "--aligned"]);
+        let mut command = asft(&["direction", "--overwrite", "--rank", rank, "--aligned"]);
         command.arg(&model).arg("--unaligned").arg(tiny("unaligned")).arg("--out").arg(&direction);
         succeeds(command);
     };

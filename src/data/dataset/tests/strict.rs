@@ -59,8 +59,8 @@ fn a_role_is_known_or_the_template_names_it() {
 fn text_in_parts_is_joined_unless_the_template_reads_parts() {
     let dir = tempfile::tempdir().unwrap();
     let template = dir.path().join("t.jinja");
-    let turns = "{% for m in messages %}{{ '<t> ' + m.role }}{% for p in m.content %}{{ ' i ' + p.text }}{% endfor %}\
-                 {{ ' </s>' }}{% endfor %}";
+    let turns = "{% for m in messages %}{{ '<t> ' + m.role }}{% if m.content is string %}{{ ' ' + m.content }}\
+                 {% else %}{% for p in m.content %}{{ ' i ' + p.text }}{% endfor %}{% endif %}{{ ' </s>' }}{% endfor %}";
     write(&template, turns).unwrap();
     let reading = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
     let record = |part: Value| {
@@ -104,7 +104,7 @@ fn all_bad_records_are_told() {
 fn special_tokens_in_content_are_a_choice() {
     let record = json!({"instruction": "a </s> <t> b", "output": "c <e>"}).to_string();
     let choose = |special_tokens_in_content| DataOptions { special_tokens_in_content, ..options(Format::Alpaca) };
-    assert_eq!(load_text(&record, &choose(SpecialTokens::Allow)).unwrap().examples[0].input_ids[3..6], [6, 2, 3]);
+    assert_eq!(load_text(&record, &choose(SpecialTokens::Allow)).unwrap().examples[0].input_ids[2..5], [6, 2, 3]);
     let text = format!("{record}\n{{\"instruction\": \"a\", \"output\": \"b\"}}\n{record}");
     let message = error(&text, &choose(SpecialTokens::Refuse));
     for part in ["2 of 3 records", "data.jsonl:1: the text holds the special tokens </s>, <t>", "the same in line 3"] {
