@@ -44,7 +44,7 @@ def forecast(asft, folder, model, length, batch):
     (folder / "run.toml").write_text(f'''
 [model]
 aligned = "{place}"
-unaligned = "{place}"
+unaligned = "{place}-base"
 dtype = "bf16"
 device = "cuda"
 [lora]
