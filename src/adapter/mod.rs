@@ -24,6 +24,7 @@ pub use targets::ModuleSize;
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};
 use crate::names::{LoraMatrix, split_block};
+use crate::ops::owned;
 use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
@@ -134,7 +135,7 @@ impl Adapter {
             for (matrix, tensor) in [(LoraMatrix::A, &mut module.a), (LoraMatrix::B, &mut module.b)] {
                 let key = matrix.name(name);
                 let var = parameters.get(&key).ok_or_else(|| anyhow::anyhow!("{key} is not among the parameters"))?;
-                *tensor = var.as_tensor().copy()?.detach();
+                *tensor = owned(var.as_tensor())?;
             }
         }
         Ok(adapter)

@@ -7,15 +7,9 @@ use crate::invalid;
 use anyhow::Result;
 use std::path::Path;
 
-/// What a record of each format cannot do without; the more telling formats first.
-const NEEDED: [(Format, &[&str]); 6] = [
-    (Format::Tokenized, &["input_ids", "labels"]),
-    (Format::Chat, &["messages"]),
-    (Format::Sharegpt, &["conversations"]),
-    (Format::PromptCompletion, &["prompt", "completion"]),
-    (Format::Alpaca, &["instruction", "output"]),
-    (Format::Text, &["text"]),
-];
+/// The more telling formats first.
+const FORMATS: [Format; 6] =
+    [Format::Tokenized, Format::Chat, Format::Sharegpt, Format::PromptCompletion, Format::Alpaca, Format::Text];
 
 /// The format of the first record of `path`.
 ///
@@ -24,10 +18,11 @@ const NEEDED: [(Format, &[&str]); 6] = [
 pub fn recognise(path: &Path) -> Result<Format> {
     let records = read(path)?;
     let fields = &records[0].fields;
-    let found = NEEDED.iter().find(|(_, needed)| needed.iter().all(|name| fields.contains_key(*name)));
-    found.map(|(format, _)| *format).ok_or_else(|| {
+    let found =
+        FORMATS.into_iter().find(|format| format.required_fields().iter().all(|name| fields.contains_key(*name)));
+    found.ok_or_else(|| {
         let names: Vec<&String> = fields.keys().collect();
-        let formats: Vec<String> = NEEDED.iter().map(|(_, needed)| needed.join(" and ")).collect();
+        let formats: Vec<String> = FORMATS.iter().map(|format| format.required_fields().join(" and ")).collect();
         invalid!(
             "{}: its records have the fields {}, which no format has; expected one of: {} (`data.columns` maps other \
              names)",

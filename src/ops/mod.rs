@@ -82,6 +82,12 @@ fn values<'a>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) ->
     Values::of(storage, range).context("a fused kernel was given integers")
 }
 
+/// A copy of `x` in memory of its own, outside of any graph. `Tensor::copy` would not do: on Metal it is another handle
+/// of the same buffer (candle 0.11.1), which changes with it.
+pub fn owned(x: &Tensor) -> Result<Tensor> {
+    Ok(x.force_contiguous()?.detach())
+}
+
 /// A kernel's result as a tensor of `like`'s type.
 fn output(values: Vec<f32>, shape: impl Into<candle_core::Shape>, like: &Tensor) -> Result<Tensor> {
     widen::tensor(values, shape.into(), like.dtype())

@@ -9,7 +9,7 @@ use super::activation::Activation;
 use super::attention::{Layout, Shape, Span};
 use super::testing::{difference, random};
 use super::{attention, cross_entropy, gated_mlp, linear, low_rank, rms_norm, rope, sum};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 const ROWS: [usize; 5] = [0, 1, 2, 5, 67];
 const WIDTHS: [usize; 11] = [1, 2, 3, 7, 15, 16, 17, 33, 64, 65, 131];
@@ -215,4 +215,14 @@ fn low_rank_kernels_of_any_size() {
             }
         }
     }
+}
+
+#[test]
+fn an_owned_copy_does_not_change_with_its_origin() {
+    let var = Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+    let view = var.as_tensor().t().unwrap();
+    let (whole, turned) = (super::owned(var.as_tensor()).unwrap(), super::owned(&view).unwrap());
+    var.set(&var.zeros_like().unwrap()).unwrap();
+    assert_eq!(whole.to_vec2::<f32>().unwrap(), [[1.0, 2.0], [3.0, 4.0]]);
+    assert_eq!(turned.to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);
 }

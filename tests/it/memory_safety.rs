@@ -46,3 +46,15 @@ fn unsafe_code_stands_in_few_places() {
     let library = std::fs::read_to_string(root.join("src/lib.rs")).unwrap();
     assert!(library.lines().any(|line| line == "#![deny(unsafe_code)]"));
 }
+
+/// On Metal `Tensor::copy` is another handle of the same buffer, so what was to be kept changes with its origin;
+/// `ops::owned` copies on every device.
+#[test]
+fn nothing_is_kept_by_a_copy_that_may_be_an_alias() {
+    let mut files = vec![];
+    sources(&root().join("src"), &mut files);
+    for path in &files {
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(!text.contains(".copy()"), "{}: use ops::owned", path.display());
+    }
+}

@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
 use crate::model::{Decoder, Gradients, Parameters};
+use crate::ops::owned;
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use crate::report::State;
@@ -57,7 +58,7 @@ impl Lisa {
         let within = step % self.round();
         if within == 0 || within == self.options.alignment_steps {
             for (name, parameter) in parameters {
-                self.anchor.insert(name.clone(), parameter.as_tensor().copy()?.detach());
+                self.anchor.insert(name.clone(), owned(parameter.as_tensor())?);
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::data::Batch;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::model::{Gradients, Parameters};
+use crate::ops::owned;
 use crate::ranks::{AllReduce, Ranks};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
@@ -90,7 +91,7 @@ fn lay_out(bucket: &[(&str, &Var)], gradients: &Gradients) -> Result<Tensor> {
     };
     let parts = bucket.iter().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
     // One tensor alone is not copied by `cat`.
-    Ok(if let [part] = &parts[..] { part.copy()? } else { Tensor::cat(&parts, 0)? })
+    Ok(if let [part] = &parts[..] { owned(part)? } else { Tensor::cat(&parts, 0)? })
 }
 
 /// Replaces the gradients by their parts of what [`lay_out`] laid out, each a view.

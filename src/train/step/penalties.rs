@@ -6,6 +6,7 @@ use crate::method::shares::Products;
 use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, random_direction};
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::{LoraMatrix, sort_naturally};
+use crate::ops::owned;
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::{square_sum, total};
 use crate::report::{ModuleRow, UpdateNorm};
@@ -155,7 +156,7 @@ impl Penalties {
                     let module = adapter.modules.get(name).with_context(|| format!("{name} has no adapter"))?;
                     Update::Lora { scale: adapter.scale(module) }
                 }
-                None => Update::Full { start: model.weight(name)?.copy()? },
+                None => Update::Full { start: owned(model.weight(name)?)? },
             };
             if options.lambda == Lambda::AUTO {
                 weights += square_sum(model.weight(name)?)?.read()?;

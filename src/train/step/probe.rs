@@ -6,6 +6,7 @@
 use crate::data::Example;
 use crate::model::{Decoder, Gradients, Sequences};
 use crate::names::LoraMatrix;
+use crate::ops::owned;
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
@@ -21,7 +22,7 @@ pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
     let Some(sample) = short_sample(examples) else { return Ok(()) };
     let mut kept: Vec<(&str, Tensor)> = vec![];
     for (name, var) in model.parameters().iter().filter(|(name, _)| LoraMatrix::B.is(name)) {
-        kept.push((name, var.as_tensor().copy()?.detach()));
+        kept.push((name, owned(var.as_tensor())?));
         let probe = Tensor::ones(var.shape(), var.dtype(), var.device())? * PROBE_VALUE;
         var.set(&probe?)?;
     }
