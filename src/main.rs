@@ -72,6 +72,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ranks::here().agree(check_shared(&command))?;
+    Ranks::here().agree(asft::ops::check_environment())?;
     let done = match command {
         Command::Train(args) => return commands::train::run(args),
         Command::Compare(args) => return commands::compare::run(args),

@@ -12,6 +12,7 @@ pub fn features() -> Vec<&'static str> {
         ("mkl", cfg!(feature = "mkl")),
         ("mpi", cfg!(feature = "mpi")),
         ("nccl", cfg!(feature = "nccl")),
+        ("shim", cfg!(feature = "shim")),
     ]
     .into_iter()
     .filter_map(|(name, on)| on.then_some(name))

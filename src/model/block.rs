@@ -37,8 +37,7 @@ impl Block {
         let (h, attention_norm) = self.attention_norm.forward(x)?;
         let (a, attention) = self.self_attn.forward(&h, pass, cache)?;
         let (a, attention_post_norm) = forward_post(self.attention_post_norm.as_ref(), a)?;
-        let x = add(x, &a)?;
-        let (h, mlp_norm) = self.mlp_norm.forward(&x)?;
+        let (x, h, mlp_norm) = self.mlp_norm.forward_sum(x, &a)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
         let (m, mlp_post_norm) = forward_post(self.mlp_post_norm.as_ref(), m)?;
         let saved = Saved { attention_norm, attention, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
@@ -49,10 +48,10 @@ impl Block {
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let dm = backward_post(self.mlp_post_norm.as_ref(), saved.mlp_post_norm.as_ref(), dy, gradients)?;
         let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;
-        let dx = add(dy, &self.mlp_norm.backward(&saved.mlp_norm, &dh, gradients)?)?;
+        let dx = self.mlp_norm.backward_sum(&saved.mlp_norm, &dh, dy, gradients)?;
         let da = backward_post(self.attention_post_norm.as_ref(), saved.attention_post_norm.as_ref(), &dx, gradients)?;
         let dh = self.self_attn.backward(&saved.attention, &da, pass, gradients)?;
-        add(&dx, &self.attention_norm.backward(&saved.attention_norm, &dh, gradients)?)
+        self.attention_norm.backward_sum(&saved.attention_norm, &dh, &dx, gradients)
     }
 
     /// The block's linears, in the order of [`crate::names::BLOCK_LINEARS`].

@@ -85,7 +85,10 @@ impl Linear {
     /// (z, z Aᵀ) for the adapter, if there is one.
     fn low(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<Option<(Tensor, Tensor)>> {
         let Some(lora) = &self.lora else { return Ok(None) };
-        let z = self.drop(lora, &x.to_dtype(DType::F32)?, dropout_key)?;
+        let z = match self.mask_key(x, dropout_key) {
+            Some(key) => dropout::apply_widened(x, lora.dropout, key)?,
+            None => x.to_dtype(DType::F32)?,
+        };
         let za = linear::forward(&z, &lora.a, None)?;
         Ok(Some((z, za)))
     }
@@ -110,9 +113,9 @@ impl Linear {
         let (mut low, mut dropped) = (vec![], vec![]);
         for (linear, saved, dy) in linears {
             if let (Some(lora), Some(dyb)) = (&linear.lora, linear.gradients(saved, dy, gradients)?) {
-                match dropout_key {
-                    Some(_) if lora.dropout > 0.0 => {
-                        dropped.push(linear.drop(lora, &linear::backward_input(&dyb, &lora.a)?, dropout_key)?);
+                match linear.mask_key(&saved.x, dropout_key) {
+                    Some(key) if lora.dropout > 0.0 => {
+                        dropped.push((linear::backward_input(&dyb, &lora.a)?, lora.dropout, key));
                     }
                     _ => low.push((dyb, &lora.a)),
                 }
@@ -120,7 +123,8 @@ impl Linear {
         }
         let whole = linears.iter().map(|(linear, _, dy)| (*dy, &linear.weight));
         let terms: Vec<(&Tensor, &Tensor)> = whole.chain(low.iter().map(|(dyb, a)| (dyb, *a))).collect();
-        dropped.iter().try_fold(linear::backward_input_sum(&terms)?, |dx, dropped| add(&dx, dropped))
+        let dropped = dropped.iter();
+        dropped.fold(linear::backward_input_sum(&terms), |dx, (part, p, key)| dropout::add(&dx?, part, *p, *key))
     }
 
     /// Adds this linear's gradients to `gradients`; returns s · dy B if there is an adapter.
@@ -142,11 +146,12 @@ impl Linear {
         Ok(low)
     }
 
-    /// x: [N, d_in]. A mask is a function of (key, index), so a part of a micro-batch gets its part of the mask.
-    fn drop(&self, lora: &Lora, x: &Tensor, key: Option<DropoutKey>) -> Result<Tensor> {
-        let Some(DropoutKey { seed, first_row }) = key else { return Ok(x.clone()) };
-        let before = (first_row * x.dim(1)?) as u64;
-        dropout::apply(x, lora.dropout, dropout::mix(seed ^ name_key(&self.module)).wrapping_add(before))
+    /// The key of this layer's mask for x: [N, d_in]. A mask is a function of (key, index), so a part of a micro-batch gets its
+    /// part of the mask.
+    fn mask_key(&self, x: &Tensor, key: Option<DropoutKey>) -> Option<u64> {
+        let DropoutKey { seed, first_row } = key?;
+        let before = first_row * x.dims().last()?;
+        Some(dropout::mix(seed ^ name_key(&self.module)).wrapping_add(before as u64))
     }
 }
 
@@ -179,7 +184,8 @@ mod tests {
         let dx = layer.backward(&saved, &dy, Some(key), &mut gradients).unwrap();
 
         let ones = Tensor::ones_like(&x).unwrap();
-        let mask = layer.drop(&lora, &ones, Some(key)).unwrap().to_dtype(candle_core::DType::F64).unwrap();
+        let mask = dropout::apply(&ones, lora.dropout, layer.mask_key(&ones, Some(key)).unwrap()).unwrap();
+        let mask = wide(&mask);
         let inputs = vec![x, layer.weight.clone(), layer.bias.clone().unwrap(), lora.a, lora.b];
         let function = move |v: &[Tensor]| {
             let low = (&v[0] * &mask)?.matmul(&v[3].t()?)?.matmul(&v[4].t()?)?;

@@ -24,11 +24,34 @@ impl Norm {
 
     /// dy -> dx, both [N, d]
     pub fn backward(&self, saved: &rms_norm::Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
+        self.train(saved, dy, gradients)?;
+        rms_norm::backward_input(saved, &self.scale()?, dy)
+    }
+
+    /// Adds the weight's gradient to `gradients`, if it gets one.
+    fn train(&self, saved: &rms_norm::Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<()> {
         if self.trains {
             // The offset does not change the weight's gradient.
             gradients.add(&format!("{}.weight", self.module), rms_norm::backward_weight(saved, dy)?)?;
         }
-        rms_norm::backward_input(saved, &self.scale()?, dy)
+        Ok(())
+    }
+
+    /// The norm of a sum. x, added: [N, d] -> (x + added, y): [N, d] each
+    pub fn forward_sum(&self, x: &Tensor, added: &Tensor) -> Result<(Tensor, Tensor, rms_norm::Saved)> {
+        rms_norm::forward_sum(x, added, &self.scale()?, self.eps)
+    }
+
+    /// As [`Norm::backward`], plus `added`, which has the shape of dx.
+    pub fn backward_sum(
+        &self,
+        saved: &rms_norm::Saved,
+        dy: &Tensor,
+        added: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        self.train(saved, dy, gradients)?;
+        rms_norm::backward_input_sum(saved, &self.scale()?, dy, added)
     }
 
     /// As [`Norm::forward`] over each head: x: [N, H · d] -> y: [N, H · d]

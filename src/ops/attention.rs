@@ -6,15 +6,17 @@
 //! in a layer with a sliding window. cap is Gemma 2's soft-cap of the scores, or the identity.
 //!
 //! Backward, with P the probabilities: dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)), times the cap's slope;
-//! dQ = scale · dS K; dK = scale · dSᵀ Q. The kernel keeps only each row's log-sum-exp and rebuilds P tile by tile
-//! (after FlashAttention, arXiv 2205.14135), so it never holds more than a tile of the Tq × Tk matrix.
+//! dQ = scale · dS K; dK = scale · dSᵀ Q. The kernels, for CPUs and for GPUs, keep only each row's log-sum-exp and rebuild P
+//! tile by tile (after FlashAttention, arXiv 2205.14135), so they never hold more than a tile of the Tq × Tk matrix.
 
 mod generic;
 mod groups;
 mod kernel;
 mod layout;
+mod on_gpu;
 mod saved;
 mod shape;
+mod tiles;
 
 pub use groups::MAX_SCORES;
 pub use layout::Layout;
@@ -32,6 +34,9 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
     let (output, softmax) = if fused(&[q, k, v]) {
         let (output, lse) = kernel::forward(q, k, v, shape, layout)?;
         (output, Softmax::LogSumExp(lse))
+    } else if on_gpu::serves(&[q, k, v], shape) {
+        let (output, lse) = on_gpu::forward(q, k, v, shape, layout)?;
+        (output, Softmax::OnGpu(lse))
     } else {
         let (output, groups) = generic::forward(q, k, v, shape, layout)?;
         (output, Softmax::Groups(groups))
@@ -47,6 +52,7 @@ pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, layout: &Layout) -> Re
     ensure!(dy.dims() == q.dims(), "dy of {:?} for an output of {:?}", dy.dims(), q.dims());
     match &saved.softmax {
         Softmax::LogSumExp(lse) => kernel::backward(saved, lse, &dy.contiguous()?, shape, layout),
+        Softmax::OnGpu(lse) => on_gpu::backward(saved, lse, &dy.contiguous()?, shape, layout),
         Softmax::Groups(groups) => generic::backward(saved, groups, dy, shape, layout),
     }
 }

@@ -3,7 +3,10 @@
 //! Nothing is stored for the backward pass, which is the same map: the mask is drawn again from its key. That makes a
 //! recomputed block (gradient checkpointing) identical to the first pass, for any number of threads.
 
-use super::{fused, output, with_f32};
+#![allow(unsafe_code, reason = "GPU kernels")]
+
+use super::gpu::{self, Arg, Launch, unwritten};
+use super::{fused, output, sum, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -25,7 +28,48 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
         })?;
         return output(y, x.shape(), x);
     }
+    if gpu::DROPOUT.serve(&[x]) {
+        return on_gpu("dropout", x, None, x.dtype(), (probability, key));
+    }
     generic(x, probability, key)
+}
+
+/// As [`apply`], of x in f32.
+pub fn apply_widened(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
+    if x.dtype() != DType::F32 && probability > 0.0 && gpu::DROPOUT.serve(&[x]) {
+        return on_gpu("dropout_widened", x, None, DType::F32, (probability, key));
+    }
+    apply(&x.to_dtype(DType::F32)?, probability, key)
+}
+
+/// y plus what [`apply`] makes of x, which is of the same shape, in the type of y.
+pub fn add(y: &Tensor, x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
+    let fits = x.dtype() == DType::F32 && x.dims() == y.dims();
+    if fits && probability > 0.0 && gpu::DROPOUT.serve(&[y, x]) {
+        return on_gpu("dropout_added", x, Some(y), y.dtype(), (probability, key));
+    }
+    sum::add(y, &apply(x, probability, key)?)
+}
+
+/// `added`, which is of the result's type, plus the dropped x.
+fn on_gpu(
+    entry: &str,
+    x: &Tensor,
+    added: Option<&Tensor>,
+    dtype: DType,
+    (probability, key): (f64, u64),
+) -> Result<Tensor> {
+    let (n, draw) = (x.elem_count(), Draw::of(probability));
+    let activations = if dtype == DType::F32 { x.dtype() } else { dtype };
+    // SAFETY: all of one shape; the entries are for these types. The kernel writes all of y.
+    unsafe {
+        let y = unwritten(x.shape(), dtype, x.device())?;
+        let tensors = [Arg::In(x)].into_iter().chain(added.map(Arg::In)).chain([Arg::Out(&y)]);
+        let numbers = [Arg::Large(key), Arg::Large(draw.threshold), Arg::Float(draw.keep.into()), Arg::Large(n as u64)];
+        let arguments: Vec<Arg<'_>> = tensors.chain(numbers).collect();
+        Launch::map(&gpu::DROPOUT, entry, activations, n).run(&arguments)?;
+        Ok(y)
+    }
 }
 
 /// The mask goes to the device as one bit per element, and is expanded there by a table of the eight values of each
@@ -40,7 +84,7 @@ fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
             *byte = mask.iter().enumerate().map(|(bit, &value)| u8::from(value > 0.0) << bit).sum();
         }
     });
-    let keep = (1.0 / (1.0 - probability)) as f32;
+    let keep = Draw::of(probability).keep;
     let table = (0..256 * 8).map(|i| if (i / 8) >> (i % 8) & 1 == 1 { keep } else { 0.0 }).collect::<Vec<f32>>();
     let table = Tensor::from_vec(table, (256, 8), x.device())?.to_dtype(x.dtype())?;
     // As u32: candle's GPU kernels take the largest value of an index type for "no row", but 255 is a row here.
@@ -49,10 +93,23 @@ fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     Ok((x * mask)?)
 }
 
+/// What a drawn number means.
+struct Draw {
+    /// 1 / (1 − p), for what is kept.
+    keep: f32,
+    /// Numbers of 32 bits below it drop a value.
+    threshold: u64,
+}
+
+impl Draw {
+    fn of(probability: f64) -> Self {
+        Self { keep: (1.0 / (1.0 - probability)) as f32, threshold: (probability * (1u64 << 32) as f64) as u64 }
+    }
+}
+
 /// Fills `mask` with 0 or 1 / (1 − p) for the elements from `start` on.
 fn fill(mask: &mut [f32], start: usize, probability: f64, key: u64) {
-    let keep = (1.0 / (1.0 - probability)) as f32;
-    let threshold = (probability * (1u64 << 32) as f64) as u64;
+    let Draw { keep, threshold } = Draw::of(probability);
     for (i, value) in mask.iter_mut().enumerate() {
         let drawn = mix(key.wrapping_add((start + i) as u64)) >> 32;
         *value = if drawn < threshold { 0.0 } else { keep };

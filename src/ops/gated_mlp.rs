@@ -2,12 +2,12 @@
 //!
 //! Backward: du = dy act(g); dg = dy u act'(g).
 
-#![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
+#![allow(unsafe_code, reason = "results in memory that holds nothing yet, and GPU kernels")]
 
 use super::activation::Activation;
 use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
-use super::{fused, output, with_f32};
+use super::{fused, gpu, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -20,6 +20,9 @@ pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Ten
     if fused(&[gate, up]) {
         return kernel::forward(gate, up, activation);
     }
+    if gpu::GATED_MLP.serve(&[gate, up]) {
+        return on_gpu::forward(gate, up, activation);
+    }
     Ok((activation.forward(gate)? * up)?)
 }
 
@@ -28,6 +31,9 @@ pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation)
     if fused(&[gate, up, dy]) {
         return kernel::backward(gate, up, dy, activation);
     }
+    if gpu::GATED_MLP.serve(&[gate, up, dy]) {
+        return on_gpu::backward(gate, up, dy, activation);
+    }
     let [gate_wide, up, dy] = [gate, up, dy].map(|x| x.to_dtype(DType::F32));
     let (up, dy) = (up?, dy?);
     let (value, slope) = activation.with_slope(&gate_wide?)?;
@@ -35,11 +41,65 @@ pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation)
     Ok((narrow(((&dy * up)? * slope)?)?, narrow((dy * value)?)?))
 }
 
+fn check(gate: &Tensor, others: &[&Tensor]) -> Result<()> {
+    let fit = others.iter().all(|other| other.dims() == gate.dims());
+    anyhow::ensure!(
+        fit,
+        "gate {:?} does not fit {:?}",
+        gate.dims(),
+        others.iter().map(|x| x.dims()).collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+mod on_gpu {
+    use super::*;
+    use gpu::{Arg, GATED_MLP, Launch, unwritten};
+
+    fn number(activation: Activation) -> Arg<'static> {
+        Arg::Small(usize::from(activation == Activation::GeluTanh))
+    }
+
+    pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+        check(gate, &[up])?;
+        let (n, up) = (gate.elem_count(), up.to_dtype(gate.dtype())?);
+        let launch = Launch::map(&GATED_MLP, "gated_mlp_forward", gate.dtype(), n);
+        // SAFETY: all of one shape and type. The kernel writes all of y.
+        unsafe {
+            let y = unwritten(gate.shape(), gate.dtype(), gate.device())?;
+            launch.run(&[Arg::In(gate), Arg::In(&up), Arg::Out(&y), number(activation), Arg::Large(n as u64)])?;
+            Ok(y)
+        }
+    }
+
+    pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
+        check(gate, &[up, dy])?;
+        let (n, dtype) = (gate.elem_count(), gate.dtype());
+        let (up, dy) = (up.to_dtype(dtype)?, dy.to_dtype(dtype)?);
+        let launch = Launch::map(&GATED_MLP, "gated_mlp_backward", dtype, n);
+        // SAFETY: all of one shape and type. The kernel writes all of both gradients.
+        unsafe {
+            let [dg, du] = [(); 2].map(|()| unwritten(gate.shape(), dtype, gate.device()));
+            let (dg, du) = (dg?, du?);
+            launch.run(&[
+                Arg::In(gate),
+                Arg::In(&up),
+                Arg::In(&dy),
+                Arg::Out(&dg),
+                Arg::Out(&du),
+                number(activation),
+                Arg::Large(n as u64),
+            ])?;
+            Ok((dg, du))
+        }
+    }
+}
+
 mod kernel {
     use super::*;
 
     pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-        anyhow::ensure!(gate.dims() == up.dims(), "gate {:?} does not fit {:?}", gate.dims(), up.dims());
+        check(gate, &[up])?;
         let y = with_f32([gate, up], |[g, u]| {
             let fill = |y: &mut Unwritten| {
                 y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
@@ -66,8 +126,7 @@ mod kernel {
     }
 
     pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
-        let fits = gate.dims() == up.dims() && gate.dims() == dy.dims();
-        anyhow::ensure!(fits, "gate {:?}, up {:?} and gradient {:?} differ", gate.dims(), up.dims(), dy.dims());
+        check(gate, &[up, dy])?;
         let (dg, du) = with_f32([gate, up, dy], |[g, u, dy]| {
             let fill = |dg: &mut Unwritten, du: &mut Unwritten| {
                 let out = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));

@@ -1,8 +1,8 @@
 //! Primitives as pairs of plain functions: `forward(...) -> (y, saved)` and `backward(saved, dy) -> (dx, ...)`.
 //!
 //! Each has one generic body in candle tensor ops, for any device, and, where it pays, a fused multi-threaded CPU
-//! kernel behind the same function. `ASFT_OPS=generic` turns the kernels off, so that the code a GPU runs can be tested
-//! without one. Activations are matrices of N rows, one for each token of the batch; sequences follow one another
+//! kernel behind the same function; some have GPU kernels too (gpu/). `ASFT_OPS=generic` turns all kernels off, so that the
+//! code any device runs can be tested without one, and `ASFT_OPS=shim`, in builds for tests, runs the GPU's on the CPU. Activations are matrices of N rows, one for each token of the batch; sequences follow one another
 //! without padding. Kernels split their work by rows or by heads, never by a sum, so that results do not depend on the
 //! number of threads.
 //!
@@ -15,6 +15,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod gated_mlp;
+pub mod gpu;
 pub mod linear;
 pub mod low_rank;
 pub mod machine;
@@ -33,21 +34,62 @@ pub(crate) mod testing;
 mod thin;
 mod widen;
 
+use crate::invalid;
 use anyhow::{Context, Result};
 use candle_core::{DType, Layout, Storage, Tensor};
 use std::ops::Deref;
 use std::sync::OnceLock;
 use widen::Values;
 
-/// Whether `ASFT_OPS=generic` turns the CPU kernels off.
-fn is_generic() -> bool {
-    static GENERIC: OnceLock<bool> = OnceLock::new();
-    *GENERIC.get_or_init(|| std::env::var("ASFT_OPS").is_ok_and(|value| value == "generic"))
+/// The bodies that compute on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bodies {
+    /// The CPU's kernels.
+    Kernels,
+    /// Those for any device.
+    Generic,
+    /// The GPU's kernels, run by the shim.
+    Shim,
+}
+
+/// What the environment variable `ASFT_OPS` asks for.
+fn bodies() -> Bodies {
+    #[cfg(all(test, feature = "shim"))]
+    if let Some(chosen) = gpu::tests::CHOSEN.get() {
+        return chosen;
+    }
+    static BODIES: OnceLock<Bodies> = OnceLock::new();
+    *BODIES.get_or_init(|| match std::env::var("ASFT_OPS").as_deref() {
+        Ok("generic") => Bodies::Generic,
+        Ok("shim") => Bodies::Shim,
+        _ => Bodies::Kernels,
+    })
+}
+
+/// Checks the environment variable `ASFT_OPS`.
+///
+/// # Errors
+/// A value that it does not have in this build.
+pub fn check_environment() -> Result<()> {
+    let Some(value) = std::env::var_os("ASFT_OPS") else { return Ok(()) };
+    match value.to_str() {
+        Some("" | "generic") => Ok(()),
+        Some("shim") if cfg!(feature = "shim") => Ok(()),
+        Some("shim") => Err(invalid!(
+            "ASFT_OPS is \"shim\", but this build has no shim; build it with --features shim, or unset ASFT_OPS"
+        )),
+        _ => Err(invalid!("ASFT_OPS is {value:?}; it may be \"generic\", or unset")),
+    }
+}
+
+/// Whether the CPU's kernels are in use.
+fn has_cpu_kernels() -> bool {
+    bodies() == Bodies::Kernels
 }
 
 /// Whether the fused CPU kernels may serve these tensors.
 fn fused(tensors: &[&Tensor]) -> bool {
-    !is_generic()
+    has_cpu_kernels()
         && tensors.iter().all(|t| {
             t.device().is_cpu() && matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && t.is_contiguous()
         })

@@ -2,11 +2,12 @@
 //!
 //! Backward, with z = w ∘ dy: dx = s z − x s³ ⟨z, x⟩ / d; dw = Σ_n dy ∘ x s.
 
-#![allow(unsafe_code, reason = "results in memory that holds nothing yet")]
+#![allow(unsafe_code, reason = "results in memory that holds nothing yet, and GPU kernels")]
 
 use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
-use super::{fused, output, with_f32};
+use super::sum::add;
+use super::{fused, gpu, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -20,6 +21,13 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// s, if the GPU's kernels computed it and serve x and these tensors.
+    fn on_gpu(&self, others: &[&Tensor]) -> Option<&Tensor> {
+        let scale = self.scale.as_ref()?;
+        let all = [&[&self.x, scale], others].concat();
+        gpu::RMS_NORM.serve(&all).then_some(scale)
+    }
+
     /// s: [N, 1] in f32, from x in f32.
     fn scale(&self, wide: &Tensor) -> Result<Tensor> {
         match &self.scale {
@@ -37,16 +45,33 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)>
     let (y, scale) = if fused(&[x, weight]) {
         let (y, scale) = kernel::forward(x, weight, eps)?;
         (y, Some(scale))
+    } else if gpu::RMS_NORM.serve(&[x, weight]) {
+        let (_, y, scale) = on_gpu::forward(x, None, weight, eps)?;
+        (y, Some(scale))
     } else {
         (generic(x, weight, eps)?, None)
     };
     Ok((y, Saved { x: x.clone(), eps, scale }))
 }
 
+/// The norm of a sum, as at a residual connection. x, added: [N, d] -> (x + added, y): [N, d] each
+pub fn forward_sum(x: &Tensor, added: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Saved)> {
+    if x.dtype() == added.dtype() && x.dims() == added.dims() && gpu::RMS_NORM.serve(&[x, added, weight]) {
+        let (sum, y, scale) = on_gpu::forward(x, Some(added), weight, eps)?;
+        return Ok((sum.clone(), y, Saved { x: sum, eps, scale: Some(scale) }));
+    }
+    let sum = add(x, added)?;
+    let (y, saved) = forward(&sum, weight, eps)?;
+    Ok((sum, y, saved))
+}
+
 /// dy: [N, d] -> dx: [N, d]
 pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     if let Some(scale) = saved.scale.as_ref().filter(|_| fused(&[&saved.x, weight, dy])) {
         return kernel::backward_input(&saved.x, scale, weight, dy);
+    }
+    if let Some(scale) = saved.on_gpu(&[weight, dy]) {
+        return on_gpu::backward_input(&saved.x, scale, weight, dy, None);
     }
     let (x, dy) = (saved.x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?);
     let (d, scale) = (x.dim(D::Minus1)? as f64, saved.scale(&x)?);
@@ -55,8 +80,19 @@ pub fn backward_input(saved: &Saved, weight: &Tensor, dy: &Tensor) -> Result<Ten
     Ok((z - x.broadcast_mul(&pull)?)?.broadcast_mul(&scale)?.to_dtype(saved.x.dtype())?)
 }
 
+/// added + dx, as at a residual connection. dy, added: [N, d]
+pub fn backward_input_sum(saved: &Saved, weight: &Tensor, dy: &Tensor, added: &Tensor) -> Result<Tensor> {
+    match saved.on_gpu(&[weight, dy, added]).filter(|_| added.dtype() == dy.dtype()) {
+        Some(scale) => on_gpu::backward_input(&saved.x, scale, weight, dy, Some(added)),
+        None => add(added, &backward_input(saved, weight, dy)?),
+    }
+}
+
 /// dy: [N, d] -> dw: [d], f32
 pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
+    if let Some(scale) = saved.on_gpu(&[dy]) {
+        return on_gpu::backward_weight(&saved.x, scale, dy);
+    }
     let x = saved.x.to_dtype(DType::F32)?;
     let normed = x.broadcast_mul(&saved.scale(&x)?)?;
     Ok((dy.to_dtype(DType::F32)? * normed)?.sum(0)?)
@@ -66,6 +102,87 @@ pub fn backward_weight(saved: &Saved, dy: &Tensor) -> Result<Tensor> {
 fn generic(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (wide, weight) = (x.to_dtype(DType::F32)?.contiguous()?, weight.to_dtype(DType::F32)?);
     Ok(candle_nn::ops::rms_norm(&wide, &weight, eps as f32)?.to_dtype(x.dtype())?)
+}
+
+mod on_gpu {
+    use super::*;
+    use gpu::{Arg, Launch, RMS_NORM, unwritten};
+
+    /// Most parts in which the weight's gradient is summed.
+    const MAX_PARTS: usize = 64;
+    /// Rows that make it worth to sum another part.
+    const ROWS_PER_PART: usize = 32;
+
+    /// (x + added, y, s)
+    pub fn forward(x: &Tensor, added: Option<&Tensor>, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor)> {
+        let (n, d) = x.dims2()?;
+        anyhow::ensure!(d > 0 && weight.elem_count() == d, "weight {:?} does not fit {:?}", weight.dims(), x.dims());
+        let (weight, device) = (weight.to_dtype(DType::F32)?, x.device());
+        let launch = Launch::rows(&RMS_NORM, "rms_norm_forward", x.dtype(), (n, d));
+        // SAFETY: x, the sum and y are [n, d] of one type, as `added` is by `forward_sum`; the weight has d values, and s n. The kernel
+        // writes all that is new, but the sum only if there is something to add.
+        unsafe {
+            let sum = if added.is_some() { unwritten((n, d), x.dtype(), device)? } else { x.clone() };
+            let (y, scale) = (unwritten((n, d), x.dtype(), device)?, unwritten((n, 1), DType::F32, device)?);
+            let written = if added.is_some() { Arg::Out(&sum) } else { Arg::Maybe(None) };
+            launch.run(&[
+                Arg::In(x),
+                Arg::Maybe(added),
+                Arg::In(&weight),
+                written,
+                Arg::Out(&y),
+                Arg::Out(&scale),
+                Arg::Small(d),
+                Arg::Float(eps),
+            ])?;
+            Ok((sum, y, scale))
+        }
+    }
+
+    /// dx, plus `added` if there is one.
+    pub fn backward_input(
+        x: &Tensor,
+        scale: &Tensor,
+        weight: &Tensor,
+        dy: &Tensor,
+        added: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (n, d) = x.dims2()?;
+        let fits = d > 0 && weight.elem_count() == d && dy.dims() == x.dims() && scale.elem_count() == n;
+        let fits = fits && added.is_none_or(|added| added.dims() == x.dims()) && dy.dtype() == x.dtype();
+        anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
+        let weight = weight.to_dtype(DType::F32)?;
+        let launch = Launch::rows(&RMS_NORM, "rms_norm_backward", x.dtype(), (n, d));
+        // SAFETY: checked above; `added` has the type of dy by `backward_input_sum`. The kernel writes all of dx.
+        unsafe {
+            let dx = unwritten((n, d), x.dtype(), x.device())?;
+            launch.run(&[
+                Arg::In(x),
+                Arg::In(scale),
+                Arg::In(&weight),
+                Arg::In(dy),
+                Arg::Maybe(added),
+                Arg::Out(&dx),
+                Arg::Small(d),
+            ])?;
+            Ok(dx)
+        }
+    }
+
+    pub fn backward_weight(x: &Tensor, scale: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (n, d) = x.dims2()?;
+        let fits = dy.dims() == x.dims() && scale.elem_count() == n && dy.dtype() == x.dtype();
+        anyhow::ensure!(fits, "gradient {:?} does not fit input {:?}", dy.dims(), x.dims());
+        let parts = n.div_ceil(ROWS_PER_PART).clamp(1, MAX_PARTS);
+        let launch = Launch::map(&RMS_NORM, "rms_norm_backward_weight", x.dtype(), d).in_parts(parts);
+        // SAFETY: checked above. The kernel writes all parts.
+        let sums = unsafe {
+            let sums = unwritten((parts, d), DType::F32, x.device())?;
+            launch.run(&[Arg::In(x), Arg::In(scale), Arg::In(dy), Arg::Out(&sums), Arg::Small(n), Arg::Small(d)])?;
+            sums
+        };
+        Ok(sums.sum(0)?)
+    }
 }
 
 mod kernel {

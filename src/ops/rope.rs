@@ -4,10 +4,11 @@
 //! The map is a rotation, perhaps times a magnitude, so its backward is the same map with −θ. x: [N, H · D]; cos, sin:
 //! [N, D / 2] in f32.
 
-#![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
+#![allow(unsafe_code, reason = "a result in memory that holds nothing yet, and GPU kernels")]
 
 use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
+use super::gpu::{self, Arg, Launch};
 use super::{fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -63,7 +64,14 @@ pub fn backward(dy: &Tensor, angles: &Angles) -> Result<Tensor> {
 }
 
 fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
-    if fused(&[x, &angles.cos, &angles.sin]) { kernel(x, angles, sign) } else { generic(x, angles, sign) }
+    let all = [x, &angles.cos, &angles.sin];
+    if fused(&all) {
+        kernel(x, angles, sign)
+    } else if gpu::ROPE.serve(&all) {
+        on_gpu(x, angles, sign)
+    } else {
+        generic(x, angles, sign)
+    }
 }
 
 fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
@@ -77,12 +85,41 @@ fn generic(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     Ok(rotated.reshape((n, width))?.to_dtype(x.dtype())?)
 }
 
-fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+/// (N, H · D, D / 2), if the angles fit x.
+fn sizes(x: &Tensor, angles: &Angles) -> Result<(usize, usize, usize)> {
     let (n, width) = x.dims2()?;
     let (rows, half) = angles.cos.dims2()?;
     let fits =
         rows == n && half > 0 && width > 0 && width.is_multiple_of(2 * half) && angles.sin.dims2()? == (rows, half);
     anyhow::ensure!(fits, "angles of {rows} rows and {half} pairs do not fit {:?}", x.dims());
+    Ok((n, width, half))
+}
+
+fn on_gpu(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+    let (n, width, half) = sizes(x, angles)?;
+    let chunks = half.div_ceil(gpu::PACK);
+    let places = n * (width / (2 * half)) * chunks;
+    let launch = Launch::threads(&gpu::ROPE, "rope", x.dtype(), places);
+    // SAFETY: checked above; angles are f32. The kernel writes all of y.
+    unsafe {
+        let y = gpu::unwritten((n, width), x.dtype(), x.device())?;
+        launch.run(&[
+            Arg::In(x),
+            Arg::In(&angles.cos),
+            Arg::In(&angles.sin),
+            Arg::Out(&y),
+            Arg::Small(width),
+            Arg::Small(half),
+            Arg::Small(chunks),
+            Arg::Float(sign.into()),
+            Arg::Large(places as u64),
+        ])?;
+        Ok(y)
+    }
+}
+
+fn kernel(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+    let (n, width, half) = sizes(x, angles)?;
     let y = with_f32([x, &angles.cos, &angles.sin], |[x, cos, sin]| {
         let angles = cos.par_chunks(half).zip(sin.par_chunks(half));
         let row = |y: &mut Unwritten, x: &[f32], cos: &[f32], sin: &[f32]| {

@@ -3,7 +3,7 @@
 //! Reading one from a GPU waits for everything before it, so there they stay on the device until all of a step's are
 //! read in one copy. On the CPU they are read at once.
 
-use super::is_generic;
+use super::has_cpu_kernels;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -33,7 +33,7 @@ impl Scalar {
 
     /// Whether numbers of this device are left there.
     pub fn waits(device: &Device) -> bool {
-        !device.is_cpu() || is_generic()
+        !device.is_cpu() || !has_cpu_kernels()
     }
 
     fn device(&self) -> &Device {

@@ -2,17 +2,40 @@
 //!
 //! Backward: dx = dy (1 − (y / c)²), which needs only y.
 
+#![allow(unsafe_code, reason = "GPU kernels")]
+
 use super::fast_math::tanh;
+use super::gpu::{self, Arg, Launch, unwritten};
 use anyhow::Result;
 use candle_core::Tensor;
 
 /// x: any shape -> y
 pub fn forward(x: &Tensor, cap: f64) -> Result<Tensor> {
+    if gpu::SOFTCAP.serve(&[x]) {
+        let n = x.elem_count();
+        let launch = Launch::map(&gpu::SOFTCAP, "softcap_forward", x.dtype(), n);
+        // SAFETY: of one shape and type. The kernel writes all of y.
+        unsafe {
+            let y = unwritten(x.shape(), x.dtype(), x.device())?;
+            launch.run(&[Arg::In(x), Arg::Out(&y), Arg::Float(cap), Arg::Large(n as u64)])?;
+            return Ok(y);
+        }
+    }
     Ok(((x / cap)?.tanh()? * cap)?)
 }
 
 /// (y, dy) -> dx, all of one shape
 pub fn backward(y: &Tensor, dy: &Tensor, cap: f64) -> Result<Tensor> {
+    if y.dims() == dy.dims() && y.dtype() == dy.dtype() && gpu::SOFTCAP.serve(&[y, dy]) {
+        let n = y.elem_count();
+        let launch = Launch::map(&gpu::SOFTCAP, "softcap_backward", y.dtype(), n);
+        // SAFETY: all of one shape and type. The kernel writes all of dx.
+        unsafe {
+            let dx = unwritten(y.shape(), y.dtype(), y.device())?;
+            launch.run(&[Arg::In(y), Arg::In(dy), Arg::Out(&dx), Arg::Float(cap), Arg::Large(n as u64)])?;
+            return Ok(dx);
+        }
+    }
     Ok((dy * (1.0 - (y / cap)?.sqr()?)?)?)
 }
 

@@ -1,10 +1,11 @@
 //! Sums: x + y of equal shapes, for residual connections and for gradients; Σ x², and what a sum tells of a tensor; and of
 //! numbers on the host.
 
-#![allow(unsafe_code, reason = "a result in memory that holds nothing yet")]
+#![allow(unsafe_code, reason = "a result in memory that holds nothing yet, and GPU kernels")]
 
 use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
+use super::gpu::{self, Arg, Launch};
 use super::scalar::{Scalar, wide};
 use super::{fused, output, with_f32};
 use anyhow::Result;
@@ -15,6 +16,17 @@ const CHUNK: usize = 1 << 14;
 
 /// x + y, in the type of x.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let narrows = x.dtype() != DType::F32 && y.dtype() == DType::F32 && x.dims() == y.dims();
+    if narrows && gpu::SUM.serve(&[x, y]) {
+        let n = x.elem_count();
+        let launch = Launch::map(&gpu::SUM, "add_narrowed", x.dtype(), n);
+        // SAFETY: all of one shape, y in f32. The kernel writes all of the sum.
+        unsafe {
+            let sum = gpu::unwritten(x.shape(), x.dtype(), x.device())?;
+            launch.run(&[Arg::In(x), Arg::In(y), Arg::Out(&sum), Arg::Large(n as u64)])?;
+            return Ok(sum);
+        }
+    }
     if !fused(&[x, y]) || x.dims() != y.dims() {
         return Ok((x + y.to_dtype(x.dtype())?)?);
     }

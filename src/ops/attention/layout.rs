@@ -1,7 +1,8 @@
-//! The sequences of a batch, and what the generic body derives from them once for all layers.
+//! The sequences of a batch, and what the bodies for GPUs derive from them once for all layers.
 
 use super::groups::{self, Group};
 use super::shape::{Shape, Span};
+use super::tiles::{self, Side};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
@@ -17,6 +18,8 @@ pub struct Layout {
     groups: OnceLock<Vec<Group>>,
     /// The generic body's masks by (Tq, Tk) and window, shared by layers and groups.
     masks: Mutex<HashMap<MaskKey, Tensor>>,
+    /// The GPU kernels' tables of tiles, by whose they are and their rows.
+    tiles: Mutex<HashMap<(Side, usize), Tensor>>,
 }
 
 impl Layout {
@@ -33,7 +36,7 @@ impl Layout {
 
     /// Sequences of which some keys may have been computed earlier.
     pub fn cached(spans: Vec<Span>) -> Self {
-        Self { spans, groups: OnceLock::new(), masks: Mutex::default() }
+        Self { spans, groups: OnceLock::new(), masks: Mutex::default(), tiles: Mutex::default() }
     }
 
     /// Checks that q, k and v match `shape` and the spans, which the kernel trusts to say where to read and write.
@@ -72,6 +75,18 @@ impl Layout {
         Ok(match masks.entry((lengths, window)) {
             Entry::Occupied(mask) => mask.get().clone(),
             Entry::Vacant(place) => place.insert(groups::mask(lengths, window, device)?).clone(),
+        })
+    }
+
+    /// The spans as tiles of at most `rows` queries or keys: [tiles · 6], u32.
+    pub(super) fn tiles(&self, side: Side, rows: usize, device: &Device) -> Result<Tensor> {
+        let mut tiles = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match tiles.entry((side, rows)) {
+            Entry::Occupied(table) => table.get().clone(),
+            Entry::Vacant(place) => {
+                let numbers = tiles::table(&self.spans, side, rows)?;
+                place.insert(Tensor::from_vec(numbers.clone(), numbers.len(), device)?).clone()
+            }
         })
     }
 

@@ -20,4 +20,6 @@ pub enum Softmax {
     LogSumExp(Vec<f32>),
     /// What the generic body keeps of each group.
     Groups(Vec<Kept>),
+    /// Log-sum-exp of every row, [Hq, Nq], f32: of the GPU's kernels.
+    OnGpu(Tensor),
 }

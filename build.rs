@@ -1,0 +1,74 @@
+//! Compiles the GPU kernels of src/ops/gpu: with nvcc to PTX for the feature `cuda`, with the C++ compiler for the tests'
+//! feature `shim`. Other builds have no kernels and nothing to compile.
+//!
+//! PTX is for compute capability 8.0 and is translated by the driver, for newer GPUs too. nvcc is found as `NVCC`, in
+//! `CUDA_HOME`, `CUDA_PATH` or `CUDA_ROOT`, on the path, or in /usr/local/cuda, as candle's own kernels find it.
+
+use std::env;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const KERNELS: &str = "src/ops/gpu";
+const SOURCES: [&str; 3] = ["attention", "elementwise", "rms_norm"];
+/// Suffixes, and the types in CUDA C.
+const TYPES: [(&str, &str); 3] = [("f32", "float"), ("bf16", "__nv_bfloat16"), ("f16", "__half")];
+const ARCHITECTURE: &str = "compute_80";
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    if has("CUDA") || has("SHIM") {
+        println!("cargo::rerun-if-changed={KERNELS}");
+    }
+    if has("CUDA") {
+        compile_ptx();
+    }
+    #[cfg(feature = "shim")]
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .flag_if_supported("-ftls-model=initial-exec")
+        .flag_if_supported("-ffp-contract=off")
+        .warnings(false)
+        .file(format!("{KERNELS}/shim/shim.cpp"))
+        .compile("asft_shim");
+}
+
+/// Writes the PTX of every source and type, and `gpu_ptx.rs`: a list of their names and texts.
+fn compile_ptx() {
+    let (nvcc, out) = (nvcc(), PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVCC_APPEND_FLAGS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let names = SOURCES.iter().flat_map(|source| TYPES.map(|(suffix, value)| (*source, suffix, value)));
+    let running: Vec<_> = names.map(|name| (name, start(&nvcc, name, &out))).collect();
+    let mut list = String::from("&[");
+    for ((source, suffix, _), mut compiler) in running {
+        let ended = compiler.wait().expect("nvcc was started");
+        assert!(ended.success(), "nvcc cannot compile {KERNELS}/{source}.cu for {suffix}");
+        let path = out.join(format!("{source}_{suffix}.ptx"));
+        write!(list, "({:?}, include_str!({path:?})),", format!("{source}_{suffix}")).expect("a string grows");
+    }
+    list.push(']');
+    std::fs::write(out.join("gpu_ptx.rs"), list).expect("OUT_DIR can be written to");
+}
+
+fn start(nvcc: &Path, (source, suffix, value): (&str, &str, &str), out: &Path) -> std::process::Child {
+    Command::new(nvcc)
+        .args(["-ptx", "-O3", "-std=c++17", "-arch", ARCHITECTURE, "-D", &format!("VALUE={value}"), "-o"])
+        .arg(out.join(format!("{source}_{suffix}.ptx")))
+        .arg(format!("{KERNELS}/{source}.cu"))
+        .spawn()
+        .unwrap_or_else(|error| panic!("{} cannot be started: {error}; set CUDA_HOME", nvcc.display()))
+}
+
+fn nvcc() -> PathBuf {
+    let homes = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let in_homes = homes.map(|home| home.join("bin"));
+    let folders = in_homes.chain(env::split_paths(&path)).chain([PathBuf::from("/usr/local/cuda/bin")]);
+    let found = folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file());
+    env::var_os("NVCC").map(PathBuf::from).or(found).unwrap_or_else(|| PathBuf::from("nvcc"))
+}

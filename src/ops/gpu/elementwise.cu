@@ -1,0 +1,134 @@
+// Maps of values, PACK of them for each thread: rotation, gates, dropout, soft-cap, sums. The formulas are in the files of
+// src/ops/ that launch them.
+#include "common.cuh"
+
+// Rotates the halves of every head by the angles of its row; x, y: [N, H * 2 * half], cos, sin: [N, half] of f32. `sign`
+// is 1, or -1 for the inverse. `chunks` is half / PACK, rounded up, `width` H * 2 * half, `places` N * H * chunks.
+KERNEL(rope, const T* x, const float* cosines, const float* sines, T* y, u32 width, u32 half, u32 chunks, float sign,
+       u64 places) {
+    const u64 place = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (place >= places) return;
+    const u32 per_row = width / (2 * half) * chunks;
+    const u64 row = place / per_row;
+    const u32 head = place % per_row / chunks, at = place % chunks * PACK;
+    const u64 first = row * width + (u64)head * 2 * half;
+    const Pack a = load(x + first, at, half), b = load(x + first + half, at, half);
+    const Pack c = load(cosines + row * half, at, half), s = load(sines + row * half, at, half);
+    Pack front, back;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) {
+        front.v[i] = a.v[i] * c.v[i] - b.v[i] * (s.v[i] * sign);
+        back.v[i] = b.v[i] * c.v[i] + a.v[i] * (s.v[i] * sign);
+    }
+    store(y + first, at, half, front);
+    store(y + first + half, at, half, back);
+}
+
+struct Gate {
+    float value, slope;
+};
+
+// x sigma(u(x)) and its slope; `gelu` is 1 for GELU's tanh form, 0 for silu.
+DEVICE Gate activation(float x, u32 gelu) {
+    const float scale = 1.595769121605731f, cubic = 0.044715f;
+    const float u = gelu ? scale * (x + cubic * x * x * x) : x;
+    const float du = gelu ? scale * (1.f + 3.f * cubic * x * x) : 1.f;
+    const float sigma = sigmoid(u), value = x * sigma;
+    return {value, sigma + value * (1.f - sigma) * du};
+}
+
+KERNEL(gated_mlp_forward, const T* gate, const T* up, T* y, u32 gelu, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    const Pack g = load(gate, at, n), u = load(up, at, n);
+    Pack out;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) out.v[i] = activation(g.v[i], gelu).value * u.v[i];
+    store(y, at, n, out);
+}
+
+KERNEL(gated_mlp_backward, const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, u32 gelu, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    const Pack g = load(gate, at, n), u = load(up, at, n), d = load(dy, at, n);
+    Pack dg, du;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) {
+        const Gate a = activation(g.v[i], gelu);
+        du.v[i] = d.v[i] * a.value;
+        dg.v[i] = d.v[i] * u.v[i] * a.slope;
+    }
+    store(d_gate, at, n, dg);
+    store(d_up, at, n, du);
+}
+
+// 0 or `keep` for value `at`: the mask that src/ops/dropout.rs draws on the host, by SplitMix64's output function.
+DEVICE float mask(u64 key, u64 at, u64 threshold, float keep) {
+    u64 z = key + at + 0x9e3779b97f4a7c15ULL;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    z ^= z >> 31;
+    return (z >> 32) < threshold ? 0.f : keep;
+}
+
+template <class In, class Out>
+DEVICE void drop(const In* x, const Out* added, Out* y, u64 key, u64 threshold, float keep, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    Pack v = load(x, at, n);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) v.v[i] *= mask(key, at + i, threshold, keep);
+    if (added) {
+        const Pack a = load(added, at, n);
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) v.v[i] += a.v[i];
+    }
+    store(y, at, n, v);
+}
+
+KERNEL(dropout, const T* x, T* y, u64 key, u64 threshold, float keep, u64 n) {
+    drop<T, T>(x, nullptr, y, key, threshold, keep, n);
+}
+
+// From T to f32.
+KERNEL(dropout_widened, const T* x, float* y, u64 key, u64 threshold, float keep, u64 n) {
+    drop<T, float>(x, nullptr, y, key, threshold, keep, n);
+}
+
+// added + drop(x), x in f32.
+KERNEL(dropout_added, const float* x, const T* added, T* y, u64 key, u64 threshold, float keep, u64 n) {
+    drop<float, T>(x, added, y, key, threshold, keep, n);
+}
+
+KERNEL(softcap_forward, const T* x, T* y, float cap, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    Pack v = load(x, at, n);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) v.v[i] = cap * tanhf(v.v[i] / cap);
+    store(y, at, n, v);
+}
+
+KERNEL(softcap_backward, const T* y, const T* dy, T* dx, float cap, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    const Pack v = load(y, at, n), g = load(dy, at, n);
+    Pack out;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) {
+        const float share = v.v[i] / cap;
+        out.v[i] = g.v[i] * (1.f - share * share);
+    }
+    store(dx, at, n, out);
+}
+
+// x + y, y in f32.
+KERNEL(add_narrowed, const T* x, const float* y, T* sum, u64 n) {
+    const u64 at = first_value();
+    if (at >= n) return;
+    Pack v = load(x, at, n);
+    const Pack a = load(y, at, n);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) v.v[i] += a.v[i];
+    store(sum, at, n, v);
+}

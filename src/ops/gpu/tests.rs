@@ -1,0 +1,220 @@
+//! Every kernel on the shim against the CPU's kernel and the generic body, at sizes that fill no pack, warp or tile, in
+//! every type, and with the threads of a block in either order: a missing barrier shows as a difference.
+
+#![allow(unsafe_code, reason = "launches")]
+
+use super::{Arg, Kernels, Launch, registry, shim};
+use crate::ops::activation::Activation;
+use crate::ops::attention::{Layout, Shape, Span};
+use crate::ops::testing::{close, difference, random};
+use crate::ops::{Bodies, attention, dropout, gated_mlp, rms_norm, rope, softcap, sum};
+use candle_core::{DType, Device, Tensor};
+use std::cell::Cell;
+use std::sync::atomic::AtomicBool;
+
+thread_local! {
+    /// The bodies that this test thread asks for.
+    pub static CHOSEN: Cell<Option<Bodies>> = const { Cell::new(None) };
+}
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+const WIDTHS: [usize; 9] = [1, 2, 7, 8, 17, 64, 250, 264, 1_030];
+
+/// What `body` computes with these bodies.
+fn with<R>(bodies: Bodies, body: impl FnOnce() -> R) -> R {
+    CHOSEN.set(Some(bodies));
+    let result = body();
+    CHOSEN.set(None);
+    result
+}
+
+fn bits(x: &Tensor) -> Vec<u32> {
+    let wide = x.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+    wide.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// Asserts that the kernels give the same bits in either order of threads, and what the other bodies give.
+#[track_caller]
+fn check(what: impl std::fmt::Debug, body: impl Fn() -> Vec<Tensor>) {
+    let got = with(Bodies::Shim, &body);
+    shim::BACKWARDS.set(true);
+    let backwards = with(Bodies::Shim, &body);
+    shim::BACKWARDS.set(false);
+    for (i, (got, backwards)) in got.iter().zip(&backwards).enumerate() {
+        assert!(bits(got) == bits(backwards), "result {i} of {what:?} depends on the order of threads");
+    }
+    for bodies in [Bodies::Kernels, Bodies::Generic] {
+        let expected = with(bodies, &body);
+        assert_eq!(got.len(), expected.len());
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert_eq!((got.dtype(), got.dims()), (expected.dtype(), expected.dims()), "result {i} of {what:?}");
+            let tolerance = match got.dtype() {
+                DType::F32 => 1e-5,
+                DType::F16 => 3e-3,
+                _ => 2e-2,
+            };
+            // Values near zero are mostly the rounding of larger ones: there the error is absolute.
+            let length = expected.to_dtype(DType::F32).unwrap().sqr().unwrap().sum_all().unwrap();
+            let error = difference(got, expected) * f64::from(length.to_scalar::<f32>().unwrap().sqrt()).min(1.0);
+            assert!(error <= tolerance, "result {i} of {what:?} differs by {error} from {bodies:?}");
+        }
+    }
+}
+
+fn tensor(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
+    random(shape, seed).to_dtype(dtype).unwrap()
+}
+
+#[test]
+fn norms_equal_the_other_bodies() {
+    for (d, dtype) in WIDTHS.into_iter().flat_map(|d| TYPES.map(|dtype| (d, dtype))) {
+        let n = 1 + d % 40;
+        let [x, added, dy] = [1, 2, 3].map(|seed| tensor(&[n, d], dtype, seed));
+        let w = random(&[d], 4);
+        check(("norm", n, d, dtype), || {
+            let (y, saved) = rms_norm::forward(&x, &w, 1e-5).unwrap();
+            let dx = rms_norm::backward_input(&saved, &w, &dy).unwrap();
+            vec![y, dx, rms_norm::backward_weight(&saved, &dy).unwrap()]
+        });
+        check(("norm of a sum", n, d, dtype), || {
+            let (sum, y, saved) = rms_norm::forward_sum(&x, &added, &w, 1e-5).unwrap();
+            vec![sum, y, rms_norm::backward_input_sum(&saved, &w, &dy, &added).unwrap()]
+        });
+    }
+}
+
+#[test]
+fn maps_equal_the_other_bodies() {
+    for (d, dtype) in WIDTHS.into_iter().flat_map(|d| TYPES.map(|dtype| (d, dtype))) {
+        let n = 1 + d % 5;
+        let [x, y, z] = [1, 2, 3].map(|seed| (tensor(&[n, d], dtype, seed) * 4.0).unwrap());
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            check((activation, n, d, dtype), || {
+                let (dg, du) = gated_mlp::backward(&x, &y, &z, activation).unwrap();
+                vec![gated_mlp::forward(&x, &y, activation).unwrap(), dg, du]
+            });
+        }
+        check(("softcap", n, d, dtype), || {
+            let capped = softcap::forward(&x, 3.0).unwrap();
+            vec![softcap::backward(&capped, &z, 3.0).unwrap(), capped]
+        });
+        let wide = z.to_dtype(DType::F32).unwrap();
+        check(("sum", n, d, dtype), || vec![sum::add(&x, &wide).unwrap()]);
+        let heads = tensor(&[n, 3 * 2 * d], dtype, 5);
+        let frequencies = (0..d).map(|i| 0.7 / (i + 1) as f32).collect();
+        let stretch = rope::Stretch { start: 3, length: n, frequencies, magnitude: 1.5 };
+        let angles = rope::Angles::new(&[stretch], heads.device()).unwrap();
+        check(("rope", n, d, dtype), || {
+            vec![rope::forward(&heads, &angles).unwrap(), rope::backward(&heads, &angles).unwrap()]
+        });
+    }
+}
+
+#[test]
+fn masks_are_those_of_the_cpu_bit_for_bit() {
+    for (shape, probability) in [([3, 7], 0.5), ([40, 41], 0.05), ([1, 20_001], 0.9)] {
+        for dtype in TYPES {
+            let (x, key) = (tensor(&shape, dtype, 5), u64::MAX - 77);
+            let dropped = || bits(&dropout::apply(&x, probability, key).unwrap());
+            assert_eq!(with(Bodies::Shim, dropped), with(Bodies::Kernels, dropped), "{shape:?} {dtype:?}");
+            let widened = || bits(&dropout::apply_widened(&x, probability, key).unwrap());
+            assert_eq!(with(Bodies::Shim, widened), with(Bodies::Kernels, widened), "{shape:?} {dtype:?}");
+            let part = random(&shape, 6);
+            check(("dropped part", shape, dtype), || vec![dropout::add(&x, &part, probability, key).unwrap()]);
+        }
+    }
+}
+
+/// q, k, v and dy for a layout; scores large enough for their softmax to matter.
+fn heads(layout: &Layout, shape: Shape, dtype: DType) -> [Tensor; 4] {
+    let rows = layout.spans.iter().map(|span| span.q_len).sum();
+    let keys = layout.spans.iter().map(|span| span.k_start + span.k_len).max().unwrap();
+    let large = |x: Tensor| (x * 2.0).unwrap();
+    [
+        large(tensor(&[rows, shape.heads * shape.head_dim], dtype, 1)),
+        large(tensor(&[keys, shape.kv_heads * shape.head_dim], dtype, 2)),
+        tensor(&[keys, shape.kv_heads * shape.head_dim], dtype, 3),
+        tensor(&[rows, shape.heads * shape.head_dim], dtype, 4),
+    ]
+}
+
+fn check_attention(layout: &Layout, shape: Shape, dtype: DType) {
+    let [q, k, v, dy] = heads(layout, shape, dtype);
+    let trains = layout.spans.iter().all(|span| span.q_len == span.k_len);
+    check((shape, &layout.spans, dtype), || {
+        let (y, saved) = attention::forward(&q, &k, &v, shape, layout).unwrap();
+        if !trains {
+            return vec![y];
+        }
+        let (dq, dk, dv) = attention::backward(&saved, &dy, shape, layout).unwrap();
+        vec![y, dq, dk, dv]
+    });
+}
+
+#[test]
+fn attention_equals_the_other_bodies_for_every_size_of_head() {
+    for (i, head_dim) in [2, 7, 16, 64, 80, 96, 128, 130, 256].into_iter().enumerate() {
+        for dtype in TYPES {
+            let (heads, kv_heads) = [(1, 1), (3, 1), (4, 2)][i % 3];
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let shape = Shape { heads, kv_heads, head_dim, scale, window: None, cap: None };
+            check_attention(&Layout::new(&[37, 1, 67]), shape, dtype);
+        }
+    }
+}
+
+#[test]
+fn attention_equals_the_other_bodies_for_every_layout_window_and_cap() {
+    let cached = |new, cached| Layout::cached(vec![Span { q_start: 0, q_len: new, k_start: 0, k_len: cached + new }]);
+    let layouts =
+        [vec![1], vec![64, 64], vec![3, 70, 129], vec![1, 1, 5], vec![200]].map(|lengths| Layout::new(&lengths));
+    for layout in layouts.into_iter().chain([cached(1, 76), cached(3, 67), cached(65, 1)]) {
+        for (window, cap) in [(None, None), (Some(50), None), (None, Some(2.0)), (Some(2), Some(2.0)), (Some(70), None)]
+        {
+            let shape = Shape { heads: 4, kv_heads: 2, head_dim: 24, scale: 0.3, window, cap };
+            for dtype in [DType::F32, DType::BF16] {
+                check_attention(&layout, shape, dtype);
+            }
+        }
+    }
+}
+
+/// The form of f32's products that only a GPU uses is that of the shim.
+#[test]
+fn products_by_shuffles_are_products() {
+    let (a, b) = (random(&[16, 16], 1), random(&[8, 16], 2));
+    let c = Tensor::zeros((2, 16, 8), DType::F32, &Device::Cpu).unwrap();
+    let launch = Launch::new(&registry::ATTENTION, "multiply_both_ways", DType::F32, [1, 1, 1], (32, 0));
+    // SAFETY: whole matrices of the sizes that the kernel has.
+    unsafe { launch.run(&[Arg::In(&a), Arg::In(&b), Arg::Out(&c)]) }.unwrap();
+    let expected = a.matmul(&b.t().unwrap()).unwrap();
+    close(&c.get(0).unwrap(), &expected, 1e-6);
+    close(&c.get(1).unwrap(), &expected, 1e-6);
+}
+
+#[test]
+fn kernels_serve_what_they_can_until_they_are_switched_off() {
+    let kernels = Kernels { name: "none", source: "none", entry: "none", is_off: AtomicBool::new(false) };
+    let (x, y) = (random(&[4, 6], 1), tensor(&[4, 6], DType::BF16, 2));
+    let serve = |tensors: &[&Tensor]| with(Bodies::Shim, || kernels.serve(tensors));
+    assert!(serve(&[&x, &y]));
+    assert!(!serve(&[&x, &y.t().unwrap()]) && !serve(&[&x.to_dtype(DType::F64).unwrap()]));
+    assert!(!with(Bodies::Generic, || kernels.serve(&[&x])) && !with(Bodies::Kernels, || kernels.serve(&[&x])));
+    kernels.switch_off();
+    assert!(!serve(&[&x, &y]));
+}
+
+#[test]
+fn a_launch_that_no_kernel_fits_is_an_error() {
+    let x = random(&[4, 6], 1);
+    let launch = |entry| Launch::map(&registry::SOFTCAP, entry, DType::F32, 24);
+    // SAFETY: no kernel runs.
+    let errors =
+        unsafe { [launch("no_such_kernel").run(&[Arg::In(&x)]), launch("softcap_forward").run(&[Arg::In(&x)])] };
+    let errors = errors.map(|error| format!("{:#}", error.unwrap_err()));
+    assert_eq!(errors[0], "the kernel no_such_kernel in F32: there is no such kernel");
+    assert_eq!(errors[1], "the kernel softcap_forward in F32: it does not take 1 arguments");
+    // SAFETY: as above.
+    let error = unsafe { launch("softcap_forward").run(&[Arg::Small(1 << 32), Arg::In(&x)]) };
+    assert!(error.is_err());
+}
