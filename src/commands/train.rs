@@ -5,7 +5,8 @@ use crate::config::Settings;
 use crate::console::log;
 use crate::eval::MeanLoss;
 use crate::ranks::Ranks;
-use crate::train::{self, Ending, Ends, Outcome, RunFlags};
+use crate::report::LossEnds;
+use crate::train::{self, Ending, Outcome, RunFlags};
 use anyhow::Result;
 use serde_json::json;
 use std::process::ExitCode;
@@ -46,7 +47,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
 }
 
 fn say_outcome(outcome: &Outcome) {
-    let Outcome { steps, loss: Ends { steps: window, first, last, above_start }, last_penalty, .. } = *outcome;
+    let Outcome { steps, loss: LossEnds { steps: window, first, last, above_start }, last_penalty, .. } = *outcome;
     let means = if window > 1 { format!(", means of {window} steps") } else { String::new() };
     log::info(
         &format!("{steps} steps: loss {first:.4} -> {last:.4}{means} (penalty of the last step {last_penalty:.4})"),

@@ -3,6 +3,7 @@
 //! links are to the run's files beside it.
 
 use super::chart::{Chart, Series, escape};
+use super::LossEnds;
 use super::metrics::read_rows;
 use super::run_record::UpdateNorm;
 use super::short;
@@ -99,7 +100,7 @@ impl Page {
             escape(&title),
             escape(&base),
             escape(&started),
-            self.figures(),
+            self.warning().to_string() + &self.figures(),
             self.curves(),
             self.update_section(),
             escape(self.files.config.trim_end()),
@@ -150,6 +151,22 @@ impl Page {
         self.record("device").map(|device| text_of(&device)).or(set)
     }
 
+    /// The losses at both ends, which runs of older versions have not recorded.
+    fn loss_ends(&self) -> Option<LossEnds> {
+        serde_json::from_value(self.record("loss")?).ok()
+    }
+
+    /// What should be known before any number is read.
+    fn warning(&self) -> &'static str {
+        match self.loss_ends() {
+            Some(LossEnds { above_start: true, .. }) => {
+                "<p class=\"warning\">The loss ended far above its start: this result is probably of no use. A lower \
+                 train.learning_rate may help, or a lower asft.lambda if it is the penalty.</p>\n"
+            }
+            _ => "",
+        }
+    }
+
     /// The numbers that a reader looks for first.
     fn figures(&self) -> String {
         let number = |key: &str| self.record(key).and_then(|value| value.as_f64());
@@ -160,10 +177,17 @@ impl Page {
         let steps = number("steps").or_else(|| self.last("step"));
         let elapsed = number("elapsed_seconds").or_else(|| self.last("elapsed_seconds"));
         let peak = number("peak_memory_bytes").or_else(|| self.last("peak_memory_bytes"));
+        let (loss, mean_of) = match self.loss_ends() {
+            Some(LossEnds { steps, first, last, .. }) => {
+                let name = if steps == 1 { "loss, first and last".to_string() } else { format!("loss, means of {steps} steps") };
+                (Some(format!("{} → {}", short(first), short(last))), name)
+            }
+            None => (self.last("loss").map(short), "loss".to_string()),
+        };
         let all = [
             ("steps", steps.map(|steps| format!("{steps}"))),
             ("skipped steps", skipped.map(|steps| format!("{steps}"))),
-            ("loss", self.last("loss").map(short)),
+            (mean_of.as_str(), loss),
             ("task loss", self.last("task_loss").map(short)),
             ("penalty", self.last("penalty").map(short)),
             ("validation loss", self.last("eval_loss").map(short)),

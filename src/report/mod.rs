@@ -8,12 +8,14 @@ mod metrics;
 mod options;
 mod progress;
 mod run_record;
+mod trend;
 
 pub use html::{Page, REPORT, RunFiles};
 pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;
 pub use progress::TrainProgress;
-pub use run_record::{RunRecord, Totals, UpdateNorm, hash_file};
+pub use run_record::{Results, RunRecord, Totals, UpdateNorm, hash_file};
+pub use trend::{LossEnds, Trend};
 
 /// Four significant digits.
 fn short(value: f64) -> String {

@@ -1,6 +1,7 @@
 //! `run.json`: what this run's output was made with, so that it can be reproduced: versions, hashes of the inputs, the
 //! name of the settings file beside it, time and memory.
 
+use super::LossEnds;
 use crate::console::utc_now;
 use crate::memory;
 use anyhow::{Context, Result};
@@ -48,6 +49,16 @@ pub struct UpdateNorm {
     pub orthogonal: Option<f64>,
 }
 
+/// What a run has to show at its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Results {
+    #[serde(flatten)]
+    pub totals: Totals,
+    /// `None` if no step was taken.
+    pub loss: Option<LossEnds>,
+    pub update_norms: Vec<UpdateNorm>,
+}
+
 /// A `run.json` under construction.
 pub struct RunRecord {
     device: &'static str,
@@ -71,11 +82,10 @@ struct RunFile<'a> {
     inputs: &'a BTreeMap<String, Input>,
     samples: &'a BTreeMap<String, usize>,
     started: &'a str,
-    #[serde(flatten)]
-    totals: &'a Totals,
     tokens_per_second: f64,
     peak_memory_bytes: u64,
-    update_norms: &'a [UpdateNorm],
+    #[serde(flatten)]
+    results: &'a Results,
 }
 
 impl RunRecord {
@@ -117,7 +127,8 @@ impl RunRecord {
     }
 
     /// The file's content; `settings` is the name of the resolved config beside it.
-    pub fn to_json(&self, settings: &str, totals: &Totals, update_norms: &[UpdateNorm]) -> Result<Value> {
+    pub fn to_json(&self, settings: &str, results: &Results) -> Result<Value> {
+        let totals = &results.totals;
         Ok(serde_json::to_value(RunFile {
             asft_version: env!("CARGO_PKG_VERSION"),
             features: crate::version::features(),
@@ -130,10 +141,9 @@ impl RunRecord {
             inputs: &self.inputs,
             samples: &self.samples,
             started: &self.started,
-            totals,
             tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,
             peak_memory_bytes: memory::peak_bytes(),
-            update_norms,
+            results,
         })?)
     }
 }
@@ -165,11 +175,14 @@ mod tests {
         let mut record = RunRecord::start(1);
         record.input("train", "train.jsonl", hash_file(&input).unwrap());
         let totals = Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() };
-        let run = record.to_json("config.toml", &totals, &[]).unwrap();
+        let loss = Some(LossEnds { steps: 1, first: 2.5, last: 2.0, above_start: false });
+        let run = record.to_json("config.toml", &Results { totals, loss, ..Results::default() }).unwrap();
         // b3sum of "abc"
         let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
         assert_eq!(run["inputs"]["train"]["hash"], hash);
         assert_eq!((run["steps"].as_u64(), run["settings"].as_str()), (Some(3), Some("config.toml")));
+        let loss = serde_json::json!({"steps": 1, "first": 2.5, "last": 2.0, "above_start": false});
+        assert_eq!((&run["loss"], &run["update_norms"]), (&loss, &serde_json::json!([])));
         assert!(run["peak_memory_bytes"].as_u64() > Some(0));
     }
 }

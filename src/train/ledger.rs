@@ -13,7 +13,9 @@ use crate::error::listing;
 use crate::eval::MeanLoss;
 use crate::memory;
 use crate::ranks::Ranks;
-use crate::report::{EvalRow, Metrics, RunRecord, SkippedRow, State, StepRow, Totals, TrainProgress, UpdateNorm};
+use crate::report::{
+    EvalRow, Metrics, Results, RunRecord, SkippedRow, State, StepRow, Totals, TrainProgress, UpdateNorm,
+};
 use anyhow::Result;
 use serde_json::json;
 use std::time::Instant;
@@ -161,9 +163,10 @@ impl Ledger {
     }
 
     /// Writes the record of the run, its inputs and its results.
-    pub fn write_record(&mut self, output: &OutputFolder, updates: &[UpdateNorm]) -> Result<()> {
+    pub fn write_record(&mut self, output: &OutputFolder, update_norms: Vec<UpdateNorm>) -> Result<()> {
         self.state.totals.elapsed_seconds = self.elapsed_seconds();
-        output.write_record(&self.record, &self.state.totals, updates)
+        let (totals, loss) = (self.state.totals.clone(), self.state.loss());
+        output.write_record(&self.record, &Results { totals, loss, update_norms })
     }
 
     /// Closes the books of a finished run.

@@ -28,7 +28,6 @@ mod plan;
 mod run;
 mod state;
 mod step;
-mod trend;
 
 pub use before::dry_run::{Forecast, dry_run};
 pub use before::inputs::{Inputs, Sources};
@@ -40,4 +39,3 @@ pub use plan::{Plan, Pool, StepSamples};
 pub use run::{Ending, Outcome, run};
 pub use step::penalties::Penalties;
 pub use step::trainer::{NotFinite, StepOutcome, Trainer};
-pub use trend::Ends;

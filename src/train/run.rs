@@ -9,16 +9,16 @@ use super::folder::output::OutputFolder;
 use super::folder::trained::Trained;
 use super::ledger::Ledger;
 use super::plan::Pool;
-use super::state::{Losses, RunState};
+use super::state::RunState;
 use super::step::parallel::{check_same_parameters, join};
 use super::step::trainer::NotFinite;
-use super::trend::Ends;
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
 use crate::eval::{MeanLoss, mean_loss};
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
+use crate::report::LossEnds;
 use crate::stop::{self, Part, Place, Signal, StopRequest};
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
@@ -52,7 +52,7 @@ pub struct Outcome {
     pub result: PathBuf,
     pub steps: usize,
     /// Means over several steps.
-    pub loss: Ends,
+    pub loss: LossEnds,
     pub last_penalty: f64,
     /// The last validation.
     pub eval: Option<MeanLoss>,
@@ -228,13 +228,9 @@ impl<'a> Run<'a> {
 
     /// Ends the run with its result.
     fn finish(mut self) -> Result<Outcome> {
-        let RunState { step, first, last, eval, best, ref trend, .. } = *self.ledger.state();
+        let RunState { step, last, eval, best, .. } = *self.ledger.state();
         let ranks = Ranks::here();
-        // Checkpoints of older versions have no trend.
-        let single =
-            |(first, last): (Losses, Losses)| Ends { steps: 1, first: first.loss, last: last.loss, above_start: false };
-        let loss = trend.ends().or(first.zip(last).map(single));
-        let (Some(loss), Some(last)) = (loss, last) else {
+        let (Some(loss), Some(last)) = (self.ledger.state().loss(), last) else {
             return ranks.agree(Err(anyhow!("no step had a finite loss and gradient")));
         };
         stop::at(RESULT);
@@ -245,7 +241,7 @@ impl<'a> Run<'a> {
             let Trained { trainer, directions, .. } = &self.trained;
             let (scaled, parameters) = (self.settings.asft.scaled, trainer.model.parameters());
             let updates = trainer.penalties.update_norms(scaled, parameters, directions.as_ref())?;
-            self.ledger.write_record(self.output, &updates)
+            self.ledger.write_record(self.output, updates)
         })?;
         Ok(Outcome {
             result: self.output.result(self.settings.train.method),

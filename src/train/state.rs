@@ -3,9 +3,8 @@
 //! There is no generator state: the order of the samples, the packing and the dropout masks are pure functions of
 //! `train.seed` and the step's number, so the step number is enough.
 
-use super::trend::Trend;
 use crate::method::Dual;
-use crate::report::Totals;
+use crate::report::{LossEnds, Totals, Trend};
 use serde::{Deserialize, Serialize};
 
 /// Where a run stands after a step.
@@ -54,6 +53,18 @@ pub struct Evaluation {
 }
 
 impl RunState {
+    /// The losses at both ends; `None` before the first step that was taken.
+    pub fn loss(&self) -> Option<LossEnds> {
+        // Checkpoints of older versions have no trend.
+        let single = |(first, last): (Losses, Losses)| LossEnds {
+            steps: 1,
+            first: first.loss,
+            last: last.loss,
+            above_start: false,
+        };
+        self.trend.ends().or(self.first.zip(self.last).map(single))
+    }
+
     /// Records a validation after the current step; returns whether it is the best so far. A loss that is not finite
     /// never is.
     pub fn validated(&mut self, loss: f64, label_tokens: usize) -> bool {

@@ -22,6 +22,7 @@ mod init;
 mod lambda;
 mod looking_ahead;
 mod lora_options;
+mod loss_trend;
 mod memory_safety;
 mod module_shares;
 mod outputs;

@@ -54,7 +54,8 @@ fn plain_fine_tuning_loses_refusals_that_asft_keeps() {
         let out = dir.path().join(name);
         let (to, penalize) = (format!("output.dir={}", out.display()), format!("asft.penalize={penalize}"));
         let mut command = asft(&["train", "--quiet", "--config", "configs/sandbox/train.toml"]);
-        succeeds(command.args(["--set", &to, "--set", &penalize]));
+        let text = succeeds(command.args(["--set", &to, "--set", &penalize]));
+        assert!(!text.contains("far above its start"), "{text}");
         out.join("adapter").to_str().unwrap().to_string()
     };
     let (plain, anchored) = (train("plain", "none"), train("asft", "orthogonal"));

@@ -4,7 +4,7 @@ use crate::checkpoint::{remove_staged, write_atomic};
 use crate::config::Settings;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
-use crate::report::{Page, REPORT, RunFiles, RunRecord, Totals, UpdateNorm};
+use crate::report::{Page, REPORT, Results, RunFiles, RunRecord};
 use crate::train::options::Tuning;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -185,8 +185,8 @@ impl OutputFolder {
     }
 
     /// Writes the record of this run, its inputs and its results: `report.html`, then `run.json`.
-    pub fn write_record(&self, record: &RunRecord, totals: &Totals, updates: &[UpdateNorm]) -> Result<()> {
-        let record = record.to_json(CONFIG, totals, updates)?;
+    pub fn write_record(&self, record: &RunRecord, results: &Results) -> Result<()> {
+        let record = record.to_json(CONFIG, results)?;
         let text = serde_json::to_string_pretty(&record)? + "\n";
         let page = Page::of(RunFiles { record: Some(record), ..RunFiles::read(&self.dir)? });
         write_atomic(&self.dir.join(REPORT), |file| Ok(file.write_all(page.to_html().as_bytes())?))?;

@@ -21,14 +21,14 @@ pub struct Trend {
     warned: bool,
 }
 
-/// Mean losses at both ends.
+/// Mean losses at both ends of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ends {
-    /// Steps that each is the mean of.
+pub struct LossEnds {
+    /// Steps that each of the two is the mean of.
     pub steps: usize,
     pub first: f64,
     pub last: f64,
-    /// Whether the loss has been far above its start for long.
+    /// Whether, at the end, the loss has been far above its start for long.
     pub above_start: bool,
 }
 
@@ -63,9 +63,9 @@ impl Trend {
     }
 
     /// `None` before the first step.
-    pub fn ends(&self) -> Option<Ends> {
+    pub fn ends(&self) -> Option<LossEnds> {
         let steps = (self.steps / 5).clamp(1, WINDOW);
-        (self.steps > 0).then(|| Ends {
+        (self.steps > 0).then(|| LossEnds {
             steps,
             first: mean(self.first.iter().take(steps)),
             last: mean(self.last.iter().rev().take(steps)),
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     /// The step at which it warns.
-    fn warns(losses: impl IntoIterator<Item = f64>) -> (Option<usize>, Ends) {
+    fn warns(losses: impl IntoIterator<Item = f64>) -> (Option<usize>, LossEnds) {
         let mut trend = Trend::default();
         let steps: Vec<usize> =
             losses.into_iter().enumerate().filter_map(|(i, loss)| trend.step(loss).map(|_| i + 1)).collect();
