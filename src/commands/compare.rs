@@ -8,7 +8,7 @@ use crate::compare::{
     table,
 };
 use crate::console::log;
-use crate::plot::{Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
+use crate::plot::{Measure, Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
@@ -40,16 +40,23 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             write(&format!("{name}.svg"), picture.svg.as_bytes())?;
             write(&format!("{name}.png"), &picture.png)
         };
-        let (title, panels) = (title(&options), panels(&summaries, figure));
-        both(trade, trade_off(&title, (&figure.x, &figure.y), &panels)?)?;
+        let title = title(&options);
+        both(trade, trade_off(&title, &panels(&summaries, figure))?)?;
         if options.select.is_some() {
             let (panels, ranks) = ranks(&summaries, figure);
-            both(chosen, ranking(&title, (&figure.y, &figure.x), &panels, &ranks)?)?;
+            let (drawn, written) = (measure(&summaries, &figure.y), measure(&summaries, &figure.x));
+            both(chosen, ranking(&title, (&drawn, &written), &panels, &ranks)?)?;
         }
         if let Some((key, values)) = swept(&options, &summaries) {
-            let along = |name: &String| along(&summaries, name, (key, &values), options.select.is_some());
-            let (panels, name) = ([along(&figure.y), along(&figure.x)], figure.along.as_deref().unwrap_or(key));
-            both(swept_along, sweep(&title, name, &labels(&options, figure, key, values), &panels)?)?;
+            let axis = figure.along.as_deref().unwrap_or(key);
+            let panel = |name: &String| Panel {
+                title: name.clone(),
+                x: Measure { name: axis.to_string(), share: false },
+                y: measure(&summaries, name),
+                series: along(&summaries, name, (key, &values), options.select.is_some()),
+            };
+            let panels = [panel(&figure.y), panel(&figure.x)];
+            both(swept_along, sweep(&title, &labels(&options, figure, key, values), &panels)?)?;
         }
     }
     if args.json {
@@ -81,7 +88,13 @@ fn sweeps(summaries: &[Summary]) -> Vec<String> {
     titles
 }
 
-/// In percent.
+/// What an evaluation measures, a share or not, which is the same in all results.
+fn measure(summaries: &[Summary], name: &str) -> Measure {
+    let share = summaries.iter().find_map(|summary| summary.get(name)).is_none_or(|mean| mean.share);
+    Measure { name: name.to_string(), share }
+}
+
+/// A share in percent.
 fn spread(mean: &Mean) -> Spread {
     let factor = if mean.share { 100.0 } else { 1.0 };
     (mean.mean * factor, mean.bar().map(|(low, high)| (low * factor, high * factor)))
@@ -96,7 +109,7 @@ fn panels(summaries: &[Summary], figure: &Figure) -> Vec<Panel> {
             let point = Point { x: spread(x), y: spread(y), selected: summary.selected };
             add(&mut all, summary.case.method.clone(), point);
         }
-        Panel { title, series: all }
+        Panel { title, x: measure(summaries, &figure.x), y: measure(summaries, &figure.y), series: all }
     };
     sweeps(summaries).into_iter().map(panel).collect()
 }
@@ -139,7 +152,7 @@ fn labels(options: &CompareOptions, figure: &Figure, key: &str, values: Vec<Stri
 const APART: f64 = 0.06;
 
 /// The measure `name` along the values of a key, for each method's selected settings or for all.
-fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), selected: bool) -> Panel {
+fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), selected: bool) -> Vec<Series> {
     let mut all: Vec<Series> = vec![];
     for summary in summaries.iter().filter(|summary| summary.trained && (summary.selected || !selected)) {
         let place = values.iter().position(|value| summary.case.swept(key).as_ref() == Some(value));
@@ -152,7 +165,7 @@ fn along(summaries: &[Summary], name: &str, (key, values): (&str, &[String]), se
     for (i, series) in all.iter_mut().enumerate() {
         series.points.iter_mut().for_each(|point| point.x.0 += APART * (i as f64 - middle));
     }
-    Panel { title: name.to_string(), series: all }
+    all
 }
 
 /// The selected setting of every method, by combination of the sweep.

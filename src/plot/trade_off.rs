@@ -9,7 +9,31 @@ use crate::ticks;
 use anyhow::Result;
 use plotters::style::RGBColor;
 
-/// A value in percent, and the ends of its bar if there is one.
+/// What an axis shows.
+#[derive(Clone, Debug)]
+pub struct Measure {
+    pub name: String,
+    /// Whether it is a share, whose values are in percent.
+    pub share: bool,
+}
+
+impl Measure {
+    /// What is written at the axis.
+    fn title(&self) -> String {
+        if self.share { format!("{}, %", self.name) } else { self.name.clone() }
+    }
+
+    /// An axis for these values.
+    fn scale(&self, values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
+        if self.share { percent_scale(values, start, length) } else { plain_scale(values, start, length) }
+    }
+
+    fn text(&self, value: f64) -> String {
+        if self.share { format!("{value:.1}") } else { format!("{value:.4}") }
+    }
+}
+
+/// A value (a share in percent), and the ends of its bar if there is one.
 pub type Spread = (f64, Option<(f64, f64)>);
 
 /// A setting of a method, over its seeds.
@@ -28,25 +52,28 @@ pub struct Series {
 
 /// One of several plots side by side.
 pub struct Panel {
+    /// Above it.
     pub title: String,
+    pub x: Measure,
+    pub y: Measure,
     pub series: Vec<Series>,
 }
 
 /// A panel for each combination of the sweep; a method looks the same in all of them.
-pub fn trade_off(title: &str, (x_name, y_name): (&str, &str), panels: &[Panel]) -> Result<Picture> {
+pub fn trade_off(title: &str, panels: &[Panel]) -> Result<Picture> {
     side_by_side(title, panels, 1, |canvas, panel, left, top, side| {
         canvas.text((left + side / 2.0, top - 16.0), &panel.title, NORMAL, Anchor::Centre, INK);
         let points = || panel.series.iter().flat_map(|series| &series.points);
-        let x = percent_scale(points().map(|point| point.x), left, side);
-        let y = percent_scale(points().map(|point| point.y), top + side, -side);
-        axes(canvas, x, y, (&format!("{x_name}, %"), &format!("{y_name}, %")));
+        let x = panel.x.scale(points().map(|point| point.x), left, side);
+        let y = panel.y.scale(points().map(|point| point.y), top + side, -side);
+        axes(canvas, x, y, (&panel.x.title(), &panel.y.title()));
         (x, y)
     })
 }
 
-/// Each method's results as something is varied: `key` and its `values` along the horizontal axis, where a point's `x`
-/// is the index of its value; a panel for each measure, titled with it.
-pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Result<Picture> {
+/// Each method's results as something is varied: its `values` along the horizontal axis, where a point's `x` is the index
+/// of its value; a panel for each measure.
+pub fn sweep(title: &str, values: &[String], panels: &[Panel]) -> Result<Picture> {
     let labels: Vec<(f64, String)> = values.iter().enumerate().map(|(i, value)| (i as f64, value.clone())).collect();
     let axis = |left: f64, side: f64| {
         let last = values.len().max(1) as f64 - 1.0;
@@ -54,13 +81,9 @@ pub fn sweep(title: &str, key: &str, values: &[String], panels: &[Panel]) -> Res
     };
     let rows = label_rows(axis(0.0, SIDE), &labels);
     side_by_side(title, panels, rows, |canvas, panel, left, top, side| {
-        let y = percent_scale(
-            panel.series.iter().flat_map(|series| &series.points).map(|point| point.y),
-            top + side,
-            -side,
-        );
-        let x = axis(left, side);
-        labelled_axes(canvas, x, y, &labels, (key, &format!("{}, %", panel.title)));
+        let points = panel.series.iter().flat_map(|series| &series.points);
+        let (x, y) = (axis(left, side), panel.y.scale(points.map(|point| point.y), top + side, -side));
+        labelled_axes(canvas, x, y, &labels, (&panel.x.title(), &panel.y.title()));
         (x, y)
     })
 }
@@ -107,13 +130,24 @@ fn side_by_side(
     })
 }
 
+/// The ends of values with their bars.
+fn ends(values: impl Iterator<Item = Spread>) -> impl Iterator<Item = f64> {
+    values.flat_map(|(value, bar)| bar.map_or([value; 2], |(low, high)| [low.min(value), high.max(value)]))
+}
+
+/// The range of the values and their bars with a little margin.
+fn plain_scale(values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
+    let (from, to) = ticks::extremes(ends(values).filter(|end| end.is_finite())).unwrap_or((0.0, 1.0));
+    let room = 0.06 * (to - from);
+    Scale { from: from - room, to: to + room, start, length }
+}
+
 /// Percentage points that an axis spans at least.
 const NARROWEST: f64 = 4.0;
 
 /// The range of the values and their bars with a little margin, hardly beyond 0 to 100.
 fn percent_scale(values: impl Iterator<Item = Spread>, start: f64, length: f64) -> Scale {
-    let ends = values.flat_map(|(value, bar)| bar.map_or([value; 2], |(low, high)| [low.min(value), high.max(value)]));
-    let (low, high) = ends.fold((100.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
+    let (low, high) = ends(values).fold((100.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
     // No tick is beyond 0 or 100: they are further apart than the margin.
     let (low, high) = (low.min(high - NARROWEST).max(0.0), high.max(low + NARROWEST).min(100.0));
     let room = 0.06 * (high - low);
@@ -174,9 +208,17 @@ pub struct Rank {
     pub values: Vec<Option<(Spread, f64)>>,
 }
 
-/// Settings one below another: `drawn` as a dot with its interval, `written` as a number; both in percent.
-pub fn ranking(title: &str, (drawn, written): (&str, &str), panels: &[String], ranks: &[Rank]) -> Result<Picture> {
+/// Settings one below another: `drawn` as a dot with its interval, `written` as a number.
+pub fn ranking(
+    title: &str,
+    (drawn, written): (&Measure, &Measure),
+    panels: &[String],
+    ranks: &[Rank],
+) -> Result<Picture> {
     let (top, side, between, step) = (92.0, 250.0, 96.0, 22.0);
+    // Of the same axis in all panels: shares have all of it.
+    let values = ranks.iter().flat_map(|rank| rank.values.iter().flatten()).map(|(value, _)| *value);
+    let range = if drawn.share { (0.0, 100.0) } else { plain_scale(values, 0.0, 1.0).range() };
     let left = 26.0 + 6.6 * ranks.iter().map(|rank| rank.name.chars().count()).max().unwrap_or(0) as f64;
     let bottom = top + step * ranks.len() as f64;
     let width = left + (side + between) * panels.len() as f64;
@@ -187,21 +229,21 @@ pub fn ranking(title: &str, (drawn, written): (&str, &str), panels: &[String], r
             canvas.text((left - 14.0, y(i)), &rank.name, NORMAL, Anchor::Right, INK);
         }
         for (p, panel) in panels.iter().enumerate() {
-            let x = Scale { from: 0.0, to: 100.0, start: left + (side + between) * p as f64, length: side };
+            let x = Scale { from: range.0, to: range.1, start: left + (side + between) * p as f64, length: side };
             canvas.text((x.start + side / 2.0, top - 38.0), panel, NORMAL, Anchor::Centre, INK);
-            canvas.text((x.start + side + 14.0, top - 14.0), written, SMALL, Anchor::Left, INK);
-            for tick in [0.0, 20.0, 40.0, 60.0, 80.0, 100.0] {
+            canvas.text((x.start + side + 14.0, top - 14.0), &written.name, SMALL, Anchor::Left, INK);
+            for (tick, label) in ticks::labelled(range, 5) {
                 canvas.line(&[(x.at(tick), top), (x.at(tick), bottom)], FAINT, 0.75);
-                canvas.text((x.at(tick), bottom + 14.0), &ticks::label(tick, 20.0), SMALL, Anchor::Centre, INK);
+                canvas.text((x.at(tick), bottom + 14.0), &label, SMALL, Anchor::Centre, INK);
             }
-            canvas.text((x.start + side / 2.0, bottom + 34.0), &format!("{drawn}, %"), NORMAL, Anchor::Centre, INK);
+            canvas.text((x.start + side / 2.0, bottom + 34.0), &drawn.title(), NORMAL, Anchor::Centre, INK);
             for (i, rank) in ranks.iter().enumerate() {
                 let Some(Some(((value, bar), beside))) = rank.values.get(p) else { continue };
                 if let Some((low, high)) = bar {
                     canvas.line(&[(x.at(*low), y(i)), (x.at(*high), y(i))], BLUE, 1.6);
                 }
                 canvas.dot((x.at(*value), y(i)), 4.2, BLUE);
-                canvas.text((x.start + side + 14.0, y(i)), &format!("{beside:.1}"), SMALL, Anchor::Left, INK);
+                canvas.text((x.start + side + 14.0, y(i)), &written.text(*beside), SMALL, Anchor::Left, INK);
             }
         }
         Ok(())
@@ -224,10 +266,16 @@ mod tests {
             .collect()
     }
 
+    fn measure(name: &str, share: bool) -> Measure {
+        Measure { name: name.into(), share }
+    }
+
     fn panel(title: &str, values: usize) -> Panel {
         let point = |i: usize| Point { x: (i as f64, None), y: (40.0 + i as f64, Some((0.0, 100.0))), selected: false };
         Panel {
             title: title.into(),
+            x: measure("poison, %", false),
+            y: measure(title, true),
             series: vec![Series { name: "plain".into(), points: (0..values).map(point).collect() }],
         }
     }
@@ -237,7 +285,7 @@ mod tests {
         let long: Vec<String> = (0..7).map(|i| format!("train_poison_{i}")).collect();
         let short: Vec<String> = ["0", "1", "3", "5", "10", "20"].map(String::from).to_vec();
         for (values, rows) in [(&long, 2), (&short, 1)] {
-            let svg = sweep("title", "poison, %", values, &[panel("harm", values.len())]).unwrap().svg;
+            let svg = sweep("title", values, &[panel("harm", values.len())]).unwrap().svg;
             let all = texts(&svg);
             assert!(all.iter().any(|(.., text)| text == "poison, %") && all.iter().any(|(.., text)| text == "harm, %"));
             let labels: Vec<_> = all.iter().filter(|(_, y, text)| *y > 76.0 + SIDE && values.contains(text)).collect();
@@ -268,7 +316,7 @@ mod tests {
 
     #[test]
     fn bars_end_at_0_and_100_percent() {
-        let svg = sweep("title", "key", &["1".into(), "2".into()], &[panel("harm", 2)]).unwrap().svg;
+        let svg = sweep("title", &["1".into(), "2".into()], &[panel("harm", 2)]).unwrap().svg;
         let at = |label: &str| texts(&svg).iter().find(|(x, _, text)| *x < 86.0 && text == label).unwrap().1 * 4.0;
         let (zero, hundred) = (at("0"), at("100"));
         // A method's first colour is black, and its bars upright.
@@ -281,6 +329,33 @@ mod tests {
                 let y: f64 = point.split(',').nth(1).unwrap().parse().unwrap();
                 assert!((hundred - 2.0..=zero + 2.0).contains(&y), "{bar}: {hundred} to {zero}");
             }
+        }
+    }
+
+    #[test]
+    fn only_shares_are_labelled_in_percent() {
+        let (loss, share) = (measure("loss", false), measure("harm", true));
+        let point = |x: f64, y: f64| Point { x: (x, None), y: (y, Some((y - 0.01, y + 0.01))), selected: false };
+        let series = || vec![Series { name: "plain".into(), points: vec![point(40.0, 0.42), point(60.0, 0.48)] }];
+        let panel = |x: &Measure| Panel { title: "all".into(), x: x.clone(), y: loss.clone(), series: series() };
+        let values = vec![Some(((0.42, None), 40.0)), Some(((0.48, Some((0.4, 0.5))), 60.0))];
+        let ranks = [Rank { name: "plain".into(), values }];
+        let panels = ["a".to_string(), "b".to_string()];
+        for (svg, shares) in [
+            (trade_off("title", &[panel(&share)]).unwrap().svg, 1),
+            (sweep("title", &["1".into(), "2".into()], &[panel(&loss)]).unwrap().svg, 0),
+            (ranking("title", (&loss, &share), &panels, &ranks).unwrap().svg, 0),
+        ] {
+            let texts: Vec<String> = texts(&svg).into_iter().map(|(.., text)| text).collect();
+            assert!(texts.iter().any(|text| text == "loss") && !texts.contains(&"loss, %".to_string()), "{texts:?}");
+            assert_eq!(texts.iter().filter(|text| *text == "harm, %").count(), shares, "{texts:?}");
+            // Ticks between the values, which 0 to 100 would not have.
+            assert!(texts.iter().any(|text| text == "0.44"), "{texts:?}");
+        }
+        let percent = ranking("title", (&share, &loss), &panels, &ranks).unwrap().svg;
+        let texts: Vec<String> = texts(&percent).into_iter().map(|(.., text)| text).collect();
+        for text in ["harm, %", "0", "100", "40.0000"] {
+            assert!(texts.iter().any(|other| other == text), "{text}: {texts:?}");
         }
     }
 }

@@ -151,9 +151,11 @@ fn what_is_varied_is_drawn_along_an_axis() {
     succeeds(compare(&config, &[]));
     let picture = fs::read_to_string(dir.path().join("out/sweep.svg")).unwrap();
     let texts: Vec<&str> = picture.lines().map(str::trim).filter(|line| !line.starts_with('<')).collect();
-    for text in ["steps", "two", "three", "harm, %", "task, %", "one method"] {
+    // The task is measured by its loss, which is no share.
+    for text in ["steps", "two", "three", "harm, %", "task", "one method"] {
         assert!(texts.contains(&text), "{text}: {texts:?}");
     }
+    assert!(!texts.contains(&"task, %"), "{texts:?}");
 }
 
 #[test]
