@@ -171,14 +171,15 @@ impl StopRequest {
     }
 }
 
-/// For work of which nothing is kept: ends it if the process listens and a signal has come.
+/// For work of which nothing is kept: ends it if the process listens and a signal has come. Among several ranks it goes
+/// on: one that left would be waited for.
 ///
 /// # Errors
 /// [`Interrupted`].
 pub fn check() -> Result<()> {
     match LISTENING.get().and_then(StopRequest::received) {
-        None => Ok(()),
-        Some(signal) => Err(Interrupted(signal).into()),
+        Some(signal) if !Ranks::here().are_many() => Err(Interrupted(signal).into()),
+        _ => Ok(()),
     }
 }
 

@@ -178,6 +178,27 @@ fn early_stops_and_steps_that_are_not_finite_are_decided_together() {
     assert_eq!(samples("bad-1"), samples("bad-2"));
 }
 
+/// The best state is read by the first rank alone, and measured by all.
+#[test]
+fn a_suite_is_measured_by_all() {
+    let scratch = tempfile::tempdir().unwrap();
+    let suite = scratch.path().join("suite.toml");
+    let loss = "[[eval]]\nname = 'task'\ndata = 'tests/tiny/train.jsonl'\nlimit = 9\n";
+    let harm =
+        "[[eval]]\nname = 'harm'\ndata = 'tests/tiny/train.jsonl'\nmetric = 'refusal'\nlimit = 5\nmax_new_tokens = 4\n";
+    std::fs::write(&suite, [loss, harm].concat()).unwrap();
+    let set = format!("eval.suite={}", suite.display());
+    let patience = ["data.validation=0.2", "output.eval_every_steps=2", "train.patience=2", "output.save_best=true"];
+    let rates = ["train.max_steps=40", "train.learning_rate=3e-2", "eval.every=3"];
+    let sets = [&patience[..], &rates, &[&set]].concat();
+    let (one, three) = (scratch.path().join("one"), scratch.path().join("three"));
+    ends(run(1, &one, &sets, &[]), 0, &["the best state, of step"]);
+    ends(run(3, &three, &sets, &[]), 0, &["the best state, of step"]);
+    same_results(&one, &three, "adapter/adapter_model.safetensors");
+    let eval = |dir: &Path| read_json(&dir.join("run.json"))["eval"].clone();
+    close(&eval(&one), &eval(&three), 1e-5);
+}
+
 #[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     let scratch = tempfile::tempdir().unwrap();

@@ -6,10 +6,11 @@ use crate::cli::EvalArgs;
 use crate::console::Table;
 use crate::data::{Columns, PROMPT_FIELDS};
 use crate::ensure_valid;
-use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, Value, locate};
+use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, locate};
 use crate::hub;
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
+use crate::report::{Evaluated, Value};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
@@ -127,18 +128,10 @@ fn table(rows: &[Row]) -> String {
 
 /// A list of models, each with its evaluations; the same for one of each.
 fn report(rows: &[Row]) -> Json {
-    let evaluations = |outcomes: &[Outcome]| -> Vec<Json> {
-        let fields = |outcome: &Outcome| {
-            let mut fields = Map::from_iter([
-                ("name".to_string(), json!(outcome.title)),
-                ("metric".to_string(), json!(outcome.metric)),
-            ]);
-            fields.extend(outcome.json());
-            Json::Object(fields)
-        };
-        outcomes.iter().map(fields).collect()
+    let model = |(model, outcomes): &Row| {
+        let evaluations: Vec<Evaluated> = outcomes.iter().map(Outcome::evaluated).collect();
+        json!({"model": model, "evaluations": evaluations})
     };
-    let model = |(model, outcomes): &Row| json!({"model": model, "evaluations": evaluations(outcomes)});
     json!({"models": rows.iter().map(model).collect::<Vec<_>>()})
 }
 

@@ -2,13 +2,17 @@
 
 use crate::cli::TrainArgs;
 use crate::config::Settings;
+use crate::console::Table;
 use crate::console::log;
-use crate::eval::MeanLoss;
+use crate::eval::{MeanLoss, Suite};
+use crate::model::{DeviceKind, Dtype};
 use crate::ranks::Ranks;
-use crate::report::LossEnds;
-use crate::train::{self, Ending, Outcome, RunFlags};
-use anyhow::Result;
+use crate::report::{LossEnds, SuiteEnds, Value};
+use crate::train::{self, Ending, Outcome, RunFlags, Tuning};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde_json::json;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
@@ -19,6 +23,9 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let settings = Settings::load(&args.config, &args.set);
     let settings = if args.check || args.dry_run { settings } else { ranks.agree(settings) }?;
     if args.check {
+        if let Some(suite) = &settings.eval.suite {
+            Suite::load(Path::new(suite)).context("eval.suite")?;
+        }
         super::print(&settings.to_toml()?)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -31,7 +38,11 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let resume_command = resume_command(&args);
     let TrainArgs { overwrite, resume, allow_change, .. } = args;
     match train::run(&settings, &RunFlags { overwrite, resume, allow_change })? {
-        Ending::Finished(outcome) => say_outcome(&outcome),
+        Ending::Finished(outcome) => {
+            say_outcome(&outcome);
+            say_evaluations(&settings, &outcome);
+            return Ok(outcome.signal.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(signal.exit_code())));
+        }
         Ending::AlreadyFinished(result) => {
             let text = format!("the run is finished: its result is {}", result.display());
             log::info(&text, json!({"result": result}));
@@ -63,6 +74,58 @@ fn say_outcome(outcome: &Outcome) {
     let best = outcome.best_step.map_or(String::new(), |step| format!(", the best state, of step {step}"));
     let text = format!("saved {}{best}", outcome.result.display());
     log::info(&text, json!({"result": outcome.result, "best_step": outcome.best_step}));
+}
+
+/// What the suite found before and after or, without a suite, how to find it.
+fn say_evaluations(settings: &Settings, outcome: &Outcome) {
+    let command = eval_command(settings, &outcome.result);
+    let Some(ends) = &outcome.suite else {
+        let text = format!("to measure what it answers: {command}");
+        return log::info(&text, json!({"command": command, "result": outcome.result}));
+    };
+    let SuiteEnds { suite, before, after } = ends;
+    let Some(row) = after else {
+        let text = format!("{suite} was not measured on the result; to do so: {command}");
+        return log::notice(&text, json!({"command": command}));
+    };
+    let at = |step: usize| if step == 0 { "before".to_string() } else { format!("after step {step}") };
+    log::info(&format!("evaluations of {suite}:"), json!({"suite": suite, "before": before, "after": after}));
+    let mut table = Table::new(["".to_string(), at(0), at(row.step)]);
+    let text = |value: Option<Value>| value.map_or("-".to_string(), Value::text);
+    for change in ends.changes() {
+        table.push([change.name, text(change.before), text(change.after)]);
+    }
+    for line in table.to_string().lines() {
+        log::info(&format!("  {line}"), json!({}));
+    }
+}
+
+/// The command that measures a run's result and, for an adapter, the model below it, for a POSIX shell. What it is measured
+/// on is left to fill in, unless the run has a suite.
+fn eval_command(settings: &Settings, result: &Path) -> String {
+    let (model, result) = (&settings.model, result.to_string_lossy());
+    let mut words = vec!["asft".to_string(), "eval".to_string()];
+    let mut add = |option: &[&str]| words.extend(option.iter().map(ToString::to_string));
+    match settings.train.method {
+        Tuning::Lora => add(&["--model", &model.aligned, "--baseline", "--adapter", &result]),
+        Tuning::Full => add(&["--model", &result]),
+    }
+    if model.dtype != Dtype::F32 {
+        add(&["--dtype", &name(model.dtype)]);
+    }
+    if model.device != DeviceKind::Auto {
+        add(&["--device", &name(model.device)]);
+    }
+    match &settings.eval.suite {
+        Some(suite) => add(&["--suite", suite]),
+        None => add(&["--preset", "harmful", "--data", "PROMPTS.jsonl"]),
+    }
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default()
+}
+
+/// A choice as it is typed.
+fn name(choice: impl ValueEnum) -> String {
+    choice.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
 }
 
 /// The command that resumes the run, for a POSIX shell. Allowed changes are part of the run by then.

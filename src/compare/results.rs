@@ -4,9 +4,9 @@
 use super::grid::{Case, Run};
 use super::inputs::Contents;
 use crate::ensure_valid;
-use crate::eval::{Outcome, Suite, Value};
+use crate::eval::{Outcome, Suite};
 use crate::invalid;
-use crate::report::hash_file;
+use crate::report::{Value, hash_file};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;

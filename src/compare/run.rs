@@ -17,7 +17,7 @@ use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
 use crate::outputs::Outputs;
 use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
-use crate::train::{self, Ending, RunFlags, Tuning};
+use crate::train::{self, Ending, EvalOptions, RunFlags, Tuning};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use indicatif::HumanDuration;
@@ -79,8 +79,10 @@ impl<'a> Comparison<'a> {
                 .cloned()
                 .chain([format!("output.dir={:?}", output.display().to_string())])
                 .collect();
-            let settings = Settings::load(Path::new(&options.config), &overrides)
+            let mut settings = Settings::load(Path::new(&options.config), &overrides)
                 .with_context(|| format!("method \"{}\"", run.case.method))?;
+            // A comparison has a suite of its own.
+            settings.eval = EvalOptions::default();
             let full = settings.train.method == Tuning::Full;
             let (method, lone) = (&run.case.method, run.threshold.is_none() && run.extrapolate.is_none());
             ensure_valid!(!full || lone, "method \"{method}\": train.method = \"full\" has no adapter to project");

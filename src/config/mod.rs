@@ -12,14 +12,16 @@ mod validate;
 
 use crate::adapter::LoraOptions;
 use crate::data::DataOptions;
+use crate::eval::Suite;
 use crate::method::AsftOptions;
 use crate::model::ModelOptions;
 use crate::outputs::Outputs;
 use crate::report::LoggingOptions;
 use crate::toml_reader::Schema;
-use crate::train::{DefenceOptions, OutputOptions, TrainOptions};
+use crate::train::{DefenceOptions, EvalOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Every setting of a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +39,8 @@ pub struct Settings {
     pub data: DataOptions,
     /// How long and how fast to train.
     pub train: TrainOptions,
+    /// What is measured of the model besides its losses.
+    pub eval: EvalOptions,
     /// Where the results go.
     pub output: OutputOptions,
     /// What is written besides.
@@ -56,7 +60,12 @@ impl Settings {
 
     /// Adds the files and folders that a run reads.
     pub fn declare_inputs(&self, outputs: Outputs) -> Outputs {
-        let Self { model, lora, asft, data, .. } = self;
+        let Self { model, lora, asft, data, eval, .. } = self;
+        // A suite that cannot be read is reported where it is read for the run.
+        let suite = eval.suite.as_ref().and_then(|path| Suite::load(Path::new(path)).ok());
+        let evaluations = suite.into_iter().flat_map(|suite| suite.eval);
+        let outputs = evaluations
+            .fold(outputs.reads("eval.suite", &eval.suite), |outputs, evaluation| evaluation.declare_inputs(outputs));
         let outputs = outputs.reads("model.aligned", [&model.aligned]).reads("model.unaligned", &model.unaligned);
         let outputs = outputs.reads("lora.init_adapter", &lora.init_adapter).reads("asft.direction", &asft.direction);
         let outputs = outputs.reads("data.template", [&data.template]).reads("data.validation", data.validation_file());

@@ -21,6 +21,7 @@ pub fn mistakes_of_data(settings: &Settings) -> Mistakes {
     asft(settings, &mut found);
     defence(settings, &mut found);
     data(settings, &mut found);
+    eval(settings, &mut found);
     output(settings, &mut found);
     train(settings, &mut found);
     found
@@ -158,6 +159,14 @@ fn data(settings: &Settings, found: &mut Mistakes) {
     }
 }
 
+fn eval(settings: &Settings, found: &mut Mistakes) {
+    let eval = &settings.eval;
+    found.unless(eval.suite.as_ref().is_none_or(|file| !file.is_empty()), "`eval.suite` is empty: leave it out");
+    found.unless(eval.suite.is_some() || eval.every.is_none(), "`eval.every` needs `eval.suite`");
+    found.at_least_one("eval.every", eval.every.unwrap_or(1));
+    found.at_least_one("eval.batch_size", eval.batch_size);
+}
+
 fn output(settings: &Settings, found: &mut Mistakes) {
     let Settings { output, train, data, .. } = settings;
     if let Some(steps) = output.eval_every_steps {
@@ -293,6 +302,11 @@ mod tests {
             (s.train.method, s.lora.init_adapter, s.asft.scaled) = (Tuning::Full, Some("old".to_string()), true);
         };
         check(full, &["lora.init_adapter", "asft.scaled"]);
+        check(|s| s.eval.every = Some(5), &["`eval.every` needs `eval.suite`"]);
+        check(
+            |s| (s.eval.suite, s.eval.every) = (Some(String::new()), Some(0)),
+            &["`eval.suite` is empty", "eval.every"],
+        );
         check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
         let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Tuning::Full, DefenceKind::ConstrainedSft);
         check(full, &["constrained_sft"]);

@@ -12,14 +12,16 @@ use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
+use std::cell::OnceCell;
 use std::path::Path;
 
-/// A loaded moderation model.
+/// A moderation model, loaded when it is first asked.
 pub struct Judge {
-    model: Decoder,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    place: (Device, DType),
+    network: OnceCell<Network>,
     tokenizer: Tokenizer,
-    /// [labels, hidden_size], f32
-    score: Tensor,
     labels: Vec<String>,
     pad_id: Option<u32>,
     prompt: String,
@@ -27,15 +29,21 @@ pub struct Judge {
     threshold: f64,
 }
 
+struct Network {
+    model: Decoder,
+    /// [labels, hidden_size], f32
+    score: Tensor,
+}
+
 /// The classifier on top of the decoder.
 const SCORE: &str = "score.weight";
 
 impl Judge {
-    /// Loads the evaluation's judge, computing in `dtype`.
+    /// Opens the evaluation's judge, to compute on `device` in `dtype`.
     ///
     /// # Errors
     /// A folder or id that is not such a checkpoint; a prompt without {question} or {answer}.
-    pub fn load(evaluation: &Evaluation, device: &Device, dtype: DType) -> Result<Self> {
+    pub fn open(evaluation: &Evaluation, device: &Device, dtype: DType) -> Result<Self> {
         let id = evaluation.judge.as_deref().unwrap_or_default();
         let prompt = evaluation.judge_prompt.as_deref().unwrap_or(JUDGE_PROMPT).to_string();
         let complete = ["{question}", "{answer}"].iter().all(|part| prompt.contains(part));
@@ -53,21 +61,37 @@ impl Judge {
             dir.display(),
             if shape.is_empty() { "none".to_string() } else { format!("{shape:?}") }
         );
-        let progress = progress_bar(0, "loading judge");
-        let model = Decoder::load(&spec, &checkpoint, (device, dtype), false, &progress)?;
-        progress.finish_and_clear();
-        let score = checkpoint.tensor(SCORE, DType::F32, device)?;
-        let (labels, pad_id) = described(&dir, score.dim(0)?)?;
+        let (labels, pad_id) = described(&dir, shape[0])?;
         Ok(Self {
-            model,
+            checkpoint,
+            spec,
+            place: (device.clone(), dtype),
+            network: OnceCell::new(),
             tokenizer: Tokenizer::load(&dir)?,
-            score,
             labels,
             pad_id,
             prompt,
             max_length: evaluation.judge_max_length.unwrap_or(256),
             threshold: evaluation.judge_threshold.unwrap_or(0.5),
         })
+    }
+
+    /// The weights, loaded by the first call.
+    fn network(&self) -> Result<&Network> {
+        if let Some(network) = self.network.get() {
+            return Ok(network);
+        }
+        let (device, dtype) = &self.place;
+        let progress = progress_bar(0, "loading judge");
+        let model = Decoder::load(&self.spec, &self.checkpoint, (device, *dtype), false, &progress)?;
+        progress.finish_and_clear();
+        let score = self.checkpoint.tensor(SCORE, DType::F32, device)?;
+        Ok(self.network.get_or_init(|| Network { model, score }))
+    }
+
+    /// Frees the weights until they are needed again.
+    pub fn unload(&mut self) {
+        self.network.take();
     }
 
     /// Each text's labels with a probability above the threshold. `pairs`: (question, answer).
@@ -96,8 +120,9 @@ impl Judge {
             row
         };
         let rows = ids.iter().map(row).collect();
-        let features = self.model.features(&ids.concat(), &lengths, rows)?.to_dtype(DType::F32)?;
-        Ok(candle_nn::ops::sigmoid(&features.matmul(&self.score.t()?)?)?)
+        let Network { model, score } = self.network()?;
+        let features = model.features(&ids.concat(), &lengths, rows)?.to_dtype(DType::F32)?;
+        Ok(candle_nn::ops::sigmoid(&features.matmul(&score.t()?)?)?)
     }
 
     pub(super) fn encode(&self, question: &str, answer: &str) -> Result<Vec<u32>> {
@@ -106,7 +131,7 @@ impl Judge {
             text.push_str(eos);
         }
         let mut ids = self.tokenizer.encode(&text, true)?;
-        ids.truncate(self.max_length.min(self.model.spec().context()));
+        ids.truncate(self.max_length.min(self.spec.context()));
         ensure_valid!(!ids.is_empty(), "the judge's tokenizer makes no tokens of {text:.80?}");
         Ok(ids)
     }

@@ -2,10 +2,11 @@
 //!
 //! A [`Gauge`] says what is measured, a [`Plan`] where, a [`Perturbation`] how the weights move.
 
-use super::{Outcome, Prepared, Value};
+use super::{Outcome, Prepared};
 use crate::console::log;
 use crate::method::perturb::{Axis, Perturbation, Ray};
 use crate::model::Decoder;
+use crate::report::Value;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -39,7 +40,7 @@ impl Gauge for EvalGauge {
 /// An evaluation's main quantity, first, and its other rates.
 fn readings(outcome: &Outcome) -> Vec<(Quantity, f64)> {
     let mut readings = vec![];
-    for (i, (name, value)) in outcome.readings().enumerate() {
+    for (i, (name, value)) in outcome.readings().into_iter().enumerate() {
         let (unit, number) = match value {
             Value::Rate(rate) => (PERCENT, 100.0 * rate.share()),
             Value::Number(number) if i == 0 => ("nats per label token", number),

@@ -7,15 +7,16 @@ use super::choice::{self, Choices};
 use super::judge::Judge;
 use super::loss::mean_loss;
 use super::options::{Evaluation, Match, Metric};
-use super::outcome::{Outcome, Value};
-use super::rate::Rate;
+use super::outcome::Outcome;
 use super::reference::{targets, told};
 use super::refusal::Phrases;
 use crate::console::progress_bar;
 use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
 use crate::ensure_valid;
+use crate::error::joined;
 use crate::hub::{self, Split};
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
+use crate::report::{Rate, Value};
 use crate::stop;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
@@ -38,6 +39,11 @@ impl Located {
             self.evaluation.prefix.push_str(prefix);
         }
         self
+    }
+
+    /// The moderation model that it needs, a folder or id.
+    pub fn judge(&self) -> Option<&str> {
+        self.evaluation.judge.as_deref()
     }
 
     /// The name of its sample file in the suite, and where it is.
@@ -89,11 +95,12 @@ struct Questions {
 }
 
 impl Prepared {
-    /// Reads the evaluations' samples and judges (computing in `dtype`). `dir`: the model's folder, for its tokenizer.
+    /// Reads the evaluations' samples, and checks their judges, which will compute on `device` in `dtype`. `dir`: the
+    /// model's folder, for its tokenizer.
     ///
     /// # Errors
     /// Samples that cannot be read or have no reference where one is needed, with their place; prompts that do not fit
-    /// the model's context; a judge that is not one. Each with the evaluation's name.
+    /// the model's context; a judge that is not one. Each with the evaluation's name, all in one message.
     pub fn new(located: &[Located], dir: &Path, spec: &ModelSpec, (device, dtype): (&Device, DType)) -> Result<Self> {
         let needs_none = |e: &Evaluation| e.metric() == Metric::Loss && e.format == Format::Tokenized;
         let none_needed = located.iter().all(|located| needs_none(&located.evaluation));
@@ -103,8 +110,26 @@ impl Prepared {
                 .with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
             Ok((evaluation.clone(), work))
         };
-        let evaluations = located.iter().map(work).collect::<Result<_>>()?;
+        let (mut evaluations, mut errors) = (vec![], vec![]);
+        for prepared in located.iter().map(work) {
+            match prepared {
+                Ok(prepared) => evaluations.push(prepared),
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(joined("the evaluations cannot be used", errors));
+        }
         Ok(Self { tokenizer, evaluations })
+    }
+
+    /// Frees the memory of judges until they are needed again.
+    pub fn unload_judges(&mut self) {
+        for (_, work) in &mut self.evaluations {
+            if let Work::Judge(_, judge) = work {
+                judge.unload();
+            }
+        }
     }
 
     /// Measures a model on every evaluation, `batch_size` samples at a time.
@@ -176,7 +201,7 @@ impl Work {
                 Self::Refusal(Questions { prompts, ids }, phrases.transpose()?.unwrap_or_default(), told)
             }
             Metric::Judge => {
-                let judge = Judge::load(evaluation, device, dtype)?;
+                let judge = Judge::open(evaluation, device, dtype)?;
                 Self::Judge(Questions { prompts, ids }, Box::new(judge))
             }
             Metric::Loss => bail!("the loss is prepared above"),

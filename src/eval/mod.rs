@@ -10,7 +10,6 @@ mod loss;
 mod measure;
 mod options;
 mod outcome;
-mod rate;
 mod reference;
 mod refusal;
 
@@ -18,8 +17,7 @@ pub use answers::{Encoder, answer_all};
 pub use loss::{MeanLoss, mean_loss};
 pub use measure::{Located, Prepared, locate};
 pub use options::{Evaluation, Match, Metric, Preset, Suite};
-pub use outcome::{Outcome, Value};
-pub use rate::Rate;
+pub use outcome::Outcome;
 pub use refusal::Phrases;
 
 #[cfg(test)]

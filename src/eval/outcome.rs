@@ -1,44 +1,9 @@
-//! What an evaluation found: named values, and what became of each sample.
+//! What an evaluation found, and what became of each sample.
 
 use super::options::Metric;
-use super::rate::Rate;
 use crate::data::Prompt;
-use serde_json::{Map, Value as Json, json};
-
-/// A measured value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Value {
-    Rate(Rate),
-    Number(f64),
-    Count(usize),
-}
-
-impl Value {
-    /// The number that represents it in a picture: a share, a loss.
-    pub fn number(self) -> f64 {
-        match self {
-            Self::Rate(rate) => rate.share(),
-            Self::Number(number) => number,
-            Self::Count(count) => count as f64,
-        }
-    }
-
-    pub fn text(self) -> String {
-        match self {
-            Self::Rate(rate) => rate.to_string(),
-            Self::Number(number) => format!("{number:.4}"),
-            Self::Count(count) => count.to_string(),
-        }
-    }
-
-    fn json(self) -> Json {
-        match self {
-            Self::Rate(rate) => json!(rate),
-            Self::Number(number) => json!(number),
-            Self::Count(count) => json!(count),
-        }
-    }
-}
+use crate::report::{Evaluated, Value};
+use serde_json::{Map, Value as Json};
 
 /// The values of one model on one evaluation, the main one first.
 #[derive(Clone, Debug, Default)]
@@ -55,18 +20,15 @@ impl Outcome {
         Self { values: values.into_iter().collect(), ..Default::default() }
     }
 
-    pub fn get(&self, name: &str) -> Option<Value> {
-        self.values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    /// As it is recorded: without the samples.
+    pub fn evaluated(&self) -> Evaluated {
+        let values = self.values.iter().map(|(name, value)| (name.to_string(), value.json())).collect();
+        Evaluated { name: self.title.clone(), metric: self.metric.to_string(), values }
     }
 
-    /// The values in which models differ (counts are the same for all), with names that tell evaluations apart.
-    pub fn readings(&self) -> impl Iterator<Item = (String, Value)> {
-        let measured = self.values.iter().filter(|(_, value)| !matches!(value, Value::Count(_)));
-        measured.enumerate().map(|(i, (name, value))| {
-            let title = &self.title;
-            let name = if i == 0 { title.clone() } else { format!("{title}: {}", name.replace('_', " ")) };
-            (name, *value)
-        })
+    /// As [`Evaluated::readings`].
+    pub fn readings(&self) -> Vec<(String, Value)> {
+        self.evaluated().readings()
     }
 
     pub fn sample(&mut self, prompt: &Prompt, answer: String, fields: impl IntoIterator<Item = (&'static str, Json)>) {
@@ -74,10 +36,5 @@ impl Outcome {
         record.insert("answer".into(), answer.into());
         record.extend(fields.into_iter().map(|(name, value)| (name.to_string(), value)));
         self.samples.push(record);
-    }
-
-    /// The values by name.
-    pub fn json(&self) -> Map<String, Json> {
-        self.values.iter().map(|(name, value)| (name.to_string(), value.json())).collect()
     }
 }

@@ -69,7 +69,7 @@ fn the_judge_is_transformers_s() {
         judge_max_length: Some(golden.max_length),
         ..Default::default()
     };
-    let judge = Judge::load(&evaluation, &Device::Cpu, DType::F32).unwrap();
+    let judge = Judge::open(&evaluation, &Device::Cpu, DType::F32).unwrap();
     let ids: Vec<Vec<u32>> = golden.rows.iter().map(|row| judge.encode(&row.question, &row.answer).unwrap()).collect();
     let probabilities: Vec<Vec<f32>> = judge.probabilities(&ids).unwrap().to_vec2().unwrap();
     let pairs: Vec<(String, String)> =
@@ -89,7 +89,7 @@ fn a_language_model_is_no_judge() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(id).display().to_string();
         let prompt = prompt.map(str::to_string);
         let evaluation = Evaluation { judge: Some(dir), judge_prompt: prompt, ..Default::default() };
-        format!("{:#}", Judge::load(&evaluation, &Device::Cpu, DType::F32).err().unwrap())
+        format!("{:#}", Judge::open(&evaluation, &Device::Cpu, DType::F32).err().unwrap())
     };
     assert!(judge("tests/tiny/aligned", None).contains("score.weight"));
     assert!(judge("tests/fixtures/eval/judge", Some("{question}")).contains("{answer}"));

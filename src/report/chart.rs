@@ -6,7 +6,7 @@ use crate::ticks::{self, extremes};
 use std::fmt::Write;
 
 /// Little more than a telephone is wide: text stays readable when the picture shrinks to that.
-const WIDTH: f64 = 420.0;
+pub const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 210.0;
 /// Left, right, top of the plot inside the picture.
 const MARGINS: [f64; 3] = [54.0, 16.0, 12.0];

@@ -14,6 +14,7 @@
 //! Summary  1: Value { 1: tag string   2: simple_value float }, repeated         SessionLog  1: status, START = 1
 //! ```
 
+use super::evaluated::SuiteRow;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -98,7 +99,8 @@ fn step_of(row: &Map<String, Value>) -> u64 {
     row.get("step").and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// The numbers of a row as scalars `train/<key>`, those of a validation as `eval/<key>`; nothing if it has none.
+/// The numbers of a row as scalars: `train/<key>`, those of a validation as `eval/<key>`, those of a suite as
+/// `eval/<evaluation>`; nothing if it has none.
 fn row_record(time: f64, row: &Map<String, Value>) -> Vec<u8> {
     let mut summary = Message::default();
     for (key, value) in row.iter().filter(|(key, _)| *key != "step") {
@@ -108,6 +110,11 @@ fn row_record(time: f64, row: &Map<String, Value>) -> Vec<u8> {
             None => format!("train/{key}"),
         };
         summary = summary.message(1, &Message::default().text(1, &tag).float(2, value as f32));
+    }
+    let suite: SuiteRow = serde_json::from_value(Value::Object(row.clone())).unwrap_or_default();
+    for (name, value) in suite.readings() {
+        let scalar = Message::default().text(1, &format!("eval/{name}")).float(2, value.number() as f32);
+        summary = summary.message(1, &scalar);
     }
     if summary.0.is_empty() { vec![] } else { record(&Event::at(time, step_of(row)).message(5, &summary)) }
 }
@@ -239,6 +246,9 @@ mod tests {
         let eval = json!({"step": 1, "eval_loss": 2.0});
         let data = records(&row_record(0.0, eval.as_object().unwrap())).remove(0);
         assert!(data.windows(9).any(|window| window == b"eval/loss"));
+        let suite = json!({"step": 1, "evaluations": [{"name": "harm", "metric": "refusal", "harmful_score": {"count": 1, "total": 4}}]});
+        let data = records(&row_record(0.0, suite.as_object().unwrap())).remove(0);
+        assert!(data.windows(9).any(|window| window == b"eval/harm"));
         assert!(row_record(0.0, json!({"step": 1, "skipped": "why"}).as_object().unwrap()).is_empty());
     }
 

@@ -2,11 +2,13 @@
 //! their values on hover; it follows the reader's choice of light or dark, fits a telephone, and can be printed. Its
 //! links are to the run's files beside it.
 
+use super::bars;
 use super::chart::{Chart, Series, escape};
-use super::LossEnds;
+use super::evaluated::SuiteEnds;
 use super::metrics::read_rows;
 use super::run_record::UpdateNorm;
 use super::short;
+use super::trend::LossEnds;
 use crate::ensure_valid;
 use crate::names::{layer_number, short_name};
 use anyhow::{Context, Result};
@@ -96,7 +98,7 @@ impl Page {
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
              content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light \
              dark\">\n<title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header><h1>{0}</h1><p>{1} · \
-             {2}</p>{8}</header>\n{3}<h2>Training</h2>\n{4}{5}<h2>Settings</h2>\n<pre>{6}</pre>\n{7}</body>\n</html>\n",
+             {2}</p>{8}</header>\n{3}{9}<h2>Training</h2>\n{4}{5}<h2>Settings</h2>\n<pre>{6}</pre>\n{7}</body>\n</html>\n",
             escape(&title),
             escape(&base),
             escape(&started),
@@ -106,6 +108,7 @@ impl Page {
             escape(self.files.config.trim_end()),
             self.provenance(),
             self.links(),
+            self.evaluations(),
         )
     }
 
@@ -179,7 +182,11 @@ impl Page {
         let peak = number("peak_memory_bytes").or_else(|| self.last("peak_memory_bytes"));
         let (loss, mean_of) = match self.loss_ends() {
             Some(LossEnds { steps, first, last, .. }) => {
-                let name = if steps == 1 { "loss, first and last".to_string() } else { format!("loss, means of {steps} steps") };
+                let name = if steps == 1 {
+                    "loss, first and last".to_string()
+                } else {
+                    format!("loss, means of {steps} steps")
+                };
                 (Some(format!("{} → {}", short(first), short(last))), name)
             }
             None => (self.last("loss").map(short), "loss".to_string()),
@@ -224,6 +231,23 @@ impl Page {
             Chart { title, x_label: "step", epochs, series, from_zero, may_log }.to_html()
         });
         format!("<div class=\"charts\">\n{}</div>\n", charts.concat())
+    }
+
+    /// What the suite of `[eval]` found before and after.
+    fn evaluations(&self) -> String {
+        let ends = self.record("eval").and_then(|ends| serde_json::from_value::<SuiteEnds>(ends).ok());
+        let Some(ends) = ends else { return String::new() };
+        let changes = ends.changes();
+        let after = ends.after.as_ref().map_or("not measured".to_string(), |row| format!("of step {}", row.step));
+        let what = format!(
+            "What {} finds before the first step and in the exported state, {after}. Lines on the bars are 95 % intervals.",
+            escape(&ends.suite)
+        );
+        format!(
+            "<h2>Evaluations</h2>\n<p>{what}</p>\n<div class=\"charts\">\n{}</div>\n{}",
+            bars::figures(&changes),
+            bars::table(&changes)
+        )
     }
 
     /// ΔW by layer, a chart for each kind of module, and the numbers.

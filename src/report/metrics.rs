@@ -1,7 +1,8 @@
-//! `metrics.jsonl`: one JSON object per optimizer step or validation, flushed line by line, so that a run that dies
+//! `metrics.jsonl`: one JSON object per optimizer step, validation or measurement of the suite, flushed line by line, so that a run that dies
 //! leaves what it measured; and `modules.jsonl`, the same for single modules. Numbers are written so that they read
 //! back as the same f64; NaN and infinity, which JSON lacks, are written as null.
 
+use super::evaluated::SuiteRow;
 use super::events::EventFile;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -165,6 +166,10 @@ impl Metrics {
     }
 
     pub fn eval(&mut self, row: &EvalRow) -> Result<()> {
+        self.line(row)
+    }
+
+    pub fn suite(&mut self, row: &SuiteRow) -> Result<()> {
         self.line(row)
     }
 

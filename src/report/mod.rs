@@ -1,19 +1,24 @@
 //! What a run leaves: `metrics.jsonl` step by step, `run.json` and `report.html` at the end. Also the progress of
 //! training, shown from the rows of the metrics.
 
+mod bars;
 mod chart;
+mod evaluated;
 mod events;
 mod html;
 mod metrics;
 mod options;
 mod progress;
+mod rate;
 mod run_record;
 mod trend;
 
+pub use evaluated::{Change, Evaluated, SuiteEnds, SuiteRow, Value};
 pub use html::{Page, REPORT, RunFiles};
 pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;
 pub use progress::TrainProgress;
+pub use rate::Rate;
 pub use run_record::{Results, RunRecord, Totals, UpdateNorm, hash_file};
 pub use trend::{LossEnds, Trend};
 

@@ -1,7 +1,7 @@
 //! The progress of training on stderr: a bar on a terminal, a log line now and then elsewhere (files, CI), nothing when
 //! quiet.
 
-use super::{EvalRow, StepRow, short};
+use super::{EvalRow, StepRow, SuiteRow, short};
 use crate::console::{log, resumed_bar};
 use indicatif::{HumanDuration, ProgressBar};
 use serde_json::Value;
@@ -62,6 +62,13 @@ impl TrainProgress {
         let (step, total, loss) = (row.step, self.total_steps, short(row.eval_loss));
         let text = format!("step {step}/{total} validation loss {loss} over {} tokens", row.eval_tokens);
         log::info(&text, fields(row));
+    }
+
+    /// Shows what a suite found.
+    pub fn suite(&self, row: &SuiteRow) {
+        let values: Vec<String> =
+            row.readings().into_iter().map(|(name, value)| format!("{name} {}", value.text())).collect();
+        log::info(&format!("step {}/{} {}", row.step, self.total_steps, values.join(", ")), fields(row));
     }
 
     /// Takes the bar away: of a hundred runs in one process a hundred would be left.

@@ -1,7 +1,8 @@
 //! `run.json`: what this run's output was made with, so that it can be reproduced: versions, hashes of the inputs, the
 //! name of the settings file beside it, time and memory.
 
-use super::LossEnds;
+use super::evaluated::SuiteEnds;
+use super::trend::LossEnds;
 use crate::console::utc_now;
 use crate::memory;
 use anyhow::{Context, Result};
@@ -56,6 +57,9 @@ pub struct Results {
     pub totals: Totals,
     /// `None` if no step was taken.
     pub loss: Option<LossEnds>,
+    /// `None` without a suite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<SuiteEnds>,
     pub update_norms: Vec<UpdateNorm>,
 }
 

@@ -14,10 +14,12 @@ use crate::eval::MeanLoss;
 use crate::memory;
 use crate::ranks::Ranks;
 use crate::report::{
-    EvalRow, Metrics, Results, RunRecord, SkippedRow, State, StepRow, Totals, TrainProgress, UpdateNorm,
+    EvalRow, Metrics, Results, RunRecord, SkippedRow, State, StepRow, SuiteEnds, SuiteRow, Totals, TrainProgress,
+    UpdateNorm,
 };
 use anyhow::Result;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 pub struct Ledger {
@@ -38,15 +40,16 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the books at the step that `start` names. The first rank restores the output folder to what it was then,
-    /// for all ranks. `record`: as far as the preparation has filled it.
+    /// for all ranks. `inputs`: content hashes by key; `record`: as far as the preparation has filled it.
     pub fn open(
         settings: &Settings,
         output: &OutputFolder,
         start: &Start,
         plan: &Plan,
+        inputs: &BTreeMap<String, String>,
         record: RunRecord,
     ) -> Result<Self> {
-        let state = start.saved().map_or_else(RunState::default, |saved| saved.resumed(settings));
+        let state = start.saved().map_or_else(RunState::default, |saved| saved.resumed(settings, inputs));
         let checkpoints = Checkpoints::new(output, settings);
         let files = Ranks::here().on_first(|| start.open(settings, output, &checkpoints, &state))?;
         let (metrics, modules) = files.map_or((None, None), |(metrics, modules)| (Some(metrics), modules));
@@ -135,6 +138,17 @@ impl Ledger {
         Ok(self.state.validated(mean.loss, mean.label_tokens))
     }
 
+    /// Records what the suite found in the present state.
+    pub fn evaluated(&mut self, row: SuiteRow) -> Result<()> {
+        self.metrics.iter_mut().try_for_each(|metrics| metrics.suite(&row))?;
+        self.progress.suite(&row);
+        self.state.evaluated_at = Some(row.step);
+        if row.step == 0 {
+            self.state.before = Some(row);
+        }
+        Ok(())
+    }
+
     /// Updates the state from the clocks, the files and λ.
     pub fn take_stock(&mut self, trainer: &Trainer) {
         self.state.training_seconds = self.training_seconds();
@@ -163,10 +177,15 @@ impl Ledger {
     }
 
     /// Writes the record of the run, its inputs and its results.
-    pub fn write_record(&mut self, output: &OutputFolder, update_norms: Vec<UpdateNorm>) -> Result<()> {
+    pub fn write_record(
+        &mut self,
+        output: &OutputFolder,
+        eval: Option<SuiteEnds>,
+        update_norms: Vec<UpdateNorm>,
+    ) -> Result<()> {
         self.state.totals.elapsed_seconds = self.elapsed_seconds();
         let (totals, loss) = (self.state.totals.clone(), self.state.loss());
-        output.write_record(&self.record, &Results { totals, loss, update_norms })
+        output.write_record(&self.record, &Results { totals, loss, eval, update_norms })
     }
 
     /// Closes the books of a finished run.

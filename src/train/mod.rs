@@ -2,13 +2,14 @@
 //!
 //! | room or file | what happens there |
 //! | --- | --- |
-//! | `run` | the whole of training on one screen: start, prepare, then step, validate, keep, stop, export |
+//! | `run` | the whole of training on one screen: start, prepare, then evaluate, step, validate, keep, stop, export |
 //! | `ledger` | the books: where the run stands, the last good state, rows of metrics, clocks, totals |
 //! | `before` | all before the first step: inputs found and read, checked, weighed against memory and disk, loaded; the dry run; where a run starts or goes on |
 //! | `folder` | the output folder: what is called what, checkpoints, the result, what ties a run to its inputs |
 //! | `step` | one optimizer step: micro-batches, the ranks' sum, penalties, clipping, AdamW |
 //! | `defence` | a file for each defence beside the penalty, behind one trait |
-//! | `plan`, `state`, `options` | which samples go into which step; what a run carries from step to step; `[train]` and `[output]` |
+//! | `evaluating` | the suite of `[eval]` on the model in training |
+//! | `plan`, `state`, `options` | which samples go into which step; what a run carries from step to step; `[train]`, `[eval]` and `[output]` |
 //!
 //! Each room sees those below it and no other.
 //!
@@ -21,6 +22,7 @@
 
 mod before;
 mod defence;
+mod evaluating;
 mod folder;
 mod ledger;
 mod options;
@@ -34,7 +36,7 @@ pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
 pub use before::resume::RunFlags;
 pub use defence::{ConstrainedSft, Defence, DefenceKind, DefenceOptions, Needs, OwnSamples, TokenObjective};
-pub use options::{OutputOptions, TrainOptions, Tuning};
+pub use options::{EvalOptions, OutputOptions, TrainOptions, Tuning};
 pub use plan::{Plan, Pool, StepSamples};
 pub use run::{Ending, Outcome, run};
 pub use step::penalties::Penalties;

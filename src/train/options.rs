@@ -1,4 +1,4 @@
-//! `[train]` and `[output]` of the config: how long, how fast, and where the results go.
+//! `[train]`, `[eval]` and `[output]` of the config: how long, how fast, what is measured, and where the results go.
 
 use crate::optim::{Schedule, ScheduleKind};
 use schemars::JsonSchema;
@@ -96,6 +96,25 @@ impl TrainOptions {
             total_steps,
             steps_per_epoch,
         }
+    }
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalOptions {
+    /// A suite of evaluations, a file as `asft eval --suite` reads it. It is measured before the first step and on what is
+    /// exported: `run.json`, `report.html` and the last lines then tell what training did to the model.
+    pub suite: Option<String>,
+    /// Measure the suite every so many steps too, as rows of `metrics.jsonl`. Needs `eval.suite`.
+    pub every: Option<usize>,
+    /// Samples of the suite computed at once.
+    pub batch_size: usize,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        Self { suite: None, every: None, batch_size: 16 }
     }
 }
 

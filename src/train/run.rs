@@ -3,6 +3,7 @@
 
 use super::before::prepare::{Prepared, prepare};
 use super::before::resume::{RunFlags, Start, start};
+use super::evaluating::{AT_THE_END, BETWEEN, Measured, measure};
 use super::folder::checkpoint::Checkpoints;
 use super::folder::export;
 use super::folder::output::OutputFolder;
@@ -10,15 +11,15 @@ use super::folder::trained::Trained;
 use super::ledger::Ledger;
 use super::plan::Pool;
 use super::state::RunState;
-use super::step::parallel::{check_same_parameters, join};
+use super::step::parallel::{check_same_parameters, join, take_from_first};
 use super::step::trainer::NotFinite;
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
-use crate::eval::{MeanLoss, mean_loss};
+use crate::eval::{MeanLoss, Prepared as Suite, mean_loss};
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
-use crate::report::LossEnds;
+use crate::report::{LossEnds, SuiteEnds};
 use crate::stop::{self, Part, Place, Signal, StopRequest};
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
@@ -56,8 +57,12 @@ pub struct Outcome {
     pub last_penalty: f64,
     /// The last validation.
     pub eval: Option<MeanLoss>,
+    /// What the suite found at both ends.
+    pub suite: Option<SuiteEnds>,
     /// The step whose state was exported, if not the last.
     pub best_step: Option<usize>,
+    /// The signal that came when there was nothing left to do but the last evaluation.
+    pub signal: Option<Signal>,
 }
 
 /// Trains as the settings say and exports the result to `output.dir`.
@@ -100,6 +105,7 @@ struct Run<'a> {
     trained: Trained,
     train: Pool,
     validation: Option<Dataset>,
+    suite: Option<Suite>,
     schedule: Schedule,
     checkpoints: Checkpoints,
     /// The step of the newest checkpoint.
@@ -109,7 +115,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn begin(settings: &'a Settings, output: &'a OutputFolder, start: &Start, prepared: Prepared) -> Result<Self> {
-        let Prepared { mut trained, train, validation, record } = prepared;
+        let Prepared { mut trained, train, validation, suite, record } = prepared;
         let device = trained.trainer.model.device();
         trained.trainer.all_reduce = join(settings, device, trained.parameters())?;
         Ok(Self {
@@ -118,21 +124,26 @@ impl<'a> Run<'a> {
             schedule: settings.train.schedule(train.plan.total_steps, train.plan.steps_per_epoch),
             checkpoints: Checkpoints::new(output, settings),
             kept: start.saved().map(|saved| saved.state.step),
-            ledger: Ledger::open(settings, output, start, &train.plan, record)?,
+            ledger: Ledger::open(settings, output, start, &train.plan, &trained.inputs, record)?,
             trained,
             train,
             validation,
+            suite,
         })
     }
 
     /// The loop: one optimizer step after another, each with its row of metrics. Returns the signal that ended it.
     fn train(&mut self) -> Result<Option<Signal>> {
         let stop = StopRequest::listen(log::notice)?;
+        self.evaluate()?;
         stop::at(STEP);
         if self.kept.is_none() {
             stop::leaves("there is none yet");
         }
         while !self.is_done() {
+            if let Some(signal) = self.evaluate()? {
+                return Ok(Some(signal));
+            }
             self.step()?;
             let is_best = self.is_validation_due() && self.validate()?;
             self.ledger.take_stock(&self.trained.trainer);
@@ -179,6 +190,47 @@ impl<'a> Run<'a> {
         let due = regular.is_some_and(|every| state.step.is_multiple_of(every) || self.is_done());
         // Within a series of bad steps, the state before them is the one to keep.
         (is_best && output.save_best) || (due && state.bad_steps == 0)
+    }
+
+    /// Measures the suite before the first step, and where `eval.every` wants it. Where a step was just taken, the
+    /// checkpoint comes first: whoever resumes from it measures again. Returns the signal that interrupted it.
+    fn evaluate(&mut self) -> Result<Option<Signal>> {
+        let (step, options) = (self.ledger.state().step, &self.settings.eval);
+        let due = step == 0 || options.every.is_some_and(|every| step.is_multiple_of(every));
+        let Some(suite) = self.suite.as_mut().filter(|_| due && self.ledger.state().evaluated_at != Some(step)) else {
+            return Ok(None);
+        };
+        // As long as there is nothing to lose, a signal ends the process at once.
+        if step > 0 {
+            stop::at(BETWEEN);
+        }
+        let measured = measure(suite, &self.trained.trainer.model, options.batch_size, step);
+        if step > 0 {
+            stop::at(STEP);
+        }
+        match measured {
+            Ok(Measured::Whole(row)) => self.ledger.evaluated(row).map(|()| None),
+            Ok(Measured::Interrupted(signal)) => Ok(Some(signal)),
+            Err(error) if step == 0 => Err(error.context("before the first step")),
+            Err(error) => Ok(warn_of_failure(step, &error)),
+        }
+    }
+
+    /// Measures the suite on what was exported, the state after `step`. The result is safe by now: it stays whatever
+    /// comes of this.
+    fn evaluate_result(&mut self, step: usize) -> (Option<SuiteEnds>, Option<Signal>) {
+        let Some((suite, file)) = self.suite.as_mut().zip(self.settings.eval.suite.clone()) else {
+            return (None, None);
+        };
+        stop::at(AT_THE_END);
+        let measured = measure(suite, &self.trained.trainer.model, self.settings.eval.batch_size, step);
+        stop::at(RESULT);
+        let (after, signal) = match measured {
+            Ok(Measured::Whole(row)) => (Some(row), None),
+            Ok(Measured::Interrupted(signal)) => (None, Some(signal)),
+            Err(error) => (None, warn_of_failure(step, &error)),
+        };
+        (Some(SuiteEnds { suite: file, before: self.ledger.state().before.clone(), after }), signal)
     }
 
     /// Computes the validation loss; returns whether it is the lowest so far.
@@ -236,12 +288,22 @@ impl<'a> Run<'a> {
         stop::at(RESULT);
         check_same_parameters(self.trained.parameters())?;
         let best_step = best.map(|best| best.step).filter(|best| self.settings.output.save_best && *best != step);
+        if let Some(best) = best_step {
+            ranks.on_first(|| export::go_back(self.settings, &self.trained, self.output, best))?;
+            take_from_first(self.trained.parameters())?;
+        }
+        let exported = best_step.unwrap_or(step);
+        ranks.on_first(|| export::result(self.settings, &self.trained, self.output, exported))?;
+        let (suite, signal) = self.evaluate_result(exported);
+        // Rows of the metrics are in the order of the steps.
+        if let Some(row) = suite.as_ref().and_then(|ends| ends.after.clone()).filter(|row| row.step == step) {
+            self.ledger.evaluated(row)?;
+        }
         ranks.on_first(|| {
-            export::result(self.settings, &self.trained, self.output, step, best_step)?;
             let Trained { trainer, directions, .. } = &self.trained;
             let (scaled, parameters) = (self.settings.asft.scaled, trainer.model.parameters());
             let updates = trainer.penalties.update_norms(scaled, parameters, directions.as_ref())?;
-            self.ledger.write_record(self.output, updates)
+            self.ledger.write_record(self.output, suite.clone(), updates)
         })?;
         Ok(Outcome {
             result: self.output.result(self.settings.train.method),
@@ -249,7 +311,16 @@ impl<'a> Run<'a> {
             loss,
             last_penalty: last.penalty,
             eval: eval.map(|eval| MeanLoss { loss: eval.loss, label_tokens: eval.label_tokens }),
+            suite,
             best_step,
+            signal,
         })
     }
+}
+
+/// Says that an evaluation failed, for which no run is given up.
+fn warn_of_failure(step: usize, error: &anyhow::Error) -> Option<Signal> {
+    let text = format!("the evaluation after step {step} failed, and is left out: {error:#}");
+    log::warn(&text, json!({"step": step, "error": format!("{error:#}")}));
+    None
 }

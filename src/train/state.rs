@@ -4,7 +4,7 @@
 //! `train.seed` and the step's number, so the step number is enough.
 
 use crate::method::Dual;
-use crate::report::{LossEnds, Totals, Trend};
+use crate::report::{LossEnds, SuiteRow, Totals, Trend};
 use serde::{Deserialize, Serialize};
 
 /// Where a run stands after a step.
@@ -26,6 +26,12 @@ pub struct RunState {
     pub best: Option<Evaluation>,
     /// Validations since the best.
     pub evals_since_best: usize,
+    /// What the suite found before the first step.
+    #[serde(default)]
+    pub before: Option<SuiteRow>,
+    /// The step after which the suite was last measured.
+    #[serde(default)]
+    pub evaluated_at: Option<usize>,
     /// Seconds of training, preparation excluded.
     pub training_seconds: f64,
     /// Length of `metrics.jsonl`.

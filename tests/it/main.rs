@@ -13,6 +13,7 @@ mod data_mix;
 mod datasets;
 mod defences;
 mod direction;
+mod evaluating;
 mod evaluation;
 mod export;
 mod factorize;

@@ -1,3 +1,4 @@
+use super::super::evaluated::tests::ends;
 use super::*;
 use serde_json::json;
 
@@ -57,6 +58,28 @@ fn the_page_is_whole_and_needs_nothing_else() {
         assert!(!html.contains(foreign), "{foreign}");
     }
     assert_eq!(html.matches("<figure>").count(), html.matches("</figure>").count());
+}
+
+#[test]
+fn evaluations_are_compared_before_and_after() {
+    let with = |ends: Value| {
+        let mut files = files();
+        files.record.as_mut().unwrap()["eval"] = ends;
+        Page::of(files).to_html()
+    };
+    let html = with(json!(ends()));
+    for part in [
+        "<h2>Evaluations</h2>",
+        "What suite.toml finds before the first step and in the exported state, of step 48.",
+        "<title>harm, after: 50.0 % (20/40, 35.2 to 64.8)</title>",
+        "<td>harm: empty</td>",
+    ] {
+        assert!(html.contains(part), "{part}: {html}");
+    }
+    assert_eq!(html.matches("<svg").count(), 7);
+    let html = with(json!(SuiteEnds { after: None, ..ends() }));
+    assert!(html.contains("in the exported state, not measured.") && html.contains("after: not measured"));
+    assert!(!Page::of(files()).to_html().contains("Evaluations"));
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and estimates what the run will take.
 
 use super::estimate::{Estimate, Memory, Work};
-use super::inputs::{Sources, check_ranks};
+use super::inputs::{Sources, check_ranks, evaluations};
 use super::memory::MachineMemory;
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::config::Settings;
 use crate::data::Counts;
-use crate::hub;
+use crate::eval::{Located, Prepared as Suite};
+use crate::hub::{self, Resolved};
 use crate::model::ModelSpec;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
+use candle_core::Device;
 use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
 use std::fmt;
@@ -62,11 +64,15 @@ pub struct Time {
 pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let mut problems = Problems::default();
     let sources = Sources::find(settings, hub::resolve_without_weights, &mut problems);
+    let evaluations = evaluations(settings, &mut problems);
     let spec = sources.spec(&mut problems);
     let targets = spec.as_ref().and_then(|spec| problems.note(targets(settings, spec)));
     let inputs = spec.as_ref().filter(|_| targets.is_some());
     let inputs = inputs.and_then(|spec| sources.read(settings, spec, &mut problems));
-    let (Some(spec), Some(targets), Some(inputs)) = (spec, targets, inputs) else {
+    if let (Some(base), Some(spec)) = (&sources.base, &spec) {
+        problems.note(check_suite(settings, evaluations, base, spec).context("eval.suite"));
+    }
+    let (Some(spec), Some(targets), Some(inputs), true) = (spec, targets, inputs, problems.0.is_empty()) else {
         return Err(problems.into_error(START));
     };
     let workload = Workload::of(settings, &inputs)?;
@@ -91,6 +97,14 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
         counts,
         trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
+}
+
+/// Checks the samples of `[eval]`, and judges that are on this machine: others would be fetched with their weights.
+fn check_suite(settings: &Settings, mut found: Vec<Located>, base: &Resolved, spec: &ModelSpec) -> Result<()> {
+    found.retain(|located| located.judge().is_none_or(hub::is_local));
+    // No judge is loaded: where it would compute does not matter.
+    let place = (&Device::Cpu, settings.model.dtype.into());
+    Suite::new(&found, &base.dir, spec, place).map(|_| ())
 }
 
 /// The modules with an adapter or a penalty, checked as far as config.json allows.

@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::console::progress_bar;
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::ensure_valid;
+use crate::eval::{Located, Suite, locate};
 use crate::hub::{self, Resolved, ResolvedFile, Split};
 use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
@@ -90,6 +91,19 @@ impl Inputs {
         defence.prepare(self.own.clone(), settings, train.plan.total_steps)?;
         Ok((train, defence))
     }
+}
+
+/// The evaluations of `eval.suite`, and where their samples are, fetched if necessary; none without a suite.
+pub fn evaluations(settings: &Settings, problems: &mut Problems) -> Vec<Located> {
+    let Some(file) = &settings.eval.suite else { return vec![] };
+    let suite = problems.note(Suite::load(Path::new(file)).context("eval.suite"));
+    let mut found = vec![];
+    for evaluation in suite.into_iter().flat_map(|suite| suite.eval) {
+        let wanted = problems.0.is_empty() || hub::is_local(&evaluation.data);
+        let located = wanted.then(|| problems.note(locate(vec![evaluation]).context("eval.suite"))).flatten();
+        found.extend(located.into_iter().flatten());
+    }
+    found
 }
 
 /// A model's folder; `key`: the setting that names it.

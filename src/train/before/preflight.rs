@@ -4,7 +4,7 @@
 //! direction.
 
 use super::disk::check_disk;
-use super::inputs::{Inputs, Sources, check_ranks, model_folder};
+use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_folder};
 use super::memory::{MachineMemory, Room, check_memory};
 use super::problems::{Problems, START};
 use super::resume::Start;
@@ -16,6 +16,7 @@ use crate::data::Dataset;
 use crate::device;
 use crate::ensure_valid;
 use crate::error::listing;
+use crate::eval::{Located, Prepared as Suite};
 use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
@@ -54,6 +55,8 @@ pub struct Ready {
     /// As it is before step 1; `None` in full tuning.
     pub adapter: Option<Adapter>,
     pub inputs: Inputs,
+    /// The evaluations of `[eval]`, if there are any.
+    pub suite: Option<Suite>,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -74,9 +77,11 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     check.problems.note(check_writable(output.dir()).context("output.dir"));
     let origin = start.saved().map(|saved| &saved.origin);
     let kept_direction = origin.filter(|origin| is_kept(settings, origin)).map(|_| direction_path(settings));
-    let (sources, unaligned) = Ranks::here().one_first_on_each_machine(|| check.sources(kept_direction.is_some()));
+    let (sources, unaligned, evaluations) =
+        Ranks::here().one_first_on_each_machine(|| check.sources(kept_direction.is_some()));
     let model = check.model(&sources);
     let inputs = model.as_ref().and_then(|model| check.inputs(&sources, model));
+    let suite = model.as_ref().and_then(|model| check.suite(&evaluations, sources.base.as_ref()?, model));
     let direction = model
         .as_ref()
         .and_then(|model| check.direction(sources.base.as_ref()?, unaligned.as_ref(), model, kept_direction));
@@ -108,7 +113,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
     record.device(device::name(&device));
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, suite, direction, record })
 }
 
 /// Whether the direction computed by the run to resume is still there, unchanged and from the same model.
@@ -138,13 +143,14 @@ struct Preflight<'a> {
 impl Preflight<'_> {
     /// Everything that a run reads, fetched if necessary, before anything is loaded: a mistake in the last should not
     /// be found after hours of downloading the first. Includes the unaligned model if a direction is to be computed.
-    fn sources(&mut self, kept_direction: bool) -> (Sources, Option<Resolved>) {
+    fn sources(&mut self, kept_direction: bool) -> (Sources, Option<Resolved>, Vec<Located>) {
         let Settings { asft, model, .. } = self.settings;
         let sources = Sources::find(self.settings, hub::resolve, &mut self.problems);
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
         let find = |id: &String| model_folder(id, "model.unaligned", hub::resolve, &mut self.problems);
-        (sources, unaligned.and_then(find))
+        let unaligned = unaligned.and_then(find);
+        (sources, unaligned, evaluations(self.settings, &mut self.problems))
     }
 
     fn model(&mut self, sources: &Sources) -> Option<Model> {
@@ -239,6 +245,19 @@ impl Preflight<'_> {
             log::warn(&text, json!({"samples": beyond, "context": context}));
         }
         Some(inputs)
+    }
+
+    /// Reads the samples that the model is measured on, and what else that takes but the weights.
+    fn suite(&mut self, evaluations: &[Located], base: &Resolved, model: &Model) -> Option<Suite> {
+        let file = self.settings.eval.suite.as_ref().filter(|_| !evaluations.is_empty())?;
+        let place = (&model.device, self.settings.model.dtype.into());
+        let prepared = Suite::new(evaluations, &base.dir, &model.spec, place).context("eval.suite");
+        let prepared = self.problems.note(prepared)?;
+        self.record.input("suite", file, self.problems.note(hash_file(Path::new(file)))?);
+        for (i, (source, path)) in evaluations.iter().map(Located::samples).enumerate() {
+            self.record.input(&format!("suite-{}", i + 1), source, self.problems.note(hash_file(path))?);
+        }
+        Some(prepared)
     }
 
     /// Checks that the machine has enough memory, as far as can be told before anything is loaded.

@@ -7,12 +7,14 @@ use super::resume::Start;
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
 use crate::data::Dataset;
+use crate::eval::Prepared as Suite;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
 use crate::model::Decoder;
 use crate::ranks::Ranks;
 use crate::report::RunRecord;
 use crate::train::defence::{self, Defence};
+use crate::train::evaluating::SUITE;
 use crate::train::folder::output::OutputFolder;
 use crate::train::folder::trained::Trained;
 use crate::train::plan::Pool;
@@ -30,6 +32,8 @@ pub struct Prepared {
     pub trained: Trained,
     pub train: Pool,
     pub validation: Option<Dataset>,
+    /// The evaluations of `[eval]`.
+    pub suite: Option<Suite>,
     pub record: RunRecord,
 }
 
@@ -56,7 +60,8 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
     if let Some(saved) = start.saved() {
         saved.restore(&mut trained)?;
     }
-    Ok(Prepared { trained, train, validation: ready.inputs.validation, record: ready.record })
+    let (validation, suite, record) = (ready.inputs.validation, ready.suite, ready.record);
+    Ok(Prepared { trained, train, validation, suite, record })
 }
 
 fn trainer(
@@ -89,6 +94,7 @@ fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, Str
         "template" => Some("data.template"),
         name if own.as_ref().is_some_and(|own| own.name == name) => own.as_ref().map(|own| own.key),
         name if name.starts_with("mix") => Some("data.mix"),
+        name if name.starts_with("suite") => Some(SUITE),
         // Contained in the direction, and in the checkpoint's adapter.
         _ => None,
     };

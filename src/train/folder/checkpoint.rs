@@ -21,6 +21,7 @@ use crate::model::Parameters;
 use crate::names::PEFT_PREFIX;
 use crate::ops::sum::is_finite;
 use crate::report::hash_file;
+use crate::train::evaluating::SUITE;
 use crate::train::state::RunState;
 use anyhow::{Context, Result, ensure};
 use candle_core::DType;
@@ -88,10 +89,14 @@ impl Saved {
         Some(self.dir.with_file_name(format!("{PREFIX}{}", best.step)))
     }
 
-    /// Where a run with these settings continues.
-    pub fn resumed(&self, settings: &Settings) -> RunState {
+    /// Where a run with these settings and inputs continues.
+    pub fn resumed(&self, settings: &Settings, inputs: &BTreeMap<String, String>) -> RunState {
         let mut state = self.state.clone();
         state.totals.resumed_at.push(state.step);
+        // What another suite found cannot be compared.
+        if self.origin.inputs.get(SUITE) != inputs.get(SUITE) {
+            (state.before, state.evaluated_at) = (None, None);
+        }
         // A best checkpoint that was not kept cannot be exported.
         if settings.output.save_best && !self.keeps_best() {
             state.best = None;

@@ -12,24 +12,20 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use std::path::Path;
 
-/// Writes the result of a run: the state after the last step, `step`, or that of the checkpoint after step `best`.
-pub fn result(
-    settings: &Settings,
-    trained: &Trained,
-    output: &OutputFolder,
-    step: usize,
-    best: Option<usize>,
-) -> Result<()> {
+/// Puts the parameters back to what they were after step `best`, of which there is a checkpoint.
+pub fn go_back(settings: &Settings, trained: &Trained, output: &OutputFolder, best: usize) -> Result<()> {
+    let dir = Checkpoints::new(output, settings).path(best);
+    let is_lora = settings.train.method == Tuning::Lora;
+    restore_parameters(&dir, is_lora, trained.parameters()).context("loading the best checkpoint")
+}
+
+/// Writes the result of a run: the present state, which is that after `step`.
+pub fn result(settings: &Settings, trained: &Trained, output: &OutputFolder, step: usize) -> Result<()> {
     let method = settings.train.method;
-    if let Some(best) = best {
-        let dir = Checkpoints::new(output, settings).path(best);
-        restore_parameters(&dir, method == Tuning::Lora, trained.parameters())
-            .context("loading the best checkpoint")?;
-    }
     let dir = output.result(method);
     remove(&dir)?;
     match method {
-        Tuning::Lora => adapter(settings, trained, best.unwrap_or(step), &dir),
+        Tuning::Lora => adapter(settings, trained, step, &dir),
         Tuning::Full => model(trained, &dir),
     }
 }

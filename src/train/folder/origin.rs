@@ -7,9 +7,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Settings that change where and when files are written, but no numbers.
-const FREE_KEYS: [&str; 5] =
-    ["output.dir", "output.save_every_steps", "output.keep_last", "output.log_modules_every", "logging.tensorboard"];
+/// Settings that change where and when files are written and evaluations made, but nothing that is trained.
+const FREE_KEYS: [&str; 7] = [
+    "eval.every",
+    "eval.batch_size",
+    "output.dir",
+    "output.save_every_steps",
+    "output.keep_last",
+    "output.log_modules_every",
+    "logging.tensorboard",
+];
 
 /// Settings that are built into a checkpoint's tensors.
 const FIXED_KEYS: [&str; 9] = [

@@ -164,7 +164,27 @@ pub fn check_same_run(settings: &Settings, inputs: &BTreeMap<String, String>, de
     ranks.agree(same())
 }
 
-/// Checks that the ranks' parameters are bit for bit the same: ranks never send them to each other.
+/// Gives all ranks the first one's parameters.
+pub fn take_from_first(parameters: &Parameters) -> Result<()> {
+    let ranks = Ranks::here();
+    if !ranks.are_many() {
+        return Ok(());
+    }
+    for parameter in parameters.values() {
+        let bytes = ranks.of_first(bytes_of(parameter)?);
+        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        parameter.set(&Tensor::from_vec(values, parameter.shape(), parameter.device())?)?;
+    }
+    Ok(())
+}
+
+/// A parameter's values, little-endian.
+fn bytes_of(parameter: &Var) -> Result<Vec<u8>> {
+    let values = parameter.as_tensor().to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+}
+
+/// Checks that the ranks' parameters are bit for bit the same: they compute them, and send them only in the end.
 pub fn check_same_parameters(parameters: &Parameters) -> Result<()> {
     let ranks = Ranks::here();
     if !ranks.are_many() {
@@ -172,10 +192,7 @@ pub fn check_same_parameters(parameters: &Parameters) -> Result<()> {
     }
     let mut hasher = blake3::Hasher::new();
     for parameter in parameters.values() {
-        let values = parameter.as_tensor().to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        for value in values {
-            hasher.update(&value.to_le_bytes());
-        }
+        hasher.update(&bytes_of(parameter)?);
     }
     ranks.check_same("the parameters", hasher.finalize().as_bytes())
 }
