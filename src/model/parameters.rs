@@ -1,5 +1,6 @@
 //! Trained tensors and their gradients, keyed by Hugging Face tensor name.
 
+use crate::ops::parameters;
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::{add, square_sum};
 use anyhow::{Context, Result};
@@ -56,9 +57,12 @@ impl Gradients {
         self.sums.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
-    /// The squares of the gradients' L2 norms, in the order of the names: the global norm is the root of their sum.
+    /// The squares of the gradients' L2 norms, or their sum: the global norm is the root of it either way.
     pub fn squares(&self) -> Result<Vec<Scalar>> {
-        self.sums.values().map(square_sum).collect()
+        match parameters::square_sum(&self.sums.values().collect::<Vec<_>>())? {
+            Some(sum) => Ok(vec![sum]),
+            None => self.sums.values().map(square_sum).collect(),
+        }
     }
 
     /// Global L2 norm, summed in f64.

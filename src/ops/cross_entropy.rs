@@ -5,10 +5,11 @@
 //! gives both. With p the softmax: dlogits = scale · (p − onehot), dh = dlogits W, dW = dlogitsᵀ h. Logits may be
 //! soft-capped before the softmax (Gemma 2), whose slope then joins dlogits. Logits are f32 whatever h and W are.
 
-#![allow(unsafe_code, reason = "matrix products into parts of a buffer")]
+#![allow(unsafe_code, reason = "matrix products into parts of a buffer, and a GPU kernel")]
 
 use super::fast_math::{exp, vectorised};
 use super::gemm::{Weight, product_in_parts, product_with};
+use super::gpu::{self, Arg, Launch, unwritten};
 use super::matrix::Matrix;
 use super::scalar::{Scalar, wide};
 use super::{fused, output, softcap, values, with_f32};
@@ -83,8 +84,8 @@ pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>)
     }
     let rows = chunk_rows(head.dim(0)?, targets.len());
     let chunks = targets.chunks(rows).enumerate().map(|(i, targets)| {
-        let logits = generic_logits(&hidden.narrow(0, i * rows, targets.len())?, head, cap)?;
-        Ok(Softmax::new(&logits, &ids(targets, hidden)?)?.losses)
+        let h = hidden.narrow(0, i * rows, targets.len())?;
+        Ok(generic_chunk(&h, head, &ids(targets, hidden)?, None, cap)?.0)
     });
     host(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?)
 }
@@ -133,10 +134,50 @@ fn check(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// [m, V] in f32, capped.
-fn generic_logits(hidden: &Tensor, head: &Tensor, cap: Option<f64>) -> Result<Tensor> {
-    let logits = hidden.matmul(&head.to_dtype(hidden.dtype())?.t()?)?.to_dtype(DType::F32)?;
-    cap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))
+/// The losses [m] of a chunk h [m, d] and, with `scale`, the gradients of `scale` times their sum by the logits, [m, V] in the
+/// type of h. `ids`: the targets, [m, 1].
+fn generic_chunk(
+    h: &Tensor,
+    head: &Tensor,
+    ids: &Tensor,
+    scale: Option<f64>,
+    cap: Option<f64>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let logits = h.matmul(&head.to_dtype(h.dtype())?.t()?)?;
+    if gpu::CROSS_ENTROPY.serve(&[&logits]) {
+        let losses = replace_on_gpu(&logits, ids, scale, cap)?;
+        return Ok((losses, scale.map(|_| logits)));
+    }
+    let logits = logits.to_dtype(DType::F32)?;
+    let logits = cap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))?;
+    let softmax = Softmax::new(&logits, ids)?;
+    let Some(scale) = scale else { return Ok((softmax.losses, None)) };
+    let gradients = softmax.gradient(ids, scale)?;
+    let gradients = match cap {
+        Some(cap) => softcap::backward(&logits, &gradients, cap)?,
+        None => gradients,
+    };
+    Ok((softmax.losses, Some(gradients.to_dtype(h.dtype())?)))
+}
+
+/// The losses [m] of new logits [m, V], not capped yet; with `scale` the gradients take their place.
+fn replace_on_gpu(logits: &Tensor, ids: &Tensor, scale: Option<f64>, cap: Option<f64>) -> Result<Tensor> {
+    let (m, vocab) = logits.dims2()?;
+    let launch = Launch::rows(&gpu::CROSS_ENTROPY, "cross_entropy", logits.dtype(), (m, vocab));
+    // SAFETY: m targets and m losses; the kernel reads no logit beyond the vocabulary, and the logits are nobody else's.
+    unsafe {
+        let losses = unwritten(m, DType::F32, logits.device())?;
+        launch.run(&[
+            Arg::Out(logits),
+            Arg::In(ids),
+            Arg::Out(&losses),
+            Arg::Small(vocab),
+            Arg::Float(scale.unwrap_or(0.0)),
+            Arg::Float(cap.unwrap_or(0.0)),
+            Arg::Small(usize::from(scale.is_some())),
+        ])?;
+        Ok(losses)
+    }
 }
 
 /// [m, 1] on the device of `like`
@@ -184,15 +225,9 @@ fn generic(
     let (mut losses, mut d_hidden, mut d_head) = (vec![], vec![], None);
     for (i, targets) in targets.chunks(rows).enumerate() {
         let (h, ids) = (hidden.narrow(0, i * rows, targets.len())?, ids(targets, hidden)?);
-        let logits = generic_logits(&h, head, cap)?;
-        let softmax = Softmax::new(&logits, &ids)?;
-        let d_logits = softmax.gradient(&ids, scale)?;
-        losses.push(softmax.losses);
-        let d_logits = match cap {
-            Some(cap) => softcap::backward(&logits, &d_logits, cap)?,
-            None => d_logits,
-        };
-        let d_logits = d_logits.to_dtype(hidden.dtype())?;
+        let (of_chunk, d_logits) = generic_chunk(&h, head, &ids, Some(scale), cap)?;
+        let d_logits = d_logits.context("no gradients were computed")?;
+        losses.push(of_chunk);
         d_hidden.push(d_logits.matmul(&head.to_dtype(hidden.dtype())?)?);
         if want_head {
             let part = d_logits.t()?.matmul(&h)?.to_dtype(DType::F32)?;

@@ -19,6 +19,7 @@ pub mod gpu;
 pub mod linear;
 pub mod low_rank;
 pub mod machine;
+pub mod parameters;
 pub mod rms_norm;
 pub mod rope;
 pub mod scalar;

@@ -2,10 +2,11 @@
 //!
 //! With g the (clipped) gradient: m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; θ ← θ (1 − η w);
 //! θ ← θ − η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε). Vectors (norms, biases) are not decayed, as in transformers'
-//! Trainer. Moments are f32. On the CPU everything is updated in place.
+//! Trainer. Moments are f32. The kernels, for CPUs and for GPUs, update everything in place.
 
 use crate::model::{Gradients, Parameters};
 use crate::names::LoraMatrix;
+use crate::ops::parameters::{self, Moved, Step};
 use anyhow::{Context, Result};
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
 use rayon::prelude::*;
@@ -91,22 +92,21 @@ impl AdamW {
         gradient_scale: f64,
     ) -> Result<()> {
         self.steps += 1;
+        for name in parameters.keys() {
+            let gradient = gradients.get(name)?;
+            if !self.moments.contains_key(name) {
+                let moments = Moments { m: gradient.zeros_like()?, v: gradient.zeros_like()? };
+                self.moments.insert(name.clone(), moments);
+            }
+        }
+        if self.step_on_gpu(parameters, gradients, learning_rate, gradient_scale)? {
+            return Ok(());
+        }
         let [beta1, beta2] = self.betas;
         for (name, parameter) in parameters {
             let gradient = gradients.get(name)?;
-            if !self.moments.contains_key(name) {
-                let zeros = || gradient.zeros_like();
-                self.moments.insert(name.clone(), Moments { m: zeros()?, v: zeros()? });
-            }
+            let update = self.update(name, parameter, learning_rate);
             let moments = self.moments.get_mut(name).context("moments that were just made")?;
-            let ratio = if LoraMatrix::B.is(name) { self.lora_b_ratio } else { 1.0 };
-            let learning_rate = learning_rate * ratio;
-            let update = Update {
-                rate: learning_rate / (1.0 - beta1.powi(self.steps)),
-                root: (1.0 - beta2.powi(self.steps)).sqrt(),
-                epsilon: self.epsilon,
-                keep: 1.0 - learning_rate * if parameter.rank() > 1 { self.weight_decay } else { 0.0 },
-            };
             let average = |beta, square| Average { beta, scale: gradient_scale, square };
             if gradient.device().is_cpu() {
                 let gradient = gradient.contiguous()?;
@@ -120,6 +120,44 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+
+    /// The same in one launch, where a kernel serves: whether it did.
+    fn step_on_gpu(
+        &self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<bool> {
+        let mut moved = vec![];
+        for (name, parameter) in parameters {
+            let (update, gradient) = (self.update(name, parameter, learning_rate), gradients.get(name)?);
+            let Moments { m, v } = self.moments.get(name).context("moments that were just made")?;
+            moved.push(Moved {
+                parameter: parameter.as_tensor(),
+                m,
+                v,
+                gradient,
+                rate: update.rate,
+                keep: update.keep,
+            });
+        }
+        let root = (1.0 - self.betas[1].powi(self.steps)).sqrt();
+        parameters::adamw(&moved, &Step { betas: self.betas, scale: gradient_scale, root, epsilon: self.epsilon })
+    }
+
+    /// How a parameter moves in this step.
+    fn update(&self, name: &str, parameter: &Var, learning_rate: f64) -> Update {
+        let ratio = if LoraMatrix::B.is(name) { self.lora_b_ratio } else { 1.0 };
+        let learning_rate = learning_rate * ratio;
+        let [beta1, beta2] = self.betas;
+        Update {
+            rate: learning_rate / (1.0 - beta1.powi(self.steps)),
+            root: (1.0 - beta2.powi(self.steps)).sqrt(),
+            epsilon: self.epsilon,
+            keep: 1.0 - learning_rate * if parameter.rank() > 1 { self.weight_decay } else { 0.0 },
+        }
     }
 }
 

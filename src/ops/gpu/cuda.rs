@@ -5,9 +5,9 @@
 use super::call::{Call, suffix};
 use anyhow::{Context, Result};
 use candle_core::DType;
+use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum;
-use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaDevice, CudaFunc};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -31,10 +31,10 @@ pub fn load(device: &CudaDevice, (source, entry): (&str, &'static str), dtype: D
     result.clone().map_err(anyhow::Error::msg)
 }
 
-fn function(device: &CudaDevice, source: &str, dtype: DType, entry: &str) -> Result<CudaFunc> {
+fn function(device: &CudaDevice, source: &str, dtype: DType, entry: &str) -> Result<CudaFunction> {
     let name = format!("{source}_{}", suffix(dtype)?);
     let (_, ptx) = PTX.iter().find(|(of, _)| *of == name).with_context(|| format!("no PTX of {name}"))?;
-    Ok(device.get_or_load_custom_func(entry, &format!("asft_{name}"), ptx)?)
+    Ok(device.get_or_load_custom_func(entry, &format!("asft_{name}"), ptx)?.into_cuda_function())
 }
 
 /// Launches a kernel on the device's stream.
@@ -53,7 +53,8 @@ pub unsafe fn run(device: &CudaDevice, call: &Call, slots: &[u64]) -> Result<()>
         block_dim: (u32::try_from(call.block)?, 1, 1),
         shared_mem_bytes: u32::try_from(call.shared)?,
     };
-    let mut builder = function.builder();
+    let stream = device.cuda_stream();
+    let mut builder = stream.launch_builder(&function);
     for slot in slots {
         builder.arg(slot);
     }

@@ -8,7 +8,7 @@
 //! An operation falls back to its generic body wherever its kernels do not serve: on another device, for strided views and
 //! other types, or once they are switched off, because they could not be loaded or were found to be wrong.
 
-mod address;
+pub(super) mod address;
 mod call;
 #[cfg(feature = "cuda")]
 mod cuda;

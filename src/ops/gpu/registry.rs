@@ -28,8 +28,10 @@ macro_rules! kernels {
 
 kernels! {
     ATTENTION = "attention": "attention_forward_64" in "attention";
+    CROSS_ENTROPY = "cross_entropy": "cross_entropy" in "cross_entropy";
     DROPOUT = "dropout": "dropout" in "elementwise";
     GATED_MLP = "gated_mlp": "gated_mlp_forward" in "elementwise";
+    PARAMETERS = "parameters": "adamw" in "parameters";
     RMS_NORM = "rms_norm": "rms_norm_forward" in "rms_norm";
     ROPE = "rope": "rope" in "elementwise";
     SOFTCAP = "softcap": "softcap_forward" in "elementwise";

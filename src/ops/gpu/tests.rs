@@ -6,8 +6,9 @@
 use super::{Arg, Kernels, Launch, registry, shim};
 use crate::ops::activation::Activation;
 use crate::ops::attention::{Layout, Shape, Span};
+use crate::ops::parameters::{self, Moved, Step};
 use crate::ops::testing::{close, difference, random};
-use crate::ops::{Bodies, attention, dropout, gated_mlp, rms_norm, rope, softcap, sum};
+use crate::ops::{Bodies, attention, cross_entropy, dropout, gated_mlp, rms_norm, rope, softcap, sum};
 use candle_core::{DType, Device, Tensor};
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
@@ -177,6 +178,74 @@ fn attention_equals_the_other_bodies_for_every_layout_window_and_cap() {
             }
         }
     }
+}
+
+#[test]
+fn losses_equal_the_other_bodies() {
+    for (m, d, vocab) in [(1, 3, 1), (3, 7, 17), (5, 16, 1_025), (2, 33, 9_000)] {
+        for (dtype, cap) in TYPES.into_iter().flat_map(|dtype| [None, Some(1.5)].map(|cap| (dtype, cap))) {
+            let (h, w) = (tensor(&[m, d], dtype, 1), tensor(&[vocab, d], dtype, 2));
+            let targets: Vec<u32> = (0..m).map(|i| ((i * 7 + vocab - 1) % vocab) as u32).collect();
+            let vector = |values: Vec<f64>| Tensor::new(values, h.device()).unwrap().to_dtype(dtype).unwrap();
+            check(("losses", m, d, vocab, dtype, cap), || {
+                let (losses, gradients) = cross_entropy::losses_backward(&h, &w, &targets, 0.3, true, cap).unwrap();
+                let alone = cross_entropy::losses(&h, &w, &targets, cap).unwrap();
+                // A sum in f32 of what was rounded to the type.
+                let head = gradients.head.as_ref().unwrap().to_dtype(dtype).unwrap();
+                vec![vector(losses.read().unwrap()), vector(alone), gradients.hidden, head]
+            });
+        }
+    }
+    let h = random(&[2, 3], 1);
+    let losses = || cross_entropy::losses(&h, &random(&[4, 3], 2), &[3, 4], None).unwrap();
+    let losses = with(Bodies::Shim, losses);
+    assert!(losses[0].is_finite() && losses[1].is_nan(), "{losses:?}");
+}
+
+#[test]
+fn adamw_moves_all_parameters_as_its_formula_says() {
+    let shapes: [&[usize]; 4] = [&[4_097], &[3, 5], &[1], &[90, 91]];
+    let start: Vec<Tensor> = (0..4).map(|i| random(shapes[i], 10 + i as u64)).collect();
+    let step = Step { betas: [0.9, 0.99], scale: 0.5, root: 0.3, epsilon: 1e-8 };
+    let (rate, keep) = (0.01, 0.999);
+    // θ, m and v after two steps.
+    let kernels = || {
+        let theta: Vec<Tensor> = start.iter().map(|x| x.force_contiguous().unwrap()).collect();
+        let [m, v] = [(); 2].map(|()| start.iter().map(|x| x.zeros_like().unwrap()).collect::<Vec<_>>());
+        for seed in 0..2 {
+            let gradients: Vec<Tensor> = shapes.iter().map(|shape| random(shape, seed)).collect();
+            let moved = |i: usize| Moved {
+                parameter: &theta[i],
+                m: &m[i],
+                v: &v[i],
+                gradient: &gradients[i],
+                rate,
+                keep: if i == 0 { 1.0 } else { keep },
+            };
+            assert!(parameters::adamw(&(0..4).map(moved).collect::<Vec<_>>(), &step).unwrap());
+            let squares = parameters::square_sum(&gradients.iter().collect::<Vec<_>>()).unwrap().unwrap();
+            let one_by_one: f64 = gradients.iter().map(|g| sum::square_sum(g).unwrap().read().unwrap()).sum();
+            assert!((squares.read().unwrap() / one_by_one - 1.0).abs() < 1e-6);
+        }
+        [theta, m, v].concat()
+    };
+    let got = with(Bodies::Shim, kernels);
+    let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    for i in 0..4 {
+        let (mut theta, keep) = (wide(&start[i]), if i == 0 { 1.0 } else { keep });
+        let (mut m, mut v) = (vec![0.0; theta.len()], vec![0.0; theta.len()]);
+        for seed in 0..2 {
+            for (at, g) in wide(&random(shapes[i], seed)).into_iter().map(|g| g * step.scale).enumerate() {
+                m[at] = 0.9 * m[at] + 0.1 * g;
+                v[at] = 0.99 * v[at] + 0.01 * g * g;
+                theta[at] = keep * theta[at] - rate * m[at] / (f64::sqrt(v[at]) / step.root + step.epsilon);
+            }
+        }
+        for (got, expected) in [(&got[i], theta), (&got[4 + i], m), (&got[8 + i], v)] {
+            close(got, &Tensor::from_vec(expected, shapes[i], &Device::Cpu).unwrap(), 1e-6);
+        }
+    }
+    assert!(!with(Bodies::Kernels, || parameters::adamw(&[], &step).unwrap()));
 }
 
 /// The form of f32's products that only a GPU uses is that of the shim.

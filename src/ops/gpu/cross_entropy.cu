@@ -1,0 +1,48 @@
+// The losses of rows of logits [m, V] of T, and their gradients in the place of the logits: with x the capped logits,
+// loss = log sum e^x - x[target], gradient = scale (softmax(x) - onehot) times the cap's slope. One block a row, which is
+// read twice. The formulas are in src/ops/cross_entropy.rs.
+#include "common.cuh"
+
+DEVICE float capped(float x, float cap) { return cap > 0.f ? cap * tanhf(x / cap) : x; }
+
+// `cap` is 0 if there is none; without `gradients` the logits stay.
+KERNEL(cross_entropy, T* logits, const u32* targets, float* losses, u32 vocab, float scale, float cap, u32 gradients) {
+    T* row = logits + (u64)blockIdx.x * vocab;
+    // The largest value so far, and the sum of e^(x - largest).
+    float largest = -INFINITY, sum = 0.f;
+    for (u32 at = threadIdx.x * PACK; at < vocab; at += blockDim.x * PACK) {
+        const Pack v = load(row, at, vocab);
+        float x[PACK], top = largest;
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) {
+            x[i] = at + i < vocab ? capped(v.v[i], cap) : -INFINITY;
+            top = fmaxf(top, x[i]);
+        }
+        // As long as all are -inf, nothing is to be added.
+        const float base = top == -INFINITY ? 0.f : top;
+        sum *= expf(largest - base);
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) sum += expf(x[i] - base);
+        largest = top;
+    }
+    const float highest = across_block<Max>(largest, -INFINITY);
+    const float total = across_block<Add>(largest == -INFINITY ? 0.f : sum * expf(largest - highest), 0.f);
+    const u32 target = targets[blockIdx.x];
+    // No loss is a number if its target is none of the vocabulary.
+    if (threadIdx.x == 0)
+        losses[blockIdx.x] = target < vocab ? logf(total) + highest - capped(wide(row[target]), cap) : NAN;
+    if (!gradients) return;
+    // The target's logit has been read before another thread replaces it.
+    __syncthreads();
+    const float share = scale / total;
+    for (u32 at = threadIdx.x * PACK; at < vocab; at += blockDim.x * PACK) {
+        Pack v = load(row, at, vocab);
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) {
+            const float x = capped(v.v[i], cap), part = x / cap;
+            const float gradient = expf(x - highest) * share - (at + i == target ? scale : 0.f);
+            v.v[i] = cap > 0.f ? gradient * (1.f - part * part) : gradient;
+        }
+        store(row, at, vocab, v);
+    }
+}
