@@ -17,6 +17,8 @@ const BAR: f64 = 13.0;
 const PAIR: f64 = NAME + 2.0 * STEP + 12.0;
 /// Of the numbers below.
 const FOOT: f64 = 22.0;
+/// Characters of a name that fit the picture on a telephone.
+const LONGEST: usize = 56;
 
 /// The two ends and what the page calls them; the classes colour the bars and the legend.
 const ENDS: [(&str, &str); 2] = [("before", "s0"), ("after", "s1")];
@@ -70,8 +72,9 @@ fn figure(title: &str, changes: &[&Change], full: f64, percent: bool) -> String 
 
 /// The name and both bars of a change, from `top` on.
 fn pair(change: &Change, top: f64, (plot, full): (f64, f64), svg: &mut String) {
+    let name = shortened(&change.name);
     let _infallible =
-        write!(svg, "<text class=\"name\" x=\"{LEFT}\" y=\"{:.1}\">{}</text>", top + NAME - 5.0, escape(&change.name));
+        write!(svg, "<text class=\"name\" x=\"{LEFT}\" y=\"{:.1}\">{}</text>", top + NAME - 5.0, escape(&name));
     for (i, ((name, class), value)) in ENDS.into_iter().zip(ends(change)).enumerate() {
         let y = top + NAME + STEP * i as f64;
         let Some(value) = value else {
@@ -116,6 +119,14 @@ fn pair(change: &Change, top: f64, (plot, full): (f64, f64), svg: &mut String) {
             y + BAR - 2.5,
             escape(&shown)
         );
+    }
+}
+
+/// A name as far as there is room for it; the table has it in full.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", name[..end].trim_end()),
+        None => name.to_string(),
     }
 }
 
@@ -186,5 +197,9 @@ mod tests {
         let x: f64 = text.split("x=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
         // Digits of 13 units are 7.5 wide.
         assert!(x + 7.5 * 7.0 <= WIDTH, "{text}");
+        let long = Change { name: "é".repeat(LONGEST + 1), before: rate(1), after: rate(2) };
+        let html = figures(std::slice::from_ref(&long));
+        assert!(html.contains(&format!(">{}…</text>", "é".repeat(LONGEST))), "{html}");
+        assert!(table(&[long]).contains(&"é".repeat(LONGEST + 1)));
     }
 }

@@ -305,9 +305,10 @@ impl Page {
         }
         html.push_str("</tr>");
         for update in &self.updates {
-            let _infallible = write!(html, "<tr><td>{}</td><td>{}</td>", escape(&update.module), short(update.norm));
+            let _infallible =
+                write!(html, "<tr><td>{}</td><td class=\"n\">{}</td>", escape(&update.module), short(update.norm));
             for part in [update.parallel, update.orthogonal].into_iter().filter(|_| split) {
-                let _infallible = write!(html, "<td>{}</td>", part.map_or(String::new(), short));
+                let _infallible = write!(html, "<td class=\"n\">{}</td>", part.map_or(String::new(), short));
             }
             html.push_str("</tr>");
         }
