@@ -36,10 +36,15 @@ pub struct Step {
     pub epsilon: f64,
 }
 
+/// Whether a kernel may serve parameters with such gradients.
+pub fn serve(gradient: &Tensor) -> bool {
+    serve_all(&PARAMETERS, &[gradient])
+}
+
 /// Moves all parameters and their moments in place. Returns false, and does nothing, where no kernel serves.
 pub fn adamw(moved: &[Moved<'_>], step: &Step) -> Result<bool> {
     let tensors: Vec<&Tensor> = moved.iter().flat_map(|p| [p.parameter, p.m, p.v, p.gradient]).collect();
-    if !serve(&PARAMETERS, &tensors) || !moved.iter().all(|p| same_shape(&[p.parameter, p.m, p.v, p.gradient])) {
+    if !serve_all(&PARAMETERS, &tensors) || !moved.iter().all(|p| same_shape(&[p.parameter, p.m, p.v, p.gradient])) {
         return Ok(false);
     }
     let mut rows = vec![];
@@ -60,7 +65,7 @@ pub fn adamw(moved: &[Moved<'_>], step: &Step) -> Result<bool> {
 
 /// Σ g² over all of them, or none where no kernel serves.
 pub fn square_sum(gradients: &[&Tensor]) -> Result<Option<Scalar>> {
-    if !serve(&PARAMETERS, gradients) {
+    if !serve_all(&PARAMETERS, gradients) {
         return Ok(None);
     }
     let rows: Vec<(Vec<u64>, &Tensor)> = gradients.iter().map(|gradient| (vec![0; 3], *gradient)).collect();
@@ -77,7 +82,7 @@ pub fn square_sum(gradients: &[&Tensor]) -> Result<Option<Scalar>> {
 }
 
 /// Whether the kernels serve these tensors, of which there is one.
-fn serve(kernels: &Kernels, tensors: &[&Tensor]) -> bool {
+fn serve_all(kernels: &Kernels, tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|x| x.dtype() == TYPE && x.elem_count() > 0) && kernels.serve(tensors)
 }
 

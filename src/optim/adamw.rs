@@ -130,6 +130,9 @@ impl AdamW {
         learning_rate: f64,
         gradient_scale: f64,
     ) -> Result<bool> {
+        if !gradients.iter().next().is_some_and(|(_, gradient)| parameters::serve(gradient)) {
+            return Ok(false);
+        }
         let mut moved = vec![];
         for (name, parameter) in parameters {
             let (update, gradient) = (self.update(name, parameter, learning_rate), gradients.get(name)?);
