@@ -1,9 +1,13 @@
 //! Cross-entropy fused with the output head: loss = Σ_m −log softmax(h_m Wᵀ)[target_m], h: [M, d], W: [V, d].
 //!
-//! Only label positions come in, and logits exist for [`CHUNK_ELEMENTS`] / V of them at a time, so a vocabulary of
+//! Only label positions come in, and logits exist for a chunk of them at a time ([`chunk_rows`]), so a vocabulary of
 //! 152k never costs gigabytes. The loss is a sum, so its gradient is known as soon as a chunk's logits are: one pass
 //! gives both. With p the softmax: dlogits = scale · (p − onehot), dh = dlogits W, dW = dlogitsᵀ h. Logits may be
-//! soft-capped before the softmax (Gemma 2), whose slope then joins dlogits. Logits are f32 whatever h and W are.
+//! soft-capped before the softmax (Gemma 2), whose slope then joins dlogits.
+//!
+//! Softmax, loss and dlogits are f32 whatever h and W are. The products are summed in f32 too; in half precision the
+//! kernel keeps them so, while the body for any device, whose products have the type of their operands, rounds logits
+//! to it before the softmax and dlogits after it, as PyTorch does.
 
 #![allow(unsafe_code, reason = "matrix products into parts of a buffer, and a GPU kernel")]
 
@@ -17,8 +21,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-/// Logits held at a time (64 MiB in f32).
+/// Logits held at a time (64 MiB in f32); on a GPU, where every chunk reads the whole head again, twice, 256 MiB.
 const CHUNK_ELEMENTS: usize = 1 << 24;
+const GPU_CHUNK_ELEMENTS: usize = 1 << 26;
 /// Sums side by side.
 const LANES: usize = 16;
 /// Exponentials are summed in f32 within a block, in f64 across blocks.
@@ -67,8 +72,9 @@ fn host(x: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// Rows of logits that exist at a time, out of `rows`.
-pub fn chunk_rows(vocab: usize, rows: usize) -> usize {
-    (CHUNK_ELEMENTS / vocab).clamp(1, rows.max(1))
+pub fn chunk_rows(vocab: usize, rows: usize, on_cpu: bool) -> usize {
+    let elements = if on_cpu { CHUNK_ELEMENTS } else { GPU_CHUNK_ELEMENTS };
+    (elements / vocab).clamp(1, rows.max(1))
 }
 
 /// Sum of the losses only; h: [M, d], W: [V, d], targets: M ids.
@@ -82,7 +88,7 @@ pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>)
     if fused(&[hidden, head]) {
         return Ok(kernel(hidden, head, targets, None, cap)?.0);
     }
-    let rows = chunk_rows(head.dim(0)?, targets.len());
+    let rows = chunk_rows(head.dim(0)?, targets.len(), hidden.device().is_cpu());
     let chunks = targets.chunks(rows).enumerate().map(|(i, targets)| {
         let h = hidden.narrow(0, i * rows, targets.len())?;
         Ok(generic_chunk(&h, head, &ids(targets, hidden)?, None, cap)?.0)
@@ -221,7 +227,7 @@ fn generic(
     want_head: bool,
     cap: Option<f64>,
 ) -> Result<(Losses, Gradients)> {
-    let rows = chunk_rows(head.dim(0)?, targets.len());
+    let rows = chunk_rows(head.dim(0)?, targets.len(), hidden.device().is_cpu());
     let (mut losses, mut d_hidden, mut d_head) = (vec![], vec![], None);
     for (i, targets) in targets.chunks(rows).enumerate() {
         let (h, ids) = (hidden.narrow(0, i * rows, targets.len())?, ids(targets, hidden)?);
@@ -249,7 +255,7 @@ fn kernel(
     cap: Option<f64>,
 ) -> Result<(Vec<f64>, Option<Gradients>)> {
     let ((m, d), vocab) = (hidden.dims2()?, head.dim(0)?);
-    let rows = chunk_rows(vocab, m);
+    let rows = chunk_rows(vocab, m, true);
     let cap = cap.map(|cap| cap as f32);
     let want_head = backward.is_some_and(|(_, want_head)| want_head);
     let mut losses = Vec::with_capacity(m);

@@ -62,7 +62,8 @@ fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits.
+/// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits. Without a kernel, half precision is rounded to
+/// its own type first.
 pub fn forward_f32(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     matmul(x, weight, [false, true], DType::F32)
 }

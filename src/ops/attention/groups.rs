@@ -1,14 +1,21 @@
-//! Groups of sequences for the generic body: B of them, padded to the longest, are one batch of B · Hkv products. Padding
-//! repeats some other row: it comes after a sequence's own rows, where no causal query sees it, and its dO is zero.
+//! Groups of sequences for the generic body: B of them, padded to the longest and to a multiple of [`ALIGNMENT`], are one
+//! batch of B · Hkv products. Padding repeats some other row: it comes after a sequence's own rows, where no causal query
+//! sees it, and its dO is zero.
+//!
+//! A sequence with too many scores is several groups, one for each block of its queries, which see the keys up to their
+//! own end. So no tensor of scores grows with T², and none has more values than a GPU's 32-bit indices reach.
 
 use super::shape::{Shape, Span};
 use anyhow::Result;
 use candle_core::{D, Device, Tensor};
 
-/// Scores held at a time, unless one sequence has more (256 MiB in f32).
+/// Scores held at a time (256 MiB in f32), unless those of [`ALIGNMENT`] queries are more.
 pub const MAX_SCORES: usize = 1 << 26;
+/// Matrix units read rows of as many halves at once: products of other sizes are much slower.
+const ALIGNMENT: usize = 8;
 
-/// Sequences that are computed together. Their rows follow one another; a group of more than one has no cached keys.
+/// Sequences that are computed together, or a block of one's queries. Their rows follow one another; a group of more than
+/// one has no cached keys.
 pub struct Group {
     spans: Vec<Span>,
     /// Tq and Tk of the longest.
@@ -31,6 +38,8 @@ impl Group {
     fn new(spans: Vec<Span>, device: &Device) -> Result<Self> {
         let longest = |length: fn(&Span) -> usize| spans.iter().map(length).max().unwrap_or(0);
         let lengths = (longest(|span| span.q_len), longest(|span| span.k_len));
+        let aligned = if spans.iter().all(is_whole) { ALIGNMENT } else { 1 };
+        let lengths = (lengths.0.next_multiple_of(aligned), lengths.1.next_multiple_of(aligned));
         let padding = spans.iter().any(|span| span.q_len != lengths.0);
         let padding = padding.then(|| Padding::new(&spans, lengths.0, device)).transpose()?;
         Ok(Self { spans, lengths, padding })
@@ -38,15 +47,20 @@ impl Group {
 
     /// Consecutive spans as groups with at most `limit` padded scores over `heads` heads.
     pub fn all(spans: &[Span], heads: usize, limit: usize, device: &Device) -> Result<Vec<Self>> {
-        let whole = |span: &Span| span.q_len == span.k_len && span.q_start == span.k_start;
         let mut groups: Vec<Vec<Span>> = vec![];
         for &span in spans {
+            let blocks = blocks(span, limit / heads.max(1));
+            if blocks.len() > 1 {
+                groups.extend(blocks.into_iter().map(|block| vec![block]));
+                continue;
+            }
             let joined = groups.last_mut().filter(|group| {
                 let longest = group.iter().map(|other| other.q_len).max().unwrap_or(0).max(span.q_len);
+                let longest = longest.next_multiple_of(ALIGNMENT);
                 let follows = group.last().is_some_and(|last| last.q_start + last.q_len == span.q_start);
                 follows
-                    && whole(&span)
-                    && group.iter().all(whole)
+                    && is_whole(&span)
+                    && group.iter().all(is_whole)
                     && (group.len() + 1) * heads * longest.pow(2) <= limit
             });
             match joined {
@@ -60,6 +74,12 @@ impl Group {
     #[cfg(test)]
     pub fn sequences(&self) -> usize {
         self.spans.len()
+    }
+
+    /// Whether its keys begin with those of `before`, which is an earlier block of the same sequence.
+    pub fn continues(&self, before: &Self) -> bool {
+        let start = |group: &Self| group.spans.first().map(|span| span.k_start);
+        start(self).is_some() && start(self) == start(before)
     }
 
     /// Rows [N, H · D] of the group's queries -> [B · Hkv, (H / Hkv) · T, D]: the query heads that share a key head
@@ -113,6 +133,30 @@ impl Group {
             None => x,
         })
     }
+}
+
+/// Whether all keys are the span's own.
+fn is_whole(span: &Span) -> bool {
+    span.q_len == span.k_len && span.q_start == span.k_start
+}
+
+/// A span as blocks of queries with at most `limit` scores each, or [`ALIGNMENT`] queries if one has more; each block
+/// with the keys that its last query sees.
+fn blocks(span: Span, limit: usize) -> Vec<Span> {
+    if span.q_len.saturating_mul(span.k_len) <= limit {
+        return vec![span];
+    }
+    let (mut blocks, mut start) = (vec![], 0);
+    while start < span.q_len {
+        let before = start + span.k_len - span.q_len;
+        // The largest n with n (before + n) ≤ limit.
+        let most = ((before.pow(2) + 4 * limit).isqrt() - before) / 2;
+        let length = (most / ALIGNMENT * ALIGNMENT).max(ALIGNMENT).min(span.q_len - start);
+        let (q_start, k_len) = (span.q_start + start, before + length);
+        blocks.push(Span { q_start, q_len: length, k_start: span.k_start, k_len });
+        start += length;
+    }
+    blocks
 }
 
 impl Padding {

@@ -14,6 +14,8 @@ type MaskKey = ((usize, usize), Option<usize>);
 /// The sequences of a batch, in the order of their rows.
 pub struct Layout {
     pub spans: Vec<Span>,
+    /// Scores that the generic body holds at a time.
+    pub(super) max_scores: usize,
     /// For the generic body; shared by all layers.
     groups: OnceLock<Vec<Group>>,
     /// The generic body's masks by (Tq, Tk) and window, shared by layers and groups.
@@ -36,7 +38,8 @@ impl Layout {
 
     /// Sequences of which some keys may have been computed earlier.
     pub fn cached(spans: Vec<Span>) -> Self {
-        Self { spans, groups: OnceLock::new(), masks: Mutex::default(), tiles: Mutex::default() }
+        let max_scores = groups::MAX_SCORES;
+        Self { spans, max_scores, groups: OnceLock::new(), masks: Mutex::default(), tiles: Mutex::default() }
     }
 
     /// Checks that q, k and v match `shape` and the spans, which the kernel trusts to say where to read and write.
@@ -95,7 +98,7 @@ impl Layout {
         if let Some(groups) = self.groups.get() {
             return Ok(groups);
         }
-        let groups = Group::all(&self.spans, heads, groups::MAX_SCORES, device)?;
+        let groups = Group::all(&self.spans, heads, self.max_scores, device)?;
         Ok(self.groups.get_or_init(|| groups))
     }
 }

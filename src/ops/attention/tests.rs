@@ -108,12 +108,66 @@ fn groups_are_as_large_as_their_scores_allow() {
         let groups = Group::all(&layout.spans, 2, limit, &Device::Cpu).unwrap();
         groups.iter().map(Group::sequences).collect::<Vec<_>>()
     };
-    assert_eq!(groups(&[4, 4, 4], 2 * 2 * 16), [2, 1]);
-    assert_eq!(groups(&[1, 5, 2, 9], 2 * 3 * 25), [3, 1]);
-    assert_eq!(groups(&[9, 9], 1), [1, 1]);
+    // Lengths count as multiples of 8.
+    assert_eq!(groups(&[4, 4, 4], 2 * 2 * 64), [2, 1]);
+    assert_eq!(groups(&[1, 5, 2, 9], 2 * 3 * 64), [3, 1]);
+    assert_eq!(groups(&[8, 9], 1), [1, 1, 1]);
     let (first, second) =
         (Span { q_start: 0, q_len: 1, k_start: 0, k_len: 5 }, Span { q_start: 1, q_len: 1, k_start: 5, k_len: 3 });
     assert_eq!(Group::all(&[first, second], 2, 1000, &Device::Cpu).unwrap().len(), 2);
+}
+
+/// Sequences too long for one tensor of scores, block by block of their queries.
+#[test]
+fn a_sequence_in_several_blocks_is_as_in_one() {
+    let cached = Layout::cached(vec![Span { q_start: 0, q_len: 30, k_start: 0, k_len: 71 }]);
+    for (layout, limit, blocks) in
+        [(Layout::new(&[5, 100, 41]), 4 * 1000, 13), (Layout::new(&[83]), 1, 11), (cached, 4 * 71 * 10, 4)]
+    {
+        for shape in shapes(20) {
+            let [q, k, v, dy] = inputs(&layout);
+            let mut split = Layout::cached(layout.spans.clone());
+            split.max_scores = limit;
+            assert_eq!(split.groups(shape.heads, &Device::Cpu).unwrap().len(), blocks);
+            let (expected, kept) = generic::forward(&q, &k, &v, shape, &layout).unwrap();
+            let (got, split_kept) = generic::forward(&q, &k, &v, shape, &split).unwrap();
+            close(&got, &expected, 1e-6);
+            let largest = split_kept.iter().map(|(p, _)| p.elem_count()).max().unwrap();
+            assert!(largest <= limit.max(4 * 8 * 83), "{largest}");
+            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+            let saved = Saved { q, k, v, output: expected, softmax: Softmax::Groups(vec![]) };
+            let expected = generic::backward(&saved, &kept, &dy, shape, &layout).unwrap();
+            let got = generic::backward(&saved, &split_kept, &dy, shape, &split).unwrap();
+            for (got, expected) in [(&got.0, &expected.0), (&got.1, &expected.1), (&got.2, &expected.2)] {
+                close(got, expected, 2e-6);
+            }
+        }
+    }
+}
+
+/// A GPU's matrix units want rows of a multiple of eight; what is added for them changes nothing.
+#[test]
+fn odd_lengths_are_padded_and_the_padding_is_not_seen() {
+    for lengths in [vec![9], vec![1], vec![16, 15, 3]] {
+        let layout = Layout::new(&lengths);
+        let groups = layout.groups(SHAPE.heads, &Device::Cpu).unwrap();
+        assert!(groups.iter().all(|group| group.lengths.0 % 8 == 0 && group.lengths.1 % 8 == 0));
+        for shape in shapes(5) {
+            let [q, k, v, dy] = inputs(&layout);
+            let (y, kept) = generic::forward(&q, &k, &v, shape, &layout).unwrap();
+            let exact = naive(&[q.clone(), k.clone(), v.clone()], shape, &layout).unwrap();
+            assert_eq!(y.dims(), q.dims());
+            close(&y, &exact, 1e-6);
+            let saved = Saved { q, k, v, output: y, softmax: Softmax::Groups(vec![]) };
+            let (_, lse) = kernel::forward(&saved.q, &saved.k, &saved.v, shape, &layout).unwrap();
+            let got = generic::backward(&saved, &kept, &dy, shape, &layout).unwrap();
+            let expected = kernel::backward(&saved, &lse, &dy, shape, &layout).unwrap();
+            for (got, expected) in [(&got.0, &expected.0), (&got.1, &expected.1), (&got.2, &expected.2)] {
+                assert_eq!(got.dims(), expected.dims());
+                close(got, expected, 5e-6);
+            }
+        }
+    }
 }
 
 /// Half-precision inputs are the same as their widened values, rounded once.

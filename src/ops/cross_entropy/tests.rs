@@ -64,3 +64,12 @@ fn kernel_equals_generic_over_several_chunks() {
         close(&fast_grads.head.unwrap(), &slow_grads.head.unwrap(), 1e-5);
     }
 }
+
+/// Qwen2's head and the labels of a micro-batch of 8 × 512: what is read again for each chunk is 1 GB.
+#[test]
+fn a_gpu_reads_the_head_a_few_times_only() {
+    let chunks = |on_cpu| 4096usize.div_ceil(chunk_rows(152_064, 4096, on_cpu));
+    assert_eq!((chunks(true), chunks(false)), (38, 10));
+    assert_eq!(chunk_rows(1 << 30, 5, false), 1);
+    assert_eq!(chunk_rows(97, 5, false), 5);
+}

@@ -102,7 +102,7 @@ impl<'a> Estimate<'a> {
         } else {
             self.spec.num_hidden_layers * self.block_bytes()
         };
-        let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens);
+        let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.on_cpu);
         let copies = if self.on_cpu { F32 } else { LOGIT_COPIES * F32 + self.width() };
         // Hidden states at the labels: selected, normed, and their gradients.
         let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
@@ -139,7 +139,6 @@ impl<'a> Estimate<'a> {
             tokens: sum.tokens + micro.tokens,
             label_tokens: sum.label_tokens + micro.label_tokens,
             squares: sum.squares + micro.squares,
-            longest: sum.longest.max(micro.longest),
         });
         let full = self.settings.train.method == Tuning::Full;
         // Forward, the input's gradient, the weight's if it trains, and the forward again with checkpointing.
@@ -261,7 +260,7 @@ impl<'a> Estimate<'a> {
         let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
         let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
         let blocks = if self.settings.train.gradient_checkpointing { 1 } else { self.spec.num_hidden_layers };
-        let group = largest.squares.min((MAX_SCORES / heads).max(largest.longest.pow(2)));
+        let group = largest.squares.min(MAX_SCORES / heads);
         blocks * kept + heads * group * F32 * if capped { 6 } else { 4 }
     }
 

@@ -13,8 +13,6 @@ pub struct Micro {
     pub label_tokens: usize,
     /// Σ T² over its sequences.
     pub squares: usize,
-    /// T of its longest sequence.
-    pub longest: usize,
 }
 
 /// The steps of one epoch, of the training samples and of a defence's own.
@@ -34,7 +32,6 @@ impl Micro {
             tokens: sum.tokens + example.input_ids.len(),
             label_tokens: sum.label_tokens + predicted_labels(&example.labels),
             squares: sum.squares + example.input_ids.len().pow(2),
-            longest: sum.longest.max(example.input_ids.len()),
         })
     }
 }
@@ -58,7 +55,6 @@ impl Workload {
             tokens: largest.tokens.max(micro.tokens),
             label_tokens: largest.label_tokens.max(micro.label_tokens),
             squares: largest.squares.max(micro.squares),
-            longest: largest.longest.max(micro.longest),
         })
     }
 }
