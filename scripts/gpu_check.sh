@@ -2,7 +2,7 @@
 # Everything there is to know about asft on a GPU, in one go and in one JSON file:
 #   scripts/gpu_check.sh [--device cuda|metal|cpu] [--shape qwen2-7b|tiny] [--model DIR] [--out FILE] [--skip-build]
 #
-# Builds with the device's feature, runs every golden on the device, then the same training step in asft and in PyTorch +
+# Builds with the device's feature, runs asft doctor and every golden on the device, then the same training step in asft and in PyTorch +
 # PEFT on the same GPU: tokens per second, peak memory, share of the GPU's bf16 peak. Needs a Rust toolchain, nvcc for cuda,
 # and a Python with torch, transformers, peft, safetensors (PYTHON, default python3). --model is a folder with real
 # weights; without it, Qwen2-7B's shape gets random ones, which takes 30 GB of disk under TMPDIR. `--device cpu --shape tiny`
@@ -41,6 +41,12 @@ fi
 asft=${CARGO_TARGET_DIR:-target}/release/asft
 "$asft" --version >&2
 
+# Every operation against f64. A fault is a result too: what follows tells whether it matters.
+step "doctor on $device"
+"$asft" doctor --device "$device" --dtype bf16 --json > "$scratch/doctor.json" || true
+[ -s "$scratch/doctor.json" ] || { echo "asft doctor did not run" >&2; exit 1; }
+"$asft" doctor --device "$device" --dtype f32 >&2 || true
+
 # What loads, computes, trains and exports, against the goldens of PyTorch, on the device; the binary's own tests take
 # the device that "auto" finds. On the CPU the operations that a GPU would run take the kernels' place.
 step "goldens on $device"
@@ -55,4 +61,4 @@ unset ASFT_OPS
 
 step "a step, beside PyTorch + PEFT"
 "$python" scripts/gpu_step.py --asft "$asft" --device "$device" --shape "$shape" ${model:+--model "$model"} \
-    --tests "$scratch/tests.log" --out "$out"
+    --doctor "$scratch/doctor.json" --tests "$scratch/tests.log" --out "$out"

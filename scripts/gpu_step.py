@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """A training step on a GPU in asft and in PyTorch + transformers + PEFT, with the parts of compare_peft.py: tokens a second,
-peak memory, share of the GPU's bf16 peak. Called by gpu_check.sh, whose test log becomes part of the JSON.
+peak memory, share of the GPU's bf16 peak. Called by gpu_check.sh: what the doctor and the tests found becomes part of the
+JSON.
 
 LoRA (r 8) on q_proj and v_proj, bf16 weights, gradient checkpointing, AdamW. Both sides get the same weights, token ids and
 adapter. Peak memory is what nvidia-smi shows beyond what was in use before, context included, on both sides; no other
@@ -21,9 +22,10 @@ from pathlib import Path
 
 from compare_peft import QV, STEPS, asft_side, in_a_process, largest_difference, write_data
 
-# Dense bf16 matrix FLOP/s with f32 accumulation, by a part of the GPU's name; the first match counts (vendors' data sheets).
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12,
-         "4090": 165e12, "3090": 71e12}
+# Dense bf16 matrix FLOP/s with f32 accumulation, by a part of the GPU's name; the first match counts, so a name stands
+# before what it begins with (vendors' data sheets).
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+         "L40": 181e12, "L4": 121e12, "A10G": 70e12, "4090": 165e12, "3090": 71e12}
 SIZES = {"qwen2-7b": (4, 512), "tiny": (2, 32)}  # batch, length
 
 
@@ -94,6 +96,17 @@ def job(args, work):
                 length=length, targets=QV, checkpointing=True, lr=1e-4, device=args.device, dtype="bf16")
 
 
+def planned(args, work, *settings):
+    """What a dry run of the same step says, with some settings changed."""
+    command = [args.asft, "train", "--config", work / "run.toml", "--dry-run", "--json"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def total(plan):
+    return plan["step_work"]["gemm_flops"] + plan["step_work"]["attention_flops"]
+
+
 def compare(args, work):
     it = job(args, work)
     with watched(args.device) as seen:
@@ -103,15 +116,15 @@ def compare(args, work):
         place = "mps" if args.device == "metal" else args.device
         theirs = json.loads(in_a_process("torch_side", dict(it, device=place)).splitlines()[-1])
     theirs["peak"] = seen.get("peak", theirs["peak"])
-    command = [args.asft, "train", "--config", work / "run.toml", "--dry-run", "--json"]
-    plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    # The same for both sides: forward, forward again, backward without the frozen weights' gradients.
-    flops = plan["step_work"]["gemm_flops"] + plan["step_work"]["attention_flops"]
+    plan, once = planned(args, work), planned(args, work, "train.gradient_checkpointing=false")
+    # The same for both sides: forward and backward, without the frozen weights' gradients. What checkpointing computes
+    # again is work, but not of use: it counts in `executed_flops` only.
+    flops, executed = total(once), total(plan)
     name, peak = (gpu() or {}).get("name", ""), args.peak_tflops and args.peak_tflops * 1e12
     peak = peak or next((rate for part, rate in PEAKS.items() if part in name), None)
     tokens = it["batch"] * it["length"]
     return dict(model=str(args.model or args.shape), dtype="bf16", batch=it["batch"], length=it["length"], targets=QV,
-                gradient_checkpointing=True, steps=STEPS, flops=flops, peak_flops_per_second=peak,
+                gradient_checkpointing=True, steps=STEPS, flops=flops, executed_flops=executed, peak_flops_per_second=peak,
                 estimated_memory_bytes=plan["peak_memory_bytes"], asft=measured(ours, tokens, flops, peak),
                 torch=measured(theirs, tokens, flops, peak), largest_loss_difference=largest_difference(ours, theirs))
 
@@ -126,6 +139,7 @@ def main():
     ap.add_argument("--length", type=int)
     ap.add_argument("--peak-tflops", type=float, help="the GPU's dense bf16 peak, where its name is not known")
     ap.add_argument("--tests", type=Path, help="what cargo test printed")
+    ap.add_argument("--doctor", type=Path, help="what asft doctor --json printed")
     ap.add_argument("--out", type=Path, default=Path("gpu-check.json"))
     args = ap.parse_args()
     import peft
@@ -135,7 +149,8 @@ def main():
     versions = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
     with tempfile.TemporaryDirectory() as work:
         result = dict(made=datetime.now(timezone.utc).isoformat(timespec="seconds"), asft=version, device=args.device,
-                      gpu=gpu(), versions=versions, tests=args.tests and tests(args.tests), step=compare(args, Path(work)))
+                      gpu=gpu(), versions=versions, doctor=args.doctor and json.loads(args.doctor.read_text()),
+                      tests=args.tests and tests(args.tests), step=compare(args, Path(work)))
     temporary = args.out.with_name(args.out.name + ".tmp")
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, args.out)
@@ -143,8 +158,9 @@ def main():
         step = result["step"][side]
         share = f"  {step['share_of_peak']:.1%} of the peak" if step["share_of_peak"] else ""
         print(f"{side:5} {step['tokens_per_second']:10.1f} tokens/s  {step['peak_memory_bytes'] / 2**30:6.2f} GiB{share}")
-    failures = (result["tests"] or {}).get("failures", [])
-    print(f"wrote {args.out}; tests that failed: {', '.join(failures) or 'none'}")
+    failures = [check["name"] for check in (result["doctor"] or {}).get("checks", []) if not check["ok"]]
+    failures += (result["tests"] or {}).get("failures", [])
+    print(f"wrote {args.out}; checks and tests that failed: {', '.join(failures) or 'none'}")
     sys.exit(1 if failures else 0)
 
 

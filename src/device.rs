@@ -5,6 +5,9 @@
 
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod driver;
+mod memory;
+
+pub use memory::memory;
 
 use crate::console::log;
 use crate::invalid;
@@ -91,6 +94,43 @@ pub fn name(device: &Device) -> &'static str {
     }
 }
 
+/// Checks that a device computes in a type: a GPU may be too old to have it.
+///
+/// # Errors
+/// What went wrong, and the types to take instead.
+pub fn check_type(device: &Device, dtype: DType) -> Result<()> {
+    check_type_by(device, dtype, probe)
+}
+
+fn check_type_by(
+    device: &Device,
+    dtype: DType,
+    probe: impl Fn(&Device, DType) -> candle_core::Result<Vec<f32>>,
+) -> Result<()> {
+    let why = match probe(device, dtype) {
+        Ok(values) if values.iter().all(|&value| value == 9.0) => return Ok(()),
+        Ok(values) => format!("8 · 1 + 1 came out as {:?} there", values.first()),
+        Err(error) => first_line(&error),
+    };
+    let others: Vec<String> = [DType::F16, DType::BF16, DType::F32]
+        .iter()
+        .filter(|other| **other != dtype)
+        .map(|other| format!("\"{}\"", other.as_str()))
+        .collect();
+    let (name, dtype, others) = (name(device), dtype.as_str(), others.join(" or "));
+    Err(invalid!(
+        "device \"{name}\" does not compute in {dtype}: {why}; set model.dtype or --dtype to {others}, or the device to \
+         \"cpu\""
+    ))
+}
+
+/// 8 · 1 + 1 by a conversion, a product and a sum in that type, 64 times.
+fn probe(device: &Device, dtype: DType) -> candle_core::Result<Vec<f32>> {
+    let ones = Tensor::ones((8, 8), DType::F32, device)?.to_dtype(dtype)?;
+    let sums = (ones.matmul(&ones)? + &ones)?;
+    sums.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
 /// The first accelerator of this build that works (the one with the number `index`, if there are several); else the
 /// CPU, with a message on why each accelerator of the build cannot be opened.
 pub fn best(index: usize) -> Device {
@@ -116,7 +156,12 @@ fn open_cuda(index: usize) -> Result<Device> {
     if let Ok(count) = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count() {
         check_index(index, count as usize)?;
     }
-    Device::new_cuda(index).map_err(|error| anyhow!(first_line(&error)))
+    let device = Device::new_cuda(index).map_err(|error| anyhow!(first_line(&error)))?;
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    if let Device::Cuda(device) = &device {
+        driver::keep_freed_memory(device.cuda_stream().context());
+    }
+    Ok(device)
 }
 
 /// Each of several processes on a machine takes the GPU with its number there.
@@ -157,6 +202,25 @@ mod tests {
             for part in [&format!("device \"{accelerator}\""), VERSION.as_str(), "--features", "\"cpu\""] {
                 assert!(text.contains(part), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn a_type_that_a_device_lacks_is_refused_with_others() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            check_type(&Device::Cpu, dtype).unwrap();
+        }
+        let missing = |_: &Device, _| candle_core::bail!("named symbol not found\nbacktrace");
+        let wrong = |_: &Device, _| Ok(vec![8.0; 64]);
+        let missing = check_type_by(&Device::Cpu, DType::BF16, missing).unwrap_err();
+        let wrong = check_type_by(&Device::Cpu, DType::F16, wrong).unwrap_err();
+        for (error, parts) in [
+            (missing, ["compute in bf16: named symbol not found;", "\"f16\" or \"f32\""]),
+            (wrong, ["compute in f16: 8 · 1 + 1 came out as Some(8.0)", "\"bf16\" or \"f32\""]),
+        ] {
+            assert_eq!(exit_code(&error), 2);
+            let text = error.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         }
     }
 

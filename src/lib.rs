@@ -44,6 +44,7 @@
 //! | [`method`] | AsFT itself: direction, penalty, shares of an update, Safe LoRA's projection |
 //! | [`adapter`] | LoRA adapters in memory, as PEFT folders, merged |
 //! | [`data`] | records to token ids and labels, batches |
+//! | [`doctor`] | whether a device computes rightly what training rests on |
 //! | [`optim`] | AdamW and its schedule |
 //! | [`model`] | `config.json` to a decoder; forward, and backward without a tape |
 //! | [`ops`] | primitives, forward and backward: a generic body and CPU kernels |
@@ -74,6 +75,7 @@ pub mod config;
 pub mod console;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod error;
 pub mod eval;
 pub mod hub;

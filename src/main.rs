@@ -86,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Landscape(args) => commands::landscape::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Init(args) => commands::init::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
         Command::Schema(args) => commands::meta::schema(args),
         Command::Completions(args) => commands::meta::completions(args),
         Command::Man(args) => commands::meta::man(args),

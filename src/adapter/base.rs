@@ -24,7 +24,7 @@ impl Base {
     /// # Errors
     /// As [`Decoder::load`] and [`load`]; an adapter for another model.
     pub fn load(id: &str, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
-        let device = device.open()?;
+        let device = device.open_for(dtype)?;
         let dir = hub::resolve(id, false)?.dir;
         let spec = ModelSpec::load(&dir)?;
         let checkpoint = Checkpoint::open(&dir)?;

@@ -1,5 +1,6 @@
-//! Arguments of the commands around a run: its report, a first config, what a shell wants to know.
+//! Arguments of the commands around a run: its report, a first config, the check of a device, what a shell wants to know.
 
+use crate::model::{DeviceKind, Dtype};
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -43,6 +44,23 @@ pub struct InitArgs {
     /// Replace the config that is there
     #[arg(long)]
     pub overwrite: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asft doctor
+  asft doctor --device cuda --dtype bf16
+  asft doctor --json > doctor.json")]
+pub struct DoctorArgs {
+    /// The device to check
+    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
+    pub device: DeviceKind,
+    /// Type of weights and activations to check; by default f32 on the CPU, bf16 elsewhere
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Print one JSON object instead of the table (docs/gpu.md says what it holds)
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -8,7 +8,7 @@ mod training;
 
 pub use adapters::{InspectArgs, MergeArgs, ProjectArgs};
 pub use measuring::{EvalArgs, GenerateArgs, LandscapeArgs};
-pub use meta::{CompletionsArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
+pub use meta::{CompletionsArgs, DoctorArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
 pub use model::{BaseArgs, ModelArgs};
 pub use training::{CompareArgs, DataArgs, DirectionArgs, TrainArgs};
 
@@ -28,7 +28,7 @@ pub struct Cli {
 }
 
 /// What other programs call these commands.
-const ELSEWHERE: [(&str, &[&str]); 7] = [
+const ELSEWHERE: [(&str, &[&str]); 8] = [
     ("train", &["finetune", "fine-tune", "tune", "fit", "run", "sft", "lora"]),
     ("eval", &["evaluate", "test", "score", "benchmark", "bench"]),
     ("generate", &["chat", "infer", "inference", "predict", "complete", "answer"]),
@@ -36,6 +36,7 @@ const ELSEWHERE: [(&str, &[&str]); 7] = [
     ("init", &["new", "create", "config"]),
     ("data", &["dataset", "preprocess", "tokenize", "show"]),
     ("report", &["plot", "html"]),
+    ("doctor", &["check", "diagnose", "selftest", "self-test", "verify"]),
 ];
 
 impl Cli {
@@ -95,6 +96,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Write a commented config for a model
     Init(InitArgs),
+    /// Check that a device computes what training needs, and measure how fast it is
+    Doctor(DoctorArgs),
     /// Print the JSON schema of a run's config, of a suite of evaluations, or of a comparison
     Schema(SchemaArgs),
     /// Print a script that completes commands and options in a shell

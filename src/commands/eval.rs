@@ -36,7 +36,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     // Files are located before weights are fetched, and samples are checked before weights are loaded.
     let located = locate(evaluations)?;
     let dir = hub::resolve(&args.base.model, false)?.dir;
-    let (spec, device) = (ModelSpec::load(&dir)?, args.base.device.open()?);
+    let (spec, device) = (ModelSpec::load(&dir)?, args.base.device.open_for(args.base.dtype.into())?);
     let prepared = Prepared::new(&located, &dir, &spec, (&device, args.base.dtype.into()))?;
     let mut base = load_base(&args.base, &adapters)?;
     let mut rows = vec![];

@@ -40,7 +40,8 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
         !perturbation.modules().is_empty(),
         "V = 0 in every module of the direction: there is no way along it"
     );
-    let (spec, device) = (ModelSpec::load(&dir)?, args.model.base.device.open()?);
+    let base = &args.model.base;
+    let (spec, device) = (ModelSpec::load(&dir)?, base.device.open_for(base.dtype.into())?);
     let gauge = |located: &Located| -> Result<Box<dyn Gauge>> {
         let compute = (&device, args.model.base.dtype.into());
         let prepared = Prepared::new(std::slice::from_ref(located), &dir, &spec, compute)?;

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod data;
 pub mod direction;
+pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod init;

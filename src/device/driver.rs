@@ -9,7 +9,10 @@
 
 #![allow(unsafe_code, reason = "functions that are found by name at run time")]
 
+use crate::console::log;
 use anyhow::{Result, bail};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, result, sys};
+use serde_json::Value;
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -49,6 +52,26 @@ pub fn load() -> Result<()> {
         bail!("the NVIDIA driver is not installed on this machine ({} was not found)", LIBRARY.to_string_lossy());
     }
     Ok(())
+}
+
+/// Keeps memory that tensors no longer need in the process. By default the driver takes it back whenever the host waits
+/// for the device, which is at every step's end, and the next step has to ask for all of it anew. Does nothing where
+/// memory is not allocated from a pool.
+pub fn keep_freed_memory(context: &CudaContext) {
+    if !context.has_async_alloc() {
+        return;
+    }
+    let mut threshold = u64::MAX;
+    // SAFETY: an open device's own pool, and a threshold of the type that the attribute has.
+    let set = unsafe {
+        result::device::get_mem_pool(context.cu_device()).and_then(|pool| {
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+        })
+    };
+    if let Err(error) = set {
+        log::debug(&format!("the driver does not keep freed memory: {error}"), Value::Null);
+    }
 }
 
 macro_rules! functions {

@@ -61,6 +61,16 @@ impl DeviceKind {
         }
     }
 
+    /// Opens the device to compute there in `dtype`.
+    ///
+    /// # Errors
+    /// As [`DeviceKind::open`]; a device without operations in that type.
+    pub fn open_for(self, dtype: DType) -> Result<Device> {
+        let device = self.open()?;
+        device::check_type(&device, dtype)?;
+        Ok(device)
+    }
+
     /// Whether that is the CPU, without opening a GPU that is asked for by name.
     pub fn is_cpu(self) -> bool {
         match self {

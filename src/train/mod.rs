@@ -9,6 +9,7 @@
 //! | `step` | one optimizer step: micro-batches, the ranks' sum, penalties, clipping, AdamW |
 //! | `defence` | a file for each defence beside the penalty, behind one trait |
 //! | `evaluating` | the suite of `[eval]` on the model in training |
+//! | `toy` | three steps of a model that is part of the program, for `asft doctor` |
 //! | `plan`, `state`, `options` | which samples go into which step; what a run carries from step to step; `[train]`, `[eval]` and `[output]` |
 //!
 //! Each room sees those below it and no other.
@@ -30,6 +31,7 @@ mod plan;
 mod run;
 mod state;
 mod step;
+mod toy;
 
 pub use before::dry_run::{Forecast, dry_run};
 pub use before::inputs::{Inputs, Sources};
@@ -41,3 +43,4 @@ pub use plan::{Plan, Pool, StepSamples};
 pub use run::{Ending, Outcome, run};
 pub use step::penalties::Penalties;
 pub use step::trainer::{NotFinite, StepOutcome, Trainer};
+pub use toy::{STEPS as TOY_STEPS, three_steps};

@@ -1,6 +1,7 @@
 //! A training run from settings to exported result: find where to start, prepare, then step, validate, keep, and
 //! export. With several ranks, each of these agrees on its outcome itself.
 
+use super::before::memory::MemoryPlan;
 use super::before::prepare::{Prepared, prepare};
 use super::before::resume::{RunFlags, Start, start};
 use super::evaluating::{AT_THE_END, BETWEEN, Measured, measure};
@@ -111,11 +112,12 @@ struct Run<'a> {
     /// The step of the newest checkpoint.
     kept: Option<usize>,
     ledger: Ledger,
+    memory: MemoryPlan,
 }
 
 impl<'a> Run<'a> {
     fn begin(settings: &'a Settings, output: &'a OutputFolder, start: &Start, prepared: Prepared) -> Result<Self> {
-        let Prepared { mut trained, train, validation, suite, record } = prepared;
+        let Prepared { mut trained, train, validation, suite, record, memory } = prepared;
         let device = trained.trainer.model.device();
         trained.trainer.all_reduce = join(settings, device, trained.parameters())?;
         Ok(Self {
@@ -129,6 +131,7 @@ impl<'a> Run<'a> {
             train,
             validation,
             suite,
+            memory,
         })
     }
 
@@ -165,13 +168,35 @@ impl<'a> Run<'a> {
         let trainer = &mut self.trained.trainer;
         let samples = trainer.defence.samples(step, &mut self.train)?;
         let learning_rate = self.schedule.learning_rate(step);
+        let updates = trainer.optimizer.steps();
         match trainer.step(step, &samples.batches(), learning_rate) {
             Ok(outcome) => self.ledger.taken(&outcome, samples.state, learning_rate, began, trainer),
             Err(error) => match error.downcast_ref::<NotFinite>() {
                 Some(reason) => self.ledger.skipped(*reason, &samples),
-                None => Err(error.context(format!("step {}", step + 1))),
+                None => {
+                    let untouched = trainer.optimizer.steps() == updates;
+                    Err(self.explained(error, untouched).context(format!("step {}", step + 1)))
+                }
             },
         }
+    }
+
+    /// The error of a step; if the device's memory ran out, with what to do, and the state before the step kept unless
+    /// parameters have moved since or other ranks would have to take part.
+    fn explained(&mut self, error: anyhow::Error, untouched: bool) -> anyhow::Error {
+        let Some(plan) = self.memory.exhausted(&error) else { return error };
+        let kept = if untouched && !Ranks::here().are_many() && self.ledger.go_back() {
+            match self.keep() {
+                Ok(dir) => format!(
+                    "the state before it is kept in {}: go on with --resume, and --allow-change for what you change",
+                    dir.display()
+                ),
+                Err(error) => format!("the state before it could not be kept: {error:#}"),
+            }
+        } else {
+            "no state was kept".to_string()
+        };
+        error.context(format!("{plan}; {kept}"))
     }
 
     fn is_done(&self) -> bool {
@@ -324,3 +349,6 @@ fn warn_of_failure(step: usize, error: &anyhow::Error) -> Option<Signal> {
     log::warn(&text, json!({"step": step, "error": format!("{error:#}")}));
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ mod data_mix;
 mod datasets;
 mod defences;
 mod direction;
+mod doctor;
 mod evaluating;
 mod evaluation;
 mod export;

@@ -2,13 +2,13 @@
 
 use super::estimate::{Estimate, Memory, Work};
 use super::inputs::{Sources, check_ranks, evaluations};
-use super::memory::MachineMemory;
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::config::Settings;
 use crate::data::Counts;
 use crate::eval::{Located, Prepared as Suite};
 use crate::hub::{self, Resolved};
+use crate::memory::Capacity;
 use crate::model::ModelSpec;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::train::options::Tuning;
@@ -91,7 +91,7 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
         micro_batch_tokens: largest.tokens,
         memory_bytes: memory,
         peak_memory_bytes: memory.total(),
-        available_memory_bytes: if is_cpu { MachineMemory::read().map(|machine| machine.available) } else { None },
+        available_memory_bytes: if is_cpu { Capacity::read().map(|machine| machine.available) } else { None },
         step_work: work,
         time: is_cpu.then(|| time(&spec, largest.tokens, work, workload.total_steps)),
         counts,

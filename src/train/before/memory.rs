@@ -1,28 +1,24 @@
-//! Whether a run fits the machine's memory, and what would make it fit; checked before its weights are loaded.
+//! Whether a run fits the memory of its device, and what would make it fit: checked before its weights are loaded, and
+//! told if memory runs out all the same.
 
 use super::estimate::{Estimate, Memory};
 use super::inputs::Inputs;
 use super::workload::Workload;
 use crate::config::Settings;
 use crate::invalid;
+use crate::memory::Capacity;
 use crate::model::{Dtype, ModelSpec};
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 
 /// A change is worth naming if it saves at least this share.
 const WORTH_NAMING: f64 = 0.02;
 
-/// The machine's memory, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MachineMemory {
-    /// What is available now without swapping.
-    pub available: usize,
-    /// What no process can exceed: memory and swap, or the limit of its control group.
-    pub limit: usize,
-}
+/// How a GPU's library says that it has no memory left: CUDA's driver, cuBLAS, Metal through candle.
+const NO_MEMORY: [&str; 4] =
+    ["OUT_OF_MEMORY", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to create metal resource: Buffer"];
 
 /// Whether there is enough for a run: what to say about it, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,40 +28,84 @@ pub enum Room {
     Tight(String, Value),
 }
 
-/// Compares what the run will take with what is available.
-///
-/// # Errors
-/// The weights and the trained parameters, without which nothing works, exceed the machine's limit.
-pub fn check_memory(
-    settings: &Settings,
-    spec: &ModelSpec,
-    targets: &[String],
-    inputs: &Inputs,
-    machine: MachineMemory,
-) -> Result<Room> {
-    let memory = peak(settings, spec, targets, inputs)?;
-    let (needed, certain) = (memory.total(), memory.weights + memory.trained);
-    let MachineMemory { available, limit } = machine;
-    let fields = json!({"peak_memory_bytes": needed, "available_memory_bytes": available, "limit_memory_bytes": limit});
-    let text = format!("the run needs about {} of memory", size(needed));
-    if certain <= limit && needed <= available {
-        return Ok(Room::Enough(format!("{text}, {} are available", size(available)), fields));
+/// What a run will take, and what would take less.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPlan {
+    memory: Memory,
+    on_cpu: bool,
+    advice: String,
+}
+
+impl MemoryPlan {
+    /// For a run on the CPU or on a GPU.
+    pub fn new(
+        settings: &Settings,
+        spec: &ModelSpec,
+        targets: &[String],
+        inputs: &Inputs,
+        on_cpu: bool,
+    ) -> Result<Self> {
+        let workload = Workload::of(settings, inputs)?;
+        let peak = |changed: &Settings| -> Result<Memory> {
+            let estimate = Estimate::new(spec, changed, targets).context("lora")?;
+            let estimate = if on_cpu { estimate } else { estimate.on_gpu() };
+            let same_work = changed.train.batch_size == settings.train.batch_size;
+            Ok(if same_work { estimate.memory(&workload) } else { estimate.memory(&Workload::of(changed, inputs)?) })
+        };
+        let memory = peak(settings)?;
+        let advice = advice(settings, memory.total(), |changed| Ok(peak(changed)?.total()))?;
+        Ok(Self { memory, on_cpu, advice })
     }
-    let parts = format!("{text} ({} of it for weights and what trains)", size(certain));
-    let advice = advice(settings, needed, |changed| Ok(peak(changed, spec, targets, inputs)?.total()))?;
-    if certain > limit {
-        return Err(invalid!("{parts}, the machine has {} with its swap space; {advice}", size(limit)));
+
+    /// Compares it with what there is.
+    ///
+    /// # Errors
+    /// The weights and the trained parameters, without which nothing works, exceed the device's limit.
+    pub fn check(&self, there_is: Capacity) -> Result<Room> {
+        let (needed, certain) = (self.memory.total(), self.memory.weights + self.memory.trained);
+        let Capacity { available, limit } = there_is;
+        let fields =
+            json!({"peak_memory_bytes": needed, "available_memory_bytes": available, "limit_memory_bytes": limit});
+        let (place, whole) = if self.on_cpu {
+            ("", "the machine has {} with its swap space")
+        } else {
+            (" on the GPU", "the GPU has {}")
+        };
+        let text = format!("the run needs about {} of memory{place}", size(needed));
+        if certain <= limit && needed <= available {
+            return Ok(Room::Enough(format!("{text}, {} are available", size(available)), fields));
+        }
+        let parts = format!("{text} ({} of it for weights and what trains)", size(certain));
+        if certain > limit {
+            let whole = whole.replace("{}", &size(limit).to_string());
+            return Err(invalid!("{parts}, {whole}; {}", self.advice));
+        }
+        Ok(Room::Tight(format!("{parts}, {} are available; {}", size(available), self.advice), fields))
     }
-    Ok(Room::Tight(format!("{parts}, {} are available; {advice}", size(available)), fields))
+
+    /// What to say if memory runs out all the same, if that is what `error` says.
+    pub fn exhausted(&self, error: &anyhow::Error) -> Option<String> {
+        let text = format!("{error:#}");
+        NO_MEMORY.iter().any(|words| text.contains(words)).then(|| {
+            let Memory { weights, trained, direction, activations, logits, process } = self.memory;
+            let during = activations.max(logits);
+            let parts = [
+                ("weights", weights),
+                ("what trains", trained),
+                ("the direction", direction),
+                (if activations >= logits { "activations" } else { "activations and logits" }, during),
+                ("the context", process),
+            ];
+            let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+            let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(*bytes))).collect();
+            let (total, parts) = (size(self.memory.total()), parts.join(", "));
+            format!("the device has no memory left; the run was planned at {total} ({parts}); {}", self.advice)
+        })
+    }
 }
 
 fn size(bytes: usize) -> HumanBytes {
     HumanBytes(bytes as u64)
-}
-
-fn peak(settings: &Settings, spec: &ModelSpec, targets: &[String], inputs: &Inputs) -> Result<Memory> {
-    let workload = Workload::of(settings, inputs)?;
-    Ok(Estimate::new(spec, settings, targets).context("lora")?.memory(&workload))
 }
 
 /// The settings that would lower the peak, each with the resulting peak.
@@ -90,94 +130,13 @@ fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result
     }
     Ok(match found.as_slice() {
         [] => "a smaller model or a lower data.max_length takes less".to_string(),
-        found => format!("less would be needed with {}", found.join(", or with ")),
+        found => format!("less would be needed with {}, or with a lower data.max_length", found.join(", or with ")),
     })
-}
-
-impl MachineMemory {
-    /// Each process's part if `processes` share it equally.
-    pub fn shared_by(self, processes: usize) -> Self {
-        Self { available: self.available / processes, limit: self.limit / processes }
-    }
-
-    /// Linux only; `None` elsewhere.
-    pub fn read() -> Option<Self> {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let group = Group::read();
-        Self::of(&text, group)
-    }
-
-    fn of(meminfo: &str, group: Option<Group>) -> Option<Self> {
-        let bytes = |key: &str| {
-            let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-            Some(line.split_whitespace().next()?.parse::<usize>().ok()?.saturating_mul(1024))
-        };
-        let (available, swap) = (bytes("MemAvailable")?, bytes("SwapTotal").unwrap_or(0));
-        let whole = Self { available, limit: bytes("MemTotal")?.saturating_add(swap) };
-        let Some(group) = group else { return Some(whole) };
-        Some(Self {
-            available: whole.available.min(group.limit.saturating_sub(group.used)),
-            limit: whole.limit.min(group.limit.saturating_add(swap)),
-        })
-    }
-}
-
-/// The tightest control group that this process is in.
-#[derive(Clone, Copy, Debug)]
-struct Group {
-    limit: usize,
-    /// Without what the kernel can reclaim.
-    used: usize,
-}
-
-impl Group {
-    fn read() -> Option<Self> {
-        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-        let root = Path::new("/sys/fs/cgroup");
-        let mut folders: Vec<(PathBuf, [&str; 2])> = vec![];
-        for line in own.lines() {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            let (root, names) = match controllers {
-                "" => (root.to_path_buf(), ["memory.max", "memory.current"]),
-                "memory" => (root.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes"]),
-                _ => continue,
-            };
-            let inner = root.join(path.trim_start_matches('/'));
-            // Limits of outer groups hold for inner ones too.
-            folders.extend(inner.ancestors().take_while(|dir| dir.starts_with(&root)).map(|dir| (dir.into(), names)));
-        }
-        let limits = folders.iter().filter_map(|(dir, names)| Self::of(dir, names));
-        limits.min_by_key(|group| group.limit.saturating_sub(group.used))
-    }
-
-    fn of(dir: &Path, [limit, used]: &[&str; 2]) -> Option<Self> {
-        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
-        // "max" is no limit.
-        let limit = read(limit)?.trim().parse().ok()?;
-        let used: usize = read(used)?.trim().parse().ok()?;
-        let stat = read("memory.stat").unwrap_or_default();
-        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<usize>().ok());
-        Some(Self { limit, used: used.saturating_sub(cached.unwrap_or(0)) })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MEMINFO: &str =
-        "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapTotal:   500 kB\n";
-
-    #[test]
-    fn the_tighter_of_machine_and_group_counts() {
-        let machine = |group| MachineMemory::of(MEMINFO, group).unwrap();
-        assert_eq!(machine(None), MachineMemory { available: 600 << 10, limit: 1500 << 10 });
-        let group = Group { limit: 300 << 10, used: 100 << 10 };
-        assert_eq!(machine(Some(group)), MachineMemory { available: 200 << 10, limit: 800 << 10 });
-        let wide = Group { limit: usize::MAX, used: 0 };
-        assert_eq!(machine(Some(wide)), machine(None));
-        assert!(MachineMemory::of("MemTotal: 5 kB\n", None).is_none());
-    }
 
     #[test]
     fn advice_names_what_helps_and_by_how_much() {
@@ -190,9 +149,49 @@ mod tests {
         let needed = peak(&settings).unwrap();
         let text = advice(&settings, needed, peak).unwrap();
         let expected = "less would be needed with train.method = \"lora\": 1.05 GiB, or with model.dtype = \"bf16\": \
-                        2.03 GiB";
+                        2.03 GiB, or with a lower data.max_length";
         assert_eq!(text, expected);
         (settings.train.method, settings.model.dtype, settings.train.batch_size) = (Tuning::Lora, Dtype::Bf16, 1);
         assert!(advice(&settings, 510 << 20, peak).unwrap().contains("data.max_length"));
+    }
+
+    fn plan(on_cpu: bool) -> MemoryPlan {
+        let gib = |n: usize| n << 30;
+        let (weights, activations) = (gib(14), gib(6));
+        let memory = Memory { weights, trained: gib(1), direction: 0, activations, logits: gib(2), process: gib(1) };
+        MemoryPlan { memory, on_cpu, advice: "train less".to_string() }
+    }
+
+    #[test]
+    fn a_gpu_is_told_from_the_machine() {
+        let there_is = |available: usize, limit: usize| Capacity { available: available << 30, limit: limit << 30 };
+        for (on_cpu, has) in [(true, "the machine has 12.00 GiB with its swap space"), (false, "the GPU has 12.00 GiB")]
+        {
+            let plan = plan(on_cpu);
+            assert!(matches!(plan.check(there_is(23, 24)), Ok(Room::Enough(..))));
+            let Ok(Room::Tight(text, fields)) = plan.check(there_is(20, 24)) else { panic!("20 of 22 GiB are enough") };
+            assert_eq!(fields["peak_memory_bytes"], 22u64 << 30);
+            assert!(text.contains("needs about 22.00 GiB") && text.contains("20.00 GiB are available; train less"));
+            assert_eq!(text.contains("on the GPU"), !on_cpu);
+            let error = plan.check(there_is(12, 12)).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            assert!(error.to_string().contains(&format!("{has}; train less")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_no_memory_is_told_with_the_plan() {
+        let plan = plan(false);
+        for text in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "Metal error Failed to create metal resource: Buffer",
+        ] {
+            let error = anyhow::anyhow!("{text}").context("forward");
+            let told = plan.exhausted(&error).unwrap();
+            let parts = "planned at 22.00 GiB (weights 14.00 GiB, what trains 1.00 GiB, activations 6.00 GiB, the context \
+                         1.00 GiB); train less";
+            assert!(told.contains(parts), "{told}");
+        }
+        assert_eq!(plan.exhausted(&anyhow::anyhow!("disk full")), None);
     }
 }

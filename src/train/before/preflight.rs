@@ -5,7 +5,7 @@
 
 use super::disk::check_disk;
 use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_folder};
-use super::memory::{MachineMemory, Room, check_memory};
+use super::memory::{MemoryPlan, Room};
 use super::problems::{Problems, START};
 use super::resume::Start;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
@@ -57,6 +57,7 @@ pub struct Ready {
     pub inputs: Inputs,
     /// The evaluations of `[eval]`, if there are any.
     pub suite: Option<Suite>,
+    pub memory: MemoryPlan,
     pub direction: Direction,
     pub record: RunRecord,
 }
@@ -89,12 +90,10 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
         let room = check_disk(settings, output, &model.checkpoint, model.adapter.as_ref());
         check.problems.note(room);
     }
-    if let (Some(model), Some(inputs)) = (&model, &inputs) {
-        check.memory(model, inputs);
-    }
+    let memory = model.as_ref().zip(inputs.as_ref()).and_then(|(model, inputs)| check.memory(model, inputs));
     let Preflight { problems, mut record, .. } = check;
-    let (Some(base), Some(model), Some(inputs), Some(direction), true) =
-        (sources.base, model, inputs, direction, problems.0.is_empty())
+    let (Some(base), Some(model), Some(inputs), Some(memory), Some(direction), true) =
+        (sources.base, model, inputs, memory, direction, problems.0.is_empty())
     else {
         return Err(problems.into_error(START));
     };
@@ -113,7 +112,7 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     }
     let Model { spec, checkpoint, device, targets, adapter } = model;
     record.device(device::name(&device));
-    Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, suite, direction, record })
+    Ok(Ready { base, spec, checkpoint, device, targets, adapter, inputs, suite, memory, direction, record })
 }
 
 /// Whether the direction computed by the run to resume is still there, unchanged and from the same model.
@@ -163,7 +162,7 @@ impl Preflight<'_> {
     fn open_model(&self, base: &Resolved, spec: ModelSpec) -> Result<Model> {
         let checkpoint = Checkpoint::open(&base.dir)?;
         let targets = self.settings.lora.targets(&spec).context("lora")?;
-        let device = self.settings.model.device.open()?;
+        let device = self.settings.model.device.open_for(self.settings.model.dtype.into())?;
         if self.settings.model.device == DeviceKind::Auto {
             let name = device::name(&device);
             log::info(&format!("device = \"auto\": computing on {name}"), json!({"device": name}));
@@ -260,19 +259,21 @@ impl Preflight<'_> {
         Some(prepared)
     }
 
-    /// Checks that the machine has enough memory, as far as can be told before anything is loaded.
-    fn memory(&mut self, model: &Model, inputs: &Inputs) {
-        if !model.device.is_cpu() {
-            return;
+    /// Checks that the device has enough memory, as far as can be told before anything is loaded.
+    fn memory(&mut self, model: &Model, inputs: &Inputs) -> Option<MemoryPlan> {
+        let on_cpu = model.device.is_cpu();
+        let plan = MemoryPlan::new(self.settings, &model.spec, &model.targets, inputs, on_cpu);
+        let plan = self.problems.note(plan)?;
+        // Each rank has a GPU of its own.
+        let sharing = if on_cpu { Ranks::here().local_size() } else { 1 };
+        if let Some(memory) = device::memory(&model.device) {
+            match self.problems.note(plan.check(memory.shared_by(sharing))) {
+                Some(Room::Tight(text, fields)) => log::warn(&text, fields),
+                Some(Room::Enough(text, fields)) => log::debug(&text, fields),
+                None => {}
+            }
         }
-        let Some(machine) = MachineMemory::read() else { return };
-        let machine = machine.shared_by(Ranks::here().local_size());
-        let room = check_memory(self.settings, &model.spec, &model.targets, inputs, machine);
-        match self.problems.note(room) {
-            Some(Room::Tight(text, fields)) => log::warn(&text, fields),
-            Some(Room::Enough(text, fields)) => log::debug(&text, fields),
-            None => {}
-        }
+        Some(plan)
     }
 
     /// The direction file, checked against the targets and the aligned weights, or what to compute it from.

@@ -2,11 +2,13 @@
 //!
 //! Nothing is written here except the direction file, and that only once all else has succeeded.
 
+use super::memory::MemoryPlan;
 use super::preflight::{Direction, Ready, flat_modules, open_direction, preflight};
 use super::resume::Start;
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
 use crate::data::Dataset;
+use crate::doctor;
 use crate::eval::Prepared as Suite;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
@@ -35,6 +37,7 @@ pub struct Prepared {
     /// The evaluations of `[eval]`.
     pub suite: Option<Suite>,
     pub record: RunRecord,
+    pub memory: MemoryPlan,
 }
 
 /// Checks and loads all inputs of a run, and sets it to where `start` says. `allowed`: keys of inputs that may have
@@ -50,6 +53,7 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
     let mut ready = ranks.agree(ready)?;
     check_same_run(settings, &input_hashes(settings, &ready.record), &ready.device)?;
     let (train, defence) = ready.inputs.planned(settings)?;
+    ranks.agree(check_device(settings, &ready))?;
     let model = ranks.agree(load_model(settings, &ready))?;
     // Last, since it may write a file: everything cheaper has been checked.
     let directions = directions(&mut ready)?;
@@ -61,7 +65,7 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
         saved.restore(&mut trained)?;
     }
     let (validation, suite, record) = (ready.inputs.validation, ready.suite, ready.record);
-    Ok(Prepared { trained, train, validation, suite, record })
+    Ok(Prepared { trained, train, validation, suite, record, memory: ready.memory })
 }
 
 fn trainer(
@@ -110,6 +114,18 @@ fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, Str
 fn check_inputs(settings: &Settings, ready: &Ready, start: &Start, allowed: &[String]) -> Result<()> {
     let now = input_hashes(settings, &ready.record);
     start.saved().map_or(Ok(()), |saved| saved.origin.check_inputs(&now, allowed))
+}
+
+/// On the CPU the tests have seen to it.
+fn check_device(settings: &Settings, ready: &Ready) -> Result<()> {
+    if ready.device.is_cpu() {
+        return Ok(());
+    }
+    let began = Instant::now();
+    doctor::before_training(&ready.device, settings.model.dtype.into())?;
+    let seconds = began.elapsed().as_secs_f64();
+    log::debug(&format!("checked the device in {seconds:.1} s"), json!({"seconds": seconds}));
+    Ok(())
 }
 
 /// The model at the start of training.

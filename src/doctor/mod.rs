@@ -1,0 +1,89 @@
+//! Whether what training rests on is computed rightly on a device: each operation against the same in f64 on the CPU.
+//!
+//! A [`Check`] is a value: a name, a tolerance, a function. [`examine`] runs all of them, for `asft doctor`;
+//! [`before_training`] runs them at small sizes before each run that is not on the CPU, where a wrong number would
+//! otherwise show after hours, if at all. References are textbook forms on candle's f64 tensors, with their gradients by
+//! candle's tape: they share no line with what is checked. Inputs have odd sizes, start inside their memory, and lie
+//! row by row or column by column.
+//!
+//! Three whole training steps are checked in `train`, which this room does not see.
+
+mod attention;
+mod basics;
+mod check;
+mod operations;
+mod products;
+mod rates;
+mod rows;
+mod subject;
+
+pub use check::{Check, Finding, Kernel};
+pub use operations::Operations;
+pub use rates::{Rates, measure};
+pub use subject::{Depth, Subject, Tolerance, Worst};
+
+use crate::console::log;
+use crate::device;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device};
+use serde_json::json;
+
+/// Every check of an operation.
+pub fn checks() -> Vec<Check> {
+    [basics::CHECKS, rows::CHECKS, products::CHECKS, attention::CHECKS].concat()
+}
+
+/// Runs all checks; `done` is called after each.
+pub fn examine(subject: &Subject, done: impl Fn(&Check)) -> Vec<Finding> {
+    let of = |check: &Check| {
+        let finding = check.on(subject);
+        done(check);
+        finding
+    };
+    checks().iter().map(of).collect()
+}
+
+/// What a run needs to be right, at small sizes: a second or two on a GPU, most of it to load kernels that the run loads
+/// anyway. A kernel that is wrong is switched off, with a warning.
+///
+/// # Errors
+/// The operations that are wrong and that nothing can take the place of.
+pub fn before_training(device: &Device, dtype: DType) -> Result<()> {
+    let subject = Subject::new(device, dtype, Depth::Short);
+    rely_on(&subject, &checks())
+}
+
+fn rely_on(subject: &Subject, checks: &[Check]) -> Result<()> {
+    let (device, dtype) = (device::name(&subject.device), subject.dtype.as_str());
+    let again = format!("`asft doctor --device {device} --dtype {dtype} --json`");
+    let mut faults = vec![];
+    for check in checks {
+        let mut finding = check.on(subject);
+        if let Some(kernel) = check.kernel.filter(|_| !finding.ok) {
+            (kernel.switch_off)();
+            let (name, fault) = (kernel.name, finding.fault());
+            log::warn(
+                &format!(
+                    "the kernel {name} is wrong on this device and is not used, which takes time but no accuracy: \
+                     {fault}; please report what {again} prints, with the device and its driver"
+                ),
+                json!({"kernel": name, "finding": finding}),
+            );
+            finding = check.on(subject);
+        }
+        if !finding.ok {
+            faults.push(finding.fault());
+        }
+    }
+    ensure!(
+        faults.is_empty(),
+        "{device} computes wrongly in {dtype}, and training there would too: {}; {again} tells more: please report \
+         what it prints, with the device and its driver, and train with another model.dtype or on another device \
+         meanwhile",
+        faults.join(", ")
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
