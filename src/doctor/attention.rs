@@ -4,6 +4,7 @@ use super::check::Check;
 use super::subject::{Depth, Subject, Tolerance, Worst, exact, oracle};
 use crate::device;
 use crate::ops::attention::{Layout, Shape, Span};
+use crate::ops::gpu;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -13,13 +14,15 @@ pub const CHECKS: &[Check] = &[
         "packed sequences, groups, windows, soft-caps",
         Tolerance { wide: 256.0, narrow: 12.0 },
         packed,
-    ),
+    )
+    .by("attention", || gpu::ATTENTION.switch_off()),
     Check::new(
         "long attention",
         "one sequence as long as memory allows",
         Tolerance { wide: 512.0, narrow: 24.0 },
         long,
-    ),
+    )
+    .by("attention", || gpu::ATTENTION.switch_off()),
 ];
 
 const PLAIN: Shape = Shape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window: None, cap: None };

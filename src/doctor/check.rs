@@ -49,6 +49,11 @@ impl Check {
         Self { name, what, tolerance, run, kernel: None }
     }
 
+    /// The same for an operation with kernels on GPUs.
+    pub const fn by(self, name: &'static str, switch_off: fn()) -> Self {
+        Self { kernel: Some(Kernel { name, switch_off }), ..self }
+    }
+
     /// Runs the check.
     pub fn on(&self, subject: &Subject) -> Finding {
         Finding::of(self.name, self.what, self.tolerance, |worst| (self.run)(subject, worst))

@@ -5,7 +5,7 @@ use super::subject::{Lie, Subject, Tolerance, Worst, exact, oracle};
 use crate::ops::activation::Activation;
 use crate::ops::dropout::mix;
 use crate::ops::rope::{Angles, Stretch};
-use crate::ops::{rms_norm, softcap, sum};
+use crate::ops::{dropout, gpu, rms_norm, softcap, sum};
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
@@ -13,16 +13,28 @@ const SMALL: &[(usize, usize)] = &[(67, 131)];
 const LARGE: &[(usize, usize)] = &[(1, 8192), (1027, 64), (33, 5003)];
 
 pub const CHECKS: &[Check] = &[
-    Check::new("rms_norm", "forward and both gradients", Tolerance { wide: 128.0, narrow: 4.0 }, norms),
-    Check::new("rope", "forward and backward, at far positions", Tolerance { wide: 16.0, narrow: 2.0 }, rotations),
-    Check::new("gated_mlp", "SwiGLU and GeGLU, forward and backward", Tolerance { wide: 64.0, narrow: 2.0 }, gates),
-    Check::new("softcap", "forward and backward", Tolerance { wide: 64.0, narrow: 4.0 }, caps),
-    Check::new("dropout", "the mask of the CPU, value by value", Tolerance { wide: 1.0, narrow: 1.0 }, masks),
-    Check::new("sum", "residual sums, squares, what is not finite", Tolerance { wide: 64.0, narrow: 2.0 }, sums),
+    Check::new("rms_norm", "forward and both gradients", Tolerance { wide: 128.0, narrow: 4.0 }, norms)
+        .by("rms_norm", || gpu::RMS_NORM.switch_off()),
+    Check::new("rope", "forward and backward, at far positions", Tolerance { wide: 16.0, narrow: 2.0 }, rotations)
+        .by("rope", || gpu::ROPE.switch_off()),
+    Check::new("gated_mlp", "SwiGLU and GeGLU, forward and backward", Tolerance { wide: 64.0, narrow: 2.0 }, gates)
+        .by("gated_mlp", || gpu::GATED_MLP.switch_off()),
+    Check::new("softcap", "forward and backward", Tolerance { wide: 64.0, narrow: 4.0 }, caps)
+        .by("softcap", || gpu::SOFTCAP.switch_off()),
+    Check::new("dropout", "the mask of the CPU, value by value", Tolerance { wide: 2.0, narrow: 2.0 }, masks)
+        .by("dropout", || gpu::DROPOUT.switch_off()),
+    Check::new("sum", "residual sums, squares, what is not finite", Tolerance { wide: 64.0, narrow: 2.0 }, sums)
+        .by("sum", || gpu::SUM.switch_off()),
 ];
 
+const EPS: f64 = 1e-5;
+
+fn normed(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?.recip()?;
+    x.broadcast_mul(&scale)?.broadcast_mul(weight)
+}
+
 fn norms(subject: &Subject, worst: &mut Worst) -> Result<()> {
-    const EPS: f64 = 1e-5;
     let ops = &subject.operations;
     for (n, d) in subject.sizes(SMALL, LARGE) {
         for lie in Lie::ALL {
@@ -31,13 +43,18 @@ fn norms(subject: &Subject, worst: &mut Worst) -> Result<()> {
             let weight = subject.values_of(DType::F32, &[d], 3)?;
             let (y, saved) = (ops.rms_norm)(&x, &weight, EPS)?;
             let dx = (ops.rms_norm_backward)(&saved, &weight, &dy)?;
-            let (exact_y, gradients) = oracle(&[&x, &weight], &dy, |v| {
-                let scale = (v[0].sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?.recip()?;
-                v[0].broadcast_mul(&scale)?.broadcast_mul(&v[1])
-            })?;
+            let (exact_y, gradients) = oracle(&[&x, &weight], &dy, |v| normed(&v[0], &v[1]))?;
             worst.note(at("y"), subject.dtype, &y, &exact_y)?;
             worst.note(at("dx"), subject.dtype, &dx, &gradients[0])?;
             worst.note(at("dw"), DType::F32, &rms_norm::backward_weight(&saved, &dy)?, &gradients[1])?;
+            // With the sums of a residual connection; where these are rounded, the norm is of what they came to.
+            let (added, exact_weight) = (subject.matrix(n, d, lie, 4)?, exact(&weight)?);
+            let (sum, y, saved) = rms_norm::forward_sum(&x, &added, &weight, EPS)?;
+            worst.note(at("x + added"), subject.dtype, &sum, &(exact(&x)? + exact(&added)?)?)?;
+            let (exact_y, gradients) = oracle(&[&sum], &dy, |v| normed(&v[0], &exact_weight))?;
+            worst.note(at("y of a sum"), subject.dtype, &y, &exact_y)?;
+            let dx = rms_norm::backward_input_sum(&saved, &weight, &dy, &added)?;
+            worst.note(at("dx and a sum"), subject.dtype, &dx, &(&gradients[0] + exact(&added)?)?)?;
         }
     }
     Ok(())
@@ -128,7 +145,17 @@ fn masks(subject: &Subject, worst: &mut Worst) -> Result<()> {
                 |i: u64| if mix(i.wrapping_add(key)) >> 32 < threshold { 0.0 } else { 1.0 / (1.0 - probability) };
             let mask = Tensor::from_vec((0..(n * d) as u64).map(kept).collect::<Vec<f64>>(), (n, d), &Device::Cpu)?;
             let y = (subject.operations.dropout)(&x, probability, key)?;
-            worst.note(format!("{n} x {d} at {probability}"), dtype, &y, &(exact(&x)? * mask)?)?;
+            let (at, expected) = (|what: &str| format!("{what}{n} x {d} at {probability}"), (exact(&x)? * &mask)?);
+            worst.note(at(""), dtype, &y, &expected)?;
+            worst.note(at("widened, "), DType::F32, &dropout::apply_widened(&x, probability, key)?, &expected)?;
+            let (sum, wide) = (subject.values_of(dtype, &[n, d], 2)?, subject.values_of(DType::F32, &[n, d], 1)?);
+            let masked = (exact(&wide)? * &mask)?;
+            worst.note(
+                at("added, "),
+                dtype,
+                &dropout::add(&sum, &wide, probability, key)?,
+                &(exact(&sum)? + masked)?,
+            )?;
         }
     }
     Ok(())
@@ -140,6 +167,9 @@ fn sums(subject: &Subject, worst: &mut Worst) -> Result<()> {
         let (x, y) = (x?, y?);
         let wide = exact(&x)?;
         worst.note(format!("x + y of {n} x {d}"), subject.dtype, &sum::add(&x, &y)?, &(&wide + exact(&y)?)?)?;
+        let added = subject.matrix_of(DType::F32, n, d, Lie::Whole, 3)?;
+        let both = (&wide + exact(&added)?)?;
+        worst.note(format!("x + y in f32, {n} x {d}"), subject.dtype, &sum::add(&x, &added)?, &both)?;
         let squares = wide.sqr()?.sum_all()?.to_scalar::<f64>()?;
         worst.number(format!("squares of {n} x {d}"), DType::F32, sum::square_sum(&x)?.read()?, squares);
     }
