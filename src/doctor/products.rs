@@ -3,16 +3,18 @@
 use super::check::Check;
 use super::subject::{Lie, Subject, Tolerance, Worst, exact, oracle};
 use crate::model::{Gradients, Parameters};
-use crate::ops::{linear, low_rank};
+use crate::ops::{gpu, linear, low_rank};
 use crate::optim::AdamW;
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 
 pub const CHECKS: &[Check] = &[
     Check::new("linear", "forward and every gradient", Tolerance { wide: 256.0, narrow: 4.0 }, linears),
-    Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses),
+    Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses)
+        .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("penalty", "the r x r products and their images", Tolerance { wide: 256.0, narrow: 2.0 }, low_ranks),
-    Check::new("adamw", "three steps", Tolerance { wide: 64.0, narrow: 2.0 }, optimizer),
+    Check::new("adamw", "three steps, and the squares of gradients", Tolerance { wide: 64.0, narrow: 2.0 }, optimizer)
+        .by("parameters", || gpu::PARAMETERS.switch_off()),
 ];
 
 fn linears(subject: &Subject, worst: &mut Worst) -> Result<()> {
@@ -104,6 +106,8 @@ fn optimizer(subject: &Subject, worst: &mut Worst) -> Result<()> {
         let gradient = subject.values_of(DType::F32, &[67, 131], 1 + step as u64)?;
         let mut gradients = Gradients::default();
         gradients.add("w", gradient.clone())?;
+        let [square] = &gradients.squares()?[..] else { anyhow::bail!("one gradient, one square") };
+        worst.number("‖g‖²", DType::F32, square.read()?, exact(&gradient)?.sqr()?.sum_all()?.to_scalar()?);
         adamw.step(&parameters, &gradients, rate, clipping)?;
         let g = (exact(&gradient)? * clipping)?;
         m = ((m * beta1)? + (&g * (1.0 - beta1))?)?;
