@@ -168,6 +168,25 @@ fn a_signal_ends_an_evaluation_and_the_run_goes_on_exactly() {
     ends(train(&last, &[&set, "eval.batch_size=1", "train.max_steps=1"], &["--resume"]), 0, &["the run is finished"]);
 }
 
+/// Before the first step there is nothing to keep.
+#[test]
+fn a_signal_during_the_first_evaluation_ends_the_run_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let (_, set) = suite(&scratch, &refusal(96, 200));
+    let sets = [&set, "eval.batch_size=1", "train.max_steps=2"];
+    let child = train(&dir, &sets, &["-q"]).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !dir.join("metrics.jsonl").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no metrics.jsonl");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((stderr(&output).as_str(), output.status.code()), ("stopped by SIGINT; no step was done\n", Some(130)));
+    assert!(metrics(&dir).is_empty() && !dir.join("checkpoints").exists());
+}
+
 #[test]
 fn what_is_exported_is_what_is_measured() {
     let scratch = tempfile::tempdir().unwrap();
