@@ -82,7 +82,9 @@ fn both_ends_are_what_eval_measures() {
     let line = table.iter().find(|line| line.trim_start().starts_with("task loss")).unwrap();
     assert!(line.contains(&format!("{:.4}", loss("before"))) && line.ends_with(&format!("{:.4}", loss("after"))));
     let page = fs::read_to_string(dir.join("report.html")).unwrap();
-    for part in ["<h2>Evaluations</h2>", "harm, before: ", "judged, after: ", "task loss, after: "] {
+    for part in
+        ["<h2>Evaluations</h2>", "harm, before: ", "judged, after: ", "task loss, after: ", "<figcaption>harm, %"]
+    {
         assert!(page.contains(part), "{part}");
     }
 }
