@@ -66,8 +66,15 @@ impl Adapter {
         module.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// What readers of PEFT adapters that know only one rank and alpha would get wrong about it, if anything.
+    /// What other readers of PEFT adapters would get wrong about it, if anything.
     pub fn portability(&self) -> Option<String> {
+        let found: Vec<String> = self.misread_patterns().into_iter().chain(self.misread_scale()).collect();
+        let advice = if found.len() > 1 { "for those" } else { "there" };
+        (!found.is_empty()).then(|| format!("{}; {advice} use the merged model (asft merge)", found.join("; ")))
+    }
+
+    /// Several ranks or alphas, for readers that know one.
+    fn misread_patterns(&self) -> Option<String> {
         let differ = |of: &dyn Fn(&AdapterModule) -> f64| {
             let mut values = self.modules.values().map(of);
             values.next().is_some_and(|first| values.any(|value| value != first))
@@ -79,10 +86,14 @@ impl Adapter {
             (false, true) => "llama.cpp (one lora_alpha for all)",
             (false, false) => return None,
         };
-        Some(format!(
-            "the adapter's modules have different ranks or alphas, which {readers} does not read right; for those fold \
-             it into the model (asft merge)"
-        ))
+        Some(format!("the adapter's modules have different ranks or alphas, which {readers} does not read right"))
+    }
+
+    /// A scale other than alpha / r, for readers that know only that.
+    fn misread_scale(&self) -> Option<String> {
+        let differs = self.use_rslora && self.modules.values().any(|module| module.rank() > 1);
+        let text = "the adapter has rsLoRA's scale (lora_alpha / sqrt(r)), which llama.cpp takes for lora_alpha / r";
+        differs.then(|| text.to_string())
     }
 
     /// Checks that every module is a linear layer of the model and has its shape.

@@ -8,6 +8,7 @@ use crate::compare::{
     table,
 };
 use crate::console::log;
+use crate::ensure_valid;
 use crate::plot::{Measure, Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 use anyhow::Result;
 use serde_json::json;
@@ -29,9 +30,15 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         log::notice(&text, json!({"signal": signal.name()}));
         return Ok(ExitCode::from(signal.exit_code()));
     }
+    let dir = Path::new(&options.dir);
+    ensure_valid!(
+        !comparison.results().rows().is_empty(),
+        "{} has no results yet; `asft compare --config {}` obtains them",
+        dir.display(),
+        args.config.display()
+    );
     let summaries = summarise(&options, comparison.results().rows());
     let (table, notes) = (table(&summaries), notes(&options, &summaries));
-    let dir = Path::new(&options.dir);
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
     write(TABLE, (table.to_string() + &notes).as_bytes())?;
     if let Some(figure) = &options.figure {

@@ -1,6 +1,6 @@
 //! `asft compare` end to end, with the real binary on the toy model.
 
-use crate::support::command::{asft, ends, json, stderr, stdout, succeeds};
+use crate::support::command::{asft, ends, json, refused, stderr, stdout, succeeds};
 use crate::support::files::tiny;
 use serde_json::{Value, json};
 use std::fs;
@@ -38,6 +38,8 @@ const METHODS: &str = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none
 fn a_comparison_that_stops_goes_on_to_the_same_results() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), METHODS);
+    refused(compare(&config, &["--report"]), &["out has no results yet; `asft compare --config "]);
+    assert!(!dir.path().join("out").exists());
     let output = compare(&config, &[]).output().unwrap();
     let (table, told) = (String::from_utf8(output.stdout.clone()).unwrap(), stderr(&output));
     assert!(output.status.success(), "{told}");
