@@ -37,8 +37,9 @@ GIB = 1 << 30
 def forecast(asft, folder, model, length, batch):
     """The dry run of micro-batches of `batch` samples of `length` tokens."""
     place = folder / model
-    place.mkdir(exist_ok=True)
-    (place / "config.json").write_text(json.dumps(MODELS[model]))
+    for model_folder in (place, folder / f"{model}-base"):
+        model_folder.mkdir(exist_ok=True)
+        (model_folder / "config.json").write_text(json.dumps(MODELS[model]))
     sample = json.dumps(dict(input_ids=[1] * length, labels=[1] * length))
     (folder / "data.jsonl").write_text((sample + "\n") * batch)
     (folder / "run.toml").write_text(f'''

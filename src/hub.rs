@@ -8,6 +8,7 @@
 mod cache;
 mod dataset;
 mod id;
+mod local;
 mod model;
 mod partial;
 mod refusal;
@@ -36,12 +37,25 @@ pub struct Resolved {
     pub revision: Option<String>,
 }
 
-/// A data file and where it came from.
+/// The files of a dataset, in their order, and where they came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolvedFile {
-    pub path: PathBuf,
-    /// The path as given, or `org/name@commit:path`.
+pub struct ResolvedData {
+    /// At least one.
+    pub paths: Vec<PathBuf>,
+    /// As given, or `org/name@commit:path` with the first of the paths.
     pub source: String,
+}
+
+impl ResolvedData {
+    /// The only file.
+    ///
+    /// # Errors
+    /// Several files.
+    pub fn only(self) -> Result<PathBuf> {
+        let count = self.paths.len();
+        let only = <[PathBuf; 1]>::try_from(self.paths).ok().map(|[only]| only);
+        only.ok_or_else(|| invalid!("{} has {count} files, expected one; name one of them", self.source))
+    }
 }
 
 /// The local folder of a model named by folder or by hub id, downloaded if necessary. `quiet` hides progress.
@@ -111,17 +125,26 @@ pub fn is_local(name: &str) -> bool {
     Path::new(name).exists() || dataset::is_data_file(name) || !matches!(RepoId::parse(id), Ok(Some(_)))
 }
 
-/// The local data file named by path or by hub id, downloaded if necessary: `org/name[@revision]` for a dataset with
-/// one file for `split`, `org/name[@revision]:path` for any file of it. `quiet` hides progress.
+/// The local data files named by path or by hub id, downloaded if necessary: a file, a folder, a pattern such as
+/// `data/*.jsonl`, `org/name[@revision]` for a dataset with one file for `split`, perhaps in shards, or
+/// `org/name[@revision]:path` for any file of it. `quiet` hides progress.
 ///
 /// A path that does not exist is returned as it is, for the reader to refuse, unless it can only be a hub id.
 ///
 /// # Errors
-/// As [`resolve`]; several candidate files, with a list of them.
-pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<ResolvedFile> {
-    let local = || ResolvedFile { path: PathBuf::from(id_or_file), source: id_or_file.to_string() };
-    if Path::new(id_or_file).exists() {
-        return Ok(local());
+/// As [`resolve`]; several candidate files, with a list of them; a pattern that matches nothing.
+pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<ResolvedData> {
+    let place = Path::new(id_or_file);
+    let data = |paths: Vec<PathBuf>| ResolvedData { paths, source: id_or_file.to_string() };
+    if place.is_dir() {
+        return local::in_folder(place, split).map(data);
+    }
+    if !place.exists() && local::is_pattern(id_or_file) {
+        return local::matching(id_or_file).map(data);
+    }
+    let local = || Ok(data(vec![place.to_path_buf()]));
+    if place.exists() {
+        return local();
     }
     let (id, path) = match id_or_file.split_once(':') {
         Some((id, path)) => (id, Some(path)),
@@ -129,21 +152,21 @@ pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<Re
     };
     // `data/train.jsonl` could be an id, but must be a missing file.
     if path.is_none() && dataset::is_data_file(id_or_file) {
-        return Ok(local());
+        return local();
     }
-    let Some(id) = RepoId::parse(id)? else { return Ok(local()) };
+    let Some(id) = RepoId::parse(id)? else { return local() };
     if path.is_none() {
         check_spelling(id_or_file, "file")?;
     }
     let cache = RepoCache::new(&site::cache_dir(), Kind::Dataset.plural(), &id);
     let tried = || format!("{}: there is no such file; as a dataset on the hub at revision {}", id.id(), id.revision);
-    let (commit, file) = if site::is_offline() {
-        cached_file(&cache, &id, path, split).with_context(tried)?
+    let (commit, files) = if site::is_offline() {
+        cached_files(&cache, &id, path, split).with_context(tried)?
     } else {
-        fetch_file(&cache, &id, path, split, quiet).with_context(tried)?
+        fetch_files(&cache, &id, path, split, quiet).with_context(tried)?
     };
-    let source = format!("{}@{commit}:{file}", id.id());
-    Ok(ResolvedFile { path: cache.snapshot(&commit).join(file), source })
+    let source = format!("{}@{commit}:{}", id.id(), files.first().map_or("", String::as_str));
+    Ok(ResolvedData { paths: files.iter().map(|file| cache.snapshot(&commit).join(file)).collect(), source })
 }
 
 fn fetch_model(cache: &RepoCache, id: &RepoId, parts: Parts, quiet: bool) -> Result<String> {
@@ -160,21 +183,22 @@ fn fetch_model(cache: &RepoCache, id: &RepoId, parts: Parts, quiet: bool) -> Res
     Ok(files.commit)
 }
 
-fn fetch_file(
+fn fetch_files(
     cache: &RepoCache,
     id: &RepoId,
     path: Option<&str>,
     split: Split,
     quiet: bool,
-) -> Result<(String, String)> {
+) -> Result<(String, Vec<String>)> {
     let site = Site::from_env()?;
     let repo = Repo::new(&site, Kind::Dataset, id, cache);
     let files = repo.list()?;
     let paths: Vec<&str> = files.files.keys().map(String::as_str).collect();
-    let file = dataset::choose(&id.id(), &paths, path, split)?.to_string();
-    repo.fetch(&files, &[&file], quiet)?;
+    let chosen = dataset::choose(&format!("{}:", id.id()), &paths, path, split)?;
+    repo.fetch(&files, &chosen, quiet)?;
     repo.finish(&files)?;
-    Ok((files.commit, file))
+    let chosen = chosen.into_iter().map(String::from).collect();
+    Ok((files.commit, chosen))
 }
 
 fn cached_commit(cache: &RepoCache, id: &RepoId) -> Result<String> {
@@ -182,14 +206,14 @@ fn cached_commit(cache: &RepoCache, id: &RepoId) -> Result<String> {
     commit.ok_or_else(|| invalid!("it is not in the local cache (HF_HUB_OFFLINE is set)"))
 }
 
-fn cached_file(cache: &RepoCache, id: &RepoId, path: Option<&str>, split: Split) -> Result<(String, String)> {
+fn cached_files(cache: &RepoCache, id: &RepoId, path: Option<&str>, split: Split) -> Result<(String, Vec<String>)> {
     let commit = cached_commit(cache, id)?;
     let files = cache.files(&commit);
     let paths: Vec<&str> = files.iter().map(String::as_str).collect();
-    let file = dataset::choose(&id.id(), &paths, path, split)
-        .context("in the local cache (HF_HUB_OFFLINE is set)")?
-        .to_string();
-    Ok((commit, file))
+    let chosen = dataset::choose(&format!("{}:", id.id()), &paths, path, split)
+        .context("in the local cache (HF_HUB_OFFLINE is set)")?;
+    let chosen = chosen.into_iter().map(String::from).collect();
+    Ok((commit, chosen))
 }
 
 #[cfg(test)]
@@ -217,7 +241,7 @@ mod tests {
     fn paths_of_data_files_are_left_alone() {
         for path in ["nowhere.jsonl", "data/nowhere.jsonl", "./a/b", "/a/b.csv", "a/b/c", "Cargo.toml"] {
             let resolved = resolve_dataset(path, Split::Train, true).unwrap();
-            assert_eq!(resolved, ResolvedFile { path: path.into(), source: path.into() });
+            assert_eq!(resolved, ResolvedData { paths: vec![path.into()], source: path.into() });
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Reads `tokenizer.json` and, as transformers 4 and 5 write them, `tokenizer_config.json`, `special_tokens_map.json`,
 //! `chat_template.jinja`, `generation_config.json` and `config.json`. Ids equal those of transformers: settings for
-//! truncation and padding inside `tokenizer.json` are switched off, `add_bos_token` and `add_eos_token` are honoured.
+//! truncation and padding inside `tokenizer.json` are switched off. What surrounds a text is its post-processor's choice:
+//! `add_bos_token` and `add_eos_token` do not count where there is a `tokenizer.json` (transformers 5.24; 4.57 honoured them
+//! for Llama's classes).
 //! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
 mod stand_ins;
@@ -16,7 +18,6 @@ use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 /// Names of special tokens in tokenizer_config.json and special_tokens_map.json; templates see them too.
@@ -68,7 +69,6 @@ impl Tokenizer {
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let special_tokens = special_tokens(&config, &read_object(&dir.join("special_tokens_map.json"))?);
         add_declared_tokens(&mut inner, &config, &special_tokens, dir)?;
-        rebuild_post_processor(&mut inner, &config, &special_tokens, dir)?;
         let id_of = |name: &str| named(&special_tokens, name).and_then(|token| inner.token_to_id(token));
         let mut eos_ids: Vec<u32> = id_of("eos_token").into_iter().collect();
         for id in generation_eos_ids(dir)? {
@@ -303,37 +303,6 @@ fn bad_token(dir: &Path, id: &str, token: &Value) -> anyhow::Error {
         "{}: tokenizer_config.json: added_tokens_decoder holds {id:?}: {token}; expected a number and a token",
         dir.display()
     )
-}
-
-/// `add_bos_token` / `add_eos_token`, if tokenizer_config.json states either, replace tokenizer.json's own rule for
-/// what surrounds a text, as in transformers.
-fn rebuild_post_processor(
-    inner: &mut Inner,
-    config: &Map<String, Value>,
-    special_tokens: &[(String, String)],
-    dir: &Path,
-) -> Result<()> {
-    let stated = |name: &str| config.get(name).and_then(Value::as_bool);
-    if stated("add_bos_token").is_none() && stated("add_eos_token").is_none() {
-        return Ok(());
-    }
-    let token = |flag: &str, name: &str| {
-        let token = named(special_tokens, name).filter(|_| stated(flag) == Some(true))?;
-        Some((token.to_string(), inner.token_to_id(token)?))
-    };
-    let (bos, eos) = (token("add_bos_token", "bos_token"), token("add_eos_token", "eos_token"));
-    let mut pieces: Vec<String> = vec![];
-    pieces.extend(bos.iter().map(|(text, _)| text.clone()));
-    pieces.push("$A".to_string());
-    pieces.extend(eos.iter().map(|(text, _)| text.clone()));
-    let processor = TemplateProcessing::builder()
-        .try_single(pieces)
-        .map_err(|e| invalid!("{}: bos_token or eos_token cannot be used: {e}", dir.display()))?
-        .special_tokens(bos.into_iter().chain(eos).collect::<Vec<_>>())
-        .build()
-        .map_err(|e| invalid!("{}: bos_token or eos_token cannot be used: {e}", dir.display()))?;
-    inner.with_post_processor(Some(processor));
-    Ok(())
 }
 
 /// `eos_token_id` (an int or a list) of generation_config.json, else of config.json.

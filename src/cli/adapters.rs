@@ -20,7 +20,7 @@ pub struct MergeArgs {
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Replace the model folder that is there
+    /// Overwrite the model folder if it exists
     #[arg(long)]
     pub overwrite: bool,
     /// Store weights in this type instead of the model's own
@@ -44,7 +44,7 @@ pub struct ProjectArgs {
     /// The adapter folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Replace the adapter folder that is there
+    /// Overwrite the adapter folder if it exists
     #[arg(long)]
     pub overwrite: bool,
     /// Project the modules whose cos(C dW, dW) is at most this
@@ -93,7 +93,7 @@ pub struct InspectArgs {
     /// Draw a heat map, layer by module
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Replace the file of --svg that is there
+    /// Overwrite the file of --svg if it exists
     #[arg(long, requires = "svg")]
     pub overwrite: bool,
     /// Print JSON

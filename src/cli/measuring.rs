@@ -26,7 +26,7 @@ pub struct EvalArgs {
     /// PEFT LoRA adapter folder, or the output folder of a run; may be repeated to compare several
     #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: Vec<PathBuf>,
-    /// Measure the model without an adapter too
+    /// Also measure the model without an adapter
     #[arg(long, requires = "adapter")]
     pub baseline: bool,
     /// A TOML file of evaluations, instead of the options below
@@ -39,57 +39,60 @@ pub struct EvalArgs {
     /// What to measure (loss, unless a preset says otherwise); may be repeated
     #[arg(long, value_enum)]
     pub metric: Vec<Metric>,
-    /// Settings of a published evaluation
+    /// Use the settings of a published evaluation
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// Layout of the records, for the loss
+    /// Format of the records (for the loss)
     #[arg(long, value_enum, default_value_t = Format::Alpaca)]
     pub format: Format,
-    /// Where the dataset has a field of the format, such as instruction=question; may be repeated
+    /// Read a field of the format from another column, such as instruction=question; may be repeated
     #[arg(long, value_name = "FIELD=COLUMN")]
     pub column: Vec<String>,
     /// "tokenizer" for the tokenizer's own chat template, "asft-sst2", "asft-agnews", "asft-gsm8k" or "asft-alpaca" for
     /// the AsFT paper's prompts, or a Jinja file
     #[arg(long, value_name = "NAME|FILE")]
     pub template: Option<String>,
-    /// Only the first records
+    /// A value for one of the template's own variables, such as enable_thinking=false; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub template_variable: Vec<String>,
+    /// Use at most this many records, from the start of the file
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Longest sample of the loss, in tokens; longer ones are cut (2048)
+    /// For the loss: cut samples to this many tokens (2048)
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Longest answer, in tokens (256)
+    /// Most tokens that an answer may have (256)
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
-    /// Accuracy: when an answer is right (exact)
+    /// For accuracy: how an answer is compared with its reference (exact)
     #[arg(long, value_enum)]
     pub r#match: Option<Match>,
     /// The field that holds the reference (output, or label where there are labels)
     #[arg(long, value_name = "FIELD")]
     pub reference: Option<String>,
-    /// References by number, and what "choice" chooses from
+    /// The names of numbered references; also the answers that "choice" chooses from
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub labels: Vec<String>,
-    /// Match number: what stands before the answer's number ("The final answer is: ")
+    /// For match number: the text before the number in an answer ("The final answer is: ")
     #[arg(long, value_name = "TEXT")]
     pub marker: Option<String>,
-    /// Refusal: a file with a phrase a line; an answer that holds one is a refusal
+    /// For refusals: a file of phrases, one per line; an answer that contains one counts as a refusal
     #[arg(long, value_name = "FILE")]
     pub phrases: Option<String>,
-    /// Text put before each prompt
+    /// Text to put before each prompt
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub prefix: String,
-    /// Judge: the moderation model, a sequence-classification checkpoint such as beaver-dam-7b
+    /// For the judge: a moderation model, as a sequence-classification checkpoint such as beaver-dam-7b
     #[arg(long, value_name = "ID|DIR")]
     pub judge: Option<String>,
-    /// Samples computed at once
+    /// Samples per batch
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Write every sample with the model's answer and what was made of it, as JSONL; not for the loss, which has no
-    /// answers
+    /// Write each sample with the model's answer and how it was scored, as JSONL (not for the loss, which has no
+    /// answers)
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,
-    /// Replace the file of --samples that is there
+    /// Overwrite the file of --samples if it exists
     #[arg(long, requires = "samples")]
     pub overwrite: bool,
     /// Print JSON
@@ -116,7 +119,7 @@ pub struct GenerateArgs {
     /// as JSONL. A hub dataset too, as org/name or org/name@revision:path/to/file
     #[arg(long, value_name = "FILE|ID")]
     pub data: Option<String>,
-    /// Where the file has one of these fields, such as prompt=question; may be repeated
+    /// Read one of these fields from another column, such as prompt=question; may be repeated
     #[arg(long, value_name = "FIELD=COLUMN", requires = "data")]
     pub column: Vec<String>,
     /// Continue the prompt as it stands, without the chat template
@@ -126,16 +129,19 @@ pub struct GenerateArgs {
     /// the AsFT paper's prompts, or a Jinja file
     #[arg(long, value_name = "NAME|FILE", default_value = "tokenizer")]
     pub template: String,
-    /// Longest answer, in tokens
+    /// A value for one of the template's own variables, such as enable_thinking=false; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "raw")]
+    pub template_variable: Vec<String>,
+    /// Most tokens that an answer may have
     #[arg(long, default_value_t = 256)]
     pub max_new_tokens: usize,
-    /// Prompts of the file that are answered at once
+    /// Prompts of the file per batch
     #[arg(long, default_value_t = 16, requires = "data")]
     pub batch_size: usize,
-    /// 0 takes the likeliest token; higher values vary more
+    /// Sampling temperature: 0 takes the likeliest token, higher values vary more
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
-    /// Sample from the likeliest tokens that together have this probability
+    /// Nucleus sampling: sample from the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
     /// Seed of the sampling
@@ -144,7 +150,7 @@ pub struct GenerateArgs {
     /// Write the prompt's ids and logits to a safetensors file, to compare with another implementation
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub logits: Option<PathBuf>,
-    /// Replace the file of --logits that is there
+    /// Overwrite the file of --logits if it exists
     #[arg(long, requires = "logits")]
     pub overwrite: bool,
 }
@@ -165,32 +171,32 @@ pub struct LandscapeArgs {
     /// A TOML file of evaluations, as for `asft eval`: harmful score, accuracy, loss
     #[arg(long, value_name = "FILE", required_unless_present = "data")]
     pub suite: Option<PathBuf>,
-    /// Samples whose mean loss is measured; may be repeated. The label stands in the pictures (the file's name without
-    /// one)
+    /// Samples whose mean loss is measured; may be repeated. LABEL names them in the pictures (default: the
+    /// file's name)
     #[arg(long, value_name = "[LABEL=]FILE|ID")]
     pub data: Vec<String>,
-    /// Layout of the records of --data
+    /// Format of the records of --data
     #[arg(long, value_enum, default_value_t = Format::Alpaca)]
     pub format: Format,
-    /// Only the first records of --data
+    /// Use at most this many records of each --data file
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Longest sample of --data, in tokens; longer ones are cut (2048)
+    /// Cut the samples of --data to this many tokens (2048)
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Samples computed at once
+    /// Samples per batch
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// What a step of 1 is long
+    /// The unit of --range
     #[arg(long, value_enum, default_value_t = Unit::Weight)]
     pub unit: Unit,
-    /// Largest step either way (0.5 norms of the weight, or 3 of the direction)
+    /// Largest step in either direction (0.5 norms of the weight, or 3 of the direction)
     #[arg(long, value_name = "ALPHA")]
     pub range: Option<f64>,
-    /// Points of a curve, from -range to +range; odd, so that the model itself is one
+    /// Points per curve, from -range to +range; odd, so that the model itself is one of them
     #[arg(long, value_name = "N", default_value_t = 21)]
     pub points: usize,
-    /// Random directions of each kind; curves show their mean and extremes
+    /// Number of random directions of each kind; curves show their mean and extremes
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeats: u64,
     /// Points along each side of the grid (aligned by orthogonal); odd; 0 leaves the grid out
@@ -202,7 +208,7 @@ pub struct LandscapeArgs {
     /// The folder to write: landscape.json, curves and grid as SVG and PNG
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Replace the landscape that is there
+    /// Overwrite the landscape if it exists
     #[arg(long)]
     pub overwrite: bool,
 }

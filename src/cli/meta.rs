@@ -15,7 +15,7 @@ pub struct ReportArgs {
     /// Where to write the page instead of RUN_DIR/report.html
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace the file of --out that is there; RUN_DIR/report.html always is
+    /// Overwrite the file of --out if it exists; RUN_DIR/report.html always is overwritten
     #[arg(long, requires = "out")]
     pub overwrite: bool,
 }
@@ -29,19 +29,19 @@ pub struct InitArgs {
     /// The model to fine-tune: a folder, or a hub id with an optional @revision
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The model that it was tuned from, a folder or hub id; without it, the one that its name tells
+    /// The base model that it was tuned from: a folder or a hub id (default: guessed from the model's name)
     #[arg(long, value_name = "MODEL")]
     pub unaligned: Option<String>,
-    /// A direction file (of `asft direction`) in place of the model that it was tuned from
+    /// A direction file (from `asft direction`) instead of the base model
     #[arg(long, value_name = "FILE", conflicts_with = "unaligned")]
     pub direction: Option<PathBuf>,
-    /// Training samples: a file, or a hub dataset; a file's records say the format
+    /// Training samples: a file or a hub dataset; the format is recognised from a file's records
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
-    /// The config to write; - prints it. Without it, the model's name with .toml
+    /// The config to write, or - to print it (default: the model's name with .toml)
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace the config that is there
+    /// Overwrite the config if it exists
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -69,7 +69,7 @@ pub struct DoctorArgs {
   asft schema suite > asft-suite.schema.json
   asft schema compare > asft-compare.schema.json")]
 pub struct SchemaArgs {
-    /// What the file holds
+    /// The kind of file to describe
     #[arg(value_name = "KIND", value_enum, default_value_t = SchemaOf::Run)]
     pub of: SchemaOf,
 }
@@ -101,7 +101,7 @@ pub struct ManArgs {
     /// Folder for asft.1, asft-train.1 and so on; - prints them
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Replace the pages that are there
+    /// Overwrite the pages if they exist
     #[arg(long)]
     pub overwrite: bool,
 }

@@ -59,13 +59,13 @@ fn with_synonym(mut error: Error) -> Error {
 #[derive(Args)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
-    /// Tell warnings and errors only
+    /// Print only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Tell each step, and what is being done
+    /// Also print each step and what is being done
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Text, or a JSON object a line with time, level, message and fields
+    /// Text, or one JSON object per line with time, level, message and fields
     #[arg(long, value_enum, value_name = "FORMAT", global = true, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }
@@ -100,7 +100,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Print the JSON schema of a run's config, of a suite of evaluations, or of a comparison
     Schema(SchemaArgs),
-    /// Print a script that completes commands and options in a shell
+    /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Write a man page for each command
     Man(ManArgs),

@@ -12,7 +12,7 @@ pub struct BaseArgs {
     /// Model folder, or hub id with an optional @revision
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
-    /// Where to compute
+    /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
     /// Type of weights and activations

@@ -20,20 +20,20 @@ pub struct DirectionArgs {
     /// The direction file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Replace the file that is there
+    /// Overwrite the file if it exists
     #[arg(long)]
     pub overwrite: bool,
     /// Names separated by commas, "all-linear", or a regex for whole module paths
     #[arg(long, value_name = "NAMES", default_value = "q_proj,v_proj")]
     pub target_modules: String,
-    /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all that f32 can
-    /// tell from nothing
+    /// Keep directions until what is left of C is at most this share of its largest eigenvalue; 0 keeps all above
+    /// the rounding of f32
     #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOLERANCE, conflicts_with = "rank", allow_negative_numbers = true)]
     pub tolerance: f64,
-    /// Keep just this many directions of each module
+    /// Keep exactly this many directions of each module
     #[arg(long, value_name = "K")]
     pub rank: Option<usize>,
-    /// Use what both models have instead of refusing a pair that differs in names or shapes
+    /// Use the modules that both models share instead of refusing a pair that differs in names or shapes
     #[arg(long)]
     pub allow_missing: bool,
     /// Print the summary as JSON
@@ -53,7 +53,7 @@ pub struct DataArgs {
     /// Override a setting, such as data.format=chat; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Training samples to show
+    /// Number of training samples to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub show: usize,
     /// Choose the samples by this seed instead of taking the first
@@ -91,10 +91,10 @@ pub struct TrainArgs {
     /// Print the estimate as JSON
     #[arg(long, requires = "dry_run")]
     pub json: bool,
-    /// Replace an earlier run in the output folder
+    /// Overwrite an earlier run in the output folder
     #[arg(long)]
     pub overwrite: bool,
-    /// Go on from the newest usable checkpoint in the output folder; without any, start from the beginning
+    /// Continue from the newest usable checkpoint in the output folder; with none, start from the beginning
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
     /// Resume although this setting, or the content of the input that it names, has changed; may be repeated
@@ -113,10 +113,10 @@ pub struct CompareArgs {
     /// List the runs and stop
     #[arg(long)]
     pub list: bool,
-    /// Show the results that are there; train nothing
+    /// Report the results so far, without training
     #[arg(long, conflicts_with = "list")]
     pub report: bool,
-    /// Replace tables and figures in the comparison's folder that are not of a comparison; results are always kept
+    /// Overwrite tables and figures in the folder that no comparison wrote; results are always kept
     #[arg(long)]
     pub overwrite: bool,
     /// Print JSON

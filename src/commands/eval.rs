@@ -4,7 +4,7 @@ use super::{load_base, print};
 use crate::checkpoint::write_atomic;
 use crate::cli::EvalArgs;
 use crate::console::Table;
-use crate::data::{Columns, PROMPT_FIELDS};
+use crate::data::{Columns, PROMPT_FIELDS, TemplateVariables, restored};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, locate};
 use crate::hub;
@@ -70,6 +70,7 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
             format: args.format,
             columns: Columns::default(),
             template: args.template.clone(),
+            template_variables: TemplateVariables::parse(&args.template_variable)?,
             limit: args.limit,
             max_length: args.max_length,
             max_new_tokens: args.max_new_tokens,
@@ -146,7 +147,7 @@ fn samples(rows: &[Row]) -> String {
                     ("evaluation".to_string(), json!(outcome.title)),
                 ]);
                 line.extend(sample.clone());
-                let _ = writeln!(text, "{}", Json::Object(line));
+                let _ = writeln!(text, "{}", restored(&Json::Object(line).to_string()));
             }
         }
     }

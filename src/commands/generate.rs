@@ -4,10 +4,10 @@ use super::{load_model, standard_output};
 use crate::checkpoint::save_tensors;
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
-use crate::data::{Columns, PROMPT_FIELDS, Template, load_prompts};
+use crate::data::{Columns, PROMPT_FIELDS, Template, TemplateVariables, load_prompts, restored};
 use crate::ensure_valid;
 use crate::eval::{Encoder, answer_all};
-use crate::hub::{self, Split};
+use crate::hub::{self, ResolvedData, Split};
 use crate::model::{Decoder, GenerateOptions};
 use crate::outputs::Outputs;
 use crate::tokenizer::Tokenizer;
@@ -34,7 +34,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let read = read.reads("--adapter", &args.model.adapter).reads("--data", &args.data);
     read.reads("--template", [&args.template]).file("--logits", &args.logits).check()?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
-    let data = data.context("--data")?;
+    let data = data.and_then(|data| data.map(ResolvedData::only).transpose()).context("--data")?;
     let (model, dir) = load_model(&args.model)?;
     let tokenizer = Tokenizer::load(&dir)?;
     let options = GenerateOptions {
@@ -44,10 +44,11 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         seed: args.seed,
         stop_ids: tokenizer.eos_ids().to_vec(),
     };
-    let template = if args.raw { None } else { Some(Template::load(&args.template, &tokenizer)?) };
+    let variables = TemplateVariables::parse(&args.template_variable)?;
+    let template = if args.raw { None } else { Some(Template::load(&args.template, &variables, &tokenizer)?) };
     let encoder = Encoder { tokenizer: &tokenizer, template, spec: model.spec() };
     match (&args.prompt, &data) {
-        (_, Some(data)) => answer_file(&model, &encoder, &options, (&data.path, &columns, args.batch_size)),
+        (_, Some(data)) => answer_file(&model, &encoder, &options, (data, &columns, args.batch_size)),
         (Some(prompt), None) => {
             let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
             let ids = encoder.encode(&[json!({"role": "user", "content": prompt})], &Map::new())?;
@@ -94,7 +95,7 @@ fn answer_file(
     answer_all((model, encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
         record.insert("answer".into(), text.into());
-        Ok(writeln!(out, "{}", Value::Object(record))?)
+        Ok(writeln!(out, "{}", restored(&Value::Object(record).to_string()))?)
     })?;
     progress.finish_and_clear();
     Ok(())

@@ -74,7 +74,7 @@ fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<Modu
         "the direction does not fit the models: {}",
         crate::error::listing(&problems, 8)
     );
-    directions.check_against(&shapes, &base).context("--base")?;
+    directions.check_against(&shapes, Some(&base)).context("--base")?;
     let progress = progress_bar(shapes.len(), "inspecting");
     let keep = directions.header().keep()?;
     let mut out = vec![];

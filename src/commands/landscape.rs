@@ -34,7 +34,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     // Everything that can be wrong is checked before weights are loaded.
     let dir = hub::resolve(&args.model.base.model, false)?.dir;
     let checkpoint = Checkpoint::open(&dir)?;
-    directions.check_against(&directions.shapes(), &checkpoint)?;
+    directions.check_against(&directions.shapes(), Some(&checkpoint))?;
     let perturbation = Perturbation::new(&checkpoint, &directions, args.unit, args.seed);
     ensure_valid!(
         !perturbation.modules().is_empty(),

@@ -1,11 +1,11 @@
 //! The sample files that a result depends on, by content: a change to one makes results stale.
 
 use crate::config::Settings;
-use crate::hub;
-use crate::report::hash_file;
+use crate::hub::{self, Split};
+use crate::report::hash_files;
 use anyhow::Result;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// A file's name in config or suite, and the beginning of its content's BLAKE3, in hex.
 pub type Contents = BTreeMap<String, String>;
@@ -22,20 +22,23 @@ pub fn of_run(settings: &Settings, known: &mut Contents) -> Result<Contents> {
     let mixed = data.mix.iter().map(|mix| &mix.file);
     let own = settings.defence.files();
     let named = [&data.train].into_iter().chain(data.validation_file()).chain(mixed).chain(own);
-    let files = named.filter(|file| hub::is_local(file) && Path::new(file).is_file());
-    of_files(files.map(|file| (file.as_str(), Path::new(file))), known)
+    // Nothing is fetched for what is on this machine.
+    let local = named.filter(|name| hub::is_local(name));
+    let found =
+        local.filter_map(|name| Some((name.as_str(), hub::resolve_dataset(name, Split::Train, true).ok()?.paths)));
+    of_files(found.filter(|(_, paths)| paths.iter().all(|path| path.is_file())), known)
 }
 
-/// Files by their names.
+/// Files, or several of one dataset, by its name.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn of_files<'a>(files: impl Iterator<Item = (&'a str, &'a Path)>, known: &mut Contents) -> Result<Contents> {
+pub fn of_files<'a>(files: impl Iterator<Item = (&'a str, Vec<PathBuf>)>, known: &mut Contents) -> Result<Contents> {
     let mut found = Contents::new();
-    for (name, path) in files {
+    for (name, paths) in files {
         let hash = match known.get(name) {
             Some(hash) => hash.clone(),
-            None => hash_file(path)?.chars().take(DIGITS).collect(),
+            None => hash_files(&paths)?.chars().take(DIGITS).collect(),
         };
         known.insert(name.to_string(), hash.clone());
         found.insert(name.to_string(), hash);

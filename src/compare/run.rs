@@ -70,7 +70,10 @@ impl<'a> Comparison<'a> {
         let dir = PathBuf::from(&options.dir);
         let evaluations = locate(suite.eval.clone())?;
         let mut contents = Contents::new();
-        let measured_with = of_files(evaluations.iter().map(Located::samples), &mut contents)?;
+        let measured_with = {
+            let samples = evaluations.iter().map(Located::samples);
+            of_files(samples.map(|(name, path)| (name, vec![path.to_path_buf()])), &mut contents)?
+        };
         let planned = |run: Run| {
             let output = dir.join("runs").join(run.folder());
             let overrides: Vec<String> = run

@@ -1,7 +1,7 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot express.
 
 use super::Settings;
-use crate::data::{Format, Mix, Validation};
+use crate::data::{Format, Mix, TrainOn, Validation};
 use crate::names::Targets;
 use crate::toml_reader::Mistakes;
 use crate::train::{DefenceKind, Tuning};
@@ -148,6 +148,13 @@ fn data(settings: &Settings, found: &mut Mistakes) {
     found.unless(
         !without_user || data.mix.iter().all(|mix| mix.prefix.is_empty()),
         "`data.mix`: a `prefix` goes before the user's message, which this `data.format` has none of",
+    );
+    if let Some(problem) = data.template_variables.problem() {
+        found.add(format!("`data.template_variables`: {problem}"));
+    }
+    found.unless(
+        !without_user || data.train_on == TrainOn::default(),
+        "`data.train_on` has no effect: with this `data.format`, every token or the record itself says what is trained on",
     );
     found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
     match &data.validation {

@@ -2,6 +2,7 @@
 
 use super::bad::BadRecords;
 use super::batch::predicted_labels;
+use super::choice::Choice;
 use super::control::ControlTokens;
 use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
@@ -57,12 +58,21 @@ impl fmt::Display for Counts {
     }
 }
 
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.truncated += other.truncated;
+        self.dropped_overlong += other.dropped_overlong;
+        self.dropped_without_labels += other.dropped_without_labels;
+        self.tokens += other.tokens;
+        self.label_tokens += other.label_tokens;
+    }
+}
+
 /// What was mixed in for a [`Mix`](super::Mix).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixed {
     pub path: PathBuf,
-    /// The first of its samples in the training set; the others follow it.
-    pub first: usize,
     pub samples: usize,
     /// Samples of the file.
     pub available: usize,
@@ -76,26 +86,66 @@ impl fmt::Display for Mixed {
     }
 }
 
-/// The samples of a file, in file order.
+/// Where a sample comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its file among those of its dataset.
+    pub file: usize,
+    /// Its place there.
+    pub place: Place,
+}
+
+/// The samples of a file, or of several, in their order.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// The file, or what names the files.
     pub path: PathBuf,
+    pub files: Vec<PathBuf>,
     pub examples: Vec<Example>,
-    /// Where each sample is in its file.
-    pub places: Vec<Place>,
-    /// Which samples come from other files.
+    /// Of each sample.
+    pub origins: Vec<Origin>,
+    /// What `data.mix` added.
     pub mixed: Vec<Mixed>,
     pub counts: Counts,
 }
 
 impl Dataset {
+    /// Without any sample yet.
+    pub fn new(path: &Path, files: Vec<PathBuf>) -> Self {
+        let counts = Counts::default();
+        Self { path: path.to_path_buf(), files, examples: vec![], origins: vec![], mixed: vec![], counts }
+    }
+
     /// `FILE:line` of a sample, for messages.
     pub fn origin(&self, index: usize) -> String {
-        let place = self.places.get(index).map(Place::to_string).unwrap_or_default();
-        let other = self.mixed.iter().rev().find(|mixed| index >= mixed.first);
-        let path = other.map_or(&self.path, |mixed| &mixed.path);
-        format!("{}{place}", path.display())
+        let origin = self.origins.get(index);
+        let path = origin.and_then(|origin| self.files.get(origin.file)).unwrap_or(&self.path);
+        format!("{}{}", path.display(), origin.map_or(String::new(), |origin| origin.place.to_string()))
     }
+
+    /// Adds a sample of another dataset, whose files begin with number `first_file` here.
+    pub fn take(&mut self, other: &Self, sample: usize, first_file: usize) {
+        if let (Some(example), Some(origin)) = (other.examples.get(sample), other.origins.get(sample)) {
+            self.examples.push(example.clone());
+            self.origins.push(Origin { file: first_file + origin.file, place: origin.place });
+        }
+    }
+}
+
+/// The samples of several files, one after another, under the name `path`; those of one file as they are.
+pub fn join(mut parts: Vec<Dataset>, path: &Path) -> Dataset {
+    if let [_] = parts.as_slice() {
+        return parts.remove(0);
+    }
+    let mut whole = Dataset::new(path, vec![]);
+    for mut part in parts {
+        let first_file = whole.files.len();
+        whole.files.append(&mut part.files);
+        whole.examples.append(&mut part.examples);
+        whole.origins.extend(part.origins.iter().map(|origin| Origin { file: first_file + origin.file, ..*origin }));
+        whole.counts.add(part.counts);
+    }
+    whole
 }
 
 /// Loads the samples of `path` as `options` says, at most the first `max_samples`.
@@ -119,12 +169,15 @@ pub fn load_prefixed(
     progress: &ProgressBar,
 ) -> Result<Dataset> {
     let template = match options.format {
-        Format::Alpaca | Format::Chat | Format::Sharegpt => Some(Template::load(&options.template, tokenizer)?),
+        Format::Alpaca | Format::Chat | Format::Sharegpt => {
+            Some(Template::load(&options.template, &options.template_variables, tokenizer)?)
+        }
         Format::PromptCompletion | Format::Text | Format::Tokenized => None,
     };
     let (format, columns, allow_empty) = (options.format, &options.columns, options.allow_empty_labels);
     let control = ControlTokens::new(options.special_tokens_in_content, tokenizer, template.as_ref())?;
-    let encoder = Encoder { format, columns, prefix, tokenizer, template, allow_empty, control };
+    let choice = Choice::new(options);
+    let encoder = Encoder { format, columns, prefix, tokenizer, template, choice, allow_empty, control };
     let dataset = load_with(path, options, progress, |record| encoder.encode(record))?;
     encoder.control.report(path);
     Ok(dataset)
@@ -154,7 +207,7 @@ fn load_with(
     records.truncate(options.max_samples.unwrap_or(usize::MAX));
     progress.set_length(records.len() as u64);
     let counts = Counts { records: records.len(), ..Counts::default() };
-    let mut dataset = Dataset { path: path.to_path_buf(), examples: vec![], places: vec![], mixed: vec![], counts };
+    let mut dataset = Dataset { counts, ..Dataset::new(path, vec![path.to_path_buf()]) };
     let (mut bad, mut tried) = (BadRecords::default(), 0);
     let spent = AtomicU64::new(0);
     for chunk in records.chunks(CHUNK) {
@@ -220,7 +273,7 @@ fn keep(dataset: &mut Dataset, mut example: Example, place: Place, options: &Dat
     dataset.counts.tokens += example.input_ids.len();
     dataset.counts.label_tokens += label_tokens;
     dataset.examples.push(example);
-    dataset.places.push(place);
+    dataset.origins.push(Origin { file: 0, place });
     Ok(())
 }
 
@@ -247,17 +300,14 @@ pub fn split_validation(dataset: Dataset, share: f64, seed: u64) -> Result<(Data
             *flag = true;
         }
     }
-    let part = || {
-        let (path, counts) = (dataset.path.clone(), Counts::default());
-        Dataset { path, examples: vec![], places: vec![], mixed: vec![], counts }
-    };
+    let part = || Dataset::new(&dataset.path, dataset.files.clone());
     let (mut train, mut validation) = (part(), part());
-    for ((example, place), held_out) in dataset.examples.into_iter().zip(dataset.places).zip(is_held_out) {
+    for ((example, origin), held_out) in dataset.examples.into_iter().zip(dataset.origins).zip(is_held_out) {
         let part = if held_out { &mut validation } else { &mut train };
         part.counts.tokens += example.input_ids.len();
         part.counts.label_tokens += predicted_labels(&example.labels);
         part.examples.push(example);
-        part.places.push(place);
+        part.origins.push(origin);
     }
     validation.counts.records = validation.examples.len();
     let Counts { tokens, label_tokens, .. } = train.counts;

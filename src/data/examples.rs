@@ -9,10 +9,11 @@
 //! - text: tokenized with the tokenizer's own beginning of text, then the eos token; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
+use super::choice::{self, Choice};
 use super::control::ControlTokens;
 use super::fields::Fields;
 use super::options::Columns;
-use super::records::{Place, Record, kind};
+use super::records::{Place, Record, is_text, kind};
 use super::template::Template;
 use super::{Example, Format, IGNORE, conversation, sharegpt, turns};
 use crate::tokenizer::{Encoded, Tokenizer};
@@ -28,6 +29,8 @@ pub struct Encoder<'a> {
     pub prefix: &'a str,
     pub tokenizer: &'a Tokenizer,
     pub template: Option<Template>,
+    /// What of a sample is trained on.
+    pub choice: Choice,
     /// Whether a response may say nothing.
     pub allow_empty: bool,
     pub control: ControlTokens<'a>,
@@ -75,7 +78,7 @@ impl Encoder<'_> {
         if !self.prefix.is_empty() {
             put_before_user(&mut messages, &mut variables, self.prefix)?;
         }
-        conversation::encode(&messages, &variables, template, self.tokenizer, |text| {
+        conversation::encode(&messages, &variables, (template, self.choice), self.tokenizer, |text| {
             if hidden { self.control.encode(text) } else { self.tokenizer.encode_with_offsets(text, false) }
         })
     }
@@ -86,10 +89,11 @@ impl Encoder<'_> {
         let encoded = self.content(fields.place(), format!("{prompt}{completion}"))?;
         let tokens = encoded.offsets.iter().zip(&encoded.added);
         // The tokenizer's own beginning of text is not part of the completion, its own end of text is.
-        let begin =
+        let completion =
             tokens.clone().position(|((start, _), added)| !added && *start >= prompt.len()).unwrap_or_else(|| {
                 tokens.clone().rposition(|(_, added)| !added).map_or(encoded.ids.len(), |last| last + 1)
             });
+        let begin = if self.choice.is_all() { 0 } else { completion };
         let mut input_ids = encoded.ids;
         self.end_with_eos(&mut input_ids)?;
         let labels =
@@ -194,9 +198,10 @@ fn check_message(message: &Value) -> Result<()> {
     let found = || fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let role = fields.get("role").and_then(Value::as_str);
     ensure_valid!(role.is_some(), "`role` is missing or not a string; fields found: {}", found());
+    choice::check_keys(message)?;
     let calls = fields.get("tool_calls").is_some_and(|calls| !calls.is_null());
     match fields.get("content") {
-        Some(Value::String(_) | Value::Array(_)) => Ok(()),
+        Some(content) if is_text(content) || content.is_array() => Ok(()),
         None | Some(Value::Null) if calls => Ok(()),
         None => Err(invalid!("`content` is missing, expected a string; fields found: {}", found())),
         Some(other) => Err(invalid!("`content` is {}, expected a string", kind(other))),

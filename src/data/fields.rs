@@ -1,7 +1,7 @@
 //! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
 use super::options::{Columns, Format};
-use super::records::{Place, Record, kind, parse};
+use super::records::{Place, Record, is_text, kind, parse};
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;
@@ -45,7 +45,7 @@ impl<'a> Fields<'a> {
     pub fn optional_text(&self, name: &str) -> Result<Option<&'a str>> {
         match self.value(name)? {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
+            Some(value @ Value::String(text)) if is_text(value) => Ok(Some(text)),
             Some(other) => Err(invalid!("{} is {}, expected a string", self.called(name), kind(other))),
         }
     }

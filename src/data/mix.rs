@@ -19,16 +19,16 @@ pub fn mix(train: &mut Dataset, parts: Vec<Dataset>, mixes: &[Mix], seed: u64) -
     for (stream, (part, number)) in parts.into_iter().zip(numbers).enumerate() {
         ensure_valid!(number < 1 << 32, "data.mix asks for {number} samples of {}", part.path.display());
         let available = part.examples.len();
-        let (first, path) = (train.examples.len(), part.path.clone());
+        let first_file = train.files.len();
+        train.files.extend(part.files.iter().cloned());
         for sample in chosen(available, number, seed, stream) {
-            let example = part.examples[sample].clone();
+            train.take(&part, sample, first_file);
+            let Some(example) = train.examples.last() else { continue };
             train.counts.records += 1;
             train.counts.tokens += example.input_ids.len();
             train.counts.label_tokens += predicted_labels(&example.labels);
-            train.examples.push(example);
-            train.places.push(part.places[sample]);
         }
-        train.mixed.push(Mixed { path, first, samples: number, available });
+        train.mixed.push(Mixed { path: part.path, samples: number, available });
     }
     Ok(())
 }
@@ -59,18 +59,18 @@ fn chosen(available: usize, number: usize, seed: u64, stream: usize) -> Vec<usiz
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Counts, Example, Place};
+    use super::super::{Counts, Example, Origin, Place};
     use super::*;
-    use std::path::PathBuf;
+    use std::path::Path;
 
     fn dataset(name: &str, count: usize) -> Dataset {
         let example = |i: usize| Example { input_ids: vec![i as u32; 3], labels: vec![-100, 1, 1] };
+        let origin = |line| Origin { file: 0, place: Place::Line(line) };
         Dataset {
-            path: PathBuf::from(name),
             examples: (0..count).map(example).collect(),
-            places: (1..=count).map(Place::Line).collect(),
-            mixed: vec![],
+            origins: (1..=count).map(origin).collect(),
             counts: Counts { records: count, tokens: 3 * count, label_tokens: 2 * count, ..Counts::default() },
+            ..Dataset::new(Path::new(name), vec![name.into()])
         }
     }
 

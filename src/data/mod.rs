@@ -2,6 +2,7 @@
 
 mod bad;
 mod batch;
+mod choice;
 mod control;
 mod conversation;
 mod dataset;
@@ -24,13 +25,15 @@ mod turns;
 
 pub use bad::BadRecords;
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
-pub use dataset::{Counts, Dataset, Mixed, check_ids, load, load_prefixed, load_tokenized, split_validation};
+pub use dataset::{
+    Counts, Dataset, Mixed, Origin, check_ids, join, load, load_prefixed, load_tokenized, split_validation,
+};
 pub use highlight::{Marks, highlight};
 pub use mix::mix;
-pub use options::{Columns, DataOptions, Format, Mix, Overlong, SpecialTokens, Validation};
+pub use options::{Columns, DataOptions, Format, Mix, Overlong, SpecialTokens, TemplateVariables, TrainOn, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use recognise::recognise;
-pub use records::Place;
+pub use records::{Place, restored};
 pub use sets::{SetFiles, Sets, load_set, load_sets};
 pub use summary::Summary;
 pub use template::Template;

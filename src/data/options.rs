@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// How the records of a dataset are laid out.
@@ -16,9 +17,9 @@ pub enum Format {
     /// `instruction`, optional `input`, `output`; rendered as one user and one assistant turn.
     #[default]
     Alpaca,
-    /// `messages`: a list of `role` and `content`; every assistant turn is trained on.
+    /// `messages`: a list of `role` and `content`; the assistant's turns are trained on.
     Chat,
-    /// ShareGPT: `conversations`, a list of `from` and `value`; every assistant turn is trained on.
+    /// ShareGPT: `conversations`, a list of `from` and `value`; the assistant's turns are trained on.
     Sharegpt,
     /// `prompt` and `completion`, joined as they are; the completion is trained on.
     PromptCompletion,
@@ -160,6 +161,69 @@ pub enum SpecialTokens {
     Refuse,
 }
 
+/// Which part of a sample is trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainOn {
+    /// Every response: the turns of the assistant, or the completion.
+    #[default]
+    Responses,
+    /// The assistant's last turn alone.
+    LastResponse,
+    /// Every token.
+    All,
+}
+
+/// What a chat template is given besides the conversation: `enable_thinking = false`, say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TemplateVariables(Map<String, Value>);
+
+impl TemplateVariables {
+    /// From NAME=VALUE arguments; a value that is not JSON is a string.
+    ///
+    /// # Errors
+    /// An argument of another form; as [`TemplateVariables::problem`].
+    pub fn parse(arguments: &[String]) -> Result<Self> {
+        let mut variables = Self::default();
+        for argument in arguments {
+            let Some((name, value)) = argument.split_once('=') else {
+                return Err(invalid!(
+                    "--template-variable {argument}: expected NAME=VALUE, for example enable_thinking=false"
+                ));
+            };
+            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+            variables.0.insert(name.trim().to_string(), value);
+        }
+        match variables.problem() {
+            Some(problem) => Err(invalid!("--template-variable: {problem}")),
+            None => Ok(variables),
+        }
+    }
+
+    /// What is wrong with the first wrong one, if any.
+    pub fn problem(&self) -> Option<String> {
+        self.0.keys().find_map(|name| {
+            let is_name = !name.starts_with(|c: char| c.is_ascii_digit())
+                && !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !is_name {
+                return Some(format!("`{name}` is not a name that a template can use"));
+            }
+            let is_own = ["messages", "add_generation_prompt"].contains(&name.as_str());
+            is_own.then(|| format!("`{name}` is set by asft itself: leave it out"))
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.0.iter()
+    }
+}
+
 /// A held-out set: a share of the training samples, or a file of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -192,6 +256,15 @@ pub struct DataOptions {
     /// `tokenizer` for the tokenizer's own chat template; `asft-sst2`, `asft-agnews`, `asft-gsm8k` or `asft-alpaca` for
     /// the prompts of the AsFT paper's runs on Llama 2; or a Jinja file.
     pub template: String,
+    /// Values for the template's own variables, `{ enable_thinking = false }` for one. Whoever serves the result should
+    /// set the same.
+    #[serde(skip_serializing_if = "TemplateVariables::is_empty")]
+    pub template_variables: TemplateVariables,
+    /// What is trained on: `responses`, `last_response` or `all`. A message of the assistant with `weight: 0` (or `train`,
+    /// `training` or `loss`: false) never is.
+    pub train_on: TrainOn,
+    /// Whether the assistant's reasoning, where a record has it, is trained on with the answer.
+    pub train_on_reasoning: bool,
     /// Longest sample, in tokens.
     pub max_length: usize,
     /// What to do with a longer sample. Either way it is counted and reported.
@@ -237,6 +310,9 @@ impl Default for DataOptions {
             mix: vec![],
             validation: None,
             template: "tokenizer".to_string(),
+            template_variables: TemplateVariables::default(),
+            train_on: TrainOn::default(),
+            train_on_reasoning: true,
             max_length: 2048,
             overlong: Overlong::default(),
             packing: false,

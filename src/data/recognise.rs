@@ -1,7 +1,7 @@
 //! Which format a file's records have, by their fields.
 
 use super::options::Format;
-use super::records::read;
+use super::records::{Record, read};
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;
@@ -17,7 +17,7 @@ const FORMATS: [Format; 6] =
 /// A file that cannot be read; fields that are those of no format.
 pub fn recognise(path: &Path) -> Result<Format> {
     let records = read(path)?;
-    let fields = &records[0].fields;
+    let Some(Record { fields, .. }) = records.first() else { return Err(invalid!("{} is empty", path.display())) };
     let found =
         FORMATS.into_iter().find(|format| format.required_fields().iter().all(|name| fields.contains_key(*name)));
     found.ok_or_else(|| {

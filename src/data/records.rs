@@ -2,14 +2,18 @@
 //!
 //! The file's name says what it is: `.csv` and `.tsv` are tables with a header (csv.rs), `.parquet`, or any file that
 //! begins like Parquet, is Parquet (parquet.rs); anything else is JSON: an array of objects if its first character is
-//! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark.
+//! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark, and may be
+//! compressed (compressed.rs).
 
+mod big;
+mod compressed;
 mod csv;
 mod json;
 mod parquet;
 mod record;
 mod watched;
 
+pub use big::{integer, is_text, restored};
 pub use json::parse;
 pub use record::{Place, Record, kind};
 
@@ -26,8 +30,7 @@ use std::path::Path;
 /// a damaged Parquet file; a record that is not an object, or holds a key twice.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     ensure_valid!(path.is_file(), "dataset {} does not exist (or is not a file){}", path.display(), path_hint(path));
-    let extension = path.extension().map(|name| name.to_string_lossy().to_ascii_lowercase());
-    let records = match extension.as_deref() {
+    let records = match compressed::extension(path).as_deref() {
         Some("parquet") => parquet::read(path)?,
         Some("csv") => csv::read(path, &read_text(path)?, b',')?,
         Some("tsv") => csv::read(path, &read_text(path)?, b'\t')?,
@@ -45,8 +48,7 @@ fn begins_like_parquet(path: &Path) -> bool {
 
 /// The file's text without a byte order mark.
 fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| invalid!("cannot read dataset {}: {e}", path.display()))?;
-    let mut text = String::from_utf8(bytes).map_err(|e| {
+    let mut text = String::from_utf8(compressed::bytes(path)?).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
         let line = e.as_bytes().iter().take(valid).filter(|&&byte| byte == b'\n').count() + 1;
         invalid!("{}:{line}: not UTF-8 (at byte {valid}); convert the file to UTF-8", path.display())

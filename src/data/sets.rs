@@ -1,10 +1,11 @@
 //! The datasets of a run, as `[data]` names them: training samples and, perhaps, held-out ones.
 
-use super::{DataOptions, Dataset, Validation, check_ids, load_prefixed, load_tokenized, mix, split_validation};
-use crate::hub::{self, ResolvedFile, Split};
+use super::{DataOptions, Dataset, Validation, check_ids, join, load_prefixed, load_tokenized, mix, split_validation};
+use crate::hub::{self, ResolvedData, Split};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Error, Result};
 use indicatif::ProgressBar;
+use std::path::{Path, PathBuf};
 
 /// What a run trains on and what it is measured with.
 pub struct Sets {
@@ -14,11 +15,11 @@ pub struct Sets {
 
 /// The files that `data.train`, `data.validation` and `data.mix` name, on this machine.
 pub struct SetFiles {
-    pub train: ResolvedFile,
+    pub train: ResolvedData,
     /// Also `None` if a share of the training samples is held out.
-    pub validation: Option<ResolvedFile>,
+    pub validation: Option<ResolvedData>,
     /// Those of `data.mix`, in its order.
-    pub mix: Vec<ResolvedFile>,
+    pub mix: Vec<ResolvedData>,
 }
 
 impl SetFiles {
@@ -51,17 +52,30 @@ impl SetFiles {
 /// # Errors
 /// As [`load_prefixed`]; an id that the embedding has no row for.
 pub fn load_set(
-    file: &ResolvedFile,
+    data: &ResolvedData,
     options: &DataOptions,
     prefix: &str,
     tokenizer: Option<&Tokenizer>,
     vocab_size: usize,
     progress: &ProgressBar,
 ) -> Result<Dataset> {
-    let dataset = match tokenizer {
-        Some(tokenizer) => load_prefixed(&file.path, options, prefix, tokenizer, progress)?,
-        None => load_tokenized(&file.path, options, vocab_size, progress)?,
+    let load = |path: &PathBuf, max_samples: Option<usize>| {
+        let options = &DataOptions { max_samples, ..options.clone() };
+        match tokenizer {
+            Some(tokenizer) => load_prefixed(path, options, prefix, tokenizer, progress),
+            None => load_tokenized(path, options, vocab_size, progress),
+        }
     };
+    let (mut files, mut wanted) = (vec![], options.max_samples);
+    for path in data.paths.iter() {
+        if wanted == Some(0) {
+            break;
+        }
+        let file = load(path, wanted)?;
+        wanted = wanted.map(|wanted| wanted.saturating_sub(file.counts.records));
+        files.push(file);
+    }
+    let dataset = join(files, Path::new(&data.source));
     progress.finish_and_clear();
     check_ids(&dataset, vocab_size)?;
     Ok(dataset)
@@ -81,7 +95,7 @@ pub fn load_sets(
     progress: &dyn Fn() -> ProgressBar,
 ) -> Result<Sets, Vec<Error>> {
     let (mut errors, whole) = (vec![], options.whole());
-    let mut load = |file: &ResolvedFile, options: &DataOptions, prefix: &str, key: &'static str| {
+    let mut load = |file: &ResolvedData, options: &DataOptions, prefix: &str, key: &'static str| {
         let set = load_set(file, options, prefix, tokenizer, vocab_size, &progress()).context(key);
         set.map_err(|error| errors.push(error)).ok()
     };
@@ -116,7 +130,7 @@ mod tests {
             let lines: Vec<String> =
                 (0..records).map(|i| format!("{{\"input_ids\": [1, {i}], \"labels\": [1, {i}]}}")).collect();
             std::fs::write(&path, lines.join("\n")).unwrap();
-            ResolvedFile { path, source: name.to_string() }
+            ResolvedData { paths: vec![path], source: name.to_string() }
         };
         let files =
             SetFiles { train: file("a", 9), validation: Some(file("b", 5)), mix: vec![file("c", 4), file("d", 7)] };

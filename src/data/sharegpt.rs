@@ -1,11 +1,12 @@
 //! ShareGPT conversations as messages: `from` and `value` to `role` and `content`.
 
+use super::choice;
 use super::fields::Fields;
 use super::records::{kind, parse};
 use crate::error::nearest;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Speakers as datasets name them, and their roles in a chat template.
 const ROLES: [(&str, &str); 13] = [
@@ -64,8 +65,10 @@ fn message(turn: &Value) -> Result<Value> {
         })
     };
     let (from, value) = (text("from")?, text("value")?);
+    choice::check_keys(turn)?;
     if CALLS.contains(&from) {
-        return Ok(json!({"role": "assistant", "content": "", "tool_calls": calls(value)?}));
+        let call = json!({"role": "assistant", "content": "", "tool_calls": calls(value)?});
+        return Ok(with_choice(call, fields));
     }
     let Some(role) = role_of(from) else {
         let known = || ROLES.iter().map(|(name, _)| *name).chain(CALLS);
@@ -73,7 +76,17 @@ fn message(turn: &Value) -> Result<Value> {
         let known = known().collect::<Vec<_>>().join(", ");
         return Err(invalid!("`from` is {from:?}, which nobody known goes by; expected one of {known}{hint}"));
     };
-    Ok(json!({"role": role, "content": value}))
+    Ok(with_choice(json!({"role": role, "content": value}), fields))
+}
+
+/// The message, with what its turn says about being trained on.
+fn with_choice(mut message: Value, turn: &Map<String, Value>) -> Value {
+    for key in choice::KEYS {
+        if let Some(said) = turn.get(key) {
+            message[key] = said.clone();
+        }
+    }
+    message
 }
 
 /// One call, or a list of them: `name` and `arguments` each.

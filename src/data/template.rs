@@ -1,21 +1,24 @@
 //! Chat templates: Jinja as transformers renders it.
 //!
 //! `trim_blocks` and `lstrip_blocks` are on, loop controls and Python's string methods work, `tojson` writes what
-//! Python's `json.dumps(ensure_ascii=False)` writes, `{% generation %}` passes its body through. The template sees
+//! Python's `json.dumps(ensure_ascii=False)` writes, `{% generation %}` tells what it renders. The template sees
 //! `messages`, `add_generation_prompt`, the special tokens, `tools` and `documents` (none unless given).
 //! Templates come with downloaded models, so they are not trusted: their size, steps and output are limited, and what
 //! these limits do not catch is abandoned in time (untrusted.rs).
 
-use super::{namespace, python, statements, turns};
+use super::options::TemplateVariables;
+use super::turns::{self, REASONING};
+use super::{namespace, python, statements};
 use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value as Jinja;
+use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::{Map, Value};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,8 +30,8 @@ const FUEL: u64 = if cfg!(fuzzing) { 20_000 } else { 2_000_000 };
 /// Bytes a rendering may produce.
 const OUTPUT_LIMIT: usize = 64 << 20;
 const NAME: &str = "chat template";
-/// Names for a message's reasoning; templates read the first, and `thinking`.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+/// Around what a generation block renders: noncharacters, which no text has (Unicode 16, section 23.7).
+const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
 /// The AsFT paper's prompts, which `task` chooses from: `data.template = "asft-TASK"`.
 const PAPER: &str = include_str!("templates/asft-llama2.jinja");
@@ -40,6 +43,7 @@ pub struct Template {
     environment: Arc<Environment<'static>>,
     source: String,
     special_tokens: Vec<(String, String)>,
+    variables: TemplateVariables,
 }
 
 /// What a template refused with `raise_exception`.
@@ -58,9 +62,15 @@ impl Template {
     /// The template that `data.template` asks for: `tokenizer` for the tokenizer's own, the name of a built-in one
     /// (`asft-sst2`, `asft-agnews`, `asft-gsm8k`, `asft-alpaca`), else a Jinja file.
     ///
+    /// `variables`: values for the template's own.
+    ///
     /// # Errors
     /// The tokenizer has none; the file cannot be read; the template does not compile.
-    pub fn load(choice: &str, tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn load(choice: &str, variables: &TemplateVariables, tokenizer: &Tokenizer) -> Result<Self> {
+        Ok(Self { variables: variables.clone(), ..Self::find(choice, tokenizer)? })
+    }
+
+    fn find(choice: &str, tokenizer: &Tokenizer) -> Result<Self> {
         if choice == "tokenizer" {
             let source = tokenizer.chat_template().ok_or_else(|| {
                 invalid!(
@@ -94,10 +104,15 @@ impl Template {
             "the chat template has {} bytes, expected at most {SOURCE_LIMIT}",
             source.len()
         );
-        let rewritten = statements::rewritten(source);
+        if let Some(what) = statements::unsupported(source) {
+            return Err(invalid!("the chat template {what}, which cannot be followed here; use another template"));
+        }
+        // As Jinja's lexer reads it.
+        let rewritten = statements::rewritten(&source.replace("\r\n", "\n").replace('\r', "\n"));
         let environment = untrusted::run(move || compile(rewritten)).map_err(given_up)??;
         let (environment, source) = (Arc::new(environment), source.to_string());
-        Ok(Self { environment, source, special_tokens: special_tokens.to_vec() })
+        let (special_tokens, variables) = (special_tokens.to_vec(), TemplateVariables::default());
+        Ok(Self { environment, source, special_tokens, variables })
     }
 
     /// Makes `messages` what this template can read: content that is given as parts becomes one text.
@@ -124,13 +139,55 @@ impl Template {
         add_generation_prompt: bool,
         variables: &Map<String, Value>,
     ) -> Result<String> {
+        let mut text = self.run(messages, add_generation_prompt, variables)?;
+        text.retain(|c| !MARKS.contains(&c) || !self.has_generation());
+        Ok(text)
+    }
+
+    /// The text of a whole conversation and, if the template has generation blocks, the bytes that they rendered.
+    ///
+    /// # Errors
+    /// As [`Template::render`]; text that cannot be told from the marks around such blocks.
+    pub fn render_marked(
+        &self,
+        messages: &[Value],
+        variables: &Map<String, Value>,
+    ) -> Result<(String, Option<Vec<Range<usize>>>)> {
+        let marked = self.run(messages, false, variables)?;
+        if !self.has_generation() {
+            return Ok((marked, None));
+        }
+        let (mut text, mut blocks, mut open) = (String::with_capacity(marked.len()), vec![], None);
+        for c in marked.chars() {
+            match (MARKS.iter().position(|mark| *mark == c), open) {
+                (None, _) => text.push(c),
+                (Some(0), None) => open = Some(text.len()),
+                (Some(1), Some(start)) => {
+                    blocks.push(start..text.len());
+                    open = None;
+                }
+                _ => return Err(unmarkable()),
+            }
+        }
+        ensure_valid!(open.is_none(), "{}", unmarkable());
+        Ok((text, Some(blocks)))
+    }
+
+    /// Whether the template marks what the assistant says.
+    fn has_generation(&self) -> bool {
+        self.source.contains("endgeneration")
+    }
+
+    /// The rendered text, with marks around generation blocks.
+    fn run(&self, messages: &[Value], add_generation_prompt: bool, variables: &Map<String, Value>) -> Result<String> {
         let mut context: Vec<(&str, Jinja)> =
             self.special_tokens.iter().map(|(name, token)| (name.as_str(), Jinja::from(token))).collect();
         context.push(("messages", Jinja::from_iter(messages.iter().map(message))));
         context.push(("add_generation_prompt", Jinja::from(add_generation_prompt)));
         context.push(("tools", Jinja::from(())));
         context.push(("documents", Jinja::from(())));
-        context.extend(variables.iter().map(|(name, value)| (name.as_str(), python::to_jinja(value))));
+        let variables = self.variables.iter().chain(variables);
+        context.extend(variables.map(|(name, value)| (name.as_str(), python::to_jinja(value))));
         let (environment, context) = (self.environment.clone(), Jinja::from_pairs(context));
         untrusted::run(move || {
             let template = environment.get_template(NAME).map_err(|e| explain(&e))?;
@@ -153,7 +210,26 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.set_debug(false);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("trim", python::trim);
-    environment.add_filter("generation", |body: Jinja| body);
+    environment.add_filter("int", python::int);
+    environment.add_filter("float", python::float);
+    environment.add_filter("center", python::center);
+    environment.add_filter("striptags", minijinja_contrib::filters::striptags);
+    environment.add_filter("truncate", python::truncate);
+    for name in ["escape", "e", "forceescape"] {
+        environment.add_filter(name, move |state: &State, value: &Jinja| python::escape(state, value, name));
+    }
+    for name in ["default", "d"] {
+        environment.add_filter(name, python::default);
+    }
+    environment.add_filter(statements::ITERATED, python::iterated);
+    environment.add_test("callable", |value: &Jinja| value.kind() == ValueKind::Plain);
+    environment.add_filter("wordcount", python::wordcount);
+    environment.add_function("cycler", minijinja_contrib::globals::cycler);
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function("dict", python::dict);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
+    environment.add_filter("generation", |body: Jinja| format!("{}{body}{}", MARKS[0], MARKS[1]));
     environment.add_function("raise_exception", |state: &State, message: Jinja| -> Result<Jinja, Error> {
         let message = python::to_str(state, &message)?;
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
@@ -170,10 +246,20 @@ fn message(message: &Value) -> Jinja {
     let mut fields: Map<String, Value> =
         fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
     if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
-        fields.entry("thinking").or_insert_with(|| reasoning.clone());
-        fields.insert(REASONING[0].to_string(), reasoning);
+        // In the order in which transformers puts them.
+        let mut named = Map::from_iter([("thinking".to_string(), reasoning.clone())]);
+        named.extend(std::mem::take(&mut fields));
+        named.insert(REASONING[0].to_string(), reasoning);
+        fields = named;
     }
     python::to_jinja(&Value::Object(fields))
+}
+
+fn unmarkable() -> anyhow::Error {
+    invalid!(
+        "a generation block of the chat template is cut or holds another, or the text has one of the noncharacters U+FDD0 \
+         and U+FDD1, which mark such blocks here"
+    )
 }
 
 /// A template's failure as a user error: its own message if it raised one.
@@ -214,6 +300,8 @@ impl std::io::Write for Limited {
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod jinja;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,9 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::Value;
 
+/// Names under which a message may hold its reasoning; templates read the first, and `thinking`.
+pub const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// Roles that every chat template may be given.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
 
@@ -40,8 +43,8 @@ pub fn check_roles(messages: &[Value], named: impl Fn(&str) -> bool) -> Result<(
 /// The first such message.
 pub fn check_answers(messages: &[Value]) -> Result<()> {
     for (index, message) in messages.iter().enumerate() {
-        let says = ["content", "reasoning_content", "thinking", "reasoning", "tool_calls"].map(|name| &message[name]);
-        if message["role"] == "assistant" && says.into_iter().all(is_empty) {
+        let mut says = REASONING.iter().chain(&["content", "tool_calls"]).map(|name| &message[*name]);
+        if message["role"] == "assistant" && says.all(is_empty) {
             return Err(invalid!("message {}: {}", index + 1, nothing("the assistant's `content`")));
         }
     }

@@ -14,7 +14,7 @@ use crate::console::progress_bar;
 use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
 use crate::ensure_valid;
 use crate::error::joined;
-use crate::hub::{self, Split};
+use crate::hub::{self, ResolvedData, Split};
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
 use crate::report::{Rate, Value};
 use crate::stop;
@@ -61,7 +61,8 @@ pub fn locate(evaluations: Vec<Evaluation>) -> Result<Vec<Located>> {
         let evaluation = evaluation.resolved();
         evaluation.validate()?;
         let found = hub::resolve_dataset(&evaluation.data, Split::Any, false);
-        let path = found.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?.path;
+        let path = found.and_then(ResolvedData::only);
+        let path = path.with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;
         ensure_valid!(
             path.is_file(),
             "evaluation \"{}\": dataset {} does not exist (or is not a file)",
@@ -183,7 +184,8 @@ impl Work {
             return Ok(Self::Loss(load_samples(evaluation, path, tokenizer, spec)?));
         }
         let tokenizer = tokenizer.context("prompts need a tokenizer")?;
-        let encoder = Encoder { tokenizer, template: Some(Template::load(evaluation.template(), tokenizer)?), spec };
+        let template = Template::load(evaluation.template(), &evaluation.template_variables, tokenizer)?;
+        let encoder = Encoder { tokenizer, template: Some(template), spec };
         let prompts = load_questions(evaluation, path)?;
         let ids = encoder.encode_all(&prompts, path)?;
         Ok(match evaluation.metric() {
@@ -329,6 +331,7 @@ fn load_samples(
         format: evaluation.format,
         columns: evaluation.columns.clone(),
         template: evaluation.template().to_string(),
+        template_variables: evaluation.template_variables.clone(),
         max_length: evaluation.max_length.unwrap_or(DataOptions::default().max_length),
         allow_empty_labels: true,
         ..Default::default()

@@ -1,6 +1,6 @@
 //! What to measure: one evaluation, or a suite of them from a TOML file.
 
-use crate::data::{Columns, Format};
+use crate::data::{Columns, Format, TemplateVariables};
 use crate::outputs::Outputs;
 use crate::toml_reader::{self, Mistakes, Schema};
 use anyhow::Result;
@@ -80,6 +80,9 @@ pub struct Evaluation {
     pub columns: Columns,
     /// As `data.template`.
     pub template: Option<String>,
+    /// As `data.template_variables`.
+    #[serde(skip_serializing_if = "TemplateVariables::is_empty")]
+    pub template_variables: TemplateVariables,
     /// Only the first so many records.
     pub limit: Option<usize>,
     /// `loss`: longest sample, in tokens; longer ones are cut. Default: 2048.
@@ -197,6 +200,9 @@ impl Evaluation {
     fn mistakes(&self) -> Mistakes {
         let mut found = Mistakes::default();
         let metric = self.metric();
+        if let Some(problem) = self.template_variables.problem() {
+            found.add(format!("`template_variables`: {problem}"));
+        }
         found.unless(!self.data.is_empty(), "an evaluation needs `data`, the file of its samples");
         for (name, value) in [
             ("limit", self.limit),

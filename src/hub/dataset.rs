@@ -1,4 +1,4 @@
-//! Which file of a dataset repository is meant.
+//! Which files of a dataset repository, or of a folder, are meant.
 
 use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};
@@ -6,6 +6,8 @@ use anyhow::Result;
 
 /// Extensions of files that can be read as samples.
 const DATA_EXTENSIONS: [&str; 6] = [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"];
+/// Extensions of their compressed forms.
+const COMPRESSED: [&str; 3] = [".gz", ".zst", ".zstd"];
 /// Files with such an extension that do not hold samples.
 const METADATA: [&str; 5] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"];
@@ -26,24 +28,27 @@ pub enum Split {
 
 pub(super) fn is_data_file(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
+    let name = COMPRESSED.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
     DATA_EXTENSIONS.iter().any(|extension| name.ends_with(extension)) && !name.starts_with('.')
 }
 
-/// The one of `files` that is meant: the one asked for, or else the one for the split.
+/// Those of `files` that are meant: the one asked for, or else the one for the split, or its shards in their order.
 ///
 /// A file is for a split if a word in its path says so (`data/train-00000-of-00001.parquet`). If no path says so, the
-/// one file that belongs to no other split is taken.
+/// one file that belongs to no other split is taken. Shards are files whose paths differ in numbers alone.
+///
+/// `place`: what is written before a path to name that file alone.
 ///
 /// # Errors
-/// No such file, no file, or several.
-pub(super) fn choose<'a>(id: &str, files: &[&'a str], path: Option<&str>, split: Split) -> Result<&'a str> {
+/// No such file, no file, or several that are not shards of one.
+pub(super) fn choose<'a>(place: &str, files: &[&'a str], path: Option<&str>, split: Split) -> Result<Vec<&'a str>> {
     let candidates: Vec<&str> = files
         .iter()
         .copied()
         .filter(|file| is_data_file(file) && !METADATA.contains(&file.rsplit('/').next().unwrap_or(file)))
         .collect();
     if let Some(path) = path {
-        return named(path, files, &candidates);
+        return named(path, files, &candidates).map(|file| vec![file]);
     }
     ensure_valid!(
         !candidates.is_empty(),
@@ -58,9 +63,10 @@ pub(super) fn choose<'a>(id: &str, files: &[&'a str], path: Option<&str>, split:
     let matching: Vec<&str> = candidates.iter().copied().filter(|file| has_word(file, meant)).collect();
     let neutral: Vec<&str> = candidates.iter().copied().filter(|file| !has_word(file, &others)).collect();
     match (matching.as_slice(), neutral.as_slice()) {
-        ([file], _) | ([], [file]) => Ok(file),
+        ([file], _) | ([], [file]) => Ok(vec![file]),
+        (shards @ [_, ..], _) | ([], shards @ [_, ..]) if are_shards(shards) => Ok(in_order(shards.to_vec())),
         _ => Err(invalid!(
-            "it is not clear which file is meant; name one, as in `{id}:{}`: {}",
+            "it is not clear which file is meant; name one, as in `{place}{}`: {}",
             candidates.first().unwrap_or(&""),
             listing(if matching.is_empty() { &candidates } else { &matching }, SHOWN)
         )),
@@ -83,6 +89,30 @@ fn named<'a>(path: &str, files: &[&'a str], candidates: &[&'a str]) -> Result<&'
     Ok(file)
 }
 
+/// Whether the paths differ in numbers alone.
+fn are_shards(paths: &[&str]) -> bool {
+    let pattern =
+        |path: &str| path.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect::<String>();
+    let has_number = |path: &&str| path.contains(|c: char| c.is_ascii_digit());
+    paths.iter().all(has_number) && paths.windows(2).all(|pair| pattern(pair[0]) == pattern(pair[1]))
+}
+
+/// Paths in natural order: numbers by their value, the rest as text.
+pub(super) fn in_order<P: AsRef<str>>(mut paths: Vec<P>) -> Vec<P> {
+    paths.sort_by_cached_key(|path| key(path.as_ref()));
+    paths
+}
+
+/// Texts and numbers of a path, in turn; the numbers padded to the length of the largest in use.
+fn key(path: &str) -> String {
+    let parts = path.as_bytes().chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit());
+    let padded = |part: &[u8]| {
+        let text = String::from_utf8_lossy(part);
+        if part.first().is_some_and(u8::is_ascii_digit) { format!("{text:0>20}") } else { text.into_owned() }
+    };
+    parts.map(padded).collect()
+}
+
 fn has_word(path: &str, words: &[&str]) -> bool {
     path.to_ascii_lowercase().split(|c: char| !c.is_ascii_alphanumeric()).any(|word| words.contains(&word))
 }
@@ -92,7 +122,7 @@ mod tests {
     use super::*;
 
     fn chosen(files: &[&str], split: Split) -> Result<String, String> {
-        choose("org/name", files, None, split).map(String::from).map_err(|e| e.to_string())
+        choose("org/name:", files, None, split).map(|files| files.join(" ")).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -111,10 +141,21 @@ mod tests {
     }
 
     #[test]
+    fn shards_are_taken_in_their_order() {
+        let shards = ["a/train-10-of-11.parquet", "a/train-9-of-11.parquet", "a/test-0-of-1.parquet"];
+        assert_eq!(chosen(&shards, Split::Train).unwrap(), format!("{} {}", shards[1], shards[0]));
+        assert_eq!(
+            chosen(&["part-2.jsonl.gz", "part-1.jsonl.gz"], Split::Any).unwrap(),
+            "part-1.jsonl.gz part-2.jsonl.gz"
+        );
+        assert_eq!(in_order(vec!["b2", "b10", "b1", "a"]), ["a", "b1", "b2", "b10"]);
+    }
+
+    #[test]
     fn what_is_unclear_is_listed() {
-        let shards = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test.parquet"];
-        let error = chosen(&shards, Split::Train).unwrap_err();
-        assert!(error.contains("org/name:train-00000") && error.contains(shards[1]), "{error}");
+        let two = ["train-easy.parquet", "train-hard.parquet", "test.parquet"];
+        let error = chosen(&two, Split::Train).unwrap_err();
+        assert!(error.contains("org/name:train-easy") && error.contains(two[1]), "{error}");
         assert!(!error.contains("test.parquet,"), "{error}");
         // A training file is never taken for a validation file, nor the other way round.
         assert!(chosen(&["train.csv"], Split::Validation).unwrap_err().contains("not clear"));
@@ -127,8 +168,8 @@ mod tests {
     #[test]
     fn a_named_file_must_be_there_and_readable() {
         let files = ["data/train.csv", "data/test.csv", "notes.txt"];
-        let named = |path| choose("org/name", &files, Some(path), Split::Train).map_err(|e| e.to_string());
-        assert_eq!(named("data/test.csv").unwrap(), "data/test.csv");
+        let named = |path| choose("org/name:", &files, Some(path), Split::Train).map_err(|e| e.to_string());
+        assert_eq!(named("data/test.csv").unwrap(), ["data/test.csv"]);
         let error = named("data/trian.csv").unwrap_err();
         assert!(error.contains("did you mean `data/train.csv`") && error.contains("data/test.csv"), "{error}");
         assert!(named("notes.txt").unwrap_err().contains("cannot be read"));

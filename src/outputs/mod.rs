@@ -9,7 +9,7 @@ use crate::checkpoint::{check_writable, check_writable_file, is_stream};
 use crate::error::joined;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
-use places::{actual, identity, lies_in, same_file_in};
+use places::{actual, identity, lies_in, matching, same_file_in};
 use std::path::{Path, PathBuf};
 
 /// What a command reads and what it is going to write.
@@ -48,9 +48,10 @@ impl Outputs {
         Self { overwrite, inputs: vec![], outputs: vec![] }
     }
 
-    /// Files and folders that are read. Hub ids may be among them: what is not on disk under that name is passed over.
+    /// Files and folders that are read, or patterns for them. Hub ids may be among them: what is not on disk under that
+    /// name is passed over.
     pub fn reads<P: AsRef<Path>>(mut self, name: &'static str, paths: impl IntoIterator<Item = P>) -> Self {
-        self.inputs.extend(Place::all(name, paths));
+        self.inputs.extend(Place::all(name, paths.into_iter().flat_map(|path| matching(path.as_ref()))));
         self
     }
 

@@ -48,6 +48,13 @@ fn resolved(path: &Path) -> PathBuf {
     std::fs::canonicalize(&full).unwrap_or(full).join(name)
 }
 
+/// The path itself or, if there is nothing but it is a pattern, what that matches.
+pub fn matching(path: &Path) -> Vec<PathBuf> {
+    let found = path.to_str().filter(|_| !path.exists()).and_then(|pattern| glob::glob(pattern).ok());
+    let found: Vec<PathBuf> = found.into_iter().flatten().flatten().collect();
+    if found.is_empty() { vec![path.to_path_buf()] } else { found }
+}
+
 /// A file in `folder`, or in one below it, that is the file `path` by another name.
 pub fn same_file_in(folder: &Path, path: &Path) -> Option<PathBuf> {
     let wanted = identity(path)?;

@@ -58,6 +58,8 @@ fn inputs_are_refused_whatever_name_leads_to_them() {
         refused(&outputs(dir, true).kept("--out", &dir.join(name)), "an input");
     }
     refused(&outputs(dir, true).folder("--out", dir, "data.jsonl"), "holds an input");
+    let matched = Outputs::new(true).reads("--data", [dir.join("da*.jsonl")]).file("--out", [dir.join("hard.jsonl")]);
+    refused(&matched, "is an input, --data ");
     refused(&outputs(dir, true).removed("--out", [dir]), "holds an input");
     outputs(dir, true).kept("--out", dir).check().unwrap();
 }

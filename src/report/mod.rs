@@ -19,7 +19,7 @@ pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;
 pub use progress::TrainProgress;
 pub use rate::Rate;
-pub use run_record::{Results, RunRecord, Totals, UpdateNorm, hash_file};
+pub use run_record::{Results, RunRecord, Totals, UpdateNorm, hash_file, hash_files};
 pub use trend::{LossEnds, Trend};
 
 /// Four significant digits.

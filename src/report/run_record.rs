@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The candle release in Cargo.lock (a test compares them).
@@ -158,6 +158,18 @@ pub fn hash_file(path: &Path) -> Result<String> {
     let file = std::fs::File::open(path).with_context(hashing)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file).with_context(hashing)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The hash of a file, or one of the hashes of several in their order.
+pub fn hash_files(paths: &[PathBuf]) -> Result<String> {
+    if let [only] = paths {
+        return hash_file(only);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        hasher.update(hash_file(path)?.as_bytes());
+    }
     Ok(hasher.finalize().to_hex().to_string())
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use serde_json::json;
 use std::fs::write;
 
-/// A word-level tokenizer of a few words, with `config` as tokenizer_config.json.
+/// A word-level tokenizer of a few words that puts <s> before a text, with `config` as tokenizer_config.json.
 fn folder(config: Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let added = |id: u32, text: &str| {
@@ -10,7 +10,9 @@ fn folder(config: Value) -> tempfile::TempDir {
                "normalized": false, "special": true})
     };
     let tokenizer = json!({
-        "version": "1.0", "normalizer": null, "decoder": null, "post_processor": null,
+        "version": "1.0", "normalizer": null, "decoder": null, "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
         "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
                     "pad_type_id": 0, "pad_token": "<s>"},
@@ -26,10 +28,12 @@ fn folder(config: Value) -> tempfile::TempDir {
 
 #[test]
 fn both_dialects_of_special_tokens() {
-    let dir = folder(json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": true}));
+    let dir = folder(
+        json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": false, "add_eos_token": true}),
+    );
     let tokenizer = Tokenizer::load(dir.path()).unwrap();
     assert_eq!((tokenizer.bos_token(), tokenizer.eos_token()), (Some("<s>"), Some("</s>")));
-    // Neither cut to 2 nor padded to 9; bos is added only on request.
+    // Neither cut to 2 nor padded to 9; bos is added only on request, and whatever tokenizer_config.json says of it.
     assert_eq!(tokenizer.encode("a b c", false).unwrap(), [3, 4, 5]);
     assert_eq!(tokenizer.encode("a b c", true).unwrap(), [1, 3, 4, 5]);
     let encoded = tokenizer.encode_with_offsets("a b", true).unwrap();

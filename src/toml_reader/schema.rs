@@ -51,10 +51,11 @@ impl Schema {
         })
     }
 
-    /// The node that every value must meet in a table whose keys are the user's own; `None` if `node` is not such a
+    /// The node that every value must meet (`true`: any will do) in a table whose keys are the user's own; `None` if `node` is not such a
     /// table.
     pub(super) fn any_key<'a>(&'a self, node: &'a Json) -> Option<&'a Json> {
-        let values = |node: &'a Json| node.get("additionalProperties").filter(|values| values.is_object());
+        let is_open = |values: &&Json| values.is_object() || **values == Json::Bool(true);
+        let values = |node: &'a Json| node.get("additionalProperties").filter(is_open);
         self.alternatives(node).into_iter().find_map(values)
     }
 

@@ -3,7 +3,10 @@
 use crate::support::command::{asft, json, refused, refused_unwritten, set, stdout, succeeds, train};
 use crate::support::files::{damaged, json_lines, read_json_lines, tiny};
 use crate::support::runs::metrics;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +29,54 @@ fn bad_data_is_refused_with_file_and_line() {
     std::fs::write(&file, format!("{good}\n")).unwrap();
     let set = format!("data.train={}", file.display());
     refused_unwritten(train(&dir, &[&set, "data.max_length=3"], &[]), &dir, &["data.jsonl:1", "label"]);
+}
+
+#[test]
+fn shards_are_the_dataset_that_they_make_up() {
+    let scratch = tempfile::tempdir().unwrap();
+    let shards = scratch.path().join("shards");
+    std::fs::create_dir(&shards).unwrap();
+    let text = std::fs::read_to_string(tiny("train.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let shard = |number: usize| shards.join(format!("train-{number}.jsonl.gz"));
+    for (number, part) in lines.chunks(10).enumerate() {
+        let mut file = GzEncoder::new(std::fs::File::create(shard(number)).unwrap(), Compression::default());
+        file.write_all(part.join("\n").as_bytes()).unwrap();
+        file.finish().unwrap();
+    }
+    let shown = |source: &str| {
+        let set = format!("data.train={source}");
+        json(asft(&[
+            "data",
+            "--config",
+            "configs/tiny.toml",
+            "--set",
+            &set,
+            "--set",
+            "data.validation=0.25",
+            "--json",
+            "--show",
+            "96",
+        ]))
+    };
+    let (whole, folder) = (shown("tests/tiny/train.jsonl"), shown(shards.to_str().unwrap()));
+    let ids =
+        |shown: &Value| shown["samples"].as_array().unwrap().iter().map(|s| s["input_ids"].clone()).collect::<Vec<_>>();
+    assert!(ids(&whole) == ids(&folder) && ids(&whole).len() == 72, "{folder}");
+    let origins = folder.to_string();
+    assert!(origins.contains("train-9.jsonl.gz:"), "{origins}");
+    assert_eq!(ids(&shown(&format!("{}/train-*.gz", shards.display()))), ids(&whole));
+    // A run resumes only with the same shards.
+    let dir = scratch.path().join("run");
+    let set = format!("data.train={}", shards.display());
+    succeeds(train(&dir, &[&set, "train.max_steps=2", "output.save_every_steps=1"], &[]));
+    std::fs::write(shard(4), std::fs::read(shard(5)).unwrap()).unwrap();
+    let more = ["--resume", "--allow-change", "train.max_steps"];
+    refused(train(&dir, &[&set, "train.max_steps=3", "output.save_every_steps=1"], &more), &["data.train"]);
+    let whole = std::fs::read(shard(0)).unwrap();
+    std::fs::write(shard(0), &whole[..whole.len() / 2]).unwrap();
+    let data = ["data", "--config", "configs/tiny.toml", "--set", &set];
+    refused(asft(&data), &["train-0.jsonl.gz: its gzip data is damaged after "]);
 }
 
 /// The training file of tests/tiny as a table with other column names.

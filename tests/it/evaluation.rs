@@ -115,7 +115,7 @@ fn naive_choices(records: &[Value], choices: &[&str]) -> Vec<usize> {
     use candle_core::{D, DType, Device};
     let dir = tiny("aligned");
     let tokenizer = Tokenizer::load(&dir).unwrap();
-    let template = Template::load("tokenizer", &tokenizer).unwrap();
+    let template = Template::load("tokenizer", &Default::default(), &tokenizer).unwrap();
     let (spec, checkpoint) = (ModelSpec::load(&dir).unwrap(), Checkpoint::open(&dir).unwrap());
     let hidden = indicatif::ProgressBar::hidden();
     let model = Decoder::load(&spec, &checkpoint, (&Device::Cpu, DType::F32), false, &hidden).unwrap();

@@ -35,6 +35,9 @@ fn a_dry_run_says_all_that_is_wrong_with_a_run_in_its_words() {
     for sets in [
         &["lora.rank=9000000000000000000"][..],
         &["data.train=nowhere.jsonl", "data.validation=none.jsonl"],
+        &["model.unaligned=tests/tiny/unalined"],
+        &["asft.direction=none.safetensors"],
+        &["asft.direction=none.safetensors", "data.train=nowhere.jsonl"],
         &["defence.kind=lisa", "defence.alignment_data=none.jsonl"],
         &["defence.kind=lisa", "defence.alignment_data=tests/tiny/train.jsonl", "train.max_steps=3"],
     ] {

@@ -87,7 +87,8 @@ const PATHS: [(&str, &[(&str, Use)]); 13] = [
 ];
 
 /// Names of values that are no paths.
-const NO_PATHS: [&str; 9] = ["KEY=VALUE", "KEY", "NAMES", "TEXT", "FIELD=COLUMN", "FIELD", "LIST", "PATTERN", "NAME"];
+const NO_PATHS: [&str; 10] =
+    ["KEY=VALUE", "NAME=VALUE", "KEY", "NAMES", "TEXT", "FIELD=COLUMN", "FIELD", "LIST", "PATTERN", "NAME"];
 
 /// Whether the value may be a path: its type is one, or it is a text that is not known to be something else.
 fn may_be_path(argument: &Arg) -> bool {
@@ -290,7 +291,8 @@ fn a_comparison_keeps_what_it_did_not_make() {
     let inside = root().join("tests/tiny/aligned/compared");
     refused(write(&inside), &["dir", "input folder", "model.aligned"]);
     assert!(!inside.exists());
-    succeeds(write(&out).arg("--overwrite"));
+    write(&out);
+    succeeds(asft(&["compare", "--config", text(&config), "--overwrite", "-q"]));
     assert_ne!(fs::read_to_string(out.join("table.txt")).unwrap(), "mine");
 }
 

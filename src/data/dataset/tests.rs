@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use std::fs::write;
 
 mod strict;
+mod turns;
 
 const VOCAB: [&str; 17] =
     ["<unk>", "<s>", "</s>", "<t>", "user", "assistant", "a", "b", "c", "d", "e", "f", "g", "h", "i", "system", "<e>"];
@@ -19,14 +20,16 @@ fn tokenizer(dir: &Path) -> Tokenizer {
     let mut added = special(16);
     added["special"] = json!(false);
     let tokenizer = json!({
-        "version": "1.0", "normalizer": null, "decoder": null, "post_processor": null, "truncation": null,
+        "version": "1.0", "normalizer": null, "decoder": null, "truncation": null, "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "padding": null, "added_tokens": [special(1), special(2), special(3), added],
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": vocab}
     });
     let template = "{% for m in messages %}{{ '<t> ' + m.role + ' ' + m.content + ' </s>\n' }}{% endfor %}\
                     {% if add_generation_prompt %}{{ '<t> assistant ' }}{% endif %}";
-    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "chat_template": template});
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
     write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
     Tokenizer::load(dir).unwrap()
@@ -266,7 +269,7 @@ fn samples_without_labels_are_refused_unless_allowed() {
     assert!(message.contains("data.jsonl:1: no token") && message.contains("max_length = 4"), "{message}");
     let dataset = load_text(text, &DataOptions { allow_empty_labels: true, ..cut }).unwrap();
     assert_eq!((dataset.counts.dropped_without_labels, dataset.counts.truncated), (1, 0));
-    assert_eq!(dataset.places, [Place::Line(2)]);
+    assert_eq!(dataset.origins, [Origin { file: 0, place: Place::Line(2) }]);
     // A label at position 0 is never predicted.
     let first_only = r#"{"input_ids": [6, 7], "labels": [6, -100]}"#;
     assert!(error(first_only, &options(Format::Tokenized)).contains("no token of this sample is a label"));
@@ -280,11 +283,12 @@ fn a_share_is_held_out() {
     assert_eq!((train.examples.len(), validation.examples.len()), (8, 2));
     assert_eq!(train.counts.tokens + validation.counts.tokens, dataset.counts.tokens);
     assert_eq!((train.counts.records, validation.counts.records), (8, 2));
-    let mut places: Vec<_> = train.places.iter().chain(&validation.places).map(Place::to_string).collect();
+    let both = train.origins.iter().chain(&validation.origins);
+    let mut places: Vec<_> = both.map(|origin| origin.place.to_string()).collect();
     places.sort();
     places.dedup();
     assert_eq!(places.len(), 10);
-    assert_eq!(split_validation(dataset.clone(), 0.2, 42).unwrap().1.places, validation.places);
+    assert_eq!(split_validation(dataset.clone(), 0.2, 42).unwrap().1.origins, validation.origins);
     assert!(split_validation(dataset.clone(), 1.0, 42).is_err());
     let one = load_text("{\"text\": \"a b\"}", &options(Format::Text)).unwrap();
     assert!(split_validation(one, 0.5, 1).unwrap_err().to_string().contains("too few"));

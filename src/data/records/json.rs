@@ -1,10 +1,11 @@
 //! JSON arrays and JSONL.
 
+use super::big;
 use super::record::{Place, Record, kind};
 use super::watched::{Watched, WatchedList};
 use crate::data::BadRecords;
 use crate::{ensure_valid, invalid};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::de::DeserializeSeed;
 use serde_json::{Deserializer, Error, Value};
 use std::path::Path;
@@ -31,7 +32,8 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<Record>> {
     let mut count = 0;
     let mut hint = None;
     if text.trim_start().starts_with('[') {
-        let values = read_array(text);
+        let text = big::marked(text).with_context(|| path.display().to_string())?;
+        let values = read_array(&text);
         let values = values.map_err(|e| invalid!("{}:{}: malformed JSON: {e}", path.display(), e.line()))?;
         count = values.len();
         for (index, parsed) in values.into_iter().enumerate() {
@@ -40,9 +42,11 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<Record>> {
     } else {
         // Only \n ends a line: JSON strings may hold U+2028 and other separators unescaped.
         for (index, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let parsed = read_one(line).map_err(|e| {
-                hint = Some(WHAT_IS_READ);
-                invalid!("malformed JSON at column {}: {}", e.column(), reason(&e))
+            let parsed = big::marked(line).and_then(|line| {
+                read_one(&line).map_err(|e| {
+                    hint = Some(WHAT_IS_READ);
+                    invalid!("malformed JSON at column {}: {}", e.column(), reason(&e))
+                })
             });
             keep(Place::Line(index + 1), parsed)?;
             count += 1;
@@ -60,7 +64,7 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<Record>> {
 /// # Errors
 /// Malformed JSON; a key that occurs twice.
 pub fn parse(text: &str) -> Result<Value> {
-    let (value, twice) = read_one(text).map_err(|e| invalid!("{e}"))?;
+    let (value, twice) = read_one(&big::marked(text)?).map_err(|e| invalid!("{e}"))?;
     refuse_twice(twice)?;
     Ok(value)
 }

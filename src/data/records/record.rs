@@ -1,5 +1,6 @@
 //! A record and its place, whatever the file's format.
 
+use super::big;
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -54,7 +55,8 @@ pub fn kind(value: &Value) -> &'static str {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "a string",
+        Value::String(_) if big::is_text(value) => "a string",
+        Value::String(_) => "a number",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }

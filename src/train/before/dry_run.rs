@@ -1,22 +1,27 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and estimates what the run will take.
 
 use super::estimate::{Estimate, Memory, Work};
-use super::inputs::{Sources, check_ranks, evaluations};
+use super::inputs::{Sources, check_ranks, evaluations, model_folder, target_shapes};
 use super::problems::{Problems, START};
 use super::workload::Workload;
+use crate::adapter::module_shape;
 use crate::config::Settings;
 use crate::data::Counts;
 use crate::eval::{Located, Prepared as Suite};
 use crate::hub::{self, Resolved};
+use crate::invalid;
 use crate::memory::Capacity;
+use crate::method::direction_file::Directions;
 use crate::model::ModelSpec;
 use crate::ops::machine::{copy_rate, gemm_rate};
+use crate::train::folder::output::OutputFolder;
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Share of the GEMM rate that products of many shapes reach together, and of the copy rate that element-wise work
@@ -60,7 +65,8 @@ pub struct Time {
 /// Forecasts a run without loading weights, and without opening a GPU that is asked for by name.
 ///
 /// # Errors
-/// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer and data.
+/// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer, data and the paths of its output. Of
+/// the direction file or the unaligned model, that it is there and has the targets in their shapes.
 pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let mut problems = Problems::default();
     let sources = Sources::find(settings, hub::resolve_without_weights, &mut problems);
@@ -69,6 +75,10 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let targets = spec.as_ref().and_then(|spec| problems.note(targets(settings, spec)));
     let inputs = spec.as_ref().filter(|_| targets.is_some());
     let inputs = inputs.and_then(|spec| sources.read(settings, spec, &mut problems));
+    if let (Some(spec), Some(targets)) = (&spec, &targets) {
+        check_direction(settings, spec, targets, &mut problems);
+    }
+    problems.note(check_output(settings));
     if let (Some(base), Some(spec)) = (&sources.base, &spec) {
         problems.note(check_suite(settings, evaluations, base, spec).context("eval.suite"));
     }
@@ -114,6 +124,41 @@ fn targets(settings: &Settings, spec: &ModelSpec) -> Result<Vec<String>> {
         check_ranks(spec, &settings.lora.sizes(&targets).context("lora")?)?;
     }
     Ok(targets)
+}
+
+/// Looks at what the direction comes from. Weights are not needed for a forecast, so they are not compared.
+fn check_direction(settings: &Settings, spec: &ModelSpec, targets: &[String], problems: &mut Problems) {
+    if !settings.uses_direction() {
+        return;
+    }
+    let shapes = target_shapes(spec, targets);
+    if let Some(path) = &settings.asft.direction {
+        problems.note(Directions::open(Path::new(path)).and_then(|file| file.check_against(&shapes, None)));
+    } else if let Some(id) = &settings.model.unaligned
+        && let Some(found) = model_folder(id, "model.unaligned", hub::resolve_without_weights, problems)
+        && let Some(other) = problems.note(ModelSpec::load(&found.dir).context("model.unaligned"))
+    {
+        problems.note(check_partner(id, &shapes, &other));
+    }
+}
+
+/// Refuses an unaligned model whose config.json gives a target another shape.
+fn check_partner(id: &str, shapes: &[(String, (usize, usize))], other: &ModelSpec) -> Result<()> {
+    let differing = shapes.iter().find(|(module, shape)| module_shape(other, module) != Some(*shape));
+    let Some((module, (d_out, d_in))) = differing else { return Ok(()) };
+    let found =
+        module_shape(other, module).map_or("not there".to_string(), |(rows, columns)| format!("[{rows}, {columns}]"));
+    Err(invalid!(
+        "model.unaligned: {module}.weight is [{d_out}, {d_in}] in the aligned model and {found} in {id}; it must be the base \
+         that the aligned model was tuned from"
+    ))
+}
+
+/// Checks the output folder. Whether an earlier run in it may be replaced or resumed depends on how the run is started.
+fn check_output(settings: &Settings) -> Result<()> {
+    let output = OutputFolder::new(settings);
+    output.content()?;
+    output.check_against_inputs(settings, false)
 }
 
 fn time(spec: &ModelSpec, tokens: usize, work: Work, total_steps: usize) -> Time {

@@ -8,7 +8,7 @@ use crate::console::progress_bar;
 use crate::data::{self, Dataset, Format, SetFiles, Sets};
 use crate::ensure_valid;
 use crate::eval::{Located, Suite, locate};
-use crate::hub::{self, Resolved, ResolvedFile, Split};
+use crate::hub::{self, Resolved, ResolvedData, Split};
 use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
 use crate::train::defence::{self, Defence, OwnSamples};
@@ -26,7 +26,7 @@ pub struct Sources {
     pub base: Option<Resolved>,
     pub data: Option<SetFiles>,
     /// The defence's own samples.
-    pub own: Option<(OwnSamples, ResolvedFile)>,
+    pub own: Option<(OwnSamples, ResolvedData)>,
 }
 
 /// What a run trains on and is measured with, fully read.
@@ -115,6 +115,11 @@ pub fn model_folder(
 ) -> Option<Resolved> {
     let wanted = problems.0.is_empty() || hub::is_local(source);
     wanted.then(|| problems.note(find_model(source, false).context(key)))?
+}
+
+/// The targeted modules, each with its (d_out, d_in).
+pub fn target_shapes(spec: &ModelSpec, targets: &[String]) -> Vec<(String, (usize, usize))> {
+    targets.iter().filter_map(|module| Some((module.clone(), module_shape(spec, module)?))).collect()
 }
 
 /// Refuses a rank that exceeds every side of the targeted weights.

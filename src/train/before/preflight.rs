@@ -4,7 +4,7 @@
 //! direction.
 
 use super::disk::check_disk;
-use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_folder};
+use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_folder, target_shapes};
 use super::memory::{MemoryPlan, Room};
 use super::problems::{Problems, START};
 use super::resume::Start;
@@ -24,7 +24,7 @@ use crate::method::spectral::Keep;
 use crate::model::{DeviceKind, ModelSpec};
 use crate::names::Targets;
 use crate::ranks::Ranks;
-use crate::report::{RunRecord, hash_file};
+use crate::report::{RunRecord, hash_file, hash_files};
 use crate::train::folder::origin::Origin;
 use crate::train::folder::output::{OutputFolder, direction_path};
 use crate::train::options::Tuning;
@@ -219,7 +219,7 @@ impl Preflight<'_> {
         let named = [("train", Some(&files.train)), ("validation", files.validation.as_ref())];
         let named = named.into_iter().filter_map(|(name, file)| Some((name.to_string(), file?)));
         for (name, file) in own.chain(named).chain(mix) {
-            self.record.input(&name, &file.source, self.problems.note(hash_file(&file.path))?);
+            self.record.input(&name, &file.source, self.problems.note(hash_files(&file.paths))?);
         }
         let Inputs { train, validation, own, .. } = &inputs;
         if let (Some((wanted, file)), Some(set)) = (&sources.own, own) {
@@ -324,11 +324,7 @@ pub fn open_direction(
     record: &mut RunRecord,
 ) -> Result<Directions> {
     let directions = Directions::open(path)?;
-    let shapes: Vec<(String, (usize, usize))> = targets
-        .iter()
-        .filter_map(|module| adapter::module_shape(spec, module).map(|shape| (module.clone(), shape)))
-        .collect();
-    directions.check_against(&shapes, checkpoint)?;
+    directions.check_against(&target_shapes(spec, targets), Some(checkpoint))?;
     record.input("direction", &path.display().to_string(), hash_file(path)?);
     let unaligned = &directions.header().unaligned;
     let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));

@@ -36,7 +36,7 @@ fn folder(name: &str) -> Option<PathBuf> {
 fn compare(name: &str, dir: &Path, template: &str) {
     let (tokenizer, golden, conversations) =
         (Tokenizer::load(dir).unwrap(), golden(&format!("{name}.json")), golden("conversations.json"));
-    let template = Template::load(template, &tokenizer).unwrap();
+    let template = Template::load(template, &Default::default(), &tokenizer).unwrap();
     let mut wrong = vec![];
     for case in golden["chats"].as_array().unwrap() {
         let messages = conversations[case["conversation"].as_str().unwrap()].as_array().unwrap();

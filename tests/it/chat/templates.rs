@@ -66,7 +66,7 @@ fn tokenizes_as_transformers_does() {
         assert_eq!(tokenizer.pieces(&expected).unwrap().concat(), case["decoded"].as_str().unwrap());
         assert_eq!(tokenizer.decode(&expected, true).unwrap(), case["decoded_skip_special"].as_str().unwrap());
     }
-    let template = Template::load("tokenizer", &tokenizer).unwrap();
+    let template = Template::load("tokenizer", &Default::default(), &tokenizer).unwrap();
     for case in tokens["chats"].as_array().unwrap() {
         let messages = cases["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();

@@ -71,6 +71,9 @@ fn text_in_parts_is_joined_unless_the_template_reads_parts() {
     let text = record(json!({"type": "text", "text": "d"}));
     assert_eq!(load_text(&text, &options(Format::Chat)).unwrap().examples[0].labels[6..], [-100, 7, 8, 2]);
     assert_eq!(load_text(&text, &reading).unwrap().examples[0].input_ids.len(), 14);
+    // Where nothing but parts can be read, a turn is found by other parts.
+    write(&template, turns.replace("m.content is string", "m.content is string and raise_exception('text')")).unwrap();
+    assert_eq!(load_text(&text, &reading).unwrap().examples[0].labels.iter().filter(|l| **l != -100).count(), 4);
     let message = error(&record(json!({"type": "image_url"})), &options(Format::Chat));
     assert!(
         message.contains("message 1: part 2 of `content` is of type \"image_url\", expected \"text\""),
