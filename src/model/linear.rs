@@ -7,8 +7,8 @@
 use super::DropoutKey;
 use super::parameters::Gradients;
 use crate::names::LoraMatrix;
-use crate::ops::sum::add;
-use crate::ops::{dropout, linear};
+use crate::ops::sum::{add, scaled};
+use crate::ops::{cast, dropout, linear};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
@@ -50,7 +50,7 @@ impl Linear {
         let bias = self.bias.as_ref();
         let y = match (&self.lora, &low) {
             (Some(lora), Some((_, za))) => {
-                linear::forward_sum(&[(x, &self.weight), (&(za * lora.scale)?, &lora.b)], bias)?
+                linear::forward_sum(&[(x, &self.weight), (&scaled(za, lora.scale)?, &lora.b)], bias)?
             }
             _ => linear::forward(x, &self.weight, bias)?,
         };
@@ -77,7 +77,7 @@ impl Linear {
     fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
         let low = self.low(x, dropout_key)?;
         if let (Some(lora), Some((_, za))) = (&self.lora, &low) {
-            y = add(&y, &linear::forward(&(za * lora.scale)?, &lora.b, None)?)?;
+            y = add(&y, &linear::forward(&scaled(za, lora.scale)?, &lora.b, None)?)?;
         }
         Ok((y, Saved { x: x.clone(), low }))
     }
@@ -87,7 +87,7 @@ impl Linear {
         let Some(lora) = &self.lora else { return Ok(None) };
         let z = match self.mask_key(x, dropout_key) {
             Some(key) => dropout::apply_widened(x, lora.dropout, key)?,
-            None => x.to_dtype(DType::F32)?,
+            None => cast(x, DType::F32)?,
         };
         let za = linear::forward(&z, &lora.a, None)?;
         Ok(Some((z, za)))
@@ -131,10 +131,11 @@ impl Linear {
     fn gradients(&self, saved: &Saved, dy: &Tensor, gradients: &mut Gradients) -> Result<Option<Tensor>> {
         let mut low = None;
         if let (Some(lora), Some((z, za))) = (&self.lora, &saved.low) {
-            let dy = dy.to_dtype(DType::F32)?;
-            let dyb = (linear::backward_input(&dy, &lora.b)? * lora.scale)?;
+            let dy = cast(dy, DType::F32)?;
+            let dyb = scaled(&linear::backward_input(&dy, &lora.b)?, lora.scale)?;
             gradients.add(&LoraMatrix::A.name(&self.module), linear::backward_weight(&dyb, z)?)?;
-            gradients.add(&LoraMatrix::B.name(&self.module), (linear::backward_weight(&dy, za)? * lora.scale)?)?;
+            gradients
+                .add(&LoraMatrix::B.name(&self.module), scaled(&linear::backward_weight(&dy, za)?, lora.scale)?)?;
             low = Some(dyb);
         }
         if self.trains {

@@ -1,8 +1,8 @@
 //! Trained tensors and their gradients, keyed by Hugging Face tensor name.
 
-use crate::ops::parameters;
 use crate::ops::scalar::Scalar;
-use crate::ops::sum::{add, square_sum};
+use crate::ops::sum::{add, scaled, square_sum};
+use crate::ops::{cast, parameters};
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use std::collections::BTreeMap;
@@ -31,9 +31,9 @@ impl Gradients {
 
     /// Adds a gradient to the sum under `name`, in f32.
     pub fn add(&mut self, name: &str, gradient: Tensor) -> Result<()> {
-        let mut gradient = gradient.to_dtype(DType::F32)?;
+        let mut gradient = cast(&gradient, DType::F32)?;
         if self.factor != 1.0 {
-            gradient = (gradient * self.factor)?;
+            gradient = scaled(&gradient, self.factor)?;
         }
         match self.sums.get_mut(name) {
             Some(sum) => *sum = add(sum, &gradient)?,

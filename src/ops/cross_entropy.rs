@@ -16,7 +16,8 @@ use super::gemm::{Weight, product_in_parts, product_with};
 use super::gpu::{self, Arg, Launch, unwritten};
 use super::matrix::Matrix;
 use super::scalar::{Scalar, wide};
-use super::{fused, output, softcap, values, with_f32};
+use super::traffic::{counted, moved};
+use super::{cast, fused, output, softcap, values, with_f32};
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -149,7 +150,7 @@ fn generic_chunk(
     scale: Option<f64>,
     cap: Option<f64>,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let logits = h.matmul(&head.to_dtype(h.dtype())?.t()?)?;
+    let logits = counted(h.matmul(&cast(head, h.dtype())?.t()?)?, &[h, head]);
     if gpu::CROSS_ENTROPY.serve(&[&logits]) {
         let losses = replace_on_gpu(&logits, ids, scale, cap)?;
         return Ok((losses, scale.map(|_| logits)));
@@ -174,7 +175,7 @@ fn replace_on_gpu(logits: &Tensor, ids: &Tensor, scale: Option<f64>, cap: Option
     unsafe {
         let losses = unwritten(m, DType::F32, logits.device())?;
         launch.run(&[
-            Arg::Out(logits),
+            Arg::Both(logits),
             Arg::In(ids),
             Arg::Out(&losses),
             Arg::Small(vocab),
@@ -182,6 +183,8 @@ fn replace_on_gpu(logits: &Tensor, ids: &Tensor, scale: Option<f64>, cap: Option
             Arg::Float(cap.unwrap_or(0.0)),
             Arg::Small(usize::from(scale.is_some())),
         ])?;
+        // Once for the losses, and once more for the gradients.
+        moved(&[logits], &[]);
         Ok(losses)
     }
 }
@@ -234,7 +237,7 @@ fn generic(
         let (of_chunk, d_logits) = generic_chunk(&h, head, &ids, Some(scale), cap)?;
         let d_logits = d_logits.context("no gradients were computed")?;
         losses.push(of_chunk);
-        d_hidden.push(d_logits.matmul(&head.to_dtype(hidden.dtype())?)?);
+        d_hidden.push(counted(d_logits.matmul(&cast(head, hidden.dtype())?)?, &[&d_logits, head]));
         if want_head {
             let part = d_logits.t()?.matmul(&h)?.to_dtype(DType::F32)?;
             d_head = Some(match d_head {

@@ -8,7 +8,8 @@
 use super::gemm::{Weight, few_rows, product_with};
 use super::matrix::Matrix;
 use super::sum::add;
-use super::{fused, values, widen, with_f32};
+use super::traffic::counted;
+use super::{cast, fused, values, widen, with_f32};
 
 pub use super::gemm::FEW_ROWS;
 
@@ -57,7 +58,7 @@ fn collect<const K: usize>(results: [Result<Tensor>; K]) -> Result<[Tensor; K]> 
 
 fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     Ok(match bias {
-        Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
+        Some(bias) => counted(y.broadcast_add(&cast(bias, y.dtype())?)?, &[&y, bias]),
         None => y,
     })
 }
@@ -120,8 +121,9 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
 fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype: DType) -> Result<Tensor> {
     if !fused(&[a, b]) {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
-        let b = b.to_dtype(a.dtype())?;
-        return Ok(turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?.to_dtype(dtype)?);
+        let b = cast(b, a.dtype())?;
+        let product = turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?;
+        return cast(&counted(product, &[a, &b]), dtype);
     }
     let sizes =
         |x: &Tensor, transposed| x.dims2().map(|(rows, cols)| if transposed { (cols, rows) } else { (rows, cols) });

@@ -25,6 +25,7 @@ pub mod rope;
 pub mod scalar;
 pub mod softcap;
 pub mod sum;
+pub mod traffic;
 
 mod fast_math;
 mod fresh;
@@ -129,6 +130,12 @@ fn values<'a>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) ->
 /// of the same buffer (candle 0.11.1), which changes with it.
 pub fn owned(x: &Tensor) -> Result<Tensor> {
     Ok(x.force_contiguous()?.detach())
+}
+
+/// x in another type; x itself if it has it.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let y = x.to_dtype(dtype)?;
+    Ok(if x.dtype() == dtype { y } else { traffic::counted(y, &[x]) })
 }
 
 /// A kernel's result as a tensor of `like`'s type.

@@ -5,6 +5,7 @@
 
 use super::gpu::{self, Arg, Kernels, Launch, PARAMETERS};
 use super::scalar::{Scalar, wide};
+use super::traffic;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -60,6 +61,9 @@ pub fn adamw(moved: &[Moved<'_>], step: &Step) -> Result<bool> {
     let tensors = [Arg::In(&tables.parameters), Arg::In(&rates), Arg::In(&tables.chunks)];
     // SAFETY: the tables have the addresses of tensors of f32 of one size each, which are held to the end of this call.
     unsafe { tables.launch("adamw").run(&[tensors.as_slice(), &numbers].concat())? };
+    for p in moved {
+        traffic::moved(&[p.parameter, p.m, p.v, p.gradient], &[p.parameter, p.m, p.v]);
+    }
     Ok(true)
 }
 
@@ -76,6 +80,7 @@ pub fn square_sum(gradients: &[&Tensor]) -> Result<Option<Scalar>> {
         let sums = gpu::unwritten(chunks, TYPE, tables.chunks.device())?;
         let arguments = [Arg::In(&tables.parameters), Arg::In(&tables.chunks), Arg::Out(&sums)];
         tables.launch("squares").run(&arguments)?;
+        traffic::moved(gradients, &[]);
         sums
     };
     Ok(Some(Scalar::of(sums.to_dtype(wide(sums.device()))?.sum_all()?)?))

@@ -7,7 +7,7 @@
 use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
 use super::sum::add;
-use super::{fused, gpu, output, with_f32};
+use super::{fused, gpu, output, traffic, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -181,7 +181,7 @@ mod on_gpu {
             launch.run(&[Arg::In(x), Arg::In(scale), Arg::In(dy), Arg::Out(&sums), Arg::Small(n), Arg::Small(d)])?;
             sums
         };
-        Ok(sums.sum(0)?)
+        Ok(traffic::counted(sums.sum(0)?, &[&sums]))
     }
 }
 

@@ -7,7 +7,8 @@ use super::fast_math::vectorised;
 use super::fresh::{Unwritten, filled};
 use super::gpu::{self, Arg, Launch};
 use super::scalar::{Scalar, wide};
-use super::{fused, output, with_f32};
+use super::traffic::counted;
+use super::{cast, fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -28,7 +29,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         }
     }
     if !fused(&[x, y]) || x.dims() != y.dims() {
-        return Ok((x + y.to_dtype(x.dtype())?)?);
+        return Ok(counted((x + cast(y, x.dtype())?)?, &[x, y]));
     }
     let out = with_f32([x, y], |[x, y]| {
         let input = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
@@ -43,6 +44,11 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         unsafe { filled(x.len(), |out| out.par_chunks_mut(CHUNK).zip(input).for_each(fill)) }
     })?;
     output(out, x.shape(), x)
+}
+
+/// `factor` · x
+pub fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
+    Ok(counted((x * factor)?, &[x]))
 }
 
 /// Σ x², in f64 if the device has it, summed in a fixed order.

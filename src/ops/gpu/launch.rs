@@ -5,6 +5,7 @@
 use super::address;
 use super::call::Call;
 use super::registry::Kernels;
+use crate::ops::traffic;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 
@@ -23,6 +24,8 @@ pub enum Arg<'a> {
     In(&'a Tensor),
     /// One that is written.
     Out(&'a Tensor),
+    /// One that is read and written.
+    Both(&'a Tensor),
     /// A null pointer, or a tensor that is read.
     Maybe(Option<&'a Tensor>),
     /// A `u32`.
@@ -83,10 +86,19 @@ impl Launch {
             return Ok(());
         }
         let tensor = |argument: &Arg<'_>| match *argument {
-            Arg::In(x) | Arg::Out(x) => Some(x.device().clone()),
+            Arg::In(x) | Arg::Out(x) | Arg::Both(x) => Some(x.device().clone()),
             _ => None,
         };
         let device = arguments.iter().find_map(tensor).context("a launch without tensors")?;
+        for argument in arguments {
+            match *argument {
+                Arg::In(x) | Arg::Maybe(Some(x)) => traffic::moved(&[x], &[]),
+                Arg::Out(x) => traffic::moved(&[], &[x]),
+                Arg::Both(x) => traffic::moved(&[x], &[x]),
+                _ => {}
+            }
+        }
+        traffic::launch(&[], &[]);
         let slots = arguments.iter().map(Self::slot).collect::<Result<Vec<u64>>>()?;
         let run = || match &device {
             #[cfg(feature = "shim")]
@@ -105,7 +117,7 @@ impl Launch {
     fn slot(argument: &Arg<'_>) -> Result<u64> {
         Ok(match *argument {
             Arg::In(x) => address::of(x)?,
-            Arg::Out(x) => address::to_write(x)?,
+            Arg::Out(x) | Arg::Both(x) => address::to_write(x)?,
             Arg::Maybe(x) => x.map_or(Ok(0), address::of)?,
             Arg::Small(number) => u32::try_from(number)?.into(),
             Arg::Large(number) => number,
