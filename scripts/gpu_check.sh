@@ -41,6 +41,9 @@ fi
 asft=${CARGO_TARGET_DIR:-target}/release/asft
 "$asft" --version >&2
 
+# On the CPU the operations that a GPU would run take the kernels' place.
+[ "$device" != cpu ] || export ASFT_OPS=generic
+
 # Every operation against f64. A fault is a result too: what follows tells whether it matters.
 step "doctor on $device"
 "$asft" doctor --device "$device" --dtype bf16 --json > "$scratch/doctor.json" || true
@@ -48,9 +51,8 @@ step "doctor on $device"
 "$asft" doctor --device "$device" --dtype f32 >&2 || true
 
 # What loads, computes, trains and exports, against the goldens of PyTorch, on the device; the binary's own tests take
-# the device that "auto" finds. On the CPU the operations that a GPU would run take the kernels' place.
+# the device that "auto" finds.
 step "goldens on $device"
-[ "$device" != cpu ] || export ASFT_OPS=generic
 modules=(parity families training export constrained_sft lora_options penalty lambda module_shares run_direction data_mix
     defences evaluation with_direction)
 # A failed test is a result: all of them run, and the JSON records it.

@@ -43,8 +43,8 @@ pub fn examine(subject: &Subject, done: impl Fn(&Check)) -> Vec<Finding> {
     checks().iter().map(of).collect()
 }
 
-/// What a run needs to be right, at small sizes: a second or two on a GPU, most of it to load kernels that the run loads
-/// anyway. A kernel that is wrong is switched off, with a warning.
+/// What a run needs to be right, at small sizes: about a second on a CPU, most of it for the references; a GPU also loads
+/// its kernels meanwhile, which the run would do anyway. A kernel that is wrong is switched off, with a warning.
 ///
 /// # Errors
 /// The operations that are wrong and that nothing can take the place of.

@@ -4,7 +4,7 @@
 
 use super::bars;
 use super::chart::{Chart, Series, escape};
-use super::evaluated::SuiteEnds;
+use super::evaluated::{SuiteEnds, SuiteRow, Value as Reading};
 use super::metrics::read_rows;
 use super::run_record::UpdateNorm;
 use super::short;
@@ -244,10 +244,30 @@ impl Page {
             escape(&ends.suite)
         );
         format!(
-            "<h2>Evaluations</h2>\n<p>{what}</p>\n<div class=\"charts\">\n{}</div>\n{}",
+            "<h2>Evaluations</h2>\n<p>{what}</p>\n<div class=\"charts\">\n{}{}</div>\n{}",
             bars::figures(&changes),
+            self.evaluation_curves(),
             bars::table(&changes)
         )
+    }
+
+    /// The main value of each evaluation by step, where it was measured in between.
+    fn evaluation_curves(&self) -> String {
+        let row = |row: &Row| serde_json::from_value::<SuiteRow>(Value::Object(row.clone())).ok();
+        let rows: Vec<SuiteRow> = self.files.rows.iter().filter_map(row).collect();
+        let [first, _, _, ..] = &rows[..] else { return String::new() };
+        let mains = first.evaluations.iter().filter_map(|evaluation| evaluation.readings().into_iter().next());
+        let curve = |(name, value): (String, Reading)| {
+            let (what, factor) = if let Reading::Rate(_) = value { ("share, %", 100.0) } else { ("value", 1.0) };
+            let point = |row: &SuiteRow| {
+                let found = row.readings().into_iter().find(|(other, _)| *other == name)?;
+                Some((row.step as f64, factor * found.1.number()))
+            };
+            let series = vec![Series::new(what, rows.iter().filter_map(point)).with_dots()];
+            let title = if factor > 1.0 { format!("{name}, %") } else { name.clone() };
+            Chart { title, x_label: "step", epochs: self.epochs(), series, from_zero: true, may_log: false }.to_html()
+        };
+        mains.map(curve).collect()
     }
 
     /// ΔW by layer, a chart for each kind of module, and the numbers.

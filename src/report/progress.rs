@@ -64,8 +64,14 @@ impl TrainProgress {
         log::info(&text, fields(row));
     }
 
-    /// Shows what a suite found.
-    pub fn suite(&self, row: &SuiteRow) {
+    /// Shows what a suite found. The time left is judged from here on if no step is done yet.
+    pub fn suite(&mut self, row: &SuiteRow) {
+        if row.step == self.first_step {
+            self.began = Instant::now();
+            if let Shown::Bar(bar) = &self.shown {
+                bar.reset_elapsed();
+            }
+        }
         let values: Vec<String> =
             row.readings().into_iter().map(|(name, value)| format!("{name} {}", value.text())).collect();
         log::info(&format!("step {}/{} {}", row.step, self.total_steps, values.join(", ")), fields(row));
@@ -136,6 +142,17 @@ mod tests {
             (short(0.0), short(0.00012345), short(f64::NAN)),
             ("0.0000".into(), "1.234e-4".into(), "NaN".into())
         );
+    }
+
+    #[test]
+    fn a_suite_before_the_first_step_is_no_part_of_its_time() {
+        let mut progress = TrainProgress::new(9, 2);
+        let began = progress.began;
+        progress.suite(&SuiteRow { step: 4, evaluations: vec![] });
+        assert_eq!(progress.began, began);
+        progress.suite(&SuiteRow { step: 2, evaluations: vec![] });
+        assert!(progress.began > began);
+        progress.finish();
     }
 
     #[test]

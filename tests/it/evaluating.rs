@@ -82,7 +82,9 @@ fn both_ends_are_what_eval_measures() {
     let line = table.iter().find(|line| line.trim_start().starts_with("task loss")).unwrap();
     assert!(line.contains(&format!("{:.4}", loss("before"))) && line.ends_with(&format!("{:.4}", loss("after"))));
     let page = fs::read_to_string(dir.join("report.html")).unwrap();
-    for part in ["<h2>Evaluations</h2>", "harm, before: ", "judged, after: ", "task loss, after: "] {
+    for part in
+        ["<h2>Evaluations</h2>", "harm, before: ", "judged, after: ", "task loss, after: ", "<figcaption>harm, %"]
+    {
         assert!(page.contains(part), "{part}");
     }
 }
@@ -166,6 +168,25 @@ fn a_signal_ends_an_evaluation_and_the_run_goes_on_exactly() {
     assert!(command.ends_with(&format!("--suite {}", path.display())), "{command}");
     assert!(record(&last)["after"].is_null() && last.join("adapter").is_dir());
     ends(train(&last, &[&set, "eval.batch_size=1", "train.max_steps=1"], &["--resume"]), 0, &["the run is finished"]);
+}
+
+/// Before the first step there is nothing to keep.
+#[test]
+fn a_signal_during_the_first_evaluation_ends_the_run_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let (_, set) = suite(&scratch, &refusal(96, 200));
+    let sets = [&set, "eval.batch_size=1", "train.max_steps=2"];
+    let child = train(&dir, &sets, &["-q"]).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !dir.join("metrics.jsonl").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no metrics.jsonl");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((stderr(&output).as_str(), output.status.code()), ("stopped by SIGINT; no step was done\n", Some(130)));
+    assert!(metrics(&dir).is_empty() && !dir.join("checkpoints").exists());
 }
 
 #[test]

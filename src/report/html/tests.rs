@@ -77,6 +77,20 @@ fn evaluations_are_compared_before_and_after() {
         assert!(html.contains(part), "{part}: {html}");
     }
     assert_eq!(html.matches("<svg").count(), 7);
+    // Rows in between are drawn by step.
+    let mut drawn = files();
+    drawn.record.as_mut().unwrap()["eval"] = json!(ends());
+    let between = ends().after.map(|row| SuiteRow { step: 20, ..row });
+    for row in [ends().before, between, ends().after].into_iter().flatten() {
+        drawn.rows.push(json!(row).as_object().unwrap().clone());
+    }
+    let html = Page::of(drawn).to_html();
+    assert_eq!(html.matches("<svg").count(), 9);
+    for told in
+        ["<title>step 20, epoch 0.75\nshare, % 50.0000</title>", "<title>step 48, epoch 0.75\nvalue 1.5000</title>"]
+    {
+        assert!(html.contains(told), "{told}: {html}");
+    }
     let html = with(json!(SuiteEnds { after: None, ..ends() }));
     assert!(html.contains("in the exported state, not measured.") && html.contains("after: not measured"));
     assert!(!Page::of(files()).to_html().contains("Evaluations"));
