@@ -13,6 +13,7 @@ use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
+use indicatif::DecimalBytes;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
@@ -29,6 +30,8 @@ const SOURCE_LIMIT: usize = 128 << 10;
 const FUEL: u64 = if cfg!(fuzzing) { 20_000 } else { 2_000_000 };
 /// Bytes a rendering may produce.
 const OUTPUT_LIMIT: usize = 64 << 20;
+/// Bytes of text that a conversation may have, so that its rendering has fuel enough: more than any model's context.
+const TEXT_LIMIT: usize = 16 << 20;
 const NAME: &str = "chat template";
 /// Around what a generation block renders: noncharacters, which no text has (Unicode 16, section 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
@@ -180,6 +183,13 @@ impl Template {
 
     /// The rendered text, with marks around generation blocks.
     fn run(&self, messages: &[Value], add_generation_prompt: bool, variables: &Map<String, Value>) -> Result<String> {
+        let bytes: usize = messages.iter().map(text_bytes).sum();
+        ensure_valid!(
+            bytes <= TEXT_LIMIT,
+            "the conversation has {} of text, more than the {} that a chat template is given; split the record",
+            DecimalBytes(bytes as u64),
+            DecimalBytes(TEXT_LIMIT as u64)
+        );
         let mut context: Vec<(&str, Jinja)> =
             self.special_tokens.iter().map(|(name, token)| (name.as_str(), Jinja::from(token))).collect();
         context.push(("messages", Jinja::from_iter(messages.iter().map(message))));
@@ -238,6 +248,16 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.add_function("namespace", namespace::namespace);
     environment.add_template_owned(NAME, source).map_err(|e| explain(&e))?;
     Ok(environment)
+}
+
+/// Bytes of the texts in a value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.values().map(text_bytes).sum(),
+        _ => 0,
+    }
 }
 
 /// A message as transformers passes it: null fields dropped, reasoning under each of its names.
@@ -304,85 +324,4 @@ mod hostile;
 mod jinja;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    pub fn try_render(source: &str, messages: Value) -> Result<String> {
-        let tokens = [("eos_token".to_string(), "</s>".to_string())];
-        Template::new(source, &tokens)?.render(messages.as_array().unwrap(), true, &Map::new())
-    }
-
-    fn render(source: &str) -> String {
-        try_render(source, json!([{"role": "user", "content": "hi", "gone": null}])).unwrap()
-    }
-
-    #[test]
-    fn blocks_leave_no_white_space() {
-        assert_eq!(
-            render("{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}\n"),
-            "user\n"
-        );
-        assert_eq!(render("a\n  {% generation %}\n  b\n{% endgeneration %}\nc"), "a\n  b\nc");
-        assert_eq!(render("a {%- generation -%} b {%- endgeneration -%} c"), "abc");
-    }
-
-    #[test]
-    fn variables_and_python() {
-        assert_eq!(
-            render("{{ eos_token }}{{ bos_token }}{{ tools is none }}{{ add_generation_prompt }}"),
-            "</s>TrueTrue"
-        );
-        assert_eq!(render("{{ 'gone' in messages[0] }} {{ none }} {{ ' x '.strip() }}"), "False None x");
-        assert_eq!(
-            render(r#"{{ {"b": [1, 2.0, 1e-5, none, true], "a": "<é\n"} | tojson }}"#),
-            r#"{"b": [1, 2.0, 1e-05, null, true], "a": "<é\n"}"#
-        );
-        assert_eq!(
-            render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}"),
-            "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
-        );
-        assert_eq!(
-            render("{{ ['é', '🦀'] | tojson(ensure_ascii=true, separators=(',', ':')) }}"),
-            r#"["\u00e9","\ud83e\udd80"]"#
-        );
-    }
-
-    #[test]
-    fn strings_as_in_python() {
-        assert_eq!(
-            render("{{ \"it's BIG 3x\".title() }} {{ 'abc'.removeprefix('a').removesuffix('x') }}"),
-            "It'S Big 3X bc"
-        );
-        assert_eq!(render("{{ '\u{1f} x\u{a0}' | trim }}{{ 'xay' | trim('xy') }}{{ '\u{1c}b'.lstrip() }}"), "xab");
-        assert_eq!(render("{{ ['a', 1, none, (2,)] }} {{ {'k': 1.0} }}"), "['a', 1, None, (2,)] {'k': 1.0}");
-    }
-
-    #[test]
-    fn reasoning_goes_by_every_name() {
-        let messages = json!([{"role": "assistant", "content": "x", "reasoning": "why"}]);
-        assert_eq!(
-            try_render("{{ messages[0].reasoning_content ~ messages[0].thinking }}", messages).unwrap(),
-            "whywhy"
-        );
-    }
-
-    #[test]
-    fn failures_are_user_errors() {
-        let error = |source: &str| {
-            let error = try_render(source, json!([])).unwrap_err();
-            assert_eq!(crate::error::exit_code(&error), 2);
-            error.to_string()
-        };
-        assert!(
-            error("{% macro m() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}{{ m() }}")
-                .ends_with("refuses the conversation: no 1")
-        );
-        assert!(error("\n{% if %}").contains("line 2"));
-        assert!(error("{{ missing.attribute }}").contains("undefined"));
-        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}";
-        assert!(error(endless).contains("does not seem to end"));
-        let huge = "{% set x = 'abcdefgh' * 1000000 %}{% for a in range(99) %}{{ x }}{% endfor %}";
-        assert!(!error(huge).is_empty());
-    }
-}
+mod tests;
