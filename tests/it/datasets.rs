@@ -79,6 +79,17 @@ fn shards_are_the_dataset_that_they_make_up() {
     refused(asft(&data), &["train-0.jsonl.gz: its gzip data is damaged after "]);
 }
 
+#[test]
+fn a_record_beyond_any_context_is_refused_by_its_size() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (path, record) =
+        (scratch.path().join("a.jsonl"), serde_json::json!({"instruction": "a ".repeat(9 << 20), "output": "b"}));
+    std::fs::write(&path, record.to_string()).unwrap();
+    let mut command = asft(&["data", "--config", "configs/tiny.toml"]);
+    set(&mut command, &[&format!("data.train={}", path.display())]);
+    refused(command, &["a.jsonl:1: the conversation has 18.87 MB of text, more than the 16.78 MB", "split the record"]);
+}
+
 /// The training file of tests/tiny as a table with other column names.
 fn table(dir: &Path) -> PathBuf {
     let quoted = |value: &Value| format!("\"{}\"", value.as_str().unwrap_or_default().replace('"', "\"\""));

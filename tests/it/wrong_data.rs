@@ -27,17 +27,6 @@ fn all_told(rows: &[Row]) {
 }
 
 #[test]
-fn a_record_beyond_any_context_is_refused_by_its_size() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (path, record) =
-        (scratch.path().join("a.jsonl"), serde_json::json!({"instruction": "a ".repeat(9 << 20), "output": "b"}));
-    std::fs::write(&path, record.to_string()).unwrap();
-    let mut command = asft(&["data", "--config", "configs/tiny.toml"]);
-    set(&mut command, &[&format!("data.train={}", path.display())]);
-    ends(command, 2, &["a.jsonl:1: the conversation has 18.87 MB of text, more than the 16.78 MB", "split the record"]);
-}
-
-#[test]
 fn files_that_are_not_what_they_seem() {
     all_told(&[
         ("a.jsonl", "", "alpaca", 2, &["a.jsonl is empty: expected at least one record"]),
