@@ -61,6 +61,21 @@ fn a_run_trains_and_validates_on_a_dataset() {
 }
 
 #[test]
+fn the_shards_of_a_split_are_all_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let (text, mut shards) = (samples(), Repository::new(&[("data/test.jsonl", b"{}")]));
+    let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    for (number, part) in lines.chunks(40).enumerate() {
+        shards.add(&format!("data/train-{number:05}-of-00003.jsonl"), &part.concat());
+    }
+    let hub = Hub::with("datasets", "org/shards", shards);
+    succeeds(train(&hub, home.path(), &["data.train=org/shards"]));
+    let record = read_json(&home.path().join("run/run.json"));
+    assert_eq!(record["samples"]["train"], lines.len());
+    assert!(record["inputs"]["train"]["source"].as_str().unwrap().ends_with(":data/train-00000-of-00003.jsonl"));
+}
+
+#[test]
 fn a_file_of_a_dataset_can_be_named() {
     let home = tempfile::tempdir().unwrap();
     let mut moved = repository();
@@ -91,13 +106,13 @@ fn what_is_unclear_or_missing_is_refused_with_a_list() {
     fails(eval(&hub, home.path(), "org/nothing"), 2, &["no such file", "org/nothing", "not on http"]);
     fails(eval(&hub, home.path(), "org/samples@v9"), 2, &["not this revision"]);
     fails(eval(&hub, home.path(), "data/nowhere.jsonl"), 2, &["data/nowhere.jsonl", "does not exist"]);
-    let mut shards = Repository::new(&[]);
-    for shard in ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"] {
-        shards.add(shard, b"PAR1");
+    let mut two = Repository::new(&[]);
+    for file in ["train-easy.parquet", "train-hard.parquet"] {
+        two.add(file, b"PAR1");
     }
-    hub.put("datasets", "org/shards", shards);
-    let needles = ["data.train", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"];
-    fails(train(&hub, home.path(), &["data.train=org/shards"]), 2, &needles);
+    hub.put("datasets", "org/two", two);
+    let needles = ["data.train", "train-easy.parquet", "train-hard.parquet"];
+    fails(train(&hub, home.path(), &["data.train=org/two"]), 2, &needles);
     assert!(!home.path().join("run").exists());
     assert_eq!(names(&home), [""; 0]);
     assert!(file_requests(&hub.log()).is_empty());

@@ -17,12 +17,15 @@ static PTX: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/gpu_ptx.rs"));
 /// Bytes of shared memory that a kernel may have without asking.
 const UNASKED_SHARED: usize = 48 << 10;
 
+/// What became of loading each kernel.
+type Loaded = HashMap<(&'static str, DType), Result<(), String>>;
+
 /// Loads a source's kernels for one type and looks for `entry`, once per process.
 ///
 /// # Errors
 /// What the driver says: a GPU that is older than the kernels, or a driver that is older than the PTX.
 pub fn load(device: &CudaDevice, (source, entry): (&str, &'static str), dtype: DType) -> Result<()> {
-    static LOADED: Mutex<Option<HashMap<(&str, DType), Result<(), String>>>> = Mutex::new(None);
+    static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let result = loaded.get_or_insert_default().entry((entry, dtype)).or_insert_with(|| {
         let found = function(device, source, dtype, entry);
