@@ -24,9 +24,11 @@ pub use subject::{Depth, Subject, Tolerance, Worst};
 
 use crate::console::log;
 use crate::device;
+use crate::invalid;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use serde_json::json;
+use std::ffi::OsStr;
 
 /// Every check of an operation.
 pub fn checks() -> Vec<Check> {
@@ -47,10 +49,34 @@ pub fn examine(subject: &Subject, done: impl Fn(&Check)) -> Vec<Finding> {
 /// its kernels meanwhile, which the run would do anyway. A kernel that is wrong is switched off, with a warning.
 ///
 /// # Errors
-/// The operations that are wrong and that nothing can take the place of.
+/// The operations that are wrong and that nothing can take the place of, unless the user only wants to be warned: what the
+/// checks allow was set without a GPU at hand, and a false alarm must not keep anyone from training.
 pub fn before_training(device: &Device, dtype: DType) -> Result<()> {
+    let only_warns = only_warns(std::env::var_os(SETTING).as_deref())?;
     let subject = Subject::new(device, dtype, Depth::Short);
-    rely_on(&subject, &checks())
+    judged(rely_on(&subject, &checks()), only_warns)
+}
+
+/// The environment variable that may be "warn".
+const SETTING: &str = "ASFT_DEVICE_CHECK";
+
+fn only_warns(set: Option<&OsStr>) -> Result<bool> {
+    match set.map(OsStr::to_str) {
+        None => Ok(false),
+        Some(Some("warn")) => Ok(true),
+        Some(_) => Err(invalid!("{SETTING} is {:?}; it may be \"warn\", or unset", set.unwrap_or_default())),
+    }
+}
+
+/// What a run makes of the checks.
+fn judged(result: Result<()>, only_warns: bool) -> Result<()> {
+    match result {
+        Err(error) if only_warns => {
+            log::warn(&format!("{error:#}; going on all the same, as {SETTING} is \"warn\""), json!({}));
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 fn rely_on(subject: &Subject, checks: &[Check]) -> Result<()> {
@@ -82,7 +108,7 @@ fn rely_on(subject: &Subject, checks: &[Check]) -> Result<()> {
         faults.is_empty(),
         "{device} computes wrongly in {dtype}, and training there would too: {}; {again} tells more: please report \
          what it prints, with the device and its driver, and train with another model.dtype or on another device \
-         meanwhile",
+         meanwhile; {SETTING}=warn goes on all the same",
         faults.join(", ")
     );
     Ok(())

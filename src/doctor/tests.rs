@@ -173,3 +173,16 @@ fn training_stops_at_a_wrong_operation_and_goes_on_without_a_wrong_kernel() {
         .is_err()
     );
 }
+
+#[test]
+fn a_fault_can_be_made_a_warning() {
+    let fault = || Err(anyhow::anyhow!("wrong"));
+    assert!(judged(fault(), false).is_err() && judged(fault(), true).is_ok() && judged(Ok(()), false).is_ok());
+    let set = |value: &str| only_warns(Some(OsStr::new(value)));
+    assert!(set("warn").unwrap() && !only_warns(None).unwrap());
+    let error = set("off").unwrap_err();
+    assert_eq!(
+        (error.to_string().as_str(), crate::error::exit_code(&error)),
+        ("ASFT_DEVICE_CHECK is \"off\"; it may be \"warn\", or unset", 2)
+    );
+}
