@@ -127,7 +127,8 @@ fn tool_calls_are_labels() {
     let (_, labels) = sample(&tokenizer, &json!({"messages": golden("conversations.json")["tool"]}), &options).unwrap();
     let call =
         "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"note\": \"é<&>'\\\"\"}}\n</tool_call><|im_end|>";
-    assert_eq!(labelled(&tokenizer, &labels), [call, "<think>\n\n</think>\n\n2.<|im_end|>"]);
+    // The template writes empty thoughts before the answer, which are not the record's.
+    assert_eq!(labelled(&tokenizer, &labels), [call, "2.<|im_end|>"]);
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn answers_are_labels_with_every_tokenizer() {
     let conversations = golden("conversations.json");
     let expected = [
         ("llama3", ["Hello!<|eot_id|>", "3468<|eot_id|>"]),
-        ("qwen3", ["Hello!<|im_end|>", "<think>\n\n</think>\n\n3468<|im_end|>"]),
+        ("qwen3", ["Hello!<|im_end|>", "3468<|im_end|>"]),
         ("gemma3", ["Hello!<end_of_turn>", "3468<end_of_turn>"]),
         ("llama2", ["Hello! </s>", "3468 </s>"]),
     ];
