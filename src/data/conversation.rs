@@ -84,7 +84,11 @@ fn labelled(
             turns.len()
         );
         let chosen = blocks.into_iter().enumerate().filter(|(i, _)| all || turns.get(*i).is_some_and(|turn| turn.1));
-        return Ok(chosen.map(|(_, block)| tokens.range(&block)).collect());
+        let own = |block: Range<usize>| {
+            let start = if choice.on_reasoning { block.start } else { thoughts::after_any(rendered.text, &block) };
+            tokens.range(&(start..block.end))
+        };
+        return Ok(chosen.map(|(_, block)| own(block)).collect());
     }
     let trained = turns.into_iter().filter(|(_, trained)| *trained);
     trained.map(|(turn, _)| response(rendered, tokens, turn, choice)).collect()

@@ -47,6 +47,8 @@ pub struct Template {
     source: String,
     special_tokens: Vec<(String, String)>,
     variables: TemplateVariables,
+    /// Whether the template marks what the assistant says.
+    has_generation: bool,
 }
 
 /// What a template refused with `raise_exception`.
@@ -115,7 +117,8 @@ impl Template {
         let environment = untrusted::run(move || compile(rewritten)).map_err(given_up)??;
         let (environment, source) = (Arc::new(environment), source.to_string());
         let (special_tokens, variables) = (special_tokens.to_vec(), TemplateVariables::default());
-        Ok(Self { environment, source, special_tokens, variables })
+        let has_generation = source.contains("endgeneration");
+        Ok(Self { environment, source, special_tokens, variables, has_generation })
     }
 
     /// Makes `messages` what this template can read: content that is given as parts becomes one text.
@@ -143,7 +146,9 @@ impl Template {
         variables: &Map<String, Value>,
     ) -> Result<String> {
         let mut text = self.run(messages, add_generation_prompt, variables)?;
-        text.retain(|c| !MARKS.contains(&c) || !self.has_generation());
+        if self.has_generation {
+            text.retain(|c| !MARKS.contains(&c));
+        }
         Ok(text)
     }
 
@@ -157,7 +162,7 @@ impl Template {
         variables: &Map<String, Value>,
     ) -> Result<(String, Option<Vec<Range<usize>>>)> {
         let marked = self.run(messages, false, variables)?;
-        if !self.has_generation() {
+        if !self.has_generation {
             return Ok((marked, None));
         }
         let (mut text, mut blocks, mut open) = (String::with_capacity(marked.len()), vec![], None);
@@ -174,11 +179,6 @@ impl Template {
         }
         ensure_valid!(open.is_none(), "{}", unmarkable());
         Ok((text, Some(blocks)))
-    }
-
-    /// Whether the template marks what the assistant says.
-    fn has_generation(&self) -> bool {
-        self.source.contains("endgeneration")
     }
 
     /// The rendered text, with marks around generation blocks.

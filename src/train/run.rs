@@ -237,7 +237,10 @@ impl<'a> Run<'a> {
             Ok(Measured::Whole(row)) => self.ledger.evaluated(row).map(|()| None),
             Ok(Measured::Interrupted(signal)) => Ok(Some(signal)),
             Err(error) if step == 0 => Err(error.context("before the first step")),
-            Err(error) => Ok(warn_of_failure(step, &error)),
+            Err(error) => {
+                warn_of_failure(step, &error);
+                Ok(None)
+            }
         }
     }
 
@@ -253,7 +256,10 @@ impl<'a> Run<'a> {
         let (after, signal) = match measured {
             Ok(Measured::Whole(row)) => (Some(row), None),
             Ok(Measured::Interrupted(signal)) => (None, Some(signal)),
-            Err(error) => (None, warn_of_failure(step, &error)),
+            Err(error) => {
+                warn_of_failure(step, &error);
+                (None, None)
+            }
         };
         (Some(SuiteEnds { suite: file, before: self.ledger.state().before.clone(), after }), signal)
     }
@@ -344,10 +350,9 @@ impl<'a> Run<'a> {
 }
 
 /// Says that an evaluation failed, for which no run is given up.
-fn warn_of_failure(step: usize, error: &anyhow::Error) -> Option<Signal> {
+fn warn_of_failure(step: usize, error: &anyhow::Error) {
     let text = format!("the evaluation after step {step} failed, and is left out: {error:#}");
     log::warn(&text, json!({"step": step, "error": format!("{error:#}")}));
-    None
 }
 
 #[cfg(test)]

@@ -55,8 +55,8 @@ impl Tokens<'_> {
         if end.checked_sub(1).is_some_and(is_eos) {
             return end;
         }
-        let closing = (end..self.encoded.ids.len()).take_while(|&index| self.is_special(index));
-        closing.into_iter().find(|&index| is_eos(index)).map_or(end, |eos| eos + 1)
+        let mut closing = (end..self.encoded.ids.len()).take_while(|&index| self.is_special(index));
+        closing.find(|&index| is_eos(index)).map_or(end, |eos| eos + 1)
     }
 
     fn is_blank(&self, index: usize) -> bool {

@@ -115,6 +115,10 @@ fn generation_blocks_say_what_is_trained_on() {
     assert_eq!(labels(record(1), &once, &options).unwrap(), "d <end>");
     let error = format!("{:#}", labels(record(0), &once, &options).unwrap_err());
     assert!(error.contains("has 1 generation blocks for 2 turns of the assistant"), "{error}");
+    let thinking = chat(&[user("a"), assistant(json!({"content": "<think> because </think> b"}))]);
+    let silent = DataOptions { train_on_reasoning: false, ..DataOptions::default() };
+    assert_eq!(labels(thinking.clone(), marked, &options).unwrap(), "<think> because </think> b <end>");
+    assert_eq!(labels(thinking, marked, &silent).unwrap(), "b <end>");
     let spoofed = chat(&[user("a \u{fdd0} b"), assistant(json!({"content": "c"}))]);
     assert!(format!("{:#}", labels(spoofed, marked, &options).unwrap_err()).contains("U+FDD0"));
 }
