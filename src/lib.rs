@@ -52,15 +52,17 @@
 //! | [`device`] | what this build can compute on |
 //! | [`report`] | what a run leaves: metrics, run record, TensorBoard events, the page |
 //! | [`tokenizer`] | text to token ids and back |
-//! | [`names`] | module paths, tensor names, the order within a block, `target_modules` |
 //! | [`outputs`] | whether what a command writes may go where it is to go |
-//! | [`checkpoint`] | safetensors and model folders, read and written |
+//! | [`checkpoint`] | safetensors, GGUF files and model folders, read and written |
+//! | [`names`] | module paths, tensor names, the order within a block, `target_modules` |
+//! | [`quant`] | weights in blocks: a few bits for each value |
 //! | [`toml_reader`] | any TOML that a user writes: all problems at once, nearest key, schema |
 //! | [`console`] | messages, progress bars, tables |
 //! | [`ticks`] | ticks and ranges of charts |
 //! | [`stop`] | SIGINT and SIGTERM |
 //! | [`ranks`] | processes that train as one |
 //! | [`untrusted`] | limits on the work that strangers' input can cause |
+//! | [`vectors`] | loops with the widest vectors of the CPU |
 //! | [`memory`], [`version`], [`error`] | memory in use; what this build is; exit codes and hints |
 
 // Allowed again in files of ops/ only, for a reason each (tests/it/memory_safety.rs).
@@ -87,6 +89,7 @@ pub mod ops;
 pub mod optim;
 pub mod outputs;
 pub mod plot;
+pub mod quant;
 pub mod ranks;
 pub mod report;
 pub mod stop;
@@ -95,4 +98,5 @@ pub mod tokenizer;
 pub mod toml_reader;
 pub mod train;
 pub mod untrusted;
+pub mod vectors;
 pub mod version;

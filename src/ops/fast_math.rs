@@ -1,34 +1,9 @@
-//! Exponentials that the compiler can vectorise, and running a loop with the widest vectors the CPU has.
+//! Exponentials that the compiler can vectorise.
 //!
 //! Scalar `f32::exp` is a library call per element; the polynomial below is branch-free, so a loop over it becomes
-//! SIMD code. Rust neither reorders sums nor contracts to fused multiply-adds, so the result of such a loop does not
-//! depend on the vector width: every machine computes the same bits.
+//! SIMD code.
 
-/// The value of a block compiled for the widest vector unit of this CPU. A macro, since a closure that is not marked
-/// for inlining may become a separate function, which is then compiled for any CPU.
-macro_rules! vectorised {
-    ($body:expr) => {
-        $crate::ops::fast_math::dispatch(
-            #[inline(always)]
-            || $body,
-        )
-    };
-}
-pub(super) use vectorised;
-
-/// Runs `body` where it may use all of this CPU's instructions; for [`vectorised`].
-#[inline(always)]
-pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
-    struct Body<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
-        }
-    }
-    pulp::Arch::new().dispatch(Body(body))
-}
+pub(super) use crate::vectors::vectorised;
 
 /// e^x to about one unit in the last place for x in [-87, 88]; clamped outside, so never infinite or denormal.
 ///

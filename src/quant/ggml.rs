@@ -1,0 +1,244 @@
+//! The block formats of ggml, as GGUF files hold them: what a block is, its values, and blocks from values.
+//!
+//! A row is whole blocks. A block of the first generation is 32 values d·q, or d·q + m, with q of 4, 5 or 8 bits and d
+//! and m in f16. A block of the second (`K`) is 256 values in groups of 16 or 32, whose scales of 4, 6 or 8 bits are
+//! themselves multiples of one f16. Values are widened as the formats' reference does, operation by operation in f32,
+//! so that they have its bits: <https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/quants.py>.
+
+mod factor;
+mod k_blocks;
+mod small_blocks;
+mod values;
+
+pub use values::GgmlValues;
+
+use crate::ensure_valid;
+use crate::vectors::vectorised;
+use anyhow::Result;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Values that a thread turns into blocks at a time: a multiple of every block.
+const CHUNK: usize = 1 << 16;
+
+/// How the values of a tensor are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GgmlType {
+    F32,
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl GgmlType {
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// The type that a file calls `code`; `None` if its values cannot be read here.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// The type's number in files.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+        }
+    }
+
+    /// Values in a block; 1 for the float types.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Whether values are multiples of a block's scale, rather than floats of their own.
+    pub const fn is_quantised(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// The values of whole blocks: `out.len()` is a multiple of [`GgmlType::block_len`], and `bytes` holds as many
+    /// blocks. What a damaged block holds becomes infinite or NaN ([`GgmlType::is_finite`]), nothing else.
+    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        debug_assert_eq!(bytes.len() / self.block_bytes(), out.len() / self.block_len());
+        match self {
+            Self::F32 => each::<4, 1>(bytes, out, |b, out| *out = [f32::from_le_bytes(*b)]),
+            Self::F16 => halves(bytes, out),
+            // bf16 is the upper half of an f32: a shift, which the compiler vectorises.
+            Self::Bf16 => {
+                each::<2, 1>(bytes, out, |b, out| *out = [f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)]);
+            }
+            Self::Q4_0 => each(bytes, out, small_blocks::q4_0),
+            Self::Q4_1 => each(bytes, out, small_blocks::q4_1),
+            Self::Q5_0 => each(bytes, out, small_blocks::q5_0),
+            Self::Q5_1 => each(bytes, out, small_blocks::q5_1),
+            Self::Q8_0 => each(bytes, out, small_blocks::q8_0),
+            Self::Q2K => each(bytes, out, k_blocks::q2),
+            Self::Q3K => each(bytes, out, k_blocks::q3),
+            Self::Q4K => each(bytes, out, k_blocks::q4),
+            Self::Q5K => each(bytes, out, k_blocks::q5),
+            Self::Q6K => each(bytes, out, k_blocks::q6),
+        }
+    }
+
+    /// Whether the values of whole blocks are all finite. Of quantised blocks only the f16 factors are looked at: what
+    /// they multiply is too small to overflow.
+    pub fn is_finite(self, bytes: &[u8]) -> bool {
+        let factors: &[usize] = match self {
+            Self::F32 => return bytes.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+            Self::Bf16 => return bytes.as_chunks::<2>().0.iter().all(|b| bf16::from_le_bytes(*b).is_finite()),
+            Self::F16 | Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
+            Self::Q2K => &[80, 82],
+            Self::Q3K => &[108],
+            Self::Q6K => &[208],
+        };
+        let finite = |block: &[u8], at: usize| {
+            block.get(at..at + 2).and_then(|b| b.try_into().ok()).is_some_and(|b| f16::from_le_bytes(b).is_finite())
+        };
+        bytes.chunks(self.block_bytes()).all(|block| factors.iter().all(|&at| finite(block, at)))
+    }
+
+    /// The blocks nearest to `values`, by candle's quantisers, which are llama.cpp's; on all threads.
+    ///
+    /// # Errors
+    /// A number of values that is not whole blocks; values that are infinite or NaN.
+    pub fn quantise(self, values: &[f32]) -> Result<Vec<u8>> {
+        ensure_valid!(
+            values.len().is_multiple_of(self.block_len()),
+            "{} values are not whole blocks of {}, which have {}",
+            values.len(),
+            self.name(),
+            self.block_len()
+        );
+        ensure_valid!(values.par_iter().all(|v| v.is_finite()), "values that are infinite or NaN cannot be quantised");
+        let part = |values: &[f32]| -> Result<Vec<u8>> {
+            let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+            Ok(QTensor::quantize(&tensor, self.in_candle())?.data()?.into_owned())
+        };
+        Ok(values.par_chunks(CHUNK).map(part).collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// The type in candle's words.
+    pub const fn in_candle(self) -> GgmlDType {
+        match self {
+            Self::F32 => GgmlDType::F32,
+            Self::F16 => GgmlDType::F16,
+            Self::Bf16 => GgmlDType::BF16,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q5_1 => GgmlDType::Q5_1,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q2K => GgmlDType::Q2K,
+            Self::Q3K => GgmlDType::Q3K,
+            Self::Q4K => GgmlDType::Q4K,
+            Self::Q5K => GgmlDType::Q5K,
+            Self::Q6K => GgmlDType::Q6K,
+        }
+    }
+}
+
+/// Calls `widen` with each block of `BYTES` and the `LEN` values that it becomes.
+#[inline(always)]
+fn each<const BYTES: usize, const LEN: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    widen: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    vectorised!({
+        for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+            widen(block, out);
+        }
+    });
+}
+
+/// f16 values, many at a time: the processor's instruction for them takes eight.
+fn halves(bytes: &[u8], out: &mut [f32]) {
+    let mut aligned = [f16::ZERO; 256];
+    for (bytes, out) in bytes.chunks(2 * aligned.len()).zip(out.chunks_mut(aligned.len())) {
+        for (half, b) in aligned.iter_mut().zip(bytes.as_chunks().0) {
+            *half = f16::from_le_bytes(*b);
+        }
+        aligned[..out.len()].convert_to_f32_slice(out);
+    }
+}
+
+#[cfg(test)]
+mod tests;
