@@ -74,6 +74,42 @@ def safetensors():
     write("index", "missing", json.dumps({"weight_map": {"a": "./model.safetensors", "b": "x/y", "c": "../z"}}))
 
 
+def gguf():
+    """A Llama with a block of tiny tensors, of several types, and what a header may say."""
+    def string(text):
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    def whole(key, value):
+        return string(key) + struct.pack("<II", 4, value)
+
+    def file(metadata, tensors, alignment=32):
+        header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + b"".join(metadata)
+        offset, data = 0, b""
+        for name, dimensions, kind, values in tensors:
+            header += string(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
+            data += values + bytes(-len(values) % alignment)
+            offset = len(data)
+        return header + bytes(-len(header) % alignment) + data
+
+    sizes = {"embedding_length": 32, "feed_forward_length": 32, "block_count": 1, "context_length": 64, "attention.head_count": 2}
+
+    def metadata(architecture):
+        eps = string(f"{architecture}.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)
+        return [string("general.architecture") + struct.pack("<I", 8) + string(architecture), eps,
+                *(whole(f"{architecture}.{key}", value) for key, value in sizes.items())]
+
+    f32 = struct.pack("<32f", *range(32))
+    tensors = [("token_embd.weight", [32, 2], 1, bytes(128)), ("output_norm.weight", [32], 0, f32),
+               ("blk.0.attn_q.weight", [32, 4], 2, bytes(range(72))), ("blk.0.attn_k.weight", [32, 4], 8, bytes(136)),
+               ("blk.0.attn_v.weight", [256], 12, bytes(144)), ("rope_freqs.weight", [8], 0, f32[4:36])]
+    tokens = string("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + string("a") + string("b")
+    flags = string("gemma3.attention.sliding_window_pattern") + struct.pack("<IIQ", 9, 7, 1) + b"\1"
+    write("gguf", "llama", file([*metadata("llama"), tokens], tensors))
+    write("gguf", "gemma3", file([*metadata("gemma3"), flags, whole("gemma3.attention.sliding_window", 8)], tensors[:2]))
+    write("gguf", "aligned", file([*metadata("qwen2"), whole("general.alignment", 64)], tensors[:3], 64))
+    write("gguf", "empty", file([], []))
+
+
 def models():
     fixtures = ROOT / "tests/fixtures"
     for path in sorted(fixtures.glob("*/model/config.json")):
@@ -144,6 +180,7 @@ def templates():
 config()
 records()
 safetensors()
+gguf()
 models()
 tokenizers()
 templates()

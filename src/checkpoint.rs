@@ -6,27 +6,31 @@
 
 mod float;
 mod folder;
+pub mod gguf;
 mod hash;
 mod header;
 mod staging;
+mod stored;
 mod write;
 
 pub use float::all_finite;
-pub use folder::{rewrite, rewrite_into};
+pub use folder::{companions_of_gguf, rewrite, rewrite_into};
+pub use gguf::{is_gguf, is_gguf_name};
 pub use hash::{combined_hash, weight_hash, weights_hash};
 pub use staging::{
     STAGED, check_writable, check_writable_file, existing, is_stream, publish, remove_staged, replace, stage, sync_dir,
     write_atomic,
 };
+pub use stored::Stored;
 pub use write::{StreamWriter, save_tensors, save_tensors_staged};
 
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use float::Float;
+use gguf::Arrangement;
 use half::{bf16, f16};
-use safetensors::tensor::Dtype;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -40,7 +44,8 @@ const READ_CHUNK_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     pub shape: Vec<usize>,
-    pub dtype: Dtype,
+    pub stored: Stored,
+    arrangement: Arrangement,
     shard: usize,
     /// Absolute byte range in the shard's file.
     start: u64,
@@ -54,6 +59,19 @@ impl TensorInfo {
 
     pub fn bytes(&self) -> usize {
         (self.end - self.start) as usize
+    }
+
+    /// How many bytes to read at a time, and how many rows they are if that matters: whole units, or whole heads.
+    fn chunk(&self) -> (usize, usize) {
+        match self.arrangement {
+            Arrangement::HeadRows { heads } => {
+                (self.bytes() / heads, self.shape.first().map_or(0, |rows| rows / heads))
+            }
+            _ => {
+                let unit = self.stored.unit_bytes();
+                (READ_CHUNK_BYTES / unit * unit, 0)
+            }
+        }
     }
 }
 
@@ -70,12 +88,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face model folder. Reads headers only.
+    /// Opens a Hugging Face model folder, or a GGUF file, whose tensors then have the names, shapes and order of rows
+    /// that they have in such a folder. Reads headers only.
     ///
     /// # Errors
     /// A missing, truncated or corrupt file; an index that names a file outside the folder, a shard that is missing, or
-    /// a tensor that its shard does not hold.
+    /// a tensor that its shard does not hold; a GGUF file of a model that is not supported.
     pub fn open(dir: &Path) -> Result<Self> {
+        if gguf::is_gguf(dir) {
+            return Self::open_gguf(dir);
+        }
         ensure_valid!(dir.is_dir(), "checkpoint folder {} does not exist", dir.display());
         let index = dir.join("model.safetensors.index.json");
         if index.is_file() {
@@ -96,6 +118,19 @@ impl Checkpoint {
         let mut checkpoint = Self { shards: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
         checkpoint.add_shard(path)?;
         Ok(checkpoint)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, gguf::Entry { shape, kind, start, end, .. }, arrangement) in
+            gguf::tensors(&gguf::Header::read(path)?)?
+        {
+            let stored = Stored::of_ggml(kind);
+            tensors.insert(name, TensorInfo { shape, stored, arrangement, shard: 0, start, end });
+        }
+        let file = File::open(path).map_err(|e| invalid!("cannot open {}: {e}", path.display()))?;
+        let shards = vec![Shard { path: path.to_path_buf(), file: Mutex::new(file) }];
+        Ok(Self { shards, tensors, metadata: HashMap::new() })
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self> {
@@ -137,7 +172,8 @@ impl Checkpoint {
             let (start, end) = info.data_offsets;
             let entry = TensorInfo {
                 shape: info.shape.clone(),
-                dtype: info.dtype,
+                stored: Stored::Plain(info.dtype),
+                arrangement: Arrangement::Same,
                 shard,
                 start: data_start + start as u64,
                 end: data_start + end as u64,
@@ -157,8 +193,18 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Names of 2-D tensors, sorted.
+    pub fn matrices(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().filter(|(_, info)| info.shape.len() == 2).map(|(name, _)| name.as_str())
+    }
+
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
+    }
+
+    /// Whether any weight is stored in quantised blocks.
+    pub fn is_quantised(&self) -> bool {
+        self.tensors.values().any(|info| matches!(info.stored, Stored::Blocks(_)))
     }
 
     /// The `__metadata__` of the headers, merged over all shards.
@@ -194,7 +240,7 @@ impl Checkpoint {
     /// A tensor's values as f32, row-major, whatever float type it is stored in.
     ///
     /// # Errors
-    /// An unknown name, a stored type other than f32, f16 or bf16, or a failed read.
+    /// An unknown name, a stored type that is no float type, blocks with infinite or undefined scales, or a failed read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.read(name)
     }
@@ -202,16 +248,22 @@ impl Checkpoint {
     /// A tensor's values as `T`, row-major. Values are held only as `T` and, a chunk at a time, in the stored type.
     fn read<T: Float>(&self, name: &str) -> Result<Vec<T>> {
         let info = self.required(name)?;
-        let Some(decode) = T::decoder(info.dtype) else {
-            let (path, found) = (&self.shards[info.shard].path, info.dtype);
-            return Err(invalid!("tensor {name} in {} has type {found:?}; expected F32, F16 or BF16", path.display()));
+        let path = &self.shards[info.shard].path;
+        let Some(decode) = T::decoder(info.stored) else {
+            let found = info.stored;
+            return Err(invalid!("tensor {name} in {} has type {found}; expected F32, F16 or BF16", path.display()));
         };
-        let mut values = Vec::with_capacity(info.elements());
-        self.for_each_chunk(name, |bytes| decode(bytes, &mut values))?;
+        let (mut values, mut finite) = (Vec::with_capacity(info.elements()), true);
+        self.for_each_chunk(name, |bytes| {
+            // A model with an infinite value of its own shows it later; of a scale, it is damage.
+            finite &= !matches!(info.stored, Stored::Blocks(kind) if !kind.is_finite(bytes));
+            decode(bytes, &mut values);
+        })?;
+        ensure_valid!(finite, "tensor {name} in {} has blocks with infinite or undefined scales", path.display());
         Ok(values)
     }
 
-    /// A tensor's stored bytes.
+    /// A tensor's stored bytes, its rows in transformers' order.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(self.required(name)?.bytes());
         self.for_each_chunk(name, |chunk| bytes.extend_from_slice(chunk))?;
@@ -238,7 +290,7 @@ impl Checkpoint {
     /// Whether two tensors hold the same bytes in the same type and shape.
     pub fn same(&self, one: &str, other: &str) -> Result<bool> {
         let (a, b) = (self.required(one)?, self.required(other)?);
-        Ok((a.dtype, &a.shape) == (b.dtype, &b.shape) && self.hash(one)? == self.hash(other)?)
+        Ok((a.stored, &a.shape) == (b.stored, &b.shape) && self.hash(one)? == self.hash(other)?)
     }
 
     fn hash(&self, name: &str) -> Result<blake3::Hash> {
@@ -254,13 +306,15 @@ impl Checkpoint {
         let shard = &self.shards[info.shard];
         let mut file = shard.file.lock().map_err(|_| anyhow::anyhow!("a reader of {name} panicked"))?;
         file.seek(SeekFrom::Start(info.start))?;
+        let (size, rows) = info.chunk();
         let mut left = info.bytes();
-        let mut buffer = vec![0u8; left.min(READ_CHUNK_BYTES)];
+        let mut buffer = vec![0u8; left.min(size)];
         while left > 0 {
-            let size = left.min(READ_CHUNK_BYTES);
-            file.read_exact(&mut buffer[..size])
-                .with_context(|| format!("reading tensor {name} from {}", shard.path.display()))?;
-            take(&buffer[..size]);
+            let size = left.min(size);
+            let chunk = &mut buffer[..size];
+            file.read_exact(chunk).with_context(|| format!("reading tensor {name} from {}", shard.path.display()))?;
+            info.arrangement.undo(chunk, rows)?;
+            take(chunk);
             left -= size;
         }
         Ok(())
@@ -273,13 +327,38 @@ impl Checkpoint {
         let mut all = blake3::Hasher::new();
         for name in names {
             let info = self.required(name)?;
-            all.update(format!("{name} {:?} {:?}\n", info.dtype, info.shape).as_bytes());
+            all.update(format!("{name} {} {:?}\n", info.stored, info.shape).as_bytes());
             self.for_each_chunk(name, |chunk| {
                 all.update(chunk);
             })?;
         }
         Ok(all.finalize().to_hex().to_string())
     }
+}
+
+/// The fields of a model's `config.json`, or what a GGUF file says in its place, and the name of the file.
+///
+/// # Errors
+/// A missing or malformed file; a GGUF file of a model that is not supported.
+pub fn model_config(place: &Path) -> Result<(Map<String, Value>, PathBuf)> {
+    if gguf::is_gguf(place) {
+        return Ok((gguf::model_config(&gguf::Header::read(place)?)?, place.to_path_buf()));
+    }
+    let path = place.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
+    let value = serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;
+    match value {
+        Value::Object(fields) => Ok((fields, path)),
+        _ => Err(invalid!("{} is not a JSON object", path.display())),
+    }
+}
+
+/// The tokens of a GGUF file by their ids; `None` for a folder, or a file without them.
+///
+/// # Errors
+/// A malformed file.
+pub fn vocabulary(place: &Path) -> Result<Option<Vec<String>>> {
+    if gguf::is_gguf(place) { Ok(gguf::Header::read(place)?.into_tokens()) } else { Ok(None) }
 }
 
 /// The name in the checkpoint folder of a shard that an index calls `file`: the same name, perhaps after `./`.

@@ -7,7 +7,6 @@ mod tensors;
 pub use pattern::PathPattern;
 pub use tensors::{BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, split_block};
 
-use crate::checkpoint::Checkpoint;
 use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -58,11 +57,10 @@ impl From<Targets> for Written {
     }
 }
 
-/// Every linear of the transformer blocks: modules `<...>.layers.N.<...>` with a 2-D `weight`, in natural order.
-pub fn block_linears(checkpoint: &Checkpoint) -> Vec<String> {
-    let mut modules: Vec<String> = checkpoint
-        .names()
-        .filter(|name| checkpoint.info(name).is_some_and(|info| info.shape.len() == 2))
+/// Every linear of the transformer blocks: modules `<...>.layers.N.<...>` whose `weight` is among the names of 2-D
+/// tensors, in natural order.
+pub fn block_linears<'a>(matrices: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut modules: Vec<String> = matrices
         .filter_map(|name| name.strip_suffix(".weight"))
         .filter(|module| layer_of(module).is_some())
         .map(str::to_string)

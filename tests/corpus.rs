@@ -39,6 +39,7 @@ fn words(target: &str) -> Vec<Vec<u8>> {
         "config" => "toml",
         "template" | "conversation" => "jinja",
         "model" | "adapter" => "model",
+        "gguf" => "gguf",
         "tokenizer" => "tokenizer",
         _ => "json",
     };

@@ -19,13 +19,14 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by the name of its corpus.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("config", config),
     ("json", json),
     ("table", table),
     ("parquet", parquet),
     ("safetensors", safetensors),
     ("index", index),
+    ("gguf", gguf),
     ("adapter", adapter),
     ("model", model),
     ("tokenizer", tokenizer),
@@ -147,6 +148,22 @@ pub fn safetensors(bytes: &[u8]) {
 pub fn index(bytes: &[u8]) {
     with_file("index/model.safetensors.index.json", bytes, |path, _| {
         accepted(Checkpoint::open(path.parent().expect("it is in a folder")));
+    });
+}
+
+/// A GGUF file: its header, the spec, then every tensor.
+pub fn gguf(bytes: &[u8]) {
+    with_file("model.gguf", bytes, |path, _| {
+        if let Some(spec) = accepted(ModelSpec::load(path)) {
+            spec.tensors();
+        }
+        let Some(file) = accepted(Checkpoint::open(path)) else { return };
+        for name in file.names() {
+            assert!(file.info(name).is_some_and(|info| info.bytes() <= bytes.len()));
+            if let Some(values) = accepted(file.read_f32(name)) {
+                assert_eq!(file.info(name).map(|info| info.elements()), Some(values.len()));
+            }
+        }
     });
 }
 

@@ -1,7 +1,8 @@
 //! Copies of whole Hugging Face model folders: same files, same shards, other weights.
 
 use super::staging::{mode, publish, stage, write_atomic};
-use super::{Checkpoint, TensorInfo};
+use super::{Checkpoint, Stored, TensorInfo, is_gguf, model_config};
+use crate::ensure_valid;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, View};
@@ -10,9 +11,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// What a model folder holds besides weights: configs, tokenizer, templates, licence texts.
 const COMPANIONS: [&str; 6] = ["json", "jinja", "txt", "model", "md", "tiktoken"];
+
+/// Values in a shard of a model that comes in one file: what is in memory at a time.
+const SHARD_ELEMENTS: usize = 1 << 30;
 
 /// One tensor as written to a file.
 struct Blob {
@@ -65,12 +70,16 @@ pub fn rewrite_into(
     replace: impl Fn(&str) -> Result<Option<Tensor>>,
     progress: &indicatif::ProgressBar,
 ) -> Result<()> {
+    ensure_valid!(
+        !is_gguf(source),
+        "{} is a GGUF file; a model folder is written from one: give the folder or hub id of the model",
+        source.display()
+    );
     copy_companions(source, out, dtype)?;
-    let shards = checkpoint.shards();
-    progress.set_length(shards.len() as u64);
+    let files = files(checkpoint)?;
+    progress.set_length(files.len() as u64);
     let (mut total, mut weight_map) = (0, serde_json::Map::new());
-    for (path, names) in &shards {
-        let file = path.file_name().context("a shard without a file name")?.to_string_lossy().into_owned();
+    for (file, names) in &files {
         let mut blobs = Vec::with_capacity(names.len());
         for name in names {
             let blob = blob(checkpoint, name, dtype, replace(name)?)?;
@@ -79,7 +88,7 @@ pub fn rewrite_into(
             blobs.push((*name, blob));
         }
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let target = out.join(&file);
+        let target = out.join(file);
         safetensors::serialize_to_file(blobs, Some(metadata), &target)
             .with_context(|| format!("writing {}", target.display()))?;
         // The library creates files that only their owner may read.
@@ -87,7 +96,7 @@ pub fn rewrite_into(
         std::fs::File::open(&target)?.sync_all()?;
         progress.inc(1);
     }
-    if source.join("model.safetensors.index.json").is_file() {
+    if files.len() > 1 || source.join("model.safetensors.index.json").is_file() {
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let text = serde_json::to_string_pretty(&index)?;
         let path = out.join("model.safetensors.index.json");
@@ -96,24 +105,67 @@ pub fn rewrite_into(
     Ok(())
 }
 
+/// The files to be written with the tensors of each: the shards of the source, or, for a GGUF file, shards of
+/// [`SHARD_ELEMENTS`] or a little more.
+fn files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<&str>)>> {
+    let shards = checkpoint.shards();
+    let [(path, names)] = &shards[..] else { return shards.into_iter().map(named).collect() };
+    if !is_gguf(path) {
+        return shards.into_iter().map(named).collect();
+    }
+    let (mut parts, mut elements) = (vec![vec![]], 0);
+    for name in names {
+        if elements > SHARD_ELEMENTS {
+            parts.push(vec![]);
+            elements = 0;
+        }
+        elements += checkpoint.required(name)?.elements();
+        parts.last_mut().context("there is a first shard")?.push(*name);
+    }
+    let count = parts.len();
+    let file = |i: usize| match count {
+        1 => "model.safetensors".to_string(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    };
+    Ok(parts.into_iter().enumerate().map(|(i, names)| (file(i), names)).collect())
+}
+
+fn named<'a>((path, names): (&Path, Vec<&'a str>)) -> Result<(String, Vec<&'a str>)> {
+    let file = path.file_name().context("a shard without a file name")?;
+    Ok((file.to_string_lossy().into_owned(), names))
+}
+
+/// A folder with all that the folder of a GGUF file's model has besides weights: its config.json, and the files of its
+/// tokenizer's folder.
+///
+/// # Errors
+/// A malformed file, or a folder that cannot be read.
+pub fn companions_of_gguf(place: &Path, tokenizer: &Path, dtype: DType) -> Result<TempDir> {
+    let (config, _) = model_config(place)?;
+    let dir = tempfile::tempdir().context("making a temporary folder")?;
+    copy_companions(tokenizer, dir.path(), None)?;
+    let path = dir.path().join("config.json");
+    std::fs::write(&path, Value::Object(config).to_string()).with_context(|| format!("writing {}", path.display()))?;
+    set_dtype(&path, &path, dtype)?;
+    Ok(dir)
+}
+
 fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Option<Tensor>) -> Result<Blob> {
     let info: &TensorInfo = checkpoint.required(name)?;
-    let stored = match info.dtype {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
-    };
-    let (Some(stored), Some(target)) = (stored, dtype.or(stored)) else {
+    let kept = |dtype| Ok(Blob { dtype, shape: info.shape.clone(), bytes: checkpoint.read_bytes(name)? });
+    let (stored, source) = match info.stored {
+        Stored::Plain(plain @ Dtype::F32) => (DType::F32, Some(plain)),
+        Stored::Plain(plain @ Dtype::F16) => (DType::F16, Some(plain)),
+        Stored::Plain(plain @ Dtype::BF16) => (DType::BF16, Some(plain)),
         // Integer buffers and the like pass through.
-        return Ok(Blob { dtype: info.dtype, shape: info.shape.clone(), bytes: checkpoint.read_bytes(name)? });
+        Stored::Plain(other) => return kept(other),
+        Stored::Blocks(_) => (DType::F32, None),
     };
-    let tensor = match tensor {
-        None if stored == target => {
-            return Ok(Blob { dtype: info.dtype, shape: info.shape.clone(), bytes: checkpoint.read_bytes(name)? });
-        }
-        None => checkpoint.tensor(name, DType::F32, &Device::Cpu)?,
-        Some(tensor) => tensor,
+    let target = dtype.unwrap_or(stored);
+    let tensor = match (tensor, source) {
+        (None, Some(source)) if stored == target => return kept(source),
+        (None, _) => checkpoint.tensor(name, DType::F32, &Device::Cpu)?,
+        (Some(tensor), _) => tensor,
     };
     let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(target)?.contiguous()?;
     let (dtype, bytes) = (View::dtype(&&tensor), View::data(&&tensor).into_owned());

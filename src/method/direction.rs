@@ -180,7 +180,7 @@ fn comparable(
     aligned: &Checkpoint,
     unaligned: &Checkpoint,
 ) -> Result<(Vec<Shaped>, Vec<String>)> {
-    let sides = (block_linears(aligned), block_linears(unaligned));
+    let sides = (block_linears(aligned.matrices()), block_linears(unaligned.matrices()));
     let mut all: Vec<String> = sides.0.iter().chain(&sides.1).cloned().collect();
     sort_naturally(&mut all);
     all.dedup();

@@ -7,6 +7,7 @@
 use super::config_json::Config;
 use super::rope::RopeScaling;
 use super::spec::{LayerSpec, ModelSpec};
+use crate::checkpoint::model_config;
 use crate::ops::activation::Activation;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -16,17 +17,13 @@ use std::path::Path;
 const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, gemma2, gemma3_text";
 
 impl ModelSpec {
-    /// Reads `config.json` in a checkpoint folder.
+    /// Reads `config.json` in a checkpoint folder, or what a GGUF file says in its place.
     ///
     /// # Errors
     /// A missing or malformed file, an unsupported `model_type`, or an unsupported field, named.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| invalid!("{} is not valid JSON: {e}", path.display()))?;
-        let fields = value.as_object().ok_or_else(|| invalid!("{} is not a JSON object", path.display()))?;
-        parse(&Config { fields, origin: path.display().to_string() })
+    pub fn load(place: &Path) -> Result<Self> {
+        let (fields, origin) = model_config(place)?;
+        parse(&Config { fields: &fields, origin: origin.display().to_string() })
     }
 }
 
