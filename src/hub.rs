@@ -1,7 +1,7 @@
 //! From what the user names (a folder, a file or a hub id) to something local.
 //!
 //! `org/name` or `org/name@revision` is a model, or a dataset where data are expected; `org/name@revision:path` is one
-//! file of a dataset. Only the files that are needed are fetched, into the cache that Python's huggingface_hub uses
+//! file of a dataset, or a GGUF file that is a model. Only the files that are needed are fetched, into the cache that Python's huggingface_hub uses
 //! too. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what
 //! they mean there.
 
@@ -18,7 +18,9 @@ mod transfer;
 
 pub use dataset::Split;
 
+use crate::checkpoint::{is_gguf, is_gguf_name, vocabulary};
 use crate::error::neighbour;
+use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use cache::RepoCache;
@@ -27,14 +29,58 @@ use repo::{Kind, Repo};
 use site::Site;
 use std::path::{Path, PathBuf};
 
-/// A model folder and where it came from.
+/// Where a model is on this machine, and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    pub dir: PathBuf,
+    /// Its folder, or its GGUF file.
+    pub place: PathBuf,
+    /// The folder of a tokenizer to use in place of its own.
+    pub tokenizer: Option<PathBuf>,
     /// The hub id, if it came from the hub.
     pub id: Option<String>,
     /// The commit, if it came from the hub.
     pub revision: Option<String>,
+}
+
+impl Resolved {
+    /// The model with the tokenizer of a folder or hub id in place of its own.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn with_tokenizer(self, id_or_dir: Option<&str>, quiet: bool) -> Result<Self> {
+        let found = id_or_dir.map(|id| resolve_parts(id, Parts::Companions, quiet)).transpose()?;
+        Ok(Self { tokenizer: found.map(|found| found.place).or(self.tokenizer), ..self })
+    }
+
+    /// The folder of the model's tokenizer.
+    ///
+    /// # Errors
+    /// A GGUF file without a tokenizer beside it.
+    pub fn tokenizer_dir(&self) -> Result<&Path> {
+        let own = Some(self.place.as_path()).filter(|place| !is_gguf(place));
+        self.tokenizer.as_deref().or(own).ok_or_else(|| {
+            invalid!(
+                "{} needs the tokenizer of its model: name a folder or hub id that has it, with model.tokenizer in a \
+                 config or --tokenizer",
+                self.place.display()
+            )
+        })
+    }
+
+    /// Loads the tokenizer.
+    ///
+    /// # Errors
+    /// As [`Resolved::tokenizer_dir`] and [`Tokenizer::load`]; the tokenizer of another model beside a GGUF file.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        let dir = self.tokenizer_dir()?;
+        let tokenizer = Tokenizer::load(dir)?;
+        if let Some(vocabulary) = vocabulary(&self.place)? {
+            tokenizer.check_vocabulary(&vocabulary).with_context(|| {
+                format!("the tokenizer of {} is not that of {}", dir.display(), self.place.display())
+            })?;
+        }
+        Ok(tokenizer)
+    }
 }
 
 /// The files of a dataset, in their order, and where they came from.
@@ -58,17 +104,19 @@ impl ResolvedData {
     }
 }
 
-/// The local folder of a model named by folder or by hub id, downloaded if necessary. `quiet` hides progress.
+/// The local place of a model named by folder, GGUF file or hub id (`org/name[@revision]`, with `:FILE.gguf` after it for
+/// a file in that format), downloaded if necessary. `quiet` hides progress.
 ///
 /// # Errors
-/// Neither an existing folder nor a hub id; a model that is not on the hub, not in the cache when offline, gated, or
+/// Neither what exists nor a hub id; a model that is not on the hub, not in the cache when offline, gated, or
 /// without readable weights. Failures: no connection, a download that breaks off or differs from what the hub
 /// announced. A later run continues where a broken download stopped.
 pub fn resolve(id_or_dir: &str, quiet: bool) -> Result<Resolved> {
     resolve_parts(id_or_dir, Parts::All, quiet)
 }
 
-/// As [`resolve`], if only config.json and the tokenizer are needed: weights are not downloaded.
+/// As [`resolve`], if only config.json and the tokenizer are needed: weights are not downloaded, unless they are in one
+/// file with what is needed.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -87,22 +135,29 @@ enum Parts {
 
 fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved> {
     let dir = Path::new(id_or_dir);
-    if dir.is_dir() {
-        return Ok(Resolved { dir: dir.to_path_buf(), id: None, revision: None });
+    if dir.is_dir() || is_gguf(dir) {
+        return Ok(Resolved { place: dir.to_path_buf(), tokenizer: None, id: None, revision: None });
     }
-    ensure_valid!(!dir.exists(), "{id_or_dir} is a file; expected a model folder or a hub id");
-    check_spelling(id_or_dir, "folder")?;
-    let id = RepoId::parse(id_or_dir)?.ok_or_else(|| {
-        invalid!("{id_or_dir}: there is no such folder, and it is not a hub id (org/name or org/name@revision) either")
+    ensure_valid!(!dir.exists(), "{id_or_dir} is a file; expected a model folder, a GGUF file (.gguf) or a hub id");
+    let (id, file) = match id_or_dir.split_once(':') {
+        Some((id, file)) if is_gguf_name(file) => (id, Some(file)),
+        _ => (id_or_dir, None),
+    };
+    let what = if is_gguf_name(id) { "file" } else { "folder" };
+    check_spelling(id, what)?;
+    let id = RepoId::parse(id)?.filter(|_| what == "folder").ok_or_else(|| {
+        invalid!("{id_or_dir}: there is no such {what}, and it is not a hub id (org/name or org/name@revision) either")
     })?;
     let cache = RepoCache::new(&site::cache_dir(), Kind::Model.plural(), &id);
     let tried = || format!("{}: there is no such folder; as a model on the hub at revision {}", id.id(), id.revision);
     let commit = if site::is_offline() {
-        cached_commit(&cache, &id).with_context(tried)?
+        cached_model(&cache, &id, file).with_context(tried)?
     } else {
-        fetch_model(&cache, &id, parts, quiet).with_context(tried)?
+        fetch_model(&cache, &id, file, parts, quiet).with_context(tried)?
     };
-    Ok(Resolved { dir: cache.snapshot(&commit), id: Some(id.id()), revision: Some(commit) })
+    let folder = cache.snapshot(&commit);
+    let place = file.map_or(folder.clone(), |file| folder.join(file));
+    Ok(Resolved { place, tokenizer: None, id: Some(id.id()), revision: Some(commit) })
 }
 
 /// Refuses what differs from a path on this machine by no more than a typing mistake, before the hub is asked for it. A
@@ -169,10 +224,16 @@ pub fn resolve_dataset(id_or_file: &str, split: Split, quiet: bool) -> Result<Re
     Ok(ResolvedData { paths: files.iter().map(|file| cache.snapshot(&commit).join(file)).collect(), source })
 }
 
-fn fetch_model(cache: &RepoCache, id: &RepoId, parts: Parts, quiet: bool) -> Result<String> {
+/// `file`: of a repository of GGUF files.
+fn fetch_model(cache: &RepoCache, id: &RepoId, file: Option<&str>, parts: Parts, quiet: bool) -> Result<String> {
     let site = Site::from_env()?;
     let repo = Repo::new(&site, Kind::Model, id, cache);
     let files = repo.list()?;
+    if let Some(file) = file {
+        repo.fetch(&files, &[model::gguf(&files, file)?], quiet)?;
+        repo.finish(&files)?;
+        return Ok(files.commit);
+    }
     model::check(&files)?;
     repo.fetch(&files, &model::companions(&files), quiet)?;
     if parts == Parts::All {
@@ -206,6 +267,15 @@ fn cached_commit(cache: &RepoCache, id: &RepoId) -> Result<String> {
     commit.ok_or_else(|| invalid!("it is not in the local cache (HF_HUB_OFFLINE is set)"))
 }
 
+fn cached_model(cache: &RepoCache, id: &RepoId, file: Option<&str>) -> Result<String> {
+    let commit = cached_commit(cache, id)?;
+    if let Some(file) = file {
+        let is_there = cache.snapshot(&commit).join(file).is_file();
+        ensure_valid!(is_there, "{file} is not in the local cache (HF_HUB_OFFLINE is set)");
+    }
+    Ok(commit)
+}
+
 fn cached_files(cache: &RepoCache, id: &RepoId, path: Option<&str>, split: Split) -> Result<(String, Vec<String>)> {
     let commit = cached_commit(cache, id)?;
     let files = cache.files(&commit);
@@ -225,7 +295,7 @@ mod tests {
     fn a_folder_is_used_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let resolved = resolve(dir.path().to_str().unwrap(), true).unwrap();
-        assert_eq!(resolved, Resolved { dir: dir.path().to_path_buf(), id: None, revision: None });
+        assert_eq!(resolved, Resolved { place: dir.path().to_path_buf(), tokenizer: None, id: None, revision: None });
     }
 
     #[test]

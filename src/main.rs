@@ -81,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Merge(args) => commands::merge::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Project(args) => commands::project::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Landscape(args) => commands::landscape::run(args),

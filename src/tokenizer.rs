@@ -184,6 +184,28 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Checks that the tokens of another file, by their ids, are these. Tokens that were added to the vocabulary may be
+    /// written in another way there.
+    ///
+    /// # Errors
+    /// One that differs.
+    pub fn check_vocabulary(&self, tokens: &[String]) -> Result<()> {
+        let mut differing = (0u32..).zip(tokens).filter_map(|(id, token)| {
+            let own = self.inner.id_to_token(id).filter(|own| own != token && !self.is_added(id))?;
+            Some((id, token, own))
+        });
+        let first = differing.next();
+        if let Some((id, token, own)) = first {
+            let more = differing.count();
+            return Err(invalid!(
+                "token {id} is {own:?} in the one and {token:?} in the other, and {more} more differ"
+            ));
+        }
+        let missing = self.inner.get_vocab_size(false).saturating_sub(tokens.len());
+        ensure_valid!(missing == 0, "the one has {missing} tokens more than the other");
+        Ok(())
+    }
+
     /// Whether `id` is a control token (beginning or end of text or turn, padding), not text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)

@@ -4,30 +4,29 @@ use super::{BaseIdentity, load};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::console::progress_bar;
-use crate::hub;
+use crate::hub::Resolved;
 use crate::model::{Decoder, DeviceKind, ModelSpec, Parameters};
 use anyhow::Result;
 use candle_core::DType;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A base model with an adapter, or none, attached.
 pub struct Base {
     pub model: Decoder,
-    /// The model's folder, for its tokenizer.
-    pub dir: PathBuf,
+    /// Where it was found, for its tokenizer.
+    pub found: Resolved,
 }
 
 impl Base {
-    /// Loads the model of a folder or hub id, after checking that the adapters in the folders `adapters` fit it.
+    /// Loads the model that was found, after checking that the adapters in the folders `adapters` fit it.
     ///
     /// # Errors
     /// As [`Decoder::load`] and [`load`]; an adapter for another model.
-    pub fn load(id: &str, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
+    pub fn load(found: Resolved, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
         let device = device.open_for(dtype)?;
-        let dir = hub::resolve(id, false)?.dir;
-        let spec = ModelSpec::load(&dir)?;
-        let checkpoint = Checkpoint::open(&dir)?;
+        let spec = ModelSpec::load(&found.place)?;
+        let checkpoint = Checkpoint::open(&found.place)?;
         for dir in adapters {
             let adapter = load(dir, &device)?;
             adapter.check_fits(&spec)?;
@@ -36,7 +35,7 @@ impl Base {
         let progress = progress_bar(0, "loading model");
         let model = Decoder::load(&spec, &checkpoint, (&device, dtype), false, &progress)?;
         progress.finish_and_clear();
-        Ok(Self { model, dir })
+        Ok(Self { model, found })
     }
 
     /// Attaches the adapter in a folder, or none, in place of the present one.

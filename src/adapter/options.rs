@@ -1,9 +1,17 @@
 //! `[lora]` of the config: the adapter's shape and place.
 
 use crate::names::Targets;
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// In what form else an adapter can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FileFormat {
+    /// For llama.cpp.
+    Gguf,
+}
 
 /// `[lora]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,6 +1,7 @@
-//! Arguments of the commands that look at finished weights, or make others of them: merge, project, inspect.
+//! Arguments of the commands that look at finished weights, or make others of them: merge, export, project, inspect.
 
 use super::model::adapter_folder;
+use crate::adapter::FileFormat;
 use crate::method::inspect::Order;
 use crate::model::Dtype;
 use clap::Args;
@@ -11,12 +12,18 @@ use std::path::PathBuf;
   asft merge --model tests/tiny/aligned --adapter runs/tiny/adapter \\
       --out merged")]
 pub struct MergeArgs {
-    /// Model folder, or hub id with an optional @revision
+    /// Model folder, GGUF file, or hub id with an optional @revision and, for a GGUF file, :FILE
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
+    /// Folder or hub id of the tokenizer, if it is not the model's own; a GGUF file needs one
+    #[arg(long, value_name = "ID|DIR")]
+    pub tokenizer: Option<String>,
     /// PEFT LoRA adapter folder, or the output folder of a run
     #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: PathBuf,
+    /// Widen quantised weights, which then keep the error of their quantisation in several times the space
+    #[arg(long)]
+    pub dequantize: bool,
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -26,6 +33,28 @@ pub struct MergeArgs {
     /// Store weights in this type instead of the model's own
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  asft export --model ./model --adapter runs/tiny/adapter \\
+      --format gguf --out lora.gguf")]
+pub struct ExportArgs {
+    /// The adapter's base: model folder, or hub id with an optional @revision; only its config.json is read
+    #[arg(long, value_name = "ID|DIR")]
+    pub model: String,
+    /// PEFT LoRA adapter folder, or the output folder of a run
+    #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
+    pub adapter: PathBuf,
+    /// What to write: a GGUF file, as llama.cpp loads an adapter (--lora)
+    #[arg(long, value_enum)]
+    pub format: FileFormat,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 #[derive(Args)]

@@ -6,7 +6,7 @@ mod meta;
 mod model;
 mod training;
 
-pub use adapters::{InspectArgs, MergeArgs, ProjectArgs};
+pub use adapters::{ExportArgs, InspectArgs, MergeArgs, ProjectArgs};
 pub use measuring::{EvalArgs, GenerateArgs, LandscapeArgs};
 pub use meta::{CompletionsArgs, DoctorArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
 pub use model::{BaseArgs, ModelArgs};
@@ -28,11 +28,12 @@ pub struct Cli {
 }
 
 /// What other programs call these commands.
-const ELSEWHERE: [(&str, &[&str]); 8] = [
+const ELSEWHERE: [(&str, &[&str]); 9] = [
     ("train", &["finetune", "fine-tune", "tune", "fit", "run", "sft", "lora"]),
     ("eval", &["evaluate", "test", "score", "benchmark", "bench"]),
     ("generate", &["chat", "infer", "inference", "predict", "complete", "answer"]),
-    ("merge", &["fuse", "fold", "export", "merge-and-unload"]),
+    ("merge", &["fuse", "fold", "merge-and-unload"]),
+    ("export", &["convert", "save"]),
     ("init", &["new", "create", "config"]),
     ("data", &["dataset", "preprocess", "tokenize", "show"]),
     ("report", &["plot", "html"]),
@@ -84,6 +85,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
+    /// Write an adapter as llama.cpp loads it
+    Export(ExportArgs),
     /// Train and measure several defences side by side: one table and one figure
     Compare(CompareArgs),
     /// Project an adapter onto the alignment direction where it leaves it (Safe LoRA)

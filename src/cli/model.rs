@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 /// A model and how to compute with it.
 #[derive(Args)]
 pub struct BaseArgs {
-    /// Model folder, or hub id with an optional @revision
+    /// Model folder, GGUF file, or hub id with an optional @revision and, for a GGUF file, :FILE
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
+    /// Folder or hub id of the tokenizer, if it is not the model's own; a GGUF file needs one
+    #[arg(long, value_name = "ID|DIR")]
+    pub tokenizer: Option<String>,
     /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,

@@ -23,7 +23,9 @@ pub fn run(args: DataArgs) -> Result<()> {
     let Inputs { tokenizer, train, validation, .. } = inputs;
     let tokenizer = match tokenizer {
         // Samples that are tokenized already can be shown without one, but not as text.
-        None if base.dir.join("tokenizer.json").is_file() => Some(Tokenizer::load(&base.dir)?),
+        None if base.tokenizer_dir().is_ok_and(|dir| dir.join("tokenizer.json").is_file()) => {
+            Some(base.load_tokenizer()?)
+        }
         tokenizer => tokenizer,
     };
     let count = train.examples.len();

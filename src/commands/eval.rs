@@ -1,13 +1,12 @@
 //! `asft eval`
 
-use super::{load_base, print};
+use super::{find_model, load_base, print};
 use crate::checkpoint::write_atomic;
 use crate::cli::EvalArgs;
 use crate::console::Table;
 use crate::data::{Columns, PROMPT_FIELDS, TemplateVariables, restored};
 use crate::ensure_valid;
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, locate};
-use crate::hub;
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
 use crate::report::{Evaluated, Value};
@@ -24,6 +23,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => evaluations(&args)?,
     };
     let read = Outputs::new(args.overwrite).reads("--model", [&args.base.model]).reads("--adapter", &args.adapter);
+    let read = read.reads("--tokenizer", &args.base.tokenizer);
     let read =
         evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
     read.file("--samples", &args.samples).check()?;
@@ -35,10 +35,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
     // Files are located before weights are fetched, and samples are checked before weights are loaded.
     let located = locate(evaluations)?;
-    let dir = hub::resolve(&args.base.model, false)?.dir;
-    let (spec, device) = (ModelSpec::load(&dir)?, args.base.device.open_for(args.base.dtype.into())?);
-    let prepared = Prepared::new(&located, &dir, &spec, (&device, args.base.dtype.into()))?;
-    let mut base = load_base(&args.base, &adapters)?;
+    let found = find_model(&args.base)?;
+    let (spec, device) = (ModelSpec::load(&found.place)?, args.base.device.open_for(args.base.dtype.into())?);
+    let prepared = Prepared::new(&located, &found, &spec, (&device, args.base.dtype.into()))?;
+    let mut base = load_base(&args.base, &found, &adapters)?;
     let mut rows = vec![];
     if args.baseline || adapters.is_empty() {
         rows.push((args.base.model.clone(), prepared.measure(&base.model, args.batch_size)?));

@@ -1,6 +1,6 @@
 //! `asft generate`
 
-use super::{load_model, standard_output};
+use super::{find_model, load_model, standard_output};
 use crate::checkpoint::save_tensors;
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
@@ -31,12 +31,14 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
     let columns = Columns::parse(&args.column, &PROMPT_FIELDS)?;
     let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
+    let read = read.reads("--tokenizer", &args.model.base.tokenizer);
     let read = read.reads("--adapter", &args.model.adapter).reads("--data", &args.data);
     read.reads("--template", [&args.template]).file("--logits", &args.logits).check()?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
     let data = data.and_then(|data| data.map(ResolvedData::only).transpose()).context("--data")?;
-    let (model, dir) = load_model(&args.model)?;
-    let tokenizer = Tokenizer::load(&dir)?;
+    let found = find_model(&args.model.base)?;
+    let tokenizer = found.load_tokenizer()?;
+    let model = load_model(&args.model, &found)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,

@@ -22,12 +22,16 @@ pub fn run(args: InitArgs) -> Result<()> {
     let to_stdout = out == Path::new("-");
     if !to_stdout {
         let read = Outputs::new(args.overwrite).reads("MODEL", [&args.model]).reads("--unaligned", &args.unaligned);
+        let read = read.reads("--tokenizer", &args.tokenizer);
         let read = read.reads("--direction", &args.direction).reads("--data", &args.data);
         read.file("--out", [&out]).check()?;
     }
     let base = hub::resolve_without_weights(&args.model, false)?;
-    let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.dir)?;
-    let suggestion = suggest::for_model(&args.model, &base.dir, given)?;
+    let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
+    base.tokenizer_dir()?;
+    let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.place)?;
+    let given = suggest::Given { tokenizer: args.tokenizer, ..given };
+    let suggestion = suggest::for_model(&args.model, &base, given)?;
     let text = suggestion.to_toml()?;
     if to_stdout {
         return print(&text);
@@ -48,7 +52,7 @@ fn given(
     aligned: &Path,
 ) -> Result<suggest::Given> {
     if let Some(unaligned) = unaligned.as_deref() {
-        let other = hub::resolve_without_weights(unaligned, false).context("--unaligned")?.dir;
+        let other = hub::resolve_without_weights(unaligned, false).context("--unaligned")?.place;
         let same = other.canonicalize().is_ok_and(|other| aligned.canonicalize().is_ok_and(|dir| dir == other));
         ensure_valid!(!same, "--unaligned is the model itself; expected the model that it was tuned from");
         ModelSpec::load(&other).context("--unaligned")?;
@@ -61,5 +65,5 @@ fn given(
         None => None,
     };
     let direction = direction.map(|path| path.display().to_string());
-    Ok(suggest::Given { unaligned, direction, data, format })
+    Ok(suggest::Given { unaligned, direction, data, format, ..Default::default() })
 }

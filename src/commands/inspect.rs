@@ -54,8 +54,8 @@ fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> 
 }
 
 fn of_model(model: &str, base: &str, directions: &Directions) -> Result<Vec<ModuleShares>> {
-    let base = Checkpoint::open(&hub::resolve(base, false).context("--base")?.dir)?;
-    let model = Checkpoint::open(&hub::resolve(model, false).context("--model")?.dir)?;
+    let base = Checkpoint::open(&hub::resolve(base, false).context("--base")?.place)?;
+    let model = Checkpoint::open(&hub::resolve(model, false).context("--model")?.place)?;
     let shapes = directions.shapes();
     let mut problems = vec![];
     for (name, (d_out, d_in)) in &shapes {

@@ -1,13 +1,12 @@
 //! `asft landscape`
 
-use super::load_model;
+use super::{find_model, load_model};
 use crate::checkpoint::{Checkpoint, publish, replace, stage, write_atomic};
 use crate::cli::LandscapeArgs;
 use crate::console::{log, progress_bar};
 use crate::ensure_valid;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
 use crate::eval::{Evaluation, Located, Metric, Prepared, Suite, locate};
-use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::perturb::{Perturbation, Unit};
 use crate::model::ModelSpec;
@@ -25,6 +24,7 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     check(&args)?;
     let evaluations = evaluations(&args)?;
     let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
+    let read = read.reads("--tokenizer", &args.model.base.tokenizer);
     let read = read.reads("--adapter", &args.model.adapter).reads("--direction", [&args.direction]);
     let read =
         evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
@@ -32,23 +32,23 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let located = locate(evaluations.clone())?;
     let directions = Directions::open(&args.direction)?;
     // Everything that can be wrong is checked before weights are loaded.
-    let dir = hub::resolve(&args.model.base.model, false)?.dir;
-    let checkpoint = Checkpoint::open(&dir)?;
+    let base = find_model(&args.model.base)?;
+    let checkpoint = Checkpoint::open(&base.place)?;
     directions.check_against(&directions.shapes(), Some(&checkpoint))?;
     let perturbation = Perturbation::new(&checkpoint, &directions, args.unit, args.seed);
     ensure_valid!(
         !perturbation.modules().is_empty(),
         "V = 0 in every module of the direction: there is no way along it"
     );
-    let base = &args.model.base;
-    let (spec, device) = (ModelSpec::load(&dir)?, base.device.open_for(base.dtype.into())?);
+    let compute = &args.model.base;
+    let (spec, device) = (ModelSpec::load(&base.place)?, compute.device.open_for(compute.dtype.into())?);
     let gauge = |located: &Located| -> Result<Box<dyn Gauge>> {
         let compute = (&device, args.model.base.dtype.into());
-        let prepared = Prepared::new(std::slice::from_ref(located), &dir, &spec, compute)?;
+        let prepared = Prepared::new(std::slice::from_ref(located), &base, &spec, compute)?;
         Ok(Box::new(EvalGauge { prepared, batch_size: args.batch_size }))
     };
     let gauges: Vec<Box<dyn Gauge>> = located.iter().map(gauge).collect::<Result<_>>()?;
-    let (mut model, _) = load_model(&args.model)?;
+    let mut model = load_model(&args.model, &base)?;
     let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
     let progress = progress_bar(0, "measuring");
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;

@@ -5,6 +5,7 @@ pub mod data;
 pub mod direction;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod init;
 pub mod inspect;
@@ -17,11 +18,12 @@ pub mod train;
 
 use crate::adapter::Base;
 use crate::cli::{BaseArgs, ModelArgs};
+use crate::hub::{self, Resolved};
 use crate::model::Decoder;
 use crate::ranks::Ranks;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::io::{self, StdoutLock, Write, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Standard output; an error (a full disk) says that it was this that could not be written. Unlike `print!` it does not
 /// panic then.
@@ -55,15 +57,20 @@ fn print(text: &str) -> Result<()> {
     Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
 }
 
-/// Loads a model, with its adapter if one is given; returns its folder too, for the tokenizer.
-fn load_model(args: &ModelArgs) -> Result<(Decoder, PathBuf)> {
-    let adapter = args.adapter.as_deref();
-    let mut base = load_base(&args.base, adapter.as_slice())?;
-    base.put(adapter)?;
-    Ok((base.model, base.dir))
+/// Where the model and its tokenizer are, fetched if necessary.
+fn find_model(args: &BaseArgs) -> Result<Resolved> {
+    hub::resolve(&args.model, false)?.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")
 }
 
-/// Loads a model that the adapters fit.
-fn load_base(args: &BaseArgs, adapters: &[&Path]) -> Result<Base> {
-    Base::load(&args.model, args.device, args.dtype.into(), adapters)
+/// Loads the model `found`, with its adapter if one is given.
+fn load_model(args: &ModelArgs, found: &Resolved) -> Result<Decoder> {
+    let adapter = args.adapter.as_deref();
+    let mut base = load_base(&args.base, found, adapter.as_slice())?;
+    base.put(adapter)?;
+    Ok(base.model)
+}
+
+/// Loads the model `found`, which the adapters fit.
+fn load_base(args: &BaseArgs, found: &Resolved, adapters: &[&Path]) -> Result<Base> {
+    Base::load(found.clone(), args.device, args.dtype.into(), adapters)
 }

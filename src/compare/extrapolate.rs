@@ -27,7 +27,7 @@ pub fn extrapolated(settings: &Settings, extrapolate: Extrapolate, dir: &Path) -
         let file = dir.join("models").join(format!("{name}.direction.safetensors"));
         compute_for(settings, Targets::AllLinear, Keep::Rank(rank), &file)?;
         let directions = Directions::open(&file)?;
-        let base = hub::resolve(&settings.model.aligned, true)?.dir;
+        let base = hub::resolve(&settings.model.aligned, true)?.place;
         let checkpoint = Checkpoint::open(&base)?;
         let moved = |name: &str| moved(name, &checkpoint, &directions, extrapolate);
         rewrite(&base, &checkpoint, &out, None, moved, &ProgressBar::hidden())?;

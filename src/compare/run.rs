@@ -12,6 +12,7 @@ use crate::config::Settings;
 use crate::console::{log, progress_bar};
 use crate::ensure_valid;
 use crate::eval::{Located, Outcome, Prepared, Suite, locate};
+use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
@@ -223,7 +224,9 @@ impl<'a> Comparison<'a> {
         if self.base.as_ref().is_none_or(|(loaded, _)| *loaded != wanted) {
             // The previous one is dropped first: two need not fit into memory.
             self.base = None;
-            self.base = Some((wanted.clone(), Base::load(&wanted.aligned, wanted.device, dtype, &[])?));
+            let found = hub::resolve(&wanted.aligned, false).context("model.aligned")?;
+            let found = found.with_tokenizer(wanted.tokenizer.as_deref(), false).context("model.tokenizer")?;
+            self.base = Some((wanted.clone(), Base::load(found, wanted.device, dtype, &[])?));
         }
         let (_, base) = self.base.as_mut().context("no model is loaded")?;
         match change {
@@ -240,7 +243,7 @@ impl<'a> Comparison<'a> {
             let located: Vec<Located> =
                 self.evaluations.iter().cloned().map(|located| located.prefixed(prefix)).collect();
             let compute = (&base.model.device().clone(), dtype);
-            let prepared = Prepared::new(&located, &base.dir, base.model.spec(), compute)?;
+            let prepared = Prepared::new(&located, &base.found, base.model.spec(), compute)?;
             self.prepared.insert(prefix.to_string(), prepared);
         }
         let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;

@@ -112,6 +112,7 @@ train = "train.jsonl"
     #[test]
     fn every_setting_survives_a_round_trip() {
         let everything = [
+            "model.tokenizer=chat",
             "model.device=cpu",
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",

@@ -67,6 +67,7 @@ impl Settings {
         let outputs = evaluations
             .fold(outputs.reads("eval.suite", &eval.suite), |outputs, evaluation| evaluation.declare_inputs(outputs));
         let outputs = outputs.reads("model.aligned", [&model.aligned]).reads("model.unaligned", &model.unaligned);
+        let outputs = outputs.reads("model.tokenizer", &model.tokenizer);
         let outputs = outputs.reads("lora.init_adapter", &lora.init_adapter).reads("asft.direction", &asft.direction);
         let outputs = outputs.reads("data.template", [&data.template]).reads("data.validation", data.validation_file());
         let outputs = outputs.reads("data.mix", data.mix.iter().map(|mix| &mix.file));

@@ -1,9 +1,9 @@
 //! Settings for a model of which little but the folder is known: what `asft init` writes.
 
 use super::{Settings, commented};
+use crate::hub::Resolved;
 use crate::method::Penalize;
 use crate::model::{Dtype, ModelSpec};
-use crate::tokenizer::Tokenizer;
 use crate::{data::Format, ensure_valid};
 use anyhow::Result;
 use serde_json::Value;
@@ -28,6 +28,8 @@ pub struct Suggestion {
 pub struct Given {
     pub unaligned: Option<String>,
     pub direction: Option<String>,
+    /// In place of the model's own.
+    pub tokenizer: Option<String>,
     /// Training samples.
     pub data: Option<String>,
     /// The format of `data`, where it could be looked at.
@@ -40,18 +42,19 @@ const ABOUT_LAMBDA: &str = "To choose it, run with output.log_modules_every = 50
      nothing, far above 1 it drowns out the task), and `asft eval` on harmful prompts and on your task says what each \
      costs and protects. Compare with penalize = \"all\" at the same lambda, the control.";
 
-/// Settings for the model in `dir`, which is named `source`.
+/// Settings for the model `base`, which is named `source`.
 ///
 /// # Errors
 /// A model that asft cannot train.
-pub fn for_model(source: &str, dir: &Path, given: Given) -> Result<Suggestion> {
-    let spec = ModelSpec::load(dir)?;
+pub fn for_model(source: &str, base: &Resolved, given: Given) -> Result<Suggestion> {
+    let spec = ModelSpec::load(&base.place)?;
     let mut settings = Settings::default();
     let mut notes = BTreeMap::new();
     settings.model.aligned = source.to_string();
+    settings.model.tokenizer = given.tokenizer.clone();
     direction(&mut settings, &mut notes, source, &given);
     notes.insert("asft.lambda", ABOUT_LAMBDA.to_string());
-    if let Some(dtype) = stored_dtype(dir) {
+    if let Some(dtype) = stored_dtype(&base.place) {
         settings.model.dtype = dtype;
         notes.insert("model.dtype", "As the checkpoint has it.".to_string());
     }
@@ -70,7 +73,7 @@ pub fn for_model(source: &str, dir: &Path, given: Given) -> Result<Suggestion> {
     });
     settings.data.max_length = MAX_LENGTH.min(spec.context());
     notes.insert("data.max_length", format!("The model's context is {}.", spec.context()));
-    let has_template = Tokenizer::load(dir).is_ok_and(|tokenizer| tokenizer.chat_template().is_some());
+    let has_template = base.load_tokenizer().is_ok_and(|tokenizer| tokenizer.chat_template().is_some());
     if let Some(format) = given.format {
         settings.data.format = format;
         notes.insert("data.format", "As the first record has it.".to_string());

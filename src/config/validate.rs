@@ -36,6 +36,7 @@ fn required(settings: &Settings, found: &mut Mistakes) {
     );
     found.unless(!output.dir.is_empty(), "`output.dir` must name a folder");
     let optional = [
+        ("model.tokenizer", &model.tokenizer),
         ("model.unaligned", &model.unaligned),
         ("asft.direction", &asft.direction),
         ("lora.init_adapter", &settings.lora.init_adapter),

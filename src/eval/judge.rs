@@ -48,7 +48,7 @@ impl Judge {
         let prompt = evaluation.judge_prompt.as_deref().unwrap_or(JUDGE_PROMPT).to_string();
         let complete = ["{question}", "{answer}"].iter().all(|part| prompt.contains(part));
         ensure_valid!(complete, "judge_prompt should hold {{question}} and {{answer}}, got {prompt:?}");
-        let dir = hub::resolve(id, false)?.dir;
+        let dir = hub::resolve(id, false)?.place;
         let mut spec = ModelSpec::load(&dir)?;
         // There is no language-model head to load.
         spec.tie_word_embeddings = true;

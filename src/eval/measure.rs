@@ -14,7 +14,7 @@ use crate::console::progress_bar;
 use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
 use crate::ensure_valid;
 use crate::error::joined;
-use crate::hub::{self, ResolvedData, Split};
+use crate::hub::{self, Resolved, ResolvedData, Split};
 use crate::model::{Decoder, GenerateOptions, ModelSpec};
 use crate::report::{Rate, Value};
 use crate::stop;
@@ -96,16 +96,21 @@ struct Questions {
 }
 
 impl Prepared {
-    /// Reads the evaluations' samples, and checks their judges, which will compute on `device` in `dtype`. `dir`: the
-    /// model's folder, for its tokenizer.
+    /// Reads the evaluations' samples, and checks their judges, which will compute on `device` in `dtype`. `model`:
+    /// where the model is, for its tokenizer.
     ///
     /// # Errors
     /// Samples that cannot be read or have no reference where one is needed, with their place; prompts that do not fit
     /// the model's context; a judge that is not one. Each with the evaluation's name, all in one message.
-    pub fn new(located: &[Located], dir: &Path, spec: &ModelSpec, (device, dtype): (&Device, DType)) -> Result<Self> {
+    pub fn new(
+        located: &[Located],
+        model: &Resolved,
+        spec: &ModelSpec,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self> {
         let needs_none = |e: &Evaluation| e.metric() == Metric::Loss && e.format == Format::Tokenized;
         let none_needed = located.iter().all(|located| needs_none(&located.evaluation));
-        let tokenizer = if none_needed { None } else { Some(Tokenizer::load(dir)?) };
+        let tokenizer = if none_needed { None } else { Some(model.load_tokenizer()?) };
         let work = |Located { evaluation, path }: &Located| {
             let work = Work::new(evaluation, path, tokenizer.as_ref(), spec, (device, dtype))
                 .with_context(|| format!("evaluation \"{}\"", evaluation.title()))?;

@@ -3,6 +3,7 @@
 //! [`Checkpoint`]: crate::checkpoint::Checkpoint
 
 use super::repo::Listing;
+use crate::checkpoint::is_gguf_name;
 use crate::error::listing;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
@@ -35,6 +36,12 @@ pub(super) fn companions(files: &Listing) -> Vec<&str> {
 /// Refuses a repository without a config or without safetensors weights, before anything is fetched.
 pub(super) fn check(files: &Listing) -> Result<()> {
     let names: Vec<&String> = files.files.keys().collect();
+    if let Some(file) = names.iter().find(|name| is_gguf_name(name)) {
+        ensure_valid!(
+            files.files.contains_key(CONFIG),
+            "it has GGUF files; name one of them after the repository, such as ORG/NAME:{file}"
+        );
+    }
     ensure_valid!(
         files.files.contains_key(CONFIG),
         "it has no {CONFIG}, so it is not a model that can be used here; its files: {}",
@@ -46,6 +53,18 @@ pub(super) fn check(files: &Listing) -> Result<()> {
         listing(&names, 20)
     );
     Ok(())
+}
+
+/// The GGUF file of that name in a repository.
+///
+/// # Errors
+/// It is not there.
+pub(super) fn gguf<'a>(files: &'a Listing, file: &str) -> Result<&'a str> {
+    let found = files.files.get_key_value(file).map(|(name, _)| name.as_str());
+    found.ok_or_else(|| {
+        let others: Vec<&String> = files.files.keys().filter(|name| is_gguf_name(name)).collect();
+        invalid!("it has no file {file}; its GGUF files: {}", listing(&others, 30))
+    })
 }
 
 /// The weights: the shards that the index in `snapshot` names, or the single file.

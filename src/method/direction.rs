@@ -87,7 +87,7 @@ struct Told {
 /// # Errors
 /// Those of [`compute`], except for weights that are not finite.
 pub fn check(request: &DirectionRequest) -> Result<()> {
-    let (aligned, unaligned) = (Checkpoint::open(&request.aligned.dir)?, Checkpoint::open(&request.unaligned.dir)?);
+    let (aligned, unaligned) = (Checkpoint::open(&request.aligned.place)?, Checkpoint::open(&request.unaligned.place)?);
     let (shapes, _) = comparable(request, &aligned, &unaligned)?;
     for (module, _) in &shapes {
         let name = format!("{module}.weight");
@@ -100,7 +100,7 @@ pub fn check(request: &DirectionRequest) -> Result<()> {
 
 /// The error for a pair without any difference in `count` modules, unless the request goes on with that.
 fn refuse_equal(request: &DirectionRequest, count: usize) -> Result<()> {
-    let name = |model: &Resolved| model.id.clone().unwrap_or_else(|| model.dir.display().to_string());
+    let name = |model: &Resolved| model.id.clone().unwrap_or_else(|| model.place.display().to_string());
     ensure_valid!(
         request.allow_equal,
         "the unaligned model ({}) is equal to the aligned model ({}) in all {count} targeted modules: V = 0, which is no \
@@ -120,8 +120,8 @@ fn refuse_equal(request: &DirectionRequest, count: usize) -> Result<()> {
 /// `allow_missing`); a pair that is equal in all modules (unless `allow_equal`); a weight that is not finite. Nothing is written in any of these cases.
 pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Summary> {
     let started = Instant::now();
-    let aligned = Checkpoint::open(&request.aligned.dir)?;
-    let unaligned = Checkpoint::open(&request.unaligned.dir)?;
+    let aligned = Checkpoint::open(&request.aligned.place)?;
+    let unaligned = Checkpoint::open(&request.unaligned.place)?;
     let (shapes, skipped) = comparable(request, &aligned, &unaligned)?;
     let largest = shapes.iter().map(|(_, (d_out, d_in))| 4 * d_out * d_in).max().unwrap_or(0);
     let limit = 4 * largest + ALLOWANCE_BYTES;
@@ -147,7 +147,7 @@ pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Sum
     }
     reports.sort_by_key(|report: &ModuleReport| order(&tasks, &report.module));
     let identity = |source: &Resolved, hashes: &BTreeMap<String, String>| Identity {
-        id: source.id.clone().unwrap_or_else(|| source.dir.display().to_string()),
+        id: source.id.clone().unwrap_or_else(|| source.place.display().to_string()),
         revision: source.revision.clone(),
         hash: combined_hash(hashes),
     };

@@ -85,8 +85,11 @@ impl DeviceKind {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelOptions {
-    /// The safety-aligned model, which is the one fine-tuned: a folder, or a hub id with an optional `@revision`.
+    /// The safety-aligned model, which is the one fine-tuned: a folder, a GGUF file, or a hub id with an optional
+    /// `@revision`, and `:FILE.gguf` after it for a GGUF file.
     pub aligned: String,
+    /// A folder or hub id with the model's tokenizer, if it is not its own; a GGUF file needs one.
+    pub tokenizer: Option<String>,
     /// Its base model, before alignment. The difference of the two is the direction that the penalty anchors to.
     /// Not read when `asft.direction` names a file that holds this difference already.
     pub unaligned: Option<String>,

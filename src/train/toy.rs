@@ -77,8 +77,8 @@ fn trainer(dir: &Path, device: &Device, dtype: DType) -> Result<Trainer> {
     let progress = ProgressBar::hidden();
     let resolve = |part: &str| hub::resolve(&dir.join(part).display().to_string(), true);
     let (base, unaligned) = (resolve("model")?, resolve("unaligned")?);
-    let spec = ModelSpec::load(&base.dir)?;
-    let mut model = Decoder::load(&spec, &Checkpoint::open(&base.dir)?, (device, dtype), false, &progress)?;
+    let spec = ModelSpec::load(&base.place)?;
+    let mut model = Decoder::load(&spec, &Checkpoint::open(&base.place)?, (device, dtype), false, &progress)?;
     let adapter = adapter::load(&dir.join("adapter"), device)?;
     let (loras, parameters) = adapter.trainable()?;
     model.attach(loras, parameters)?;

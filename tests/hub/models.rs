@@ -85,6 +85,30 @@ fn only_what_is_needed_is_fetched() {
 }
 
 #[test]
+fn a_gguf_file_is_fetched_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with("models", "org/gguf", Repository::of(&files::fixture("gguf")));
+    let evaluated = |model: &str| {
+        let mut command = eval(&hub, home.path(), model);
+        command.args(["--tokenizer", "tests/tiny/aligned"]);
+        command
+    };
+    assert_eq!(loss(evaluated("org/gguf@main:tiny.gguf")), local_loss());
+    let mut asked = file_requests(&hub.log());
+    asked.retain(|request| request.starts_with("GET"));
+    assert_eq!(asked, ["GET tiny.gguf"]);
+    let offline = |model: &str| {
+        let mut command = evaluated(model);
+        command.env("HF_HUB_OFFLINE", "1");
+        command
+    };
+    assert_eq!(loss(offline("org/gguf:tiny.gguf")), local_loss());
+    fails(offline("org/gguf:qwen2.gguf"), 2, &["qwen2.gguf is not in the local cache"]);
+    fails(evaluated("org/gguf:tony.gguf"), 2, &["no file tony.gguf", "qwen3.gguf, tiny.gguf"]);
+    fails(evaluated("org/gguf"), 2, &["it has GGUF files", "ORG/NAME:"]);
+}
+
+#[test]
 fn shards_are_those_that_the_index_names() {
     let home = tempfile::tempdir().unwrap();
     let mut repository = tiny("aligned");

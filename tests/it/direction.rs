@@ -59,7 +59,7 @@ fn save_sharded(tensors: &Tensors) -> TempDir {
 }
 
 fn request(aligned: &Path, unaligned: &Path, out: PathBuf) -> DirectionRequest {
-    let folder = |dir: &Path| Resolved { dir: dir.to_path_buf(), id: None, revision: None };
+    let folder = |dir: &Path| Resolved { place: dir.to_path_buf(), tokenizer: None, id: None, revision: None };
     DirectionRequest {
         aligned: folder(aligned),
         unaligned: folder(unaligned),

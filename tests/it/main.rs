@@ -20,6 +20,7 @@ mod export;
 mod factorize;
 mod families;
 mod following;
+mod gguf;
 mod init;
 mod lambda;
 mod looking_ahead;

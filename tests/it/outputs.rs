@@ -27,13 +27,14 @@ const DIRECTION: &str = "--aligned IN/aligned --unaligned IN/unaligned --out";
 const EVAL: &str = "--model IN/aligned --data IN/data.jsonl --metric refusal --max-new-tokens 2 --limit 2 --samples";
 const GENERATE: &str = "--model IN/aligned --prompt hi --max-new-tokens 1 --logits";
 const MERGE: &str = "--model IN/aligned --adapter IN/adapter --out";
+const EXPORT: &str = "--model IN/aligned --adapter IN/adapter --format gguf --out";
 const PROJECT: &str = "--adapter IN/adapter --direction IN/d.safetensors --out";
 const INSPECT: &str = "--adapter IN/adapter --direction IN/d.safetensors --svg";
 const LANDSCAPE: &str = "--model IN/aligned --direction IN/d.safetensors --data IN/data.jsonl --limit 1 --points 3 --grid 0 \
                          --repeats 1 --out";
 
 /// Every argument that names a path, by command.
-const PATHS: [(&str, &[(&str, Use)]); 13] = [
+const PATHS: [(&str, &[(&str, Use)]); 14] = [
     ("direction", &[("aligned", Reads), ("unaligned", Reads), ("out", Writes(DIRECTION))]),
     ("data", &[("config", Reads)]),
     ("train", &[("config", WritesNamed)]),
@@ -41,6 +42,7 @@ const PATHS: [(&str, &[(&str, Use)]); 13] = [
         "eval",
         &[
             ("model", Reads),
+            ("tokenizer", Reads),
             ("adapter", Reads),
             ("suite", Reads),
             ("data", Reads),
@@ -52,9 +54,17 @@ const PATHS: [(&str, &[(&str, Use)]); 13] = [
     ),
     (
         "generate",
-        &[("model", Reads), ("adapter", Reads), ("data", Reads), ("template", Reads), ("logits", Writes(GENERATE))],
+        &[
+            ("model", Reads),
+            ("tokenizer", Reads),
+            ("adapter", Reads),
+            ("data", Reads),
+            ("template", Reads),
+            ("logits", Writes(GENERATE)),
+        ],
     ),
-    ("merge", &[("model", Reads), ("adapter", Reads), ("out", Writes(MERGE))]),
+    ("merge", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(MERGE))]),
+    ("export", &[("model", Reads), ("adapter", Reads), ("out", Writes(EXPORT))]),
     ("compare", &[("config", WritesNamed)]),
     ("project", &[("adapter", Reads), ("direction", Reads), ("out", Writes(PROJECT))]),
     (
@@ -65,6 +75,7 @@ const PATHS: [(&str, &[(&str, Use)]); 13] = [
         "landscape",
         &[
             ("model", Reads),
+            ("tokenizer", Reads),
             ("adapter", Reads),
             ("direction", Reads),
             ("suite", Reads),
@@ -77,6 +88,7 @@ const PATHS: [(&str, &[(&str, Use)]); 13] = [
         "init",
         &[
             ("model", Reads),
+            ("tokenizer", Reads),
             ("unaligned", Reads),
             ("direction", Reads),
             ("data", Reads),

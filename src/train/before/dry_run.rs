@@ -1,7 +1,7 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and estimates what the run will take.
 
 use super::estimate::{Estimate, Memory, Work};
-use super::inputs::{Sources, check_ranks, evaluations, model_folder, target_shapes};
+use super::inputs::{Sources, check_ranks, evaluations, model_place, target_shapes};
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::adapter::module_shape;
@@ -114,7 +114,7 @@ fn check_suite(settings: &Settings, mut found: Vec<Located>, base: &Resolved, sp
     found.retain(|located| located.judge().is_none_or(hub::is_local));
     // No judge is loaded: where it would compute does not matter.
     let place = (&Device::Cpu, settings.model.dtype.into());
-    Suite::new(&found, &base.dir, spec, place).map(|_| ())
+    Suite::new(&found, base, spec, place).map(|_| ())
 }
 
 /// The modules with an adapter or a penalty, checked as far as config.json allows.
@@ -135,8 +135,8 @@ fn check_direction(settings: &Settings, spec: &ModelSpec, targets: &[String], pr
     if let Some(path) = &settings.asft.direction {
         problems.note(Directions::open(Path::new(path)).and_then(|file| file.check_against(&shapes, None)));
     } else if let Some(id) = &settings.model.unaligned
-        && let Some(found) = model_folder(id, "model.unaligned", hub::resolve_without_weights, problems)
-        && let Some(other) = problems.note(ModelSpec::load(&found.dir).context("model.unaligned"))
+        && let Some(found) = model_place(id, "model.unaligned", hub::resolve_without_weights, problems)
+        && let Some(other) = problems.note(ModelSpec::load(&found.place).context("model.unaligned"))
     {
         problems.note(check_partner(id, &shapes, &other));
     }

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a model's folder is found: [`hub::resolve`], or [`hub::resolve_without_weights`] if weights are not read.
+/// How a model is found: [`hub::resolve`], or [`hub::resolve_without_weights`] if weights are not read.
 pub type FindModel = fn(&str, bool) -> Result<Resolved>;
 
 /// Every file that a run's inputs are read from, on this machine. What was not found is among the problems.
@@ -50,13 +50,16 @@ impl Sources {
             Some((own, problems.note(file)?))
         };
         let own = defence::of(defence).needs().samples.and_then(find);
-        let base = model_folder(&model.aligned, "model.aligned", find_model, problems);
+        let base = model_place(&model.aligned, "model.aligned", find_model, problems).and_then(|base| {
+            let base = base.with_tokenizer(model.tokenizer.as_deref(), false).context("model.tokenizer");
+            problems.note(base)
+        });
         Self { base, data, own }
     }
 
     /// The base model's spec, from config.json.
     pub fn spec(&self, problems: &mut Problems) -> Option<ModelSpec> {
-        problems.note(ModelSpec::load(&self.base.as_ref()?.dir))
+        problems.note(ModelSpec::load(&self.base.as_ref()?.place))
     }
 
     /// Reads the tokenizer and all samples.
@@ -65,7 +68,7 @@ impl Sources {
         let (options, vocab_size) = (&settings.data, spec.vocab_size);
         let tokenizer = match options.format {
             Format::Tokenized => None,
-            _ => Some(problems.note(tokenizer(&base.dir, vocab_size))?),
+            _ => Some(problems.note(tokenizer(base, vocab_size))?),
         };
         let progress = || progress_bar(0, "tokenising");
         let sets = data::load_sets(files, options, settings.train.seed, tokenizer.as_ref(), vocab_size, &progress);
@@ -106,8 +109,8 @@ pub fn evaluations(settings: &Settings, problems: &mut Problems) -> Vec<Located>
     found
 }
 
-/// A model's folder; `key`: the setting that names it.
-pub fn model_folder(
+/// Where a model is; `key`: the setting that names it.
+pub fn model_place(
     source: &str,
     key: &'static str,
     find_model: FindModel,
@@ -136,8 +139,8 @@ pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Re
 
 /// The base model's tokenizer. The ids of the samples are checked with the samples; the end-of-text id, which may occur
 /// in none, is checked here.
-fn tokenizer(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::load(dir)?;
+fn tokenizer(base: &Resolved, vocab_size: usize) -> Result<Tokenizer> {
+    let tokenizer = base.load_tokenizer()?;
     if let Some(id) = tokenizer.eos_id() {
         ensure_valid!(
             (id as usize) < vocab_size,

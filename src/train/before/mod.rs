@@ -10,6 +10,7 @@ pub mod dry_run;
 pub mod estimate;
 pub mod inputs;
 pub mod memory;
+mod model_files;
 pub mod preflight;
 pub mod prepare;
 pub mod problems;

@@ -4,12 +4,13 @@
 //! direction.
 
 use super::disk::check_disk;
-use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_folder, target_shapes};
+use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_place, target_shapes};
 use super::memory::{MemoryPlan, Room};
+use super::model_files::{files_hash, source};
 use super::problems::{Problems, START};
 use super::resume::Start;
 use crate::adapter::{self, Adapter, BaseIdentity, ModuleSize};
-use crate::checkpoint::{Checkpoint, check_writable};
+use crate::checkpoint::{Checkpoint, check_writable, is_gguf};
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
@@ -33,16 +34,6 @@ use candle_core::Device;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Files besides the weights that determine what a model computes and how text is tokenized.
-const MODEL_FILES: [&str; 6] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
 
 /// A run whose inputs exist and fit together.
 pub struct Ready {
@@ -147,7 +138,7 @@ impl Preflight<'_> {
         let sources = Sources::find(self.settings, hub::resolve, &mut self.problems);
         let computed = self.settings.uses_direction() && asft.direction.is_none() && !kept_direction;
         let unaligned = model.unaligned.as_ref().filter(|_| computed);
-        let find = |id: &String| model_folder(id, "model.unaligned", hub::resolve, &mut self.problems);
+        let find = |id: &String| model_place(id, "model.unaligned", hub::resolve, &mut self.problems);
         let unaligned = unaligned.and_then(find);
         (sources, unaligned, evaluations(self.settings, &mut self.problems))
     }
@@ -160,7 +151,13 @@ impl Preflight<'_> {
     }
 
     fn open_model(&self, base: &Resolved, spec: ModelSpec) -> Result<Model> {
-        let checkpoint = Checkpoint::open(&base.dir)?;
+        ensure_valid!(
+            self.settings.train.method == Tuning::Lora || !is_gguf(&base.place),
+            "train.method = \"full\" writes the model's folder with other weights, and {} is a GGUF file; name the folder or \
+             hub id as model.aligned",
+            base.place.display()
+        );
+        let checkpoint = Checkpoint::open(&base.place)?;
         let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open_for(self.settings.model.dtype.into())?;
         if self.settings.model.device == DeviceKind::Auto {
@@ -250,7 +247,7 @@ impl Preflight<'_> {
     fn suite(&mut self, evaluations: &[Located], base: &Resolved, model: &Model) -> Option<Suite> {
         let file = self.settings.eval.suite.as_ref().filter(|_| !evaluations.is_empty())?;
         let place = (&model.device, self.settings.model.dtype.into());
-        let prepared = Suite::new(evaluations, &base.dir, &model.spec, place).context("eval.suite");
+        let prepared = Suite::new(evaluations, base, &model.spec, place).context("eval.suite");
         let prepared = self.problems.note(prepared)?;
         self.record.input("suite", file, self.problems.note(hash_file(Path::new(file)))?);
         for (i, (source, path)) in evaluations.iter().map(Located::samples).enumerate() {
@@ -355,27 +352,6 @@ fn say_counts(name: &str, source: &str, set: &Dataset) {
     let counts = set.counts;
     let fields = json!({"source": source, "samples": set.examples.len(), "tokens": counts.tokens});
     log::info(&format!("{name}: {source}: {counts}"), fields);
-}
-
-/// A hash of everything but the weights that determines what the model computes.
-fn files_hash(base: &Resolved) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    for name in MODEL_FILES {
-        let path = base.dir.join(name);
-        if path.is_file() {
-            hasher.update(format!("{name} {}\n", hash_file(&path)?).as_bytes());
-        }
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// A folder, or a hub id with its revision.
-fn source(model: &Resolved) -> String {
-    match (&model.id, &model.revision) {
-        (Some(id), Some(revision)) => format!("{id}@{revision}"),
-        (Some(id), None) => id.clone(),
-        (None, _) => model.dir.display().to_string(),
-    }
 }
 
 /// Checks, before anything is allocated, that the targets have the sizes that config.json says.

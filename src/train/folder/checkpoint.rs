@@ -250,7 +250,7 @@ fn write_parameters(settings: &Settings, trained: &Trained, dir: &Path) -> Resul
     let Some(adapter) = &trained.adapter else {
         let tensor = |name: &str| Ok(trained.tensor(name));
         let hidden = ProgressBar::hidden();
-        return rewrite_into(&trained.base.dir, &trained.checkpoint, dir, Some(DType::F32), tensor, &hidden);
+        return rewrite_into(&trained.base.place, &trained.checkpoint, dir, Some(DType::F32), tensor, &hidden);
     };
     let adapter = adapter.with_values(trained.parameters())?;
     let rows = [("state", "a checkpoint of a run that goes on".to_string())];

@@ -59,7 +59,7 @@ fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> R
 fn model(trained: &Trained, dir: &Path) -> Result<()> {
     let progress = progress_bar(0, "saving model");
     let tensor = |name: &str| Ok(trained.tensor(name));
-    rewrite(&trained.base.dir, &trained.checkpoint, dir, Some(DType::F32), tensor, &progress)?;
+    rewrite(&trained.base.place, &trained.checkpoint, dir, Some(DType::F32), tensor, &progress)?;
     progress.finish_and_clear();
     Ok(())
 }

@@ -53,7 +53,7 @@ fn adapters_and_directions_that_do_not_fit_are_refused() {
 
 /// A direction of a model against itself, which `asft direction` refuses to make and a run that only measures makes.
 fn flat_direction(model: &Path, out: PathBuf, targets: &str) -> PathBuf {
-    let model = Resolved { dir: model.to_path_buf(), id: None, revision: None };
+    let model = Resolved { place: model.to_path_buf(), tokenizer: None, id: None, revision: None };
     let request = DirectionRequest {
         aligned: model.clone(),
         unaligned: model,
