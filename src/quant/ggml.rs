@@ -8,9 +8,6 @@
 mod factor;
 mod k_blocks;
 mod small_blocks;
-mod values;
-
-pub use values::GgmlValues;
 
 use crate::ensure_valid;
 use crate::vectors::vectorised;
@@ -20,6 +17,9 @@ use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+/// Values in the longest block.
+pub const LONGEST: usize = 256;
 
 /// Values that a thread turns into blocks at a time: a multiple of every block.
 const CHUNK: usize = 1 << 16;
@@ -106,7 +106,7 @@ impl GgmlType {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => LONGEST,
         }
     }
 

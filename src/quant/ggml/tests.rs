@@ -31,32 +31,6 @@ fn every_type_is_widened_to_the_bits_of_the_reference() {
 }
 
 #[test]
-fn any_range_of_values_is_widened_and_multiplied() {
-    let goldens = goldens();
-    for kind in [GgmlType::Q4_1, GgmlType::Q6K, GgmlType::Bf16] {
-        let blocks = goldens.read_bytes(&format!("{}.blocks", kind.name())).unwrap();
-        let all = goldens.read_f32(&format!("{}.values", kind.name())).unwrap();
-        let values = GgmlValues::new(kind, blocks).unwrap();
-        assert_eq!(values.len(), all.len());
-        for (start, count) in
-            [(0, all.len()), (0, 1), (5, 3), (31, 1), (31, 2), (7, 25), (32, 32), (1, all.len() - 2), (9, 0)]
-        {
-            let (mut out, range) = (vec![f32::NAN; count], start..start + count);
-            values.widen(start, &mut out);
-            assert_eq!(bits(&out), bits(&all[range.clone()]), "{kind:?} {start} {count}");
-            let x: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
-            let terms = || all[range.clone()].iter().zip(&x).map(|(value, x)| f64::from(*value) * f64::from(*x));
-            let (expected, scale) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-            let got = f64::from(values.dot(start, &x));
-            assert!((got - expected).abs() <= 1e-5 * scale, "{kind:?} {start} {count}: {got} {expected}");
-        }
-    }
-    let error = GgmlValues::new(GgmlType::Q8_0, vec![0; 35]).unwrap_err().to_string();
-    assert!(error.contains("35 bytes are not whole blocks"), "{error}");
-    assert!(GgmlValues::new(GgmlType::Q8_0, vec![0xff; 34]).is_err());
-}
-
-#[test]
 fn codes_and_sizes_are_those_of_the_format() {
     for kind in GgmlType::ALL {
         assert_eq!(GgmlType::from_code(kind.code()), Some(kind));
