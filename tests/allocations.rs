@@ -191,9 +191,9 @@ fn a_step_of_seven_billion_parameters_moves_few_bytes() {
         trainer.step(0, &batch, 1e-4).unwrap();
         let before = Traffic::so_far();
         trainer.step(1, &batch, 1e-4).unwrap();
-        Traffic::so_far().since(before)
+        (Traffic::so_far().since(before), predicted(dir.path()))
     };
-    let (one, two) = (step(1), step(2));
+    let ((one, predicted_one), (two, predicted_two)) = (step(1), step(2));
     let gigabytes = |bytes: u64| (bytes * 64) as f64 / 1e9;
     let (launches, layer) = (two.launches - one.launches, gigabytes(two.bytes() - one.bytes()));
     let rest = gigabytes(one.bytes()) - layer;
@@ -201,4 +201,37 @@ fn a_step_of_seven_billion_parameters_moves_few_bytes() {
     println!("{launches} launches and {layer:.2} GB a layer, {rest:.1} GB besides, {whole:.0} GB a step");
     assert!(launches <= 150, "{launches} launches a layer");
     assert!(whole <= 300.0, "{whole} GB a step");
+    // What a dry run predicts of a layer: the same, without the sums of the penalty's gradients and the task's, which it has for
+    // all layers together.
+    let [launches_predicted, bytes_predicted] = [0, 1].map(|i| predicted_two[i] - predicted_one[i]);
+    assert_eq!(launches as f64, launches_predicted + PENALTY_SUMS);
+    let ratio = bytes_predicted / (two.bytes() - one.bytes()) as f64;
+    assert!((ratio - 1.0).abs() < 0.01, "the predicted bytes of a layer are {ratio} times those counted");
+}
+
+/// Launches for the sums of a layer's gradients: of A and B, for q and v.
+#[cfg(feature = "shim")]
+const PENALTY_SUMS: f64 = 4.0;
+
+/// Launches and bytes of the step above by a dry run, but for the penalty.
+#[cfg(feature = "shim")]
+fn predicted(model: &Path) -> [f64; 2] {
+    use asft::config::Settings;
+    use asft::train::{Card, dry_run};
+    let (scratch, ids) = (tempfile::tempdir().unwrap(), (0..64).collect::<Vec<u32>>());
+    let dir = scratch.path();
+    let sample = serde_json::json!({"input_ids": ids, "labels": ids}).to_string() + "\n";
+    std::fs::write(dir.join("data.jsonl"), sample.repeat(8)).unwrap();
+    let config = format!(
+        "[model]\naligned = {model:?}\ndtype = 'bf16'\ndevice = 'cuda'\n[lora]\nrank = 1\nalpha = 2\ndropout = 0.05\n[asft]\n\
+         penalize = 'all'\n[data]\ntrain = {:?}\nformat = 'tokenized'\n[train]\nbatch_size = 8\n[output]\ndir = {:?}\n",
+        dir.join("data.jsonl"),
+        dir.join("run")
+    );
+    std::fs::write(dir.join("run.toml"), config).unwrap();
+    let settings = Settings::load(&dir.join("run.toml"), &[]).unwrap();
+    let forecast = serde_json::to_value(dry_run(&settings, Some(Card::named("h100").unwrap())).unwrap()).unwrap();
+    let parts = forecast["prediction"]["parts"].as_object().unwrap().iter().filter(|(part, _)| *part != "penalty");
+    let parts: Vec<_> = parts.map(|(_, part)| part.clone()).collect();
+    ["launches", "bytes"].map(|key| parts.iter().map(|part| part[key].as_f64().unwrap()).sum())
 }

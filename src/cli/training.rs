@@ -1,6 +1,8 @@
 //! Arguments of the commands around training: direction, data, train, compare.
 
 use crate::method::DEFAULT_TOLERANCE;
+use crate::model::DeviceKind;
+use crate::train::Card;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -71,6 +73,7 @@ pub struct DataArgs {
 #[command(after_help = "Examples:
   asft train --config configs/tiny.toml
   asft train --config qwen2-7b.toml --dry-run
+  asft train --config qwen2-7b.toml --dry-run --gpu h100
   asft train --config qwen2-7b.toml --set asft.lambda=0.1 \\
       --set output.dir=runs/lambda-0.1
   asft train --config qwen2-7b.toml --resume --set train.epochs=5 \\
@@ -88,6 +91,12 @@ pub struct TrainArgs {
     /// Read settings and data, estimate memory and time, and stop; no weights are loaded
     #[arg(long, conflicts_with = "check")]
     pub dry_run: bool,
+    /// Estimate for this device instead of model.device
+    #[arg(long, value_enum, requires = "dry_run")]
+    pub device: Option<DeviceKind>,
+    /// Predict a step's time on this NVIDIA card, such as h100 or rtx4090, by its data sheet; no GPU is needed
+    #[arg(long, value_name = "CARD", value_parser = Card::named, requires = "dry_run")]
+    pub gpu: Option<&'static Card>,
     /// Print the estimate as JSON
     #[arg(long, requires = "dry_run")]
     pub json: bool,

@@ -30,7 +30,12 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.dry_run {
-        let forecast = train::dry_run(&settings)?;
+        let mut settings = settings;
+        // A card is one of NVIDIA's.
+        if let Some(device) = args.device.or(args.gpu.map(|_| DeviceKind::Cuda)) {
+            settings.model.device = device;
+        }
+        let forecast = train::dry_run(&settings, args.gpu)?;
         let text = if args.json { serde_json::to_string_pretty(&forecast)? } else { forecast.to_string() };
         super::print(&format!("{text}\n"))?;
         return Ok(ExitCode::SUCCESS);

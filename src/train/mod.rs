@@ -33,6 +33,7 @@ mod state;
 mod step;
 mod toy;
 
+pub use before::cards::Card;
 pub use before::dry_run::{Forecast, dry_run};
 pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;

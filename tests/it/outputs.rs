@@ -99,8 +99,8 @@ const PATHS: [(&str, &[(&str, Use)]); 14] = [
 ];
 
 /// Names of values that are no paths.
-const NO_PATHS: [&str; 10] =
-    ["KEY=VALUE", "NAME=VALUE", "KEY", "NAMES", "TEXT", "FIELD=COLUMN", "FIELD", "LIST", "PATTERN", "NAME"];
+const NO_PATHS: [&str; 11] =
+    ["KEY=VALUE", "NAME=VALUE", "KEY", "NAMES", "TEXT", "FIELD=COLUMN", "FIELD", "LIST", "PATTERN", "NAME", "CARD"];
 
 /// Whether the value may be a path: its type is one, or it is a text that is not known to be something else.
 fn may_be_path(argument: &Arg) -> bool {

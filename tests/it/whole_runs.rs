@@ -3,7 +3,7 @@
 use crate::support::command::{asft, evaluation, json, refused, refused_unwritten, stdout, succeeds, train};
 use crate::support::files::{damaged, fixture, read_json};
 use crate::support::runs::{metrics, same_file};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -150,4 +150,32 @@ fn a_run_on_a_gpu_is_planned_without_one() {
     assert!(["weights", "trained", "direction"].iter().all(|name| part(&cpu, name) == part(&gpu, name)));
     // Attention's scores, which the CPU's kernel never holds.
     assert!(part(&gpu, "activations") > part(&cpu, "activations"));
+}
+
+#[test]
+fn a_step_on_a_named_card_is_predicted_without_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dry =
+        |sets: &[&str], flags: &[&str]| train(&scratch.path().join("run"), sets, &[&["--dry-run"], flags].concat());
+    let predicted = |card: &str, sets: &[&str]| json(dry(sets, &["--json", "--gpu", card]));
+    let seconds = |forecast: &Value| forecast["prediction"]["step_seconds"].as_f64().unwrap();
+    let (fast, slow) = (predicted("h100", &[]), predicted("NVIDIA GeForce RTX 4090", &["model.device=cpu"]));
+    assert!(0.0 < seconds(&fast) && seconds(&fast) < seconds(&slow));
+    assert_eq!(fast["step_work"], slow["step_work"]);
+    let prediction = &fast["prediction"];
+    let parts = prediction["parts"].as_object().unwrap();
+    let sum = |key: &str| parts.values().map(|part| part[key].as_f64().unwrap()).sum::<f64>();
+    let beginning = sum("launches") * prediction["assumed"]["seconds_per_launch"].as_f64().unwrap();
+    assert!((seconds(&fast) / (sum("seconds") + beginning) - 1.0).abs() < 1e-9, "{prediction}");
+    assert_eq!((&prediction["card"], &prediction["fits"]), (&json!("h100"), &json!(true)));
+    assert_eq!(fast["available_memory_bytes"], prediction["usable_memory_bytes"]);
+    let names = "linears attention rows adapters head penalty optimizer";
+    assert_eq!(parts.keys().map(String::as_str).collect::<Vec<_>>().join(" "), names);
+    let text = stdout(dry(&[], &["--device", "cuda", "--gpu", "a100"]));
+    for words in
+        ["usable on the card", "predicted for the card a100, not measured", "head and loss", "70 % of the peak"]
+    {
+        assert!(text.contains(words), "no `{words}` in {text}");
+    }
+    refused(dry(&[], &["--device", "cpu", "--gpu", "a100"]), &["--gpu a100", "the device is another"]);
 }

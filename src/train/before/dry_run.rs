@@ -1,7 +1,9 @@
 //! `asft train --dry-run`: reads settings, config.json, tokenizer and data, and estimates what the run will take.
 
+use super::cards::Card;
 use super::estimate::{Estimate, Memory, Work};
 use super::inputs::{Sources, check_ranks, evaluations, model_place, target_shapes};
+use super::prediction::Prediction;
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::adapter::module_shape;
@@ -9,13 +11,13 @@ use crate::config::Settings;
 use crate::data::Counts;
 use crate::eval::{Located, Prepared as Suite};
 use crate::hub::{self, Resolved};
-use crate::invalid;
 use crate::memory::Capacity;
 use crate::method::direction_file::Directions;
-use crate::model::ModelSpec;
+use crate::model::{DeviceKind, ModelSpec};
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::train::folder::output::OutputFolder;
 use crate::train::options::Tuning;
+use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use indicatif::{FormattedDuration, HumanBytes};
@@ -41,12 +43,14 @@ pub struct Forecast {
     pub micro_batch_tokens: usize,
     pub memory_bytes: Memory,
     pub peak_memory_bytes: usize,
-    /// Memory available on the machine, if known.
+    /// Memory available on the machine, if known; on a GPU, what a run can use of a named card's.
     pub available_memory_bytes: Option<usize>,
     /// For a step of mean size.
     pub step_work: Work,
     /// On the CPU only: a GPU's rate is not known before it is used.
     pub time: Option<Time>,
+    /// On a GPU whose card is named.
+    pub prediction: Option<Prediction>,
     #[serde(skip)]
     counts: Counts,
     #[serde(skip)]
@@ -62,12 +66,17 @@ pub struct Time {
     pub copy_bytes_per_second: f64,
 }
 
-/// Forecasts a run without loading weights, and without opening a GPU that is asked for by name.
+/// Forecasts a run without loading weights, and without opening a GPU that is asked for by name; on `card`, if one is named.
 ///
 /// # Errors
+/// A card, and a device that is none.
 /// Whatever [`crate::train::run`] would refuse in settings, config.json, tokenizer, data and the paths of its output. Of
 /// the direction file or the unaligned model, that it is there and has the targets in their shapes.
-pub fn dry_run(settings: &Settings) -> Result<Forecast> {
+pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
+    if let Some(card) = card {
+        let named = settings.model.device == DeviceKind::Cuda;
+        ensure_valid!(named, "--gpu {} is a card for --device cuda; the device is another", card.name);
+    }
     let mut problems = Problems::default();
     let sources = Sources::find(settings, hub::resolve_without_weights, &mut problems);
     let evaluations = evaluations(settings, &mut problems);
@@ -92,6 +101,9 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest());
     let counts = inputs.train.counts;
+    let prediction = card.map(|card| Prediction::new(card, &estimate, &workload, workload.total_steps));
+    let available =
+        if is_cpu { Capacity::read().map(|machine| machine.available) } else { card.map(Card::usable_bytes) };
     Ok(Forecast {
         samples: inputs.train.examples.len(),
         tokens: counts.tokens,
@@ -101,9 +113,10 @@ pub fn dry_run(settings: &Settings) -> Result<Forecast> {
         micro_batch_tokens: largest.tokens,
         memory_bytes: memory,
         peak_memory_bytes: memory.total(),
-        available_memory_bytes: if is_cpu { Capacity::read().map(|machine| machine.available) } else { None },
+        available_memory_bytes: available,
         step_work: work,
         time: is_cpu.then(|| time(&spec, largest.tokens, work, workload.total_steps)),
+        prediction,
         counts,
         trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
@@ -198,11 +211,12 @@ impl fmt::Display for Forecast {
             }
         }
         if let Some(available) = self.available_memory_bytes {
+            let place = if self.prediction.is_some() { "usable on the card" } else { "available" };
             let verdict = if available < self.peak_memory_bytes { "; too little" } else { "" };
-            writeln!(f, "           of {} available{verdict}", size(available))?;
+            writeln!(f, "           of {} {place}{verdict}", size(available))?;
         }
-        match &self.time {
-            Some(time) => write!(
+        match (&self.time, &self.prediction) {
+            (Some(time), _) => write!(
                 f,
                 "time     {:.1?} a step, {} in all, at {:.0} GFLOP/s and {:.1} GB/s measured now",
                 Duration::from_secs_f64(time.step_seconds),
@@ -210,9 +224,10 @@ impl fmt::Display for Forecast {
                 time.gemm_flops_per_second / 1e9,
                 time.copy_bytes_per_second / 1e9
             ),
-            None => write!(
+            (None, Some(prediction)) => write!(f, "{prediction}"),
+            (None, None) => write!(
                 f,
-                "work     {:.2} TFLOP a step; a GPU's time is not estimated",
+                "work     {:.2} TFLOP a step; --gpu predicts the time on a card that it names",
                 (self.step_work.gemm_flops + self.step_work.attention_flops) / 1e12
             ),
         }

@@ -65,12 +65,12 @@ pub struct Work {
 
 /// A run's needs.
 pub struct Estimate<'a> {
-    spec: &'a ModelSpec,
-    settings: &'a Settings,
+    pub(super) spec: &'a ModelSpec,
+    pub(super) settings: &'a Settings,
     /// The targeted linear layers by module path.
-    targets: BTreeMap<String, ModuleSize>,
+    pub(super) targets: BTreeMap<String, ModuleSize>,
     /// The defence's.
-    needs: Needs,
+    pub(super) needs: Needs,
     on_cpu: bool,
 }
 
@@ -160,7 +160,7 @@ impl<'a> Estimate<'a> {
     }
 
     /// Values of all that trains.
-    fn trained_elements(&self) -> usize {
+    pub(super) fn trained_elements(&self) -> usize {
         match self.settings.train.method {
             Tuning::Lora => self.adapter_elements(),
             Tuning::Full => self.model_elements(),
@@ -168,7 +168,7 @@ impl<'a> Estimate<'a> {
     }
 
     /// Bytes of one value in the compute type.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         DType::from(self.settings.model.dtype).size_in_bytes()
     }
 
@@ -187,7 +187,7 @@ impl<'a> Estimate<'a> {
     }
 
     /// The same with their ranks.
-    fn sized_targets(&self) -> impl Iterator<Item = ((usize, usize), usize)> {
+    pub(super) fn sized_targets(&self) -> impl Iterator<Item = ((usize, usize), usize)> {
         let shape = |module: &str| crate::adapter::module_shape(self.spec, module);
         self.targets.iter().filter_map(move |(module, size)| Some((shape(module)?, size.rank)))
     }

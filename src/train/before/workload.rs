@@ -49,6 +49,17 @@ impl Workload {
         Ok(Self { steps, data_tokens, steps_per_epoch, total_steps })
     }
 
+    /// Tokens, label tokens and Σ T² of the mean micro-batch, and how many of them a step has.
+    pub fn mean(&self) -> ([f64; 3], f64) {
+        let (mut sums, mut count) = ([0.0; 3], 0.0);
+        for micro in self.steps.iter().flatten() {
+            let values = [micro.tokens, micro.label_tokens, micro.squares];
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value as f64);
+            count += 1.0;
+        }
+        (sums.map(|sum| sum / f64::max(count, 1.0)), count / self.steps.len().max(1) as f64)
+    }
+
     /// The largest micro-batch: the maxima of tokens, labels and squares, each on its own.
     pub fn largest(&self) -> Micro {
         self.steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
