@@ -60,13 +60,20 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def called(command):
+    """What a command prints; if it fails, an error with the end of what it says about that."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}")
+    return done.stdout
+
+
 # ---- the PyTorch side, in its own process ------------------------------------------------------------------------
 
 def torch_side(job):
     import torch
     import transformers
     from peft import PeftModel
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
@@ -80,11 +87,10 @@ def torch_side(job):
     model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True).train()
     c = {}
     if job["unaligned"]:
-        aligned, other = load_file(Path(job["model"]) / "model.safetensors"), load_file(Path(job["unaligned"]) / "model.safetensors")
+        aligned, other = targeted(job["model"], job["targets"]), targeted(job["unaligned"], job["targets"])
         for name in aligned:
-            if name.split(".")[-2] in job["targets"]:
-                v = aligned[name].float() - other[name].float()
-                c[name.removesuffix(".weight")] = (v @ v.T / v.norm()).to(device)
+            v = aligned[name].to(device).float() - other[name].to(device).float()
+            c[name.removesuffix(".weight")] = v @ v.T / v.norm()
         del aligned, other
     lora = {n.removeprefix("base_model.model.").removesuffix(".default.weight"): p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(lora.values(), lr=job["lr"], weight_decay=0.0)
@@ -109,6 +115,17 @@ def torch_side(job):
     print(json.dumps(dict(times=times, losses=losses, peak=peak_bytes())))
 
 
+def targeted(folder, targets):
+    """The targeted linears' weights by name, from all of a model's files."""
+    from safetensors import safe_open
+    found = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.endswith("_proj.weight") and name.split(".")[-2] in targets]
+            found.update({name: tensors.get_tensor(name) for name in names})
+    return found
+
+
 # ---- the asft side -----------------------------------------------------------------------------------------------
 
 def asft_side(job, asft, folder):
@@ -123,7 +140,7 @@ device = "{job["device"]}"
 dtype = "{job["dtype"]}"
 [lora]
 init_adapter = "{job["adapter"]}"
-dropout = 0.0
+dropout = {job["dropout"]}
 [asft]
 {asft_table}
 [data]
@@ -140,7 +157,7 @@ gradient_checkpointing = {str(job["checkpointing"]).lower()}
 [output]
 dir = "{run}"
 ''')
-    subprocess.run([asft, "train", "--config", folder / "run.toml", "--quiet", "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    called([asft, "train", "--config", folder / "run.toml", "--quiet", "--overwrite"])
     rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
     rows = [row for row in rows if "loss" in row]
     return dict(times=[row["tokens"] / row["tokens_per_second"] for row in rows], losses=[row["loss"] for row in rows],
@@ -149,8 +166,8 @@ dir = "{run}"
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
 
-def make_model(shape, folder, scale=None, dtype="f32", device="cpu"):
-    """A random model; with `scale`, its twin, every block linear moved by noise of that size."""
+def make_model(shape, folder, dtype="f32", device="cpu"):
+    """A random model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     if (folder / "config.json").exists():
@@ -158,15 +175,25 @@ def make_model(shape, folder, scale=None, dtype="f32", device="cpu"):
     torch.manual_seed(1)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape]), dtype=torch_type(dtype))
-    if scale:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if name.endswith("_proj.weight"):
-                    p.add_(scale * torch.randn(len(p), 8) @ torch.randn(8, p.shape[1]))
     model.save_pretrained(folder, max_shard_size="5GB" if shape == "qwen2-7b" else "100GB")
 
 
-def make_adapter(model, targets, folder, dtype="f32"):
+def make_twin(model, folder, scale, dtype="f32"):
+    """The same model with every block linear moved by noise of rank 8 and of that size."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    if (folder / "config.json").exists():
+        return
+    torch.manual_seed(4)
+    twin = AutoModelForCausalLM.from_pretrained(model, dtype=torch_type(dtype))
+    with torch.no_grad():
+        for name, p in twin.named_parameters():
+            if name.endswith("_proj.weight"):
+                p.add_(scale * torch.randn(len(p), 8) @ torch.randn(8, p.shape[1]))
+    twin.save_pretrained(folder, max_shard_size="5GB")
+
+
+def make_adapter(model, targets, folder, dtype="f32", dropout=0.0):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -174,7 +201,8 @@ def make_adapter(model, targets, folder, dtype="f32"):
         return
     torch.manual_seed(2)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch_type(dtype))
-    peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM"))
+    peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, lora_dropout=dropout, target_modules=targets,
+                                           task_type="CAUSAL_LM"))
     peft.save_pretrained(folder, save_embedding_layers=False)
 
 
@@ -182,7 +210,7 @@ def in_a_process(function, *arguments):
     """Runs a function of this file in a fresh process, so that its memory is returned."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compare_peft; from pathlib import Path; "
     code += f"compare_peft.{function}({', '.join(repr(a) if not isinstance(a, Path) else f'Path({str(a)!r})' for a in arguments)})"
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True).stdout
+    return called([sys.executable, "-W", "ignore", "-c", code])
 
 
 def write_data(path, vocab_size, batch, length):
@@ -195,6 +223,14 @@ def write_data(path, vocab_size, batch, length):
             file.write(json.dumps(dict(input_ids=ids, labels=ids)) + "\n")
 
 
+def make_direction(model, twin, targets, file, asft, dtype="f32"):
+    """The twin of a model, and the direction between them."""
+    in_a_process("make_twin", str(model), twin, 1e-3, dtype)
+    if not file.exists():
+        called([asft, "direction", "--aligned", model, "--unaligned", twin, "--out", file, "--target-modules", ",".join(targets)])
+    return twin, file
+
+
 def prepare(case, work, asft):
     name, shape, batch, length, targets, checkpointing, penalty = case
     model, kind = work / shape, "all" if targets is ALL else "qv"
@@ -202,16 +238,12 @@ def prepare(case, work, asft):
     adapter, unaligned, direction = work / f"{shape}-{kind}", None, None
     in_a_process("make_adapter", str(model), targets, adapter)
     if penalty:
-        unaligned, direction = work / f"{shape}-unaligned", work / f"{shape}-{kind}.safetensors"
-        in_a_process("make_model", shape, unaligned, 1e-3)
-        if not direction.exists():
-            subprocess.run([asft, "direction", "--aligned", model, "--unaligned", unaligned, "--out", direction,
-                            "--target-modules", ",".join(targets)], check=True, stdout=subprocess.DEVNULL)
+        unaligned, direction = make_direction(model, work / f"{shape}-unaligned", targets, work / f"{shape}-{kind}.safetensors", asft)
     data = work / f"{shape}-{batch}x{length}.jsonl"
     write_data(data, SHAPES[shape]["vocab_size"], batch, length)
     return dict(model=str(model), adapter=str(adapter), unaligned=unaligned and str(unaligned), direction=direction and str(direction),
                 data=str(data), batch=batch, length=length, targets=targets, checkpointing=checkpointing, lr=1e-4,
-                device="cpu", dtype="f32")
+                dropout=0.0, device="cpu", dtype="f32")
 
 
 def largest_difference(one, other):
