@@ -7,6 +7,7 @@
 //! for Llama's classes).
 //! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
+mod gguf;
 mod stand_ins;
 
 pub use stand_ins::{ControlToken, StandIns};

@@ -26,7 +26,7 @@ pub fn save_gguf(adapter: &Adapter, spec: &ModelSpec, path: &Path) -> Result<()>
     let alpha = alpha as f32;
     let (mut tensors, mut values) = (vec![], BTreeMap::new());
     for (module, matrices) in &adapter.modules {
-        let linear = split_block(module).and_then(|(block, part)| family.linear_name(block, part));
+        let linear = split_block(module).and_then(|(block, part)| family.module_name(block, part));
         let linear = linear.ok_or_else(|| invalid!("{module} has no name in GGUF files"))?;
         let heads = if family.permutes { heads(spec, module) } else { None };
         for (ending, (shape, matrix)) in [("a", first(matrices)?), ("b", second(adapter, matrices, alpha, heads)?)] {
@@ -50,7 +50,7 @@ pub fn save_gguf(adapter: &Adapter, spec: &ModelSpec, path: &Path) -> Result<()>
 }
 
 /// How many heads the rows of a module are, if their order is another in GGUF files.
-fn heads(spec: &ModelSpec, module: &str) -> Option<usize> {
+pub(super) fn heads(spec: &ModelSpec, module: &str) -> Option<usize> {
     match split_block(module)?.1 {
         "self_attn.q_proj" => Some(spec.num_attention_heads),
         "self_attn.k_proj" => Some(spec.num_key_value_heads),
@@ -81,11 +81,18 @@ fn second(adapter: &Adapter, module: &AdapterModule, alpha: f32, heads: Option<u
     if (rest - 1.0).abs() > f64::from(f32::EPSILON) {
         b.iter_mut().for_each(|value| *value = (f64::from(*value) * rest) as f32);
     }
-    let Some(heads) = heads else { return Ok((shape, b)) };
-    let mut stored = vec![0f32; b.len()];
-    for row in 0..rows {
-        let to = stored_row(row, rows, heads)? * rank;
-        stored[to..to + rank].copy_from_slice(&b[row * rank..][..rank]);
+    match heads {
+        Some(heads) => Ok((shape, stored_rows(&b, rows, heads)?)),
+        None => Ok((shape, b)),
     }
-    Ok((shape, stored))
+}
+
+/// Values of `rows` rows of heads in the order of GGUF files.
+pub(super) fn stored_rows(values: &[f32], rows: usize, heads: usize) -> Result<Vec<f32>> {
+    let (width, mut stored) = (values.len() / rows.max(1), vec![0f32; values.len()]);
+    for (row, values) in values.chunks(width.max(1)).enumerate() {
+        let to = stored_row(row, rows, heads)? * width;
+        stored[to..to + width].copy_from_slice(values);
+    }
+    Ok(stored)
 }

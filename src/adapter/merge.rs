@@ -4,7 +4,7 @@ use super::Adapter;
 use crate::checkpoint::{Checkpoint, rewrite};
 use crate::ops::sum::is_finite;
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::path::Path;
 
@@ -20,14 +20,19 @@ pub fn merge(
     dtype: Option<DType>,
     progress: &ProgressBar,
 ) -> Result<()> {
-    let replace = |name: &str| {
-        let Some(module) = name.strip_suffix(".weight").and_then(|module| adapter.modules.get(module)) else {
-            return Ok(None);
-        };
-        let update = (module.b.matmul(&module.a)? * adapter.scale(module))?;
-        let weight = (checkpoint.tensor(name, DType::F32, &Device::Cpu)? + update)?;
-        ensure!(is_finite(&weight)?, "merging makes {name} infinite or NaN");
-        Ok(Some(weight))
+    rewrite(source, checkpoint, out, dtype, |name| merged(name, checkpoint, adapter), progress)
+}
+
+/// The weight `name` with its update, in f32; `None` if the adapter has none for it.
+///
+/// # Errors
+/// A sum that is not finite.
+pub fn merged(name: &str, checkpoint: &Checkpoint, adapter: &Adapter) -> Result<Option<Tensor>> {
+    let Some(module) = name.strip_suffix(".weight").and_then(|module| adapter.modules.get(module)) else {
+        return Ok(None);
     };
-    rewrite(source, checkpoint, out, dtype, replace, progress)
+    let update = (module.b.matmul(&module.a)? * adapter.scale(module))?;
+    let weight = (checkpoint.tensor(name, DType::F32, &Device::Cpu)? + update)?;
+    ensure!(is_finite(&weight)?, "merging makes {name} infinite or NaN");
+    Ok(Some(weight))
 }

@@ -1,6 +1,7 @@
 //! `[lora]` of the config: the adapter's shape and place.
 
 use crate::names::Targets;
+use crate::quant::ggml::GgmlType;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,46 @@ use std::collections::BTreeMap;
 pub enum FileFormat {
     /// For llama.cpp.
     Gguf,
+}
+
+/// How the matrices of a model in one file are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum ModelFile {
+    #[default]
+    F16,
+    Bf16,
+    /// 8 bits a value, and a scale for each 32.
+    Q8_0,
+}
+
+impl ModelFile {
+    /// The type of a tensor of this shape: vectors stay in f32, and rows that are no whole blocks in f16.
+    pub fn of(self, shape: &[usize]) -> GgmlType {
+        let (of_matrices, row) = (self.of_matrices(), shape.last().copied().unwrap_or(0));
+        match shape.len() {
+            1 => GgmlType::F32,
+            _ if row.is_multiple_of(of_matrices.block_len()) => of_matrices,
+            _ => GgmlType::F16,
+        }
+    }
+
+    fn of_matrices(self) -> GgmlType {
+        match self {
+            Self::F16 => GgmlType::F16,
+            Self::Bf16 => GgmlType::Bf16,
+            Self::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+
+    /// Its number in `general.file_type`.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::F16 => 1,
+            Self::Bf16 => 32,
+            Self::Q8_0 => 7,
+        }
+    }
 }
 
 /// `[lora]`

@@ -1,7 +1,7 @@
 //! Arguments of the commands that look at finished weights, or make others of them: merge, export, project, inspect.
 
 use super::model::adapter_folder;
-use crate::adapter::FileFormat;
+use crate::adapter::{FileFormat, ModelFile};
 use crate::method::inspect::Order;
 use crate::model::Dtype;
 use clap::Args;
@@ -36,19 +36,31 @@ pub struct MergeArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   asft export --model ./model --adapter runs/tiny/adapter \\
-      --format gguf --out lora.gguf")]
+      --format gguf --out lora.gguf
+  asft export --model ./model --adapter runs/tiny/adapter \\
+      --format gguf --merged --dtype q8_0 --out model.gguf")]
 pub struct ExportArgs {
-    /// The adapter's base: model folder, or hub id with an optional @revision; only its config.json is read
+    /// The adapter's base, if it is not the one that the adapter names: model folder, or hub id with an optional
+    /// @revision; for the adapter alone, only its config.json is read
     #[arg(long, value_name = "ID|DIR")]
-    pub model: String,
+    pub model: Option<String>,
+    /// Folder or hub id of the tokenizer, if it is not the model's own
+    #[arg(long, value_name = "ID|DIR", requires = "merged")]
+    pub tokenizer: Option<String>,
     /// PEFT LoRA adapter folder, or the output folder of a run
     #[arg(long, value_name = "DIR", value_parser = adapter_folder)]
     pub adapter: PathBuf,
-    /// What to write: a GGUF file, as llama.cpp loads an adapter (--lora)
+    /// What to write: a GGUF file, as llama.cpp loads it
     #[arg(long, value_enum)]
     pub format: FileFormat,
+    /// Write the whole model, with the adapter merged into it
+    #[arg(long)]
+    pub merged: bool,
+    /// Type of the merged model's matrices
+    #[arg(long, value_enum, requires = "merged", default_value_t)]
+    pub dtype: ModelFile,
     /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

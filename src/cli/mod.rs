@@ -85,7 +85,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
-    /// Write an adapter as llama.cpp loads it
+    /// Write an adapter, or the model merged with it, as llama.cpp loads it
     Export(ExportArgs),
     /// Train and measure several defences side by side: one table and one figure
     Compare(CompareArgs),

@@ -1,25 +1,56 @@
 //! `asft export`
 
-use crate::adapter;
+use crate::adapter::{self, Adapter, BaseIdentity, FileFormat, Parts};
+use crate::checkpoint::Checkpoint;
 use crate::cli::ExportArgs;
-use crate::console::log;
+use crate::console::{log, progress_bar};
 use crate::hub;
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
-use anyhow::Result;
+use crate::{ensure_valid, invalid};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::json;
 
 pub fn run(args: ExportArgs) -> Result<()> {
-    let read = Outputs::new(args.overwrite).reads("--model", [&args.model]).reads("--adapter", [&args.adapter]);
-    read.file("--out", [&args.out]).check()?;
-    let spec = ModelSpec::load(&hub::resolve_without_weights(&args.model, false)?.place)?;
+    let read = Outputs::new(args.overwrite).reads("--model", &args.model).reads("--adapter", [&args.adapter]);
+    read.reads("--tokenizer", &args.tokenizer).file("--out", [&args.out]).check()?;
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
-    adapter.check_fits(&spec)?;
+    let model = args.model.clone().or_else(|| base(&adapter));
+    let model = model.ok_or_else(|| invalid!("the adapter does not name its base; name it with --model"))?;
     match args.format {
-        adapter::FileFormat::Gguf => adapter::save_gguf(&adapter, &spec, &args.out)?,
+        FileFormat::Gguf if args.merged => merged(&args, &adapter, &model)?,
+        FileFormat::Gguf => {
+            let spec = ModelSpec::load(&hub::resolve_without_weights(&model, false)?.place)?;
+            adapter.check_fits(&spec)?;
+            adapter::save_gguf(&adapter, &spec, &args.out)?;
+        }
     }
-    let text = format!("wrote {} modules to {}", adapter.modules.len(), args.out.display());
+    let text = format!("wrote {}, with {} modules adapted", args.out.display(), adapter.modules.len());
     log::info(&text, json!({"modules": adapter.modules.len(), "out": args.out}));
+    Ok(())
+}
+
+/// What the adapter says it was trained on.
+fn base(adapter: &Adapter) -> Option<String> {
+    let base = adapter.base.as_ref()?;
+    Some(adapter.revision.as_ref().map_or(base.clone(), |revision| format!("{base}@{revision}")))
+}
+
+fn merged(args: &ExportArgs, adapter: &Adapter, model: &str) -> Result<()> {
+    let base = hub::resolve(model, false)?;
+    let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
+    let (spec, checkpoint) = (ModelSpec::load(&base.place)?, Checkpoint::open(&base.place)?);
+    adapter.check_fits(&spec)?;
+    BaseIdentity::check(&args.adapter, adapter, &checkpoint)?;
+    ensure_valid!(
+        !checkpoint.is_quantised(),
+        "the weights of {model} are quantised; name the model that they were made from"
+    );
+    let tokenizer = base.load_tokenizer()?;
+    let progress = progress_bar(0, "writing");
+    let parts = Parts { spec: &spec, checkpoint: &checkpoint, adapter, tokenizer: &tokenizer };
+    adapter::save_merged_gguf(&parts, args.dtype, &args.out, &progress)?;
+    progress.finish_and_clear();
     Ok(())
 }

@@ -6,6 +6,7 @@ mod config_json;
 mod decoder;
 mod family;
 mod generate;
+mod gguf;
 mod kv_cache;
 mod linear;
 mod load;

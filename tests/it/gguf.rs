@@ -12,7 +12,7 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 use half::bf16;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn file(name: &str) -> PathBuf {
     fixture("gguf").join(format!("{name}.gguf"))
@@ -146,6 +146,45 @@ fn export_writes_what_a_run_trained() {
     let content = Content::read(&mut File::open(&out).unwrap()).unwrap();
     assert!(content.tensor_infos.contains_key("blk.2.attn_v.weight.lora_b"), "{:?}", content.tensor_infos.keys());
     assert_eq!(content.metadata["general.architecture"].to_string().unwrap(), "llama");
+}
+
+#[test]
+fn a_merged_file_is_the_merged_folder() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = |name: &str| scratch.path().join(name);
+    let (run, file, folder) = (place("run"), place("model.gguf"), place("folder"));
+    // Large steps, so that the update shows in the text.
+    succeeds(train(&run, &["train.max_steps=4", "train.learning_rate=0.05"], &["-q"]));
+    let adapter = ["--model", "tests/tiny/aligned", "--adapter", text(&run), "--out"];
+    succeeds(asft(&["export", "--format", "gguf", "--merged"]).args(adapter).arg(&file));
+    succeeds(asft(&["merge"]).args(adapter).arg(&folder));
+    assert_eq!(ModelSpec::load(&file).unwrap(), ModelSpec::load(&folder).unwrap());
+    let (read, merged) = (Checkpoint::open(&file).unwrap(), Checkpoint::open(&folder).unwrap());
+    assert_eq!(read.names().collect::<Vec<_>>(), merged.names().collect::<Vec<_>>());
+    for name in merged.names() {
+        assert_eq!(read.read_f32(name).unwrap(), merged.read_f32(name).unwrap(), "{name}");
+    }
+    let answer = |model: &Path, more: &[&str]| {
+        stdout(asft(&["generate", "--prompt", "hi", "--max-new-tokens", "8", "--model", text(model)]).args(more))
+    };
+    let same_tokenizer = answer(&file, &["--tokenizer", "tests/tiny/aligned"]);
+    assert_eq!(same_tokenizer, answer(&folder, &[]));
+    let content = Content::read(&mut File::open(&file).unwrap()).unwrap();
+    assert_eq!(content.metadata["tokenizer.ggml.pre"].to_string().unwrap(), "smollm");
+    assert_eq!(content.metadata["tokenizer.ggml.bos_token_id"].to_u32().unwrap(), 1);
+    assert_eq!(content.metadata["tokenizer.ggml.tokens"].to_vec().unwrap().len(), 448);
+    // What splits text in a way without a name is refused.
+    let other = place("other");
+    copy_files(&tiny("aligned"), &other);
+    let json = std::fs::read_to_string(other.join("tokenizer.json")).unwrap();
+    std::fs::write(
+        other.join("tokenizer.json"),
+        json.replace("\"individual_digits\": true", "\"individual_digits\": false"),
+    )
+    .unwrap();
+    let export =
+        ["export", "--format", "gguf", "--merged", "--adapter", text(&run), "--out", text(&file), "--overwrite"];
+    refused(asft(&export).args(["--model", text(&other)]), &["splits text in a way that has no name"]);
 }
 
 const TINY: &str = "tests/fixtures/gguf/tiny.gguf";

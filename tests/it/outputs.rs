@@ -64,7 +64,7 @@ const PATHS: [(&str, &[(&str, Use)]); 14] = [
         ],
     ),
     ("merge", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(MERGE))]),
-    ("export", &[("model", Reads), ("adapter", Reads), ("out", Writes(EXPORT))]),
+    ("export", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(EXPORT))]),
     ("compare", &[("config", WritesNamed)]),
     ("project", &[("adapter", Reads), ("direction", Reads), ("out", Writes(PROJECT))]),
     (

@@ -1,6 +1,6 @@
 //! What the model families are called in GGUF files, and what the converter does to their weights.
 
-use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD};
+use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, split_block};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
@@ -117,9 +117,26 @@ impl Family {
         Some(format!("{BLOCKS}{}.{}.{ending}", canonical?, self.part(part)?))
     }
 
-    /// The name in GGUF files of a block's linear, such as `blk.3.attn_q` for `self_attn.q_proj` of block 3.
-    pub fn linear_name(&self, block: usize, part: &str) -> Option<String> {
-        PARTS.iter().find(|(_, own)| *own == part).map(|(gguf, _)| format!("blk.{block}.{gguf}"))
+    /// The name in GGUF files of a block's module, such as `blk.3.attn_q` for `self_attn.q_proj` of block 3.
+    pub fn module_name(&self, block: usize, part: &str) -> Option<String> {
+        let known = PARTS.iter().find(|(_, own)| *own == part).map(|(gguf, _)| *gguf);
+        let gguf = if self.part(MLP_NORM) == Some(part) { Some(MLP_NORM) } else { known };
+        gguf.map(|gguf| format!("blk.{block}.{gguf}"))
+    }
+
+    /// The name in GGUF files of the tensor that transformers calls `name`.
+    pub fn name_in_file(&self, name: &str) -> Option<String> {
+        match name {
+            EMBEDDING => return Some("token_embd.weight".to_string()),
+            HEAD => return Some("output.weight".to_string()),
+            _ => {}
+        }
+        let (module, ending) = name.rsplit_once('.')?;
+        if module == FINAL_NORM {
+            return Some(format!("output_norm.{ending}"));
+        }
+        let (block, part) = split_block(module)?;
+        Some(format!("{}.{ending}", self.module_name(block, part)?))
     }
 }
 

@@ -12,8 +12,11 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Written {
     Text(String),
+    Texts(Vec<String>),
     Whole(u32),
+    Signed(Vec<i32>),
     Float(f32),
+    Flag(bool),
 }
 
 /// A tensor to be written.
@@ -66,6 +69,18 @@ fn header(metadata: &[(String, Written)], tensors: &[Planned]) -> Vec<u8> {
                 out.extend(code::STRING.to_le_bytes());
                 string(&mut out, text);
             }
+            Written::Texts(texts) => {
+                array(&mut out, code::STRING, texts.len());
+                texts.iter().for_each(|text| string(&mut out, text));
+            }
+            Written::Signed(numbers) => {
+                array(&mut out, code::I32, numbers.len());
+                out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+            }
+            Written::Flag(flag) => {
+                out.extend(code::BOOL.to_le_bytes());
+                out.push(u8::from(*flag));
+            }
             Written::Whole(number) => out.extend([code::U32, *number].iter().flat_map(|n| n.to_le_bytes())),
             Written::Float(number) => {
                 out.extend(code::F32.to_le_bytes());
@@ -84,6 +99,12 @@ fn header(metadata: &[(String, Written)], tensors: &[Planned]) -> Vec<u8> {
     }
     pad(&mut out);
     out
+}
+
+fn array(out: &mut Vec<u8>, kind: u32, count: usize) {
+    out.extend(code::ARRAY.to_le_bytes());
+    out.extend(kind.to_le_bytes());
+    out.extend((count as u64).to_le_bytes());
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {
