@@ -6,7 +6,7 @@ use asft::adapter::{Adapter, ModuleSize, fresh_modules};
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::data::{Example, collate};
 use asft::method::{AsftOptions, Penalize};
-use asft::model::{Decoder, ModelSpec};
+use asft::model::{Decoder, ModelSpec, Weights};
 use asft::train::{Penalties, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -96,7 +96,9 @@ fn a_model_is_never_held_in_another_type() {
     assert!(held < bytes + slack, "a tensor of {bytes} bytes took {held}");
 
     for (dtype, size) in [(DType::BF16, 1), (DType::F16, 1), (DType::F32, 2)] {
-        let load = || Decoder::load(&spec, &checkpoint, (&Device::Cpu, dtype), false, &ProgressBar::hidden()).unwrap();
+        let load = || {
+            Decoder::load(&spec, &checkpoint, (&Device::Cpu, dtype), Weights::Frozen, &ProgressBar::hidden()).unwrap()
+        };
         let (_model, held) = peak(load);
         assert!(held < size * model_bytes + slack, "{dtype:?}: a model of {model_bytes} stored bytes took {held}");
     }
@@ -106,7 +108,7 @@ fn a_model_is_never_held_in_another_type() {
 fn trainer_of(dir: &Path, dtype: DType, dropout: f64, rank: usize) -> Trainer {
     let (spec, checkpoint) = (ModelSpec::load(dir).unwrap(), Checkpoint::open(dir).unwrap());
     let place = (&Device::Cpu, dtype);
-    let mut model = Decoder::load(&spec, &checkpoint, place, false, &ProgressBar::hidden()).unwrap();
+    let mut model = Decoder::load(&spec, &checkpoint, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
     let targets = spec.linear_modules().into_iter().filter(|m| m.ends_with("q_proj") || m.ends_with("v_proj"));
     let targets: Vec<String> = targets.collect();
     let sizes = targets.iter().map(|module| (module.clone(), ModuleSize { rank, alpha: 2 * rank })).collect();

@@ -6,7 +6,7 @@ use asft::checkpoint::{Checkpoint, StreamWriter, save_tensors};
 use asft::data::{Batch, Example, collate};
 use asft::method::direction_file::{self, Directions, Header, Identity};
 use asft::method::{AsftOptions, Direction, Penalize};
-use asft::model::{Decoder, ModelSpec};
+use asft::model::{Decoder, ModelSpec, Weights};
 use asft::names::{Targets, resolve_targets};
 use asft::train::{Penalties, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
@@ -60,7 +60,8 @@ pub fn adapter(spec: &ModelSpec, targets: &Targets) -> anyhow::Result<(Vec<Strin
 /// The model in `dir` with adapters on `targets`.
 pub fn adapted(dir: &Path, spec: &ModelSpec, adapter: &Adapter) -> anyhow::Result<Decoder> {
     let checkpoint = Checkpoint::open(dir)?;
-    let mut model = Decoder::load(spec, &checkpoint, (&Device::Cpu, DType::F32), false, &ProgressBar::hidden())?;
+    let mut model =
+        Decoder::load(spec, &checkpoint, (&Device::Cpu, DType::F32), Weights::Frozen, &ProgressBar::hidden())?;
     let (loras, parameters) = adapter.trainable()?;
     model.attach(loras, parameters)?;
     Ok(model)

@@ -5,9 +5,8 @@ use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::console::progress_bar;
 use crate::hub::Resolved;
-use crate::model::{Decoder, DeviceKind, ModelSpec, Parameters};
+use crate::model::{Compute, Decoder, ModelSpec, Parameters};
 use anyhow::Result;
-use candle_core::DType;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -23,8 +22,9 @@ impl Base {
     ///
     /// # Errors
     /// As [`Decoder::load`] and [`load`]; an adapter for another model.
-    pub fn load(found: Resolved, device: DeviceKind, dtype: DType, adapters: &[&Path]) -> Result<Self> {
-        let device = device.open_for(dtype)?;
+    pub fn load(found: Resolved, compute: &Compute, adapters: &[&Path]) -> Result<Self> {
+        let dtype = compute.dtype.into();
+        let device = compute.device.open_for(dtype)?;
         let spec = ModelSpec::load(&found.place)?;
         let checkpoint = Checkpoint::open(&found.place)?;
         for dir in adapters {
@@ -33,7 +33,7 @@ impl Base {
             BaseIdentity::check(dir, &adapter, &checkpoint)?;
         }
         let progress = progress_bar(0, "loading model");
-        let model = Decoder::load(&spec, &checkpoint, (&device, dtype), false, &progress)?;
+        let model = Decoder::load(&spec, &checkpoint, (&device, dtype), compute.frozen(), &progress)?;
         progress.finish_and_clear();
         Ok(Self { model, found })
     }

@@ -1,7 +1,7 @@
 //! Arguments that name a model.
 
 use crate::adapter::ADAPTER_CONFIG;
-use crate::model::{DeviceKind, Dtype};
+use crate::model::{Compute, DeviceKind, Dtype, Quantize};
 use clap::Args;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,19 @@ pub struct BaseArgs {
     /// Type of weights and activations
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub dtype: Dtype,
+    /// Quantise the linear layers as they are loaded
+    #[arg(long, value_enum)]
+    pub quantize: Option<Quantize>,
+    /// Quantise embedding and output head too
+    #[arg(long, requires = "quantize")]
+    pub quantize_head: bool,
+}
+
+impl BaseArgs {
+    pub fn compute(&self) -> Compute {
+        let Self { device, dtype, quantize, quantize_head, .. } = *self;
+        Compute { device, dtype, quantize, quantize_head }
+    }
 }
 
 /// A model and, perhaps, an adapter on it.

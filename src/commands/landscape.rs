@@ -66,6 +66,10 @@ fn check(args: &LandscapeArgs) -> Result<()> {
     ensure_valid!(odd(args.grid) || args.grid == 0, "--grid should be odd and at least 3, or 0, got {}", args.grid);
     ensure_valid!(args.repeats > 0, "--repeats should be at least 1");
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    ensure_valid!(
+        args.model.base.quantize.is_none(),
+        "--quantize is not for landscapes: they move the weights themselves, which stay in --dtype"
+    );
     Ok(())
 }
 

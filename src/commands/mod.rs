@@ -72,5 +72,5 @@ fn load_model(args: &ModelArgs, found: &Resolved) -> Result<Decoder> {
 
 /// Loads the model `found`, which the adapters fit.
 fn load_base(args: &BaseArgs, found: &Resolved, adapters: &[&Path]) -> Result<Base> {
-    Base::load(found.clone(), args.device, args.dtype.into(), adapters)
+    Base::load(found.clone(), &args.compute(), adapters)
 }

@@ -118,6 +118,10 @@ fn eval_command(settings: &Settings, result: &Path) -> String {
     if model.dtype != Dtype::F32 {
         add(&["--dtype", &name(model.dtype)]);
     }
+    if let Some(quantize) = model.quantize {
+        add(&["--quantize", &name(quantize)]);
+        add(if model.quantize_head { &["--quantize-head"] } else { &[] });
+    }
     if model.device != DeviceKind::Auto {
         add(&["--device", &name(model.device)]);
     }

@@ -226,7 +226,7 @@ impl<'a> Comparison<'a> {
             self.base = None;
             let found = hub::resolve(&wanted.aligned, false).context("model.aligned")?;
             let found = found.with_tokenizer(wanted.tokenizer.as_deref(), false).context("model.tokenizer")?;
-            self.base = Some((wanted.clone(), Base::load(found, wanted.device, dtype, &[])?));
+            self.base = Some((wanted.clone(), Base::load(found, &wanted.compute(), &[])?));
         }
         let (_, base) = self.base.as_mut().context("no model is loaded")?;
         match change {

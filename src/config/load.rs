@@ -114,6 +114,7 @@ train = "train.jsonl"
         let everything = [
             "model.tokenizer=chat",
             "model.device=cpu",
+            "model.quantize=nf4",
             "lora.target_modules=all-linear",
             "lora.init_adapter=old",
             "lora.loraplus_lr_ratio=16",

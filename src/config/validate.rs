@@ -17,6 +17,7 @@ pub fn mistakes(settings: &Settings) -> Mistakes {
 pub fn mistakes_of_data(settings: &Settings) -> Mistakes {
     let mut found = Mistakes::default();
     required(settings, &mut found);
+    model(settings, &mut found);
     lora(settings, &mut found);
     asft(settings, &mut found);
     defence(settings, &mut found);
@@ -44,6 +45,18 @@ fn required(settings: &Settings, found: &mut Mistakes) {
     for (key, value) in optional {
         found.unless(value.as_ref().is_none_or(|text| !text.is_empty()), format!("`{key}` is empty: leave it out"));
     }
+}
+
+fn model(settings: &Settings, found: &mut Mistakes) {
+    let model = &settings.model;
+    found.unless(
+        model.quantize.is_none() || settings.train.method == Tuning::Lora,
+        "`model.quantize` is for `train.method = \"lora\"`: weights that train cannot be quantised",
+    );
+    found.unless(
+        model.quantize.is_some() || !model.quantize_head,
+        "`model.quantize_head` has no use without `model.quantize`",
+    );
 }
 
 fn direction(settings: &Settings, found: &mut Mistakes) {

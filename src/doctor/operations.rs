@@ -50,7 +50,9 @@ impl Default for Operations {
             dropout: dropout::apply,
             attention: attention::forward,
             attention_backward: attention::backward,
-            cross_entropy: cross_entropy::losses_backward,
+            cross_entropy: |h, head, targets, scale, want_head, cap| {
+                cross_entropy::losses_backward(h, head, targets, scale, want_head, cap)
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use super::options::{Evaluation, JUDGE_PROMPT};
 use crate::checkpoint::Checkpoint;
 use crate::console::progress_bar;
 use crate::hub;
-use crate::model::{Decoder, ModelSpec};
+use crate::model::{Decoder, ModelSpec, Weights};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -83,7 +83,7 @@ impl Judge {
         }
         let (device, dtype) = &self.place;
         let progress = progress_bar(0, "loading judge");
-        let model = Decoder::load(&self.spec, &self.checkpoint, (device, *dtype), false, &progress)?;
+        let model = Decoder::load(&self.spec, &self.checkpoint, (device, *dtype), Weights::Frozen, &progress)?;
         progress.finish_and_clear();
         let score = self.checkpoint.tensor(SCORE, DType::F32, device)?;
         Ok(self.network.get_or_init(|| Network { model, score }))

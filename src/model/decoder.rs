@@ -14,6 +14,7 @@ use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::is_finite;
+use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, softcap};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -51,11 +52,11 @@ pub struct Decoder {
     /// Type of the activations.
     pub(super) dtype: DType,
     /// [vocab_size, hidden_size]
-    pub(super) embed_tokens: Tensor,
+    pub(super) embed_tokens: Weight,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Norm,
     /// [vocab_size, hidden_size]; `None`: the embedding.
-    pub(super) lm_head: Option<Tensor>,
+    pub(super) lm_head: Option<Weight>,
     pub(super) parameters: Parameters,
     pub(super) trains: bool,
 }
@@ -88,7 +89,7 @@ impl Decoder {
     }
 
     /// The weight of a block linear, [d_out, d_in].
-    pub fn weight(&self, module: &str) -> Result<&Tensor> {
+    pub fn weight(&self, module: &str) -> Result<&Weight> {
         let mut linears = self.blocks.iter().flat_map(Block::linears);
         let found = linears.find(|linear| linear.module == module);
         Ok(&found.with_context(|| format!("{module} is not a linear of the model"))?.weight)
@@ -103,13 +104,13 @@ impl Decoder {
         let mut linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
         let linear = linears.find(|linear| linear.module == module);
         let linear = linear.with_context(|| format!("{module} is not a linear of the model"))?;
-        let (is, was) = (weight.dims(), linear.weight.dims());
+        let (is, was) = (weight.dims2()?, linear.weight.dims()?);
         anyhow::ensure!(is == was, "{module}: the weight is {was:?}, got {is:?}");
-        linear.weight = weight.to_dtype(linear.weight.dtype())?.to_device(linear.weight.device())?;
+        linear.weight = weight.to_dtype(self.dtype)?.to_device(linear.weight.device())?.into();
         Ok(())
     }
 
-    fn head(&self) -> &Tensor {
+    fn head(&self) -> &Weight {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
@@ -131,7 +132,7 @@ impl Decoder {
 
     /// ids -> [ids, hidden_size] in the compute type
     fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let rows = self.embed_tokens.index_select(&Tensor::new(ids, self.device())?, 0)?.to_dtype(self.dtype)?;
+        let rows = self.embed_tokens.rows(ids, self.dtype)?;
         Ok(match self.embedding_scale() {
             Some(scale) => (rows * scale)?,
             None => rows,
@@ -293,7 +294,7 @@ impl Decoder {
         if self.trains {
             let ids = Tensor::new(sequences.input_ids, self.device())?;
             let dx = (dx.to_dtype(DType::F32)? * self.embedding_scale().unwrap_or(1.0))?;
-            gradients.add(EMBEDDING, self.embed_tokens.zeros_like()?.index_add(&ids, &dx, 0)?)?;
+            gradients.add(EMBEDDING, self.embed_tokens.tensor()?.zeros_like()?.index_add(&ids, &dx, 0)?)?;
         }
         gradients.set_factor(1.0);
         Ok(loss)
@@ -341,22 +342,21 @@ impl Decoder {
     /// Such weights, all listed.
     pub fn refuse_damaged_weights(&self) -> Result<()> {
         let mut damaged = vec![];
-        let mut look = |name: &str, tensor: &Tensor| -> Result<()> {
-            if !is_finite(tensor)? {
+        let mut look = |name: &str, finite: bool| {
+            if !finite {
                 damaged.push(name.to_string());
             }
-            Ok(())
         };
-        look(EMBEDDING, &self.embed_tokens)?;
+        look(EMBEDDING, self.embed_tokens.is_finite()?);
         for linear in self.blocks.iter().flat_map(Block::linears) {
-            look(&format!("{}.weight", linear.module), &linear.weight)?;
+            look(&format!("{}.weight", linear.module), linear.weight.is_finite()?);
             if let Some(lora) = &linear.lora {
-                look(&LoraMatrix::A.name(&linear.module), &lora.a)?;
-                look(&LoraMatrix::B.name(&linear.module), &lora.b)?;
+                look(&LoraMatrix::A.name(&linear.module), is_finite(&lora.a)?);
+                look(&LoraMatrix::B.name(&linear.module), is_finite(&lora.b)?);
             }
         }
         if let Some(head) = &self.lm_head {
-            look(HEAD, head)?;
+            look(HEAD, head.is_finite()?);
         }
         ensure_valid!(
             damaged.is_empty(),

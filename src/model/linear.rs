@@ -1,4 +1,4 @@
-//! A linear layer of the model: frozen, adapted by LoRA, or trained itself.
+//! A linear layer of the model: frozen, perhaps quantised, adapted by LoRA, or trained itself.
 //!
 //! y = x Wᵀ + bias + s · (drop(x) Aᵀ) Bᵀ, with x: [N, d_in], W: [d_out, d_in], A: [r, d_in], B: [d_out, r] and
 //! s = lora_alpha / r (or / √r for rsLoRA). Backward, with z = drop(x): dx = dy W + s · drop((dy B) A),
@@ -8,6 +8,7 @@ use super::DropoutKey;
 use super::parameters::Gradients;
 use crate::names::LoraMatrix;
 use crate::ops::sum::{add, scaled};
+use crate::ops::weight::{Operand, Weight};
 use crate::ops::{cast, dropout, linear};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -28,7 +29,7 @@ pub struct Lora {
 pub struct Linear {
     pub module: String,
     /// [d_out, d_in]
-    pub weight: Tensor,
+    pub weight: Weight,
     /// [d_out]
     pub bias: Option<Tensor>,
     pub lora: Option<Lora>,
@@ -50,7 +51,8 @@ impl Linear {
         let bias = self.bias.as_ref();
         let y = match (&self.lora, &low) {
             (Some(lora), Some((_, za))) => {
-                linear::forward_sum(&[(x, &self.weight), (&scaled(za, lora.scale)?, &lora.b)], bias)?
+                let low = scaled(za, lora.scale)?;
+                linear::forward_sum(&[(x, Operand::from(&self.weight)), (&low, (&lora.b).into())], bias)?
             }
             _ => linear::forward(x, &self.weight, bias)?,
         };
@@ -121,8 +123,8 @@ impl Linear {
                 }
             }
         }
-        let whole = linears.iter().map(|(linear, _, dy)| (*dy, &linear.weight));
-        let terms: Vec<(&Tensor, &Tensor)> = whole.chain(low.iter().map(|(dyb, a)| (dyb, *a))).collect();
+        let whole = linears.iter().map(|(linear, _, dy)| (*dy, Operand::from(&linear.weight)));
+        let terms: Vec<(&Tensor, Operand)> = whole.chain(low.iter().map(|(dyb, a)| (dyb, (*a).into()))).collect();
         let dropped = dropped.iter();
         dropped.fold(linear::backward_input_sum(&terms), |dx, (part, p, key)| dropout::add(&dx?, part, *p, *key))
     }
@@ -174,7 +176,7 @@ mod tests {
         let lora = Lora { a: random(&[r, d_in], 1), b: random(&[d_out, r], 2), scale: 1.5, dropout: 0.4 };
         let layer = Linear {
             module: "m".into(),
-            weight: random(&[d_out, d_in], 3),
+            weight: random(&[d_out, d_in], 3).into(),
             bias: Some(random(&[d_out], 4)),
             lora: Some(lora.clone()),
             trains: true,
@@ -187,7 +189,7 @@ mod tests {
         let ones = Tensor::ones_like(&x).unwrap();
         let mask = dropout::apply(&ones, lora.dropout, layer.mask_key(&ones, Some(key)).unwrap()).unwrap();
         let mask = wide(&mask);
-        let inputs = vec![x, layer.weight.clone(), layer.bias.clone().unwrap(), lora.a, lora.b];
+        let inputs = vec![x, layer.weight.tensor().unwrap().clone(), layer.bias.clone().unwrap(), lora.a, lora.b];
         let function = move |v: &[Tensor]| {
             let low = (&v[0] * &mask)?.matmul(&v[3].t()?)?.matmul(&v[4].t()?)?;
             v[0].matmul(&v[1].t()?)?.broadcast_add(&v[2])? + (low * 1.5)?

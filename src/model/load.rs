@@ -5,12 +5,13 @@ use super::block::Block;
 use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::Norm;
-use super::{Decoder, LayerSpec, ModelSpec, Parameters};
+use super::{Decoder, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, in_block, split_block};
 use crate::ops::attention::Shape;
+use crate::ops::weight::Weight;
 use crate::{ensure_valid, invalid};
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use indicatif::ProgressBar;
 
@@ -21,48 +22,57 @@ struct Loader<'a> {
     device: &'a Device,
     /// The compute type.
     dtype: DType,
-    /// Whether the weights themselves train (`train.method = "full"`).
-    trains: bool,
+    weights: Weights,
     parameters: Parameters,
     progress: &'a ProgressBar,
 }
 
 impl Decoder {
-    /// Loads a decoder that computes in `dtype`. With `trains` every tensor becomes a parameter in f32; otherwise all
-    /// are frozen, in `dtype`.
+    /// Loads a decoder that computes in `dtype`, its weights as `weights` says.
     ///
     /// # Errors
-    /// Tensors that are missing or whose shape is not what `config.json` implies, all listed in one message.
+    /// Tensors that are missing or whose shape is not what `config.json` implies, all listed in one message; values that
+    /// cannot be quantised.
     pub fn load(
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
         (device, dtype): (&Device, DType),
-        trains: bool,
+        weights: Weights,
         progress: &ProgressBar,
     ) -> Result<Self> {
         check_shapes(spec, checkpoint)?;
         check_tied_head(spec, checkpoint)?;
         progress.set_length(spec.num_hidden_layers as u64);
         let parameters = Parameters::new();
-        let mut loader = Loader { spec, checkpoint, device, dtype, trains, parameters, progress };
-        let embed_tokens = loader.tensor(EMBEDDING)?;
+        let mut loader = Loader { spec, checkpoint, device, dtype, weights, parameters, progress };
+        let embed_tokens = loader.weight(EMBEDDING)?;
         let blocks = (0..spec.num_hidden_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
         let norm = loader.norm(FINAL_NORM)?;
-        let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.tensor(HEAD)?) };
-        let parameters = loader.parameters;
+        let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.weight(HEAD)?) };
+        let (parameters, trains) = (loader.parameters, weights.train());
         Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, blocks, norm, lm_head, parameters, trains })
     }
 }
 
 impl Loader<'_> {
+    /// A matrix that products read.
+    fn weight(&mut self, name: &str) -> Result<Weight> {
+        let Some(format) = self.weights.format(name) else { return Ok(self.tensor(name)?.into()) };
+        let values = self.checkpoint.read_f32(name)?;
+        let shape = self.checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let [rows, columns] = shape[..] else { bail!("{name} has shape {shape:?}; expected a matrix") };
+        let matrix = format.quantise((rows, columns), &values).with_context(|| format!("quantising {name}"))?;
+        Weight::quantised(matrix, self.device)
+    }
+
     fn tensor(&mut self, name: &str) -> Result<Tensor> {
         self.tensor_in(name, self.dtype)
     }
 
     fn tensor_in(&mut self, name: &str, dtype: DType) -> Result<Tensor> {
-        let dtype = if self.trains { DType::F32 } else { dtype };
+        let dtype = if self.weights.train() { DType::F32 } else { dtype };
         let tensor = self.checkpoint.tensor(name, dtype, self.device)?;
-        if !self.trains {
+        if !self.weights.train() {
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
@@ -122,16 +132,16 @@ impl Loader<'_> {
 
     fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {
         let module = in_block(layer, linear);
-        let weight = self.tensor(&format!("{module}.weight"))?;
+        let weight = self.weight(&format!("{module}.weight"))?;
         let has_bias = self.spec.has_bias(linear);
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
-        Ok(Linear { module, weight, bias, lora: None, trains: self.trains })
+        Ok(Linear { module, weight, bias, lora: None, trains: self.weights.train() })
     }
 
     fn norm(&mut self, module: &str) -> Result<Norm> {
         let weight = self.tensor_in(&format!("{module}.weight"), DType::F32)?;
         let (eps, offset) = (self.spec.rms_norm_eps, self.spec.norm_offset);
-        Ok(Norm { module: module.to_string(), weight, eps, offset, trains: self.trains })
+        Ok(Norm { module: module.to_string(), weight, eps, offset, trains: self.weights.train() })
     }
 }
 

@@ -21,7 +21,7 @@ pub use decoder::{Decoder, Objective, Sequences};
 pub use generate::GenerateOptions;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
-pub use options::{DeviceKind, Dtype, ModelOptions};
+pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Rope, RopeScaling};
 pub use spec::{LayerSpec, ModelSpec};

@@ -1,6 +1,9 @@
 //! `[model]` of the config: the two checkpoints and where the arithmetic happens.
 
 use crate::device::{self, Accelerator};
+use crate::names::{BLOCK_LINEARS, EMBEDDING, HEAD, split_block};
+use crate::quant::ggml::GgmlType;
+use crate::quant::{Format, Kind};
 use crate::ranks::Ranks;
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -29,6 +32,76 @@ impl From<Dtype> for DType {
             Dtype::Bf16 => Self::BF16,
             Dtype::F16 => Self::F16,
         }
+    }
+}
+
+/// What frozen weights are quantised to as they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Quantize {
+    /// 4.13 bits a value, as in QLoRA: the quantiles of a normal distribution, with quantised scales.
+    Nf4,
+    /// 8.5 bits a value: eight-bit integers with a scale for 32, as llama.cpp's Q8_0. Rows must be multiples of 32.
+    Q8_0,
+    /// 4.5 bits a value: llama.cpp's Q4_K. Rows must be multiples of 256.
+    Q4K,
+}
+
+impl From<Quantize> for Format {
+    fn from(quantize: Quantize) -> Self {
+        match quantize {
+            Quantize::Nf4 => Self::FourBit(Kind::Nf4),
+            Quantize::Q8_0 => Self::Ggml(GgmlType::Q8_0),
+            Quantize::Q4K => Self::Ggml(GgmlType::Q4K),
+        }
+    }
+}
+
+/// Where and in what a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compute {
+    pub device: DeviceKind,
+    pub dtype: Dtype,
+    pub quantize: Option<Quantize>,
+    pub quantize_head: bool,
+}
+
+impl Compute {
+    /// What becomes of weights that do not train.
+    pub fn frozen(&self) -> Weights {
+        match self.quantize {
+            Some(quantize) => Weights::Quantised { format: quantize.into(), head: self.quantize_head },
+            None => Weights::Frozen,
+        }
+    }
+}
+
+/// What becomes of a model's weights as they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Kept in the compute type.
+    Frozen,
+    /// The linear layers of blocks are quantised and, with `head`, embedding and head; the rest is kept in the compute
+    /// type.
+    Quantised { format: Format, head: bool },
+    /// Trained, in f32.
+    Trained,
+}
+
+impl Weights {
+    pub fn train(self) -> bool {
+        self == Self::Trained
+    }
+
+    /// The format that the tensor `name` is quantised to.
+    pub fn format(self, name: &str) -> Option<Format> {
+        let Self::Quantised { format, head } = self else { return None };
+        let is_linear = || {
+            let module = name.strip_suffix(".weight").and_then(split_block);
+            module.is_some_and(|(_, linear)| BLOCK_LINEARS.contains(&linear))
+        };
+        (is_linear() || head && [EMBEDDING, HEAD].contains(&name)).then_some(format)
     }
 }
 
@@ -97,4 +170,16 @@ pub struct ModelOptions {
     pub dtype: Dtype,
     /// The device to compute on.
     pub device: DeviceKind,
+    /// Quantises the frozen linear layers as they are loaded, tensor by tensor, so that a model takes about a quarter of
+    /// its memory in bf16. The adapter trains on what the quantised weights stand for. Not for `train.method = "full"`.
+    pub quantize: Option<Quantize>,
+    /// Also quantises embedding and output head, which otherwise stay in `dtype`.
+    pub quantize_head: bool,
+}
+
+impl ModelOptions {
+    pub fn compute(&self) -> Compute {
+        let Self { device, dtype, quantize, quantize_head, .. } = *self;
+        Compute { device, dtype, quantize, quantize_head }
+    }
 }

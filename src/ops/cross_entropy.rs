@@ -12,12 +12,13 @@
 #![allow(unsafe_code, reason = "matrix products into parts of a buffer, and a GPU kernel")]
 
 use super::fast_math::{exp, vectorised};
-use super::gemm::{Weight, product_in_parts, product_with};
+use super::gemm::{Stored, product_in_parts, product_with};
 use super::gpu::{self, Arg, Launch, unwritten};
 use super::matrix::Matrix;
 use super::scalar::{Scalar, wide};
 use super::traffic::{counted, moved};
-use super::{cast, fused, output, softcap, values, with_f32};
+use super::weight::Operand;
+use super::{fused, output, softcap, with_f32};
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -79,28 +80,35 @@ pub fn chunk_rows(vocab: usize, rows: usize, on_cpu: bool) -> usize {
 }
 
 /// Sum of the losses only; h: [M, d], W: [V, d], targets: M ids.
-pub fn forward(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<f64> {
+pub fn forward<'a>(hidden: &Tensor, head: impl Into<Operand<'a>>, targets: &[u32], cap: Option<f64>) -> Result<f64> {
     Ok(losses(hidden, head, targets, cap)?.iter().sum())
 }
 
 /// The M losses only.
-pub fn losses(hidden: &Tensor, head: &Tensor, targets: &[u32], cap: Option<f64>) -> Result<Vec<f64>> {
+pub fn losses<'a>(
+    hidden: &Tensor,
+    head: impl Into<Operand<'a>>,
+    targets: &[u32],
+    cap: Option<f64>,
+) -> Result<Vec<f64>> {
+    let head = head.into();
     check(hidden, head, targets)?;
-    if fused(&[hidden, head]) {
+    if fused(&[hidden]) && head.fused() {
         return Ok(kernel(hidden, head, targets, None, cap)?.0);
     }
+    let head = head.dense(hidden.dtype())?;
     let rows = chunk_rows(head.dim(0)?, targets.len(), hidden.device().is_cpu());
     let chunks = targets.chunks(rows).enumerate().map(|(i, targets)| {
         let h = hidden.narrow(0, i * rows, targets.len())?;
-        Ok(generic_chunk(&h, head, &ids(targets, hidden)?, None, cap)?.0)
+        Ok(generic_chunk(&h, &head, &ids(targets, hidden)?, None, cap)?.0)
     });
     host(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// Sum of the losses, and the gradients of `scale` times that sum; that of the head only if `want_head`.
-pub fn forward_backward(
+pub fn forward_backward<'a>(
     hidden: &Tensor,
-    head: &Tensor,
+    head: impl Into<Operand<'a>>,
     targets: &[u32],
     scale: f64,
     want_head: bool,
@@ -111,37 +119,38 @@ pub fn forward_backward(
 }
 
 /// As [`forward_backward`], with the losses one by one. Does not wait for the device.
-pub fn losses_backward(
+pub fn losses_backward<'a>(
     hidden: &Tensor,
-    head: &Tensor,
+    head: impl Into<Operand<'a>>,
     targets: &[u32],
     scale: f64,
     want_head: bool,
     cap: Option<f64>,
 ) -> Result<(Losses, Gradients)> {
+    let head = head.into();
     check(hidden, head, targets)?;
-    if !fused(&[hidden, head]) {
-        return generic(hidden, head, targets, scale, want_head, cap);
+    if !fused(&[hidden]) || !head.fused() {
+        return generic(hidden, &head.dense(hidden.dtype())?, targets, scale, want_head, cap);
     }
     let (losses, gradients) = kernel(hidden, head, targets, Some((scale as f32, want_head)), cap)?;
     Ok((Losses::Known(losses), gradients.context("no gradients were computed")?))
 }
 
 /// Checks the shapes and targets: the kernel reads rows of both matrices, and writes as many as there are targets.
-fn check(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<()> {
-    let ((rows, width), (vocab, head_width)) = (hidden.dims2()?, head.dims2()?);
+fn check(hidden: &Tensor, head: Operand, targets: &[u32]) -> Result<()> {
+    let ((rows, width), (vocab, head_width)) = (hidden.dims2()?, head.dims()?);
     let fit = rows == targets.len() && width == head_width && vocab > 0;
     ensure!(
         fit,
         "hidden {:?}, head {:?} and {} targets do not fit together",
         hidden.dims(),
-        head.dims(),
+        (vocab, head_width),
         targets.len()
     );
     Ok(())
 }
 
-/// The losses [m] of a chunk h [m, d] and, with `scale`, the gradients of `scale` times their sum by the logits, [m, V] in the
+/// The losses [m] of a chunk h [m, d] with a head of its type and, with `scale`, the gradients of `scale` times their sum by the logits, [m, V] in the
 /// type of h. `ids`: the targets, [m, 1].
 fn generic_chunk(
     h: &Tensor,
@@ -150,7 +159,7 @@ fn generic_chunk(
     scale: Option<f64>,
     cap: Option<f64>,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let logits = counted(h.matmul(&cast(head, h.dtype())?.t()?)?, &[h, head]);
+    let logits = counted(h.matmul(&head.t()?)?, &[h, head]);
     if gpu::CROSS_ENTROPY.serve(&[&logits]) {
         let losses = replace_on_gpu(&logits, ids, scale, cap)?;
         return Ok((losses, scale.map(|_| logits)));
@@ -237,7 +246,7 @@ fn generic(
         let (of_chunk, d_logits) = generic_chunk(&h, head, &ids, Some(scale), cap)?;
         let d_logits = d_logits.context("no gradients were computed")?;
         losses.push(of_chunk);
-        d_hidden.push(counted(d_logits.matmul(&cast(head, hidden.dtype())?)?, &[&d_logits, head]));
+        d_hidden.push(counted(d_logits.matmul(head)?, &[&d_logits, head]));
         if want_head {
             let part = d_logits.t()?.matmul(&h)?.to_dtype(DType::F32)?;
             d_head = Some(match d_head {
@@ -252,12 +261,12 @@ fn generic(
 /// The losses and, with `backward` = (scale, whether the head's gradient is wanted), the gradients.
 fn kernel(
     hidden: &Tensor,
-    head: &Tensor,
+    head: Operand,
     targets: &[u32],
     backward: Option<(f32, bool)>,
     cap: Option<f64>,
 ) -> Result<(Vec<f64>, Option<Gradients>)> {
-    let ((m, d), vocab) = (hidden.dims2()?, head.dim(0)?);
+    let ((m, d), (vocab, _)) = (hidden.dims2()?, head.dims()?);
     let rows = chunk_rows(vocab, m, true);
     let cap = cap.map(|cap| cap as f32);
     let want_head = backward.is_some_and(|(_, want_head)| want_head);
@@ -265,10 +274,10 @@ fn kernel(
     let mut logits = vec![0f32; rows * vocab];
     let mut d_hidden = vec![0f32; if backward.is_some() { m * d } else { 0 }];
     let mut d_head = vec![0f32; if want_head { vocab * d } else { 0 }];
-    let guard = head.storage_and_layout();
-    let weight =
-        |transposed| Ok::<_, anyhow::Error>(Weight { values: values(&guard)?, rows: vocab, cols: d, transposed });
-    let (w, w_transposed) = (weight(false)?, weight(true)?);
+    let held = head.hold();
+    let values = held.values()?;
+    let weight = |transposed| Stored { values, rows: vocab, cols: d, transposed };
+    let (w, w_transposed) = (weight(false), weight(true));
     with_f32([hidden], |[h]| {
         for (i, targets) in targets.chunks(rows).enumerate() {
             let (count, h) = (targets.len(), Matrix::read(h, i * rows * d, d));

@@ -6,6 +6,7 @@ use super::fast_math::vectorised;
 use super::matrix::{Matrix, prefetch};
 use super::thin;
 use super::widen::Values;
+use crate::quant::Quantised;
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -95,9 +96,9 @@ pub const FEW_ROWS: usize = 4;
 /// Weight rows in a task of such a product.
 const TASK_ROWS: usize = 16;
 
-/// A weight matrix as stored in memory: row-major rows × cols, f32 or half precision.
+/// A weight matrix as stored in memory: row-major rows × cols, f32, half precision or quantised.
 #[derive(Clone, Copy)]
-pub struct Weight<'a> {
+pub struct Stored<'a> {
     pub values: Values<'a>,
     pub rows: usize,
     pub cols: usize,
@@ -105,12 +106,12 @@ pub struct Weight<'a> {
     pub transposed: bool,
 }
 
-/// out = a · w, or out += a · w when `accumulate`, on every thread; a has m rows. Half-precision weights are widened a
-/// block of rows at a time.
+/// out = a · w, or out += a · w when `accumulate`, on every thread; a has m rows. Other weights than f32 are widened a block
+/// of rows at a time.
 ///
 /// # Safety
 /// As [`product`].
-pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumulate: bool) {
+pub unsafe fn product_with(m: usize, a: Matrix, w: Stored, out: Matrix, accumulate: bool) {
     if w.transposed && m <= FEW_ROWS && a.has_rows() && !accumulate && !matches!(w.values, Values::F16(_)) {
         // SAFETY: promised by the caller.
         return unsafe { few_rows(m, a, &[(w, out)]) };
@@ -149,7 +150,7 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Weight, out: Matrix, accumula
 ///
 /// # Safety
 /// As [`product`], with m rows of a whose elements are contiguous.
-pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Weight, Matrix)]) {
+pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
     let tasks: Vec<(usize, usize)> = parts
         .iter()
         .enumerate()
@@ -157,7 +158,8 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Weight, Matrix)]) {
         .collect();
     tasks.par_iter().for_each(|&(part, first)| {
         let (w, out) = parts[part];
-        let elements = first * w.cols..(first + TASK_ROWS).min(w.rows) * w.cols;
+        let rows = first..(first + TASK_ROWS).min(w.rows);
+        let elements = rows.start * w.cols..rows.end * w.cols;
         let out = out.at(0, first);
         // SAFETY: promised by the caller; this task alone writes these columns of out.
         unsafe {
@@ -168,6 +170,7 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Weight, Matrix)]) {
                     rows_of(m, a, (&values[elements], w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16));
                 }
                 Values::F16(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x.to_f32()),
+                Values::Quantised(matrix) => quantised_rows(m, a, (matrix, rows), out),
             }
         }
     });
@@ -185,6 +188,30 @@ unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: M
             // SAFETY: element (i, j) of out, by the caller's promise.
             unsafe { out.set(i, j, dot(w, x, wide)) };
         }
+    }
+}
+
+/// As [`rows_of`], for the rows `rows` of a quantised w, each widened once.
+///
+/// # Safety
+/// As there.
+unsafe fn quantised_rows(m: usize, a: Matrix, (w, rows): (&Quantised, Range<usize>), out: Matrix) {
+    let (_, cols) = w.shape();
+    let mut wide = vec![];
+    for (j, row) in rows.enumerate() {
+        // SAFETY: rows of a hold `cols` contiguous values, by the caller's promise.
+        let x = |i: usize| unsafe { a.row(i, cols) };
+        // SAFETY: element (i, j) of out, by the caller's promise.
+        let set = |i: usize, sum: f32| unsafe { out.set(i, j, sum) };
+        if m == 1
+            && let Some(sum) = w.dot(row, x(0))
+        {
+            set(0, sum);
+            continue;
+        }
+        wide.resize(cols, 0.0);
+        w.widen(row * cols, &mut wide);
+        (0..m).for_each(|i| set(i, dot(&wide, x(i), |w| w)));
     }
 }
 

@@ -1,15 +1,17 @@
 //! y = x Wᵀ (+ bias), x: [N, d_in], W: [d_out, d_in], bias: [d_out], y: [N, d_out].
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, dbias = Σ_n dy. A frozen weight never gets a gradient computed. Transposes are
-//! strides that the GEMM reads; nothing is copied. W and x may be of different types: y and dx have the activations'.
+//! strides that the GEMM reads; nothing is copied. W and x may be of different types, and W may be quantised: y and dx
+//! have the activations' type.
 
 #![allow(unsafe_code, reason = "a matrix product into memory that holds nothing yet")]
 
-use super::gemm::{Weight, few_rows, product_with};
+use super::gemm::{Stored, few_rows, product_with};
 use super::matrix::Matrix;
 use super::sum::add;
 use super::traffic::counted;
-use super::{cast, fused, values, widen, with_f32};
+use super::weight::Operand;
+use super::{cast, fused, widen, with_f32};
 
 pub use super::gemm::FEW_ROWS;
 
@@ -17,35 +19,38 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
 /// x: [N, d_in] -> y: [N, d_out]
-pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    biased(matmul(x, weight, [false, true], x.dtype())?, bias)
+pub fn forward<'a>(x: &Tensor, weight: impl Into<Operand<'a>>, bias: Option<&Tensor>) -> Result<Tensor> {
+    biased(matmul(x, weight.into(), [false, true], x.dtype())?, bias)
 }
 
 /// x: [N, d_in] -> y: [N, d_out] for each (weight, bias). A few rows are multiplied by all the weights in one go,
 /// rather than waiting at the end of each.
-pub fn forward_each<const K: usize>(x: &Tensor, linears: [(&Tensor, Option<&Tensor>); K]) -> Result<[Tensor; K]> {
+pub fn forward_each<'a, const K: usize, W: Copy + Into<Operand<'a>>>(
+    x: &Tensor,
+    linears: [(W, Option<&Tensor>); K],
+) -> Result<[Tensor; K]> {
     let (m, d_in) = x.dims2()?;
-    let weights = linears.map(|(weight, _)| weight);
-    let alike = |w: &Tensor| w.dims2().is_ok_and(|(_, cols)| cols == d_in) && w.dtype() != DType::F16;
-    if m > FEW_ROWS || d_in == 0 || !fused(&[x]) || !fused(&weights) || !weights.iter().all(|w| alike(w)) {
+    let weights = linears.map(|(weight, _)| weight.into());
+    let alike = |w: &Operand| w.dims().is_ok_and(|(_, cols)| cols == d_in) && w.fused() && !w.is_f16();
+    if m > FEW_ROWS || d_in == 0 || !fused(&[x]) || !weights.iter().all(alike) {
         return collect(linears.map(|(weight, bias)| forward(x, weight, bias)));
     }
-    let guards = weights.map(Tensor::storage_and_layout);
+    let guards = weights.map(Operand::hold);
     let mut parts = Vec::with_capacity(K);
     let mut fresh = Vec::with_capacity(K);
     for (weight, guard) in weights.iter().zip(&guards) {
-        let rows = weight.dim(0)?;
+        let (rows, _) = weight.dims()?;
         let (out, memory) = Matrix::fresh(m, rows);
-        parts.push((Weight { values: values(guard)?, rows, cols: d_in, transposed: true }, out));
-        fresh.push(memory);
+        parts.push((Stored { values: guard.values()?, rows, cols: d_in, transposed: true }, out));
+        fresh.push((memory, rows));
     }
     // SAFETY: whole matrices of the checked sizes, and outputs of our own.
     with_f32([x], |[x]| unsafe { few_rows(m, Matrix::read(x, 0, d_in), &parts) })?;
     let mut outputs = fresh.into_iter().zip(linears);
     collect(std::array::from_fn(|_| {
-        let (memory, (weight, bias)) = outputs.next().context("one for each")?;
+        let ((memory, rows), (_, bias)) = outputs.next().context("one for each")?;
         // SAFETY: the products wrote all elements.
-        let y = widen::tensor(unsafe { memory.filled() }, (m, weight.dim(0)?).into(), x.dtype())?;
+        let y = widen::tensor(unsafe { memory.filled() }, (m, rows).into(), x.dtype())?;
         biased(y, bias)
     }))
 }
@@ -65,45 +70,46 @@ fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 
 /// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits. Without a kernel, half precision is rounded to
 /// its own type first.
-pub fn forward_f32(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    matmul(x, weight, [false, true], DType::F32)
+pub fn forward_f32<'a>(x: &Tensor, weight: impl Into<Operand<'a>>) -> Result<Tensor> {
+    matmul(x, weight.into(), [false, true], DType::F32)
 }
 
 /// dy: [N, d_out] -> dx: [N, d_in]
-pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    matmul(dy, weight, [false, false], dy.dtype())
+pub fn backward_input<'a>(dy: &Tensor, weight: impl Into<Operand<'a>>) -> Result<Tensor> {
+    matmul(dy, weight.into(), [false, false], dy.dtype())
 }
 
 /// Σ x Wᵀ + bias over (x, W), in the type of the first x.
-pub fn forward_sum(terms: &[(&Tensor, &Tensor)], bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn forward_sum<'a, W: Copy + Into<Operand<'a>>>(terms: &[(&Tensor, W)], bias: Option<&Tensor>) -> Result<Tensor> {
     biased(sum_of_products(terms, true)?, bias)
 }
 
 /// Σ dy W over (dy, W), in the type of the first dy.
-pub fn backward_input_sum(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+pub fn backward_input_sum<'a, W: Copy + Into<Operand<'a>>>(terms: &[(&Tensor, W)]) -> Result<Tensor> {
     sum_of_products(terms, false)
 }
 
 /// Σ a b, or a bᵀ, over one or more (a, b). In f32 on the CPU each product is added to the first in place; other types
 /// are rounded after every product, as they are when the parts come from different layers.
-fn sum_of_products(terms: &[(&Tensor, &Tensor)], transposed: bool) -> Result<Tensor> {
+fn sum_of_products<'a, W: Copy + Into<Operand<'a>>>(terms: &[(&Tensor, W)], transposed: bool) -> Result<Tensor> {
+    let terms: Vec<(&Tensor, Operand)> = terms.iter().map(|(a, b)| (*a, (*b).into())).collect();
     let (first, rest) = terms.split_first().context("a sum of no products")?;
-    let product = |&(a, b): &(&Tensor, &Tensor)| matmul(a, b, [false, transposed], a.dtype());
-    if rest.is_empty() || !terms.iter().all(|(a, b)| a.dtype() == DType::F32 && fused(&[a, b])) {
+    let product = |&(a, b): &(&Tensor, Operand)| matmul(a, b, [false, transposed], a.dtype());
+    if rest.is_empty() || !terms.iter().all(|(a, b)| a.dtype() == DType::F32 && fused(&[a]) && b.fused()) {
         return rest.iter().try_fold(product(first)?, |sum, term| add(&sum, &product(term)?));
     }
-    let columns = |b: &Tensor| b.dim(if transposed { 0 } else { 1 });
+    let columns = |b: Operand| b.dims().map(|(rows, columns)| if transposed { rows } else { columns });
     let (m, n) = (first.0.dim(0)?, columns(first.1)?);
-    for (a, b) in terms {
-        let ((rows, inner), (b_rows, b_cols)) = (a.dims2()?, b.dims2()?);
-        let fits = rows == m && columns(b)? == n && inner == if transposed { b_cols } else { b_rows } && inner > 0;
-        anyhow::ensure!(fits, "matrices {:?} and {:?} do not fit a sum of {m} x {n}", a.dims(), b.dims());
+    for (a, b) in &terms {
+        let ((rows, inner), (b_rows, b_cols)) = (a.dims2()?, b.dims()?);
+        let fits = rows == m && columns(*b)? == n && inner == if transposed { b_cols } else { b_rows } && inner > 0;
+        anyhow::ensure!(fits, "matrices {:?} and {:?} do not fit a sum of {m} x {n}", a.dims(), b.dims()?);
     }
     let (out, fresh) = Matrix::fresh(m, n);
     for (i, (a, b)) in terms.iter().enumerate() {
-        let (inner, (rows, cols)) = (a.dim(1)?, b.dims2()?);
-        let guard = b.storage_and_layout();
-        let weight = Weight { values: values(&guard)?, rows, cols, transposed };
+        let (inner, (rows, cols)) = (a.dim(1)?, b.dims()?);
+        let held = b.hold();
+        let weight = Stored { values: held.values()?, rows, cols, transposed };
         // SAFETY: whole matrices of the checked sizes, and an output of our own, written by the first product.
         with_f32([*a], |[a]| unsafe { product_with(m, Matrix::read(a, 0, inner), weight, out, i > 0) })?;
     }
@@ -113,31 +119,29 @@ fn sum_of_products(terms: &[(&Tensor, &Tensor)], transposed: bool) -> Result<Ten
 
 /// dy: [N, d_out], x: [N, d_in] -> dW: [d_out, d_in] in f32
 pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    matmul(dy, x, [true, false], DType::F32)
+    matmul(dy, x.into(), [true, false], DType::F32)
 }
 
 /// a b, either of them transposed first. On the CPU it uses every thread of rayon's pool; candle itself uses one per
 /// physical core, which leaves hyperthreads idle.
-fn matmul(a: &Tensor, b: &Tensor, [a_transposed, b_transposed]: [bool; 2], dtype: DType) -> Result<Tensor> {
-    if !fused(&[a, b]) {
+fn matmul(a: &Tensor, b: Operand, [a_transposed, b_transposed]: [bool; 2], dtype: DType) -> Result<Tensor> {
+    if !fused(&[a]) || !b.fused() {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
-        let b = cast(b, a.dtype())?;
+        let b = b.dense(a.dtype())?;
         let product = turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?;
         return cast(&counted(product, &[a, &b]), dtype);
     }
-    let sizes =
-        |x: &Tensor, transposed| x.dims2().map(|(rows, cols)| if transposed { (cols, rows) } else { (rows, cols) });
-    let ((m, k), (inner, n)) = (sizes(a, a_transposed)?, sizes(b, b_transposed)?);
-    anyhow::ensure!(k == inner, "matrices {:?} and {:?} do not fit together", a.dims(), b.dims());
+    let turned = |(rows, cols), transposed| if transposed { (cols, rows) } else { (rows, cols) };
+    let ((rows, cols), a_dims) = (b.dims()?, a.dims2()?);
+    let ((m, k), (inner, n)) = (turned(a_dims, a_transposed), turned((rows, cols), b_transposed));
+    anyhow::ensure!(k == inner, "matrices {a_dims:?} and {:?} do not fit together", (rows, cols));
     // With nothing to sum over, nothing would be written.
-    anyhow::ensure!(k > 0, "matrices {:?} and {:?} have no inner dimension", a.dims(), b.dims());
+    anyhow::ensure!(k > 0, "matrices {a_dims:?} and {:?} have no inner dimension", (rows, cols));
     let (out, fresh) = Matrix::fresh(m, n);
-    let a_width = a.dim(1)?;
-    let (rows, cols) = b.dims2()?;
-    let guard = b.storage_and_layout();
-    let weight = Weight { values: values(&guard)?, rows, cols, transposed: b_transposed };
+    let held = b.hold();
+    let weight = Stored { values: held.values()?, rows, cols, transposed: b_transposed };
     with_f32([a], |[a]| {
-        let a = Matrix::read(a, 0, a_width);
+        let a = Matrix::read(a, 0, a_dims.1);
         let a = if a_transposed { a.t() } else { a };
         // SAFETY: whole matrices of the checked sizes, and an output of our own.
         unsafe { product_with(m, a, weight, out, false) };

@@ -26,6 +26,7 @@ pub mod scalar;
 pub mod softcap;
 pub mod sum;
 pub mod traffic;
+pub mod weight;
 
 mod fast_math;
 mod fresh;

@@ -52,7 +52,12 @@ pub fn launch(reads: &[&Tensor], writes: &[&Tensor]) {
 
 /// Counts bytes of a launch that is counted elsewhere.
 pub fn moved(reads: &[&Tensor], writes: &[&Tensor]) {
-    let bytes = |tensors: &[&Tensor]| tensors.iter().map(|x| (x.elem_count() * x.dtype().size_in_bytes()) as u64).sum();
-    READ.fetch_add(bytes(reads), Relaxed);
-    WRITTEN.fetch_add(bytes(writes), Relaxed);
+    let bytes = |tensors: &[&Tensor]| tensors.iter().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum::<usize>();
+    read(bytes(reads));
+    WRITTEN.fetch_add(bytes(writes) as u64, Relaxed);
+}
+
+/// As [`moved`], for memory that is no tensor.
+pub fn read(bytes: usize) {
+    READ.fetch_add(bytes as u64, Relaxed);
 }

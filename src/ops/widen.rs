@@ -1,6 +1,7 @@
 //! Half-precision values in memory, f32 in arithmetic: bf16 and f16 slices widened on the way in, rounded on the way
-//! out, on every thread.
+//! out, on every thread. Quantised values likewise, on the way in.
 
+use crate::quant::Quantised;
 use anyhow::Result;
 use candle_core::{CpuStorage, DType, Device, Shape, Tensor};
 use half::slice::HalfFloatSliceExt;
@@ -15,6 +16,7 @@ pub enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    Quantised(&'a Quantised),
 }
 
 impl<'a> Values<'a> {
@@ -33,6 +35,7 @@ impl<'a> Values<'a> {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
             Self::F16(values) => values.len(),
+            Self::Quantised(matrix) => matrix.len(),
         }
     }
 
@@ -53,6 +56,7 @@ impl<'a> Values<'a> {
             Self::F16(values) => {
                 wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| part.convert_to_f32_slice(out))
             }
+            Self::Quantised(matrix) => wide.enumerate().for_each(|(i, out)| matrix.widen(start + i * CHUNK, out)),
         }
     }
 

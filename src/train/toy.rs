@@ -16,7 +16,7 @@ use crate::method::AsftOptions;
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
-use crate::model::{Decoder, ModelSpec};
+use crate::model::{Decoder, ModelSpec, Weights};
 use crate::names::Targets;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
@@ -78,7 +78,7 @@ fn trainer(dir: &Path, device: &Device, dtype: DType) -> Result<Trainer> {
     let resolve = |part: &str| hub::resolve(&dir.join(part).display().to_string(), true);
     let (base, unaligned) = (resolve("model")?, resolve("unaligned")?);
     let spec = ModelSpec::load(&base.place)?;
-    let mut model = Decoder::load(&spec, &Checkpoint::open(&base.place)?, (device, dtype), false, &progress)?;
+    let mut model = Decoder::load(&spec, &Checkpoint::open(&base.place)?, (device, dtype), Weights::Frozen, &progress)?;
     let adapter = adapter::load(&dir.join("adapter"), device)?;
     let (loras, parameters) = adapter.trainable()?;
     model.attach(loras, parameters)?;

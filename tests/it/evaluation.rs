@@ -110,7 +110,7 @@ fn choice_takes_the_likeliest() {
 fn naive_choices(records: &[Value], choices: &[&str]) -> Vec<usize> {
     use asft::checkpoint::Checkpoint;
     use asft::data::Template;
-    use asft::model::{Decoder, ModelSpec};
+    use asft::model::{Decoder, ModelSpec, Weights};
     use asft::tokenizer::Tokenizer;
     use candle_core::{D, DType, Device};
     let dir = tiny("aligned");
@@ -118,7 +118,7 @@ fn naive_choices(records: &[Value], choices: &[&str]) -> Vec<usize> {
     let template = Template::load("tokenizer", &Default::default(), &tokenizer).unwrap();
     let (spec, checkpoint) = (ModelSpec::load(&dir).unwrap(), Checkpoint::open(&dir).unwrap());
     let hidden = indicatif::ProgressBar::hidden();
-    let model = Decoder::load(&spec, &checkpoint, (&Device::Cpu, DType::F32), false, &hidden).unwrap();
+    let model = Decoder::load(&spec, &checkpoint, (&Device::Cpu, DType::F32), Weights::Frozen, &hidden).unwrap();
     let best = |record: &Value| {
         let messages = [json!({"role": "user", "content": record["prompt"]})];
         let text = template.render(&messages, true, &Default::default()).unwrap();

@@ -6,7 +6,7 @@ use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, to_vec};
 use asft::adapter;
 use asft::checkpoint::Checkpoint;
-use asft::model::{Decoder, ModelSpec};
+use asft::model::{Decoder, ModelSpec, Weights};
 use candle_core::DType;
 use indicatif::ProgressBar;
 
@@ -20,7 +20,8 @@ fn merged_logits_equal_base_and_adapter() {
         let checkpoint = Checkpoint::open(&out).unwrap();
         assert!(checkpoint.names().eq(base_checkpoint(case).names()), "{case}");
         let spec = ModelSpec::load(&out).unwrap();
-        let merged = Decoder::load(&spec, &checkpoint, (device(), DType::F32), false, &ProgressBar::hidden()).unwrap();
+        let merged =
+            Decoder::load(&spec, &checkpoint, (device(), DType::F32), Weights::Frozen, &ProgressBar::hidden()).unwrap();
         let batch = GoldenBatch::load(case);
         let got = to_vec(&merged.logits(&batch.input_ids, &batch.lengths).unwrap());
         let expected = to_vec(&adapted(case).logits(&batch.input_ids, &batch.lengths).unwrap());

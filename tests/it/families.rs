@@ -5,7 +5,7 @@
 use crate::support::files::fixture;
 use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, relative_error, to_vec};
-use asft::model::{Decoder, Gradients, ModelSpec, Sequences};
+use asft::model::{Decoder, Gradients, ModelSpec, Sequences, Weights};
 use candle_core::DType;
 use indicatif::ProgressBar;
 
@@ -23,7 +23,7 @@ fn rope_scalings_equal_transformers() {
         let spec = ModelSpec::load(&dir).unwrap();
         let place = (device(), DType::F32);
         let weights = base_checkpoint("llama_gqa");
-        let mut model = Decoder::load(&spec, &weights, place, false, &ProgressBar::hidden()).unwrap();
+        let mut model = Decoder::load(&spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
         attach(&mut model, &golden_adapter("llama_gqa"));
 
         let batch = GoldenBatch::load("llama_gqa");

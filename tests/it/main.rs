@@ -31,6 +31,7 @@ mod module_shares;
 mod outputs;
 mod parity;
 mod penalty;
+mod quantised;
 mod refusals;
 mod report;
 mod resume;

@@ -5,7 +5,7 @@ use super::tensors::to_vec;
 use asft::adapter::{self, Adapter};
 use asft::checkpoint::Checkpoint;
 use asft::data::{Example, collate};
-use asft::model::{Decoder, DeviceKind, ModelSpec, Sequences};
+use asft::model::{Decoder, DeviceKind, ModelSpec, Sequences, Weights};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
@@ -53,7 +53,8 @@ pub fn base(case: &str, trains: bool) -> Decoder {
 
 /// The base in a compute type.
 pub fn base_in(case: &str, trains: bool, dtype: DType) -> Decoder {
-    Decoder::load(&spec(case), &base_checkpoint(case), (device(), dtype), trains, &ProgressBar::hidden()).unwrap()
+    let weights = if trains { Weights::Trained } else { Weights::Frozen };
+    Decoder::load(&spec(case), &base_checkpoint(case), (device(), dtype), weights, &ProgressBar::hidden()).unwrap()
 }
 
 /// The base with its golden adapter, ready to train.

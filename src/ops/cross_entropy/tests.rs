@@ -56,7 +56,7 @@ fn kernel_equals_generic_over_several_chunks() {
     for cap in [None, Some(1.5)] {
         let (slow, slow_grads) = generic(&h, &w, &TARGETS, 2.0, true, cap).unwrap();
         let slow = slow.read().unwrap();
-        let (fast, fast_grads) = kernel(&h, &w, &TARGETS, Some((2.0, true)), cap).unwrap();
+        let (fast, fast_grads) = kernel(&h, (&w).into(), &TARGETS, Some((2.0, true)), cap).unwrap();
         let fast_grads = fast_grads.unwrap();
         assert_eq!((slow.len(), fast.len()), (5, 5));
         assert!(slow.iter().zip(&fast).all(|(slow, fast)| (slow - fast).abs() < 1e-5 * slow));

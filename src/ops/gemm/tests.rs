@@ -18,7 +18,7 @@ fn a_few_rows_are_dot_products() {
         };
         for values in [Values::F32(&w), Values::Bf16(&half)] {
             let mut out = vec![0f32; m * rows];
-            let weight = Weight { values, rows, cols, transposed: true };
+            let weight = Stored { values, rows, cols, transposed: true };
             // SAFETY: as above.
             unsafe { product_with(m, lhs, weight, Matrix::write(&mut out, rows), false) };
             // Small whole numbers: every sum is exact.
@@ -37,7 +37,7 @@ fn half_weights_over_several_blocks() {
         let a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
         let run = |values| {
             let mut out = vec![1f32; m * n];
-            let w = Weight { values, rows, cols, transposed };
+            let w = Stored { values, rows, cols, transposed };
             // SAFETY: whole matrices of these sizes.
             unsafe { product_with(m, Matrix::read(&a, 0, k), w, Matrix::write(&mut out, n), true) };
             out

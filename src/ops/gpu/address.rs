@@ -67,11 +67,12 @@ fn host(storage: &CpuStorage, (start, end): (usize, usize)) -> Result<u64> {
         CpuStorage::F32(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::BF16(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::F16(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
+        CpuStorage::U8(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::U32(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::I64(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         _ => None,
     };
-    Ok(address.context("a kernel reads floats, u32 and i64")? as u64)
+    Ok(address.context("a kernel reads floats, u8, u32 and i64")? as u64)
 }
 
 #[cfg(feature = "cuda")]
@@ -84,9 +85,10 @@ fn device(storage: &CudaStorage, start: usize) -> Result<u64> {
         CudaStorageSlice::F32(values) => (values.device_ptr(&stream).0, 4),
         CudaStorageSlice::BF16(values) => (values.device_ptr(&stream).0, 2),
         CudaStorageSlice::F16(values) => (values.device_ptr(&stream).0, 2),
+        CudaStorageSlice::U8(values) => (values.device_ptr(&stream).0, 1),
         CudaStorageSlice::U32(values) => (values.device_ptr(&stream).0, 4),
         CudaStorageSlice::I64(values) => (values.device_ptr(&stream).0, 8),
-        _ => bail!("a kernel reads floats, u32 and i64"),
+        _ => bail!("a kernel reads floats, u8, u32 and i64"),
     };
     Ok(address + (start * bytes) as u64)
 }

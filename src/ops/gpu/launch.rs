@@ -28,6 +28,8 @@ pub enum Arg<'a> {
     Both(&'a Tensor),
     /// A null pointer, or a tensor that is read.
     Maybe(Option<&'a Tensor>),
+    /// Memory of another form than a tensor's, that is read.
+    Raw { address: u64, bytes: usize },
     /// A `u32`.
     Small(usize),
     /// A `u64`.
@@ -95,6 +97,7 @@ impl Launch {
                 Arg::In(x) | Arg::Maybe(Some(x)) => traffic::moved(&[x], &[]),
                 Arg::Out(x) => traffic::moved(&[], &[x]),
                 Arg::Both(x) => traffic::moved(&[x], &[x]),
+                Arg::Raw { bytes, .. } => traffic::read(bytes),
                 _ => {}
             }
         }
@@ -119,6 +122,7 @@ impl Launch {
             Arg::In(x) => address::of(x)?,
             Arg::Out(x) | Arg::Both(x) => address::to_write(x)?,
             Arg::Maybe(x) => x.map_or(Ok(0), address::of)?,
+            Arg::Raw { address, .. } => address,
             Arg::Small(number) => u32::try_from(number)?.into(),
             Arg::Large(number) => number,
             Arg::Float(number) => (number as f32).to_bits().into(),

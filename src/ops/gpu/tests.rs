@@ -8,7 +8,10 @@ use crate::ops::activation::Activation;
 use crate::ops::attention::{Layout, Shape, Span};
 use crate::ops::parameters::{self, Moved, Step};
 use crate::ops::testing::{close, difference, random};
+use crate::ops::weight::Weight;
 use crate::ops::{Bodies, attention, cross_entropy, dropout, gated_mlp, rms_norm, rope, softcap, sum};
+use crate::quant::ggml::GgmlType;
+use crate::quant::{Blocks, Format, FourBit, Kind, Parts, Quantised, Rounding, Scales};
 use candle_core::{DType, Device, Tensor};
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
@@ -246,6 +249,38 @@ fn adamw_moves_all_parameters_as_its_formula_says() {
         }
     }
     assert!(!with(Bodies::Kernels, || parameters::adamw(&[], &step).unwrap()));
+}
+
+/// Every quantised format that has a kernel, to the bits of its definition, in blocks whose scales are quantised and plain.
+#[test]
+fn quantised_weights_are_widened_to_the_same_bits() {
+    let values: Vec<f32> = random(&[40 * 512], 1).to_vec1().unwrap();
+    let ggml = [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q6K].map(Format::Ggml);
+    let of_size = |format: Format, rows: usize, columns: usize| {
+        let matrix = format.quantise((rows, columns), &values[..rows * columns]).unwrap();
+        (format!("{format} {rows} x {columns}"), matrix)
+    };
+    let whole = ggml.map(|format| of_size(format, 40, 512));
+    let four = [(40, 512), (33, 65), (7, 50)].map(|(rows, columns)| of_size(Format::FourBit(Kind::Nf4), rows, columns));
+    let plain = Parts {
+        packed: (0..100).collect(),
+        block: 32,
+        table: Kind::Fp4.table(),
+        scales: Scales::Plain((0..7).map(|i| 0.37 + i as f32).collect()),
+        rounding: Rounding::Bf16,
+    };
+    let plain = Quantised::new((4, 50), Blocks::FourBit(FourBit::new(200, plain).unwrap())).unwrap();
+    for (what, matrix) in whole.into_iter().chain(four).chain([("plain scales".to_string(), plain)]) {
+        let exact = Tensor::from_vec(matrix.widened(), matrix.shape(), &Device::Cpu).unwrap();
+        for dtype in TYPES {
+            for bodies in [Bodies::Shim, Bodies::Generic] {
+                let got =
+                    with(bodies, || Weight::quantised(matrix.clone(), &Device::Cpu).unwrap().dense(dtype).unwrap());
+                assert_eq!(got.dtype(), dtype);
+                assert!(bits(&got) == bits(&exact.to_dtype(dtype).unwrap()), "{what} in {dtype:?} by {bodies:?}");
+            }
+        }
+    }
 }
 
 /// The form of f32's products that only a GPU uses is that of the shim.

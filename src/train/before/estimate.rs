@@ -31,7 +31,7 @@ const LOGIT_COPIES: usize = 4;
 /// Bytes by part, at the peak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// Frozen weights, in the compute type.
+    /// Frozen weights, in the compute type or quantised.
     pub weights: usize,
     /// What trains: values, gradients, AdamW's moments; in full tuning also the weights that the penalty starts from;
     /// and a defence's copies.
@@ -93,7 +93,7 @@ impl<'a> Estimate<'a> {
     pub fn memory(&self, workload: &Workload) -> Memory {
         let largest = workload.largest();
         let (trained, weights) = match self.settings.train.method {
-            Tuning::Lora => (4 * self.adapter_elements() * F32, self.model_elements() * self.width()),
+            Tuning::Lora => (4 * self.adapter_elements() * F32, self.weight_bytes()),
             Tuning::Full => (self.full_bytes(), 0),
         };
         let trained = trained + self.needs.copies * self.trained_elements() * F32;
@@ -115,7 +115,9 @@ impl<'a> Estimate<'a> {
             weights,
             trained,
             direction: self.direction_bytes(),
-            activations: largest.tokens * (kept_blocks + self.transient_bytes()) + self.score_bytes(largest),
+            activations: largest.tokens * (kept_blocks + self.transient_bytes())
+                + self.score_bytes(largest)
+                + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
             // An id and a label for each token.
             process: if self.on_cpu { PROCESS_BYTES + workload.data_tokens * 12 } else { CONTEXT_BYTES },
@@ -170,6 +172,25 @@ impl<'a> Estimate<'a> {
     /// Bytes of one value in the compute type.
     pub(super) fn width(&self) -> usize {
         DType::from(self.settings.model.dtype).size_in_bytes()
+    }
+
+    /// Frozen weights in the compute type or quantised.
+    fn weight_bytes(&self) -> usize {
+        let weights = self.settings.model.compute().frozen();
+        let bytes = |(name, shape): (String, Vec<usize>)| match (weights.format(&name), &shape[..]) {
+            (Some(format), [rows, columns]) => format.bytes((*rows, *columns)),
+            _ => shape.iter().product::<usize>() * self.width(),
+        };
+        self.spec.tensors().into_iter().map(bytes).sum()
+    }
+
+    /// On a GPU, a quantised weight widened for its product: in f32 and in the compute type.
+    fn widened_bytes(&self) -> usize {
+        if self.on_cpu || self.settings.model.quantize.is_none() {
+            return 0;
+        }
+        let shapes = BLOCK_LINEARS.iter().filter_map(|linear| self.spec.linear_shape(linear));
+        shapes.map(|(d_out, d_in)| d_out * d_in).max().unwrap_or(0) * (2 * F32 + self.width())
     }
 
     fn model_elements(&self) -> usize {

@@ -7,7 +7,7 @@ use super::workload::Workload;
 use crate::config::Settings;
 use crate::invalid;
 use crate::memory::Capacity;
-use crate::model::{Dtype, ModelSpec};
+use crate::model::{Dtype, ModelSpec, Quantize};
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
@@ -111,10 +111,14 @@ fn size(bytes: usize) -> HumanBytes {
 /// The settings that would lower the peak, each with the resulting peak.
 fn advice(settings: &Settings, needed: usize, peak: impl Fn(&Settings) -> Result<usize>) -> Result<String> {
     type Change = fn(&mut Settings);
-    let changes: [(&str, Change); 4] = [
+    let changes: [(&str, Change); 5] = [
         ("train.method = \"lora\"", |s| s.train.method = Tuning::Lora),
         ("model.dtype = \"bf16\"", |s| {
             s.model.dtype = if s.model.dtype == Dtype::F32 { Dtype::Bf16 } else { s.model.dtype }
+        }),
+        ("model.quantize = \"nf4\"", |s| {
+            let frozen = s.train.method == Tuning::Lora;
+            s.model.quantize = s.model.quantize.or(frozen.then_some(Quantize::Nf4));
         }),
         ("train.gradient_checkpointing = true", |s| s.train.gradient_checkpointing = true),
         ("train.batch_size = 1 (with more train.gradient_accumulation)", |s| s.train.batch_size = 1),

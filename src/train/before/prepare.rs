@@ -12,7 +12,7 @@ use crate::doctor;
 use crate::eval::Prepared as Suite;
 use crate::method::direction;
 use crate::method::direction_file::Directions;
-use crate::model::Decoder;
+use crate::model::{Decoder, Weights};
 use crate::ranks::Ranks;
 use crate::report::RunRecord;
 use crate::train::defence::{self, Defence};
@@ -132,7 +132,8 @@ fn check_device(settings: &Settings, ready: &Ready) -> Result<()> {
 fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
     let (progress, began) = (progress_bar(0, "loading model"), Instant::now());
     let place = (&ready.device, settings.model.dtype.into());
-    let mut model = Decoder::load(&ready.spec, &ready.checkpoint, place, ready.adapter.is_none(), &progress)?;
+    let weights = if ready.adapter.is_some() { settings.model.compute().frozen() } else { Weights::Trained };
+    let mut model = Decoder::load(&ready.spec, &ready.checkpoint, place, weights, &progress)?;
     progress.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
     log::debug(&format!("loaded the model in {seconds:.1} s"), json!({"seconds": seconds}));

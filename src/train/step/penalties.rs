@@ -156,10 +156,10 @@ impl Penalties {
                     let module = adapter.modules.get(name).with_context(|| format!("{name} has no adapter"))?;
                     Update::Lora { scale: adapter.scale(module) }
                 }
-                None => Update::Full { start: owned(model.weight(name)?)? },
+                None => Update::Full { start: owned(model.weight(name)?.tensor()?)? },
             };
             if options.lambda == Lambda::AUTO {
-                weights += square_sum(model.weight(name)?)?.read()?;
+                weights += model.weight(name)?.square_sum()?;
             }
             modules.insert(name.clone(), Module { operator, direction, update });
         }

@@ -1,0 +1,94 @@
+//! A quantised weight on its device.
+
+mod four_bit;
+mod ggml;
+
+use crate::ops::has_cpu_kernels;
+use crate::quant::{Blocks, Quantised};
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use four_bit::Codes;
+use ggml::GgmlBlocks;
+use std::sync::Arc;
+
+/// A quantised matrix, for the CPU's kernels or as tensors for any device.
+#[derive(Clone)]
+pub struct Packed {
+    dims: (usize, usize),
+    device: Device,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Host(Arc<Quantised>),
+    FourBit(Arc<Codes>),
+    Ggml(Arc<GgmlBlocks>),
+}
+
+impl Packed {
+    pub fn new(matrix: Quantised, device: &Device) -> Result<Self> {
+        if !device.is_cpu() || !has_cpu_kernels() {
+            return Self::on_device(&matrix, device);
+        }
+        Ok(Self { dims: matrix.shape(), device: device.clone(), place: Place::Host(Arc::new(matrix)) })
+    }
+
+    /// As tensors.
+    pub(super) fn on_device(matrix: &Quantised, device: &Device) -> Result<Self> {
+        let place = match matrix.blocks() {
+            Blocks::FourBit(values) => Place::FourBit(Arc::new(Codes::new(values, device)?)),
+            Blocks::Ggml(blocks) => Place::Ggml(Arc::new(GgmlBlocks::new(blocks, matrix.shape(), device)?)),
+        };
+        Ok(Self { dims: matrix.shape(), device: device.clone(), place })
+    }
+
+    /// (rows, columns)
+    pub fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The matrix for the CPU's kernels.
+    pub fn host(&self) -> Option<&Quantised> {
+        match &self.place {
+            Place::Host(matrix) => Some(matrix),
+            Place::FourBit(_) | Place::Ggml(_) => None,
+        }
+    }
+
+    /// [rows, columns] in `dtype`
+    pub fn dense(&self, dtype: DType) -> Result<Tensor> {
+        match &self.place {
+            Place::Host(matrix) => Ok(Tensor::from_vec(matrix.widened(), self.dims, &self.device)?.to_dtype(dtype)?),
+            Place::FourBit(codes) => codes.dense(self.dims, dtype),
+            Place::Ggml(blocks) => blocks.dense(self.dims, dtype),
+        }
+    }
+
+    /// The rows `ids`, [ids, columns] in f32.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let (_, columns) = self.dims;
+        match &self.place {
+            Place::Host(matrix) => {
+                let mut out = vec![0f32; ids.len() * columns];
+                for (out, id) in out.chunks_mut(columns.max(1)).zip(ids) {
+                    anyhow::ensure!((*id as usize) < self.dims.0, "row {id} of a matrix of {}", self.dims.0);
+                    matrix.widen(*id as usize * columns, out);
+                }
+                Ok(Tensor::from_vec(out, (ids.len(), columns), &self.device)?)
+            }
+            Place::Ggml(_) => Ok(self.dense(DType::F32)?.index_select(&Tensor::new(ids, &self.device)?, 0)?),
+            Place::FourBit(codes) => {
+                let ids = Tensor::new(ids, &self.device)?;
+                match codes.rows(&ids, columns)? {
+                    Some(rows) => Ok(rows),
+                    None => Ok(self.dense(DType::F32)?.index_select(&ids, 0)?),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Quantised bases: against PyTorch with what bitsandbytes makes of the weights, and whole runs.
+
+use crate::support::command::{asft, evaluation, json, refused, refused_unwritten, stdout, succeeds, train};
+use crate::support::files::fixture;
+use crate::support::goldens::*;
+use crate::support::runs::{interrupt, metrics, same_run};
+use crate::support::tensors::{max_difference, relative_error, to_vec};
+use asft::data::{Batch, collate};
+use asft::method::{AsftOptions, Penalize};
+use asft::model::{Decoder, Gradients, Weights};
+use asft::quant::{Format, Kind};
+use asft::train::{Penalties, TrainOptions, Trainer};
+use candle_core::DType;
+use indicatif::ProgressBar;
+use serde_json::Value;
+use std::path::Path;
+
+const NF4: Weights = Weights::Quantised { format: Format::FourBit(Kind::Nf4), head: false };
+
+/// A case's base with quantised linears, and its golden adapter.
+fn quantised(case: &str) -> Decoder {
+    let place = (device(), DType::F32);
+    let mut model = Decoder::load(&spec(case), &base_checkpoint(case), place, NF4, &ProgressBar::hidden()).unwrap();
+    attach(&mut model, &golden_adapter(case));
+    model
+}
+
+fn golden(case: &str) -> Golden {
+    Golden::load(&fixture(case).join("nf4.safetensors"))
+}
+
+#[test]
+fn logits_loss_and_gradients_equal_pytorch_with_the_dequantised_weights() {
+    for case in CASES {
+        let (golden, batch, model) = (golden(case), GoldenBatch::load(case), quantised(case));
+        let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+        let expected = batch.live(&golden.values("lora.logits"), spec(case).vocab_size);
+        assert!(max_difference(&logits, &expected) <= 1e-4, "{case}");
+        let scale = 1.0 / batch.label_tokens() as f64;
+        for checkpointing in [true, false] {
+            let mut gradients = Gradients::default();
+            let sum = model.loss_and_gradients(batch.sequences(), scale, checkpointing, None, &mut gradients).unwrap();
+            assert!((sum * scale / golden.values("lora.loss64")[0] - 1.0).abs() <= 1e-5, "{case}");
+            let mut compared = 0;
+            for (name, expected) in golden.with_prefix("lora.grad.") {
+                let got = to_vec(gradients.get(&format!("{name}.weight")).unwrap());
+                let error = relative_error(&got, &to_vec(expected));
+                assert!(error <= 1e-4, "{case} {name}: {error}");
+                compared += 1;
+            }
+            assert_eq!(compared, model.parameters().len());
+        }
+        // The quantisation shows: with the dense weights the logits are others.
+        let dense = to_vec(&adapted(case).logits(&batch.input_ids, &batch.lengths).unwrap());
+        assert!(max_difference(&dense, &expected) > 1e-2, "{case}");
+    }
+}
+
+#[test]
+fn ten_steps_equal_pytorch_with_the_dequantised_weights() {
+    for case in CASES {
+        let (golden, adapter) = (golden(case), golden_adapter(case));
+        let targets: Vec<String> = adapter.modules.keys().cloned().collect();
+        let asft = AsftOptions { penalize: Penalize::None, ..Default::default() };
+        let model = quantised(case);
+        let penalties = Penalties::new(&asft, &targets, None, Some(&adapter), &model).unwrap();
+        let options = TrainOptions { learning_rate: 5e-3, weight_decay: 0.01, ..Default::default() };
+        let mut trainer = Trainer::new(model, penalties, &options, false);
+        let batches: Vec<Batch> = GoldenBatch::load(case).examples().chunks(2).map(collate).collect();
+        let (losses, norms) = (golden.values("curve.task_loss"), golden.values("curve.grad_norm"));
+        for (step, (loss, norm)) in losses.into_iter().zip(norms).enumerate() {
+            let outcome = trainer.step(step, &batches, 5e-3).unwrap();
+            for (name, got, expected) in [("loss", outcome.task_loss, loss), ("norm", outcome.grad_norm, norm)] {
+                assert!((got / expected - 1.0).abs() <= 1e-4, "{case} {name} of step {step}: {got} {expected}");
+            }
+        }
+        let end = adapter.with_values(trainer.model.parameters()).unwrap();
+        for (name, module) in &end.modules {
+            for (matrix, tensor) in [("lora_A", &module.a), ("lora_B", &module.b)] {
+                let expected = golden.values(&format!("curve.final.{name}.{matrix}"));
+                let error = relative_error(&to_vec(tensor), &expected);
+                assert!(error <= 1e-3, "{case} {name} {matrix}: {error}");
+            }
+        }
+    }
+}
+
+/// Trains on a quantised base, resumes to the same bits, and is used: measured on the quantised base, and merged into the
+/// full one, which the direction is of too.
+#[test]
+fn a_run_on_a_quantised_base_trains_resumes_and_is_merged() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, again) = (scratch.path().join("run"), scratch.path().join("again"));
+    let sets = ["model.quantize=nf4", "model.quantize_head=true", "output.save_every_steps=8", "train.max_steps=24"];
+    let told = succeeds(train(&dir, &sets, &[]));
+    assert!(told.contains("--quantize nf4 --quantize-head"), "{told}");
+    let rows = metrics(&dir);
+    let losses: Vec<f64> = rows.iter().filter_map(|row| row["task_loss"].as_f64()).collect();
+    assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{losses:?}");
+    assert!(rows.iter().any(|row| row["penalty"].as_f64().is_some_and(|penalty| penalty > 0.0)));
+    succeeds(train(&again, &sets, &["-q"]));
+    interrupt(&again, "adapter", &[24]);
+    succeeds(train(&again, &sets, &["-q", "--resume"]));
+    same_run(&dir, &again, "adapter/adapter_model.safetensors");
+    refused(train(&again, &["model.quantize_head=false"], &["--resume"]), &["model.quantize_head"]);
+
+    let adapter = dir.join("adapter");
+    let loss = |model: &Path, more: &[&str]| {
+        let mut command = asft(&["eval", "--json", "--data", "tests/tiny/train.jsonl", "--model"]);
+        evaluation(command.arg(model).args(more))["loss"].as_f64().unwrap()
+    };
+    let (tiny, adapted) = (Path::new("tests/tiny/aligned"), adapter.to_str().unwrap());
+    let quantised = loss(tiny, &["--quantize", "nf4", "--adapter", adapted]);
+    assert!(quantised < 0.7 * loss(tiny, &["--quantize", "nf4"]));
+    assert!(loss(tiny, &["--quantize", "nf4"]) != loss(tiny, &[]));
+    let merged = scratch.path().join("merged");
+    let mut command = asft(&["merge", "--model", "tests/tiny/aligned", "--adapter", adapted, "--out"]);
+    succeeds(command.arg(&merged));
+    assert!((loss(&merged, &[]) / loss(tiny, &["--adapter", adapted]) - 1.0).abs() < 1e-3);
+    let prompt = ["--prompt", "What is the opposite of hot?", "--max-new-tokens", "8"];
+    let mut command = asft(&["generate", "--quantize", "nf4", "--model", "tests/tiny/aligned", "--adapter", adapted]);
+    assert!(!stdout(command.args(prompt)).trim().is_empty());
+}
+
+#[test]
+fn what_cannot_be_quantised_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let refusal = |sets: &[&str], needles: &[&str]| {
+        refused_unwritten(train(&dir, sets, &[]), &dir, needles);
+    };
+    refusal(&["model.quantize=nf4", "train.method=full"], &["`model.quantize`", "weights that train"]);
+    refusal(&["model.quantize_head=true"], &["`model.quantize_head`", "without `model.quantize`"]);
+    refusal(&["model.quantize=int8"], &["model.quantize", "\"nf4\", \"q8_0\" or \"q4_k\""]);
+    refused(asft(&["eval", "--model", "tests/tiny/aligned", "--data", "x.jsonl", "--quantize-head"]), &["--quantize"]);
+}
+
+#[test]
+fn a_plan_knows_the_size_of_quantised_weights() {
+    let scratch = tempfile::tempdir().unwrap();
+    let weights = |sets: &[&str]| {
+        let forecast: Value = json(train(&scratch.path().join("run"), sets, &["--dry-run", "--json"]));
+        forecast["memory_bytes"]["weights"].as_f64().unwrap()
+    };
+    let (dense, linears) = (weights(&[]), weights(&["model.quantize=nf4"]));
+    let all = weights(&["model.quantize=nf4", "model.quantize_head=true"]);
+    // 4.13 bits a value instead of 32, and a table for each matrix, which shows at this size.
+    assert!(all < 0.3 * dense && linears < dense && all < linears, "{dense} {linears} {all}");
+}
