@@ -24,13 +24,14 @@ pub use staging::{
 pub use stored::Stored;
 pub use write::{StreamWriter, save_tensors, save_tensors_staged};
 
+use crate::console::log;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use float::Float;
 use gguf::Arrangement;
 use half::{bf16, f16};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -100,10 +101,19 @@ impl Checkpoint {
         }
         ensure_valid!(dir.is_dir(), "checkpoint folder {} does not exist", dir.display());
         let index = dir.join("model.safetensors.index.json");
-        if index.is_file() {
-            return Self::open_sharded(dir, &index);
-        }
         let single = dir.join("model.safetensors");
+        if index.is_file() {
+            let checkpoint = Self::open_sharded(dir, &index)?;
+            if single.is_file() && !checkpoint.shards.iter().any(|shard| shard.path == single) {
+                let text = format!(
+                    "{} is not read: {} names other files; remove one of the two",
+                    single.display(),
+                    index.display()
+                );
+                log::warn(&text, json!({"file": single}));
+            }
+            return Ok(checkpoint);
+        }
         ensure_valid!(
             single.is_file(),
             "no weights in {}: expected model.safetensors or model.safetensors.index.json (pickled .bin files are \

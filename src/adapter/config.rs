@@ -136,7 +136,8 @@ fn patterns(value: Option<&Value>, key: &str, origin: &str) -> Result<Patterns<f
 
 /// The `adapter_config.json` of an adapter, with the fields and types that PEFT, vLLM and llama.cpp read.
 pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
-    let general_rank = most_common(adapter.modules.values().map(AdapterModule::rank));
+    // vLLM allots memory by `r`.
+    let general_rank = adapter.modules.values().map(AdapterModule::rank).max().unwrap_or(1);
     let general_alpha = most_common(adapter.modules.values().map(|module| module.alpha as usize));
     let ranks = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.rank() as f64));
     let alphas = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.alpha));

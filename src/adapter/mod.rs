@@ -3,6 +3,7 @@
 mod base;
 mod card;
 mod config;
+mod fold;
 mod gguf;
 mod gguf_model;
 mod identity;

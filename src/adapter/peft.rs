@@ -16,6 +16,8 @@ use std::path::Path;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// What older releases of PEFT wrote instead.
+const PICKLED: &str = "adapter_model.bin";
 
 /// Reads a PEFT LoRA folder; matrices become f32.
 ///
@@ -26,6 +28,12 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
     ensure_valid!(dir.is_dir(), "adapter folder {} does not exist{}", dir.display(), path_hint(dir));
     let config = PeftConfig::load(&dir.join(CONFIG))?;
     let path = dir.join(WEIGHTS);
+    ensure_valid!(
+        path.is_file() || !dir.join(PICKLED).is_file(),
+        "{} has {PICKLED}, which is pickled and never read, and no {WEIGHTS}: load it with PEFT and save it again \
+         (PeftModel.from_pretrained(...).save_pretrained(...))",
+        dir.display()
+    );
     let file = Checkpoint::open_file(&path)?;
     let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for name in file.names() {

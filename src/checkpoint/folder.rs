@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 /// What a model folder holds besides weights: configs, tokenizer, templates, licence texts.
 const COMPANIONS: [&str; 6] = ["json", "jinja", "txt", "model", "md", "tiktoken"];
+/// How the names of texts begin that have to go where a model goes, whatever their ending.
+const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 
 /// Values in a shard of a model that comes in one file: what is in memory at a time.
 const SHARD_ELEMENTS: usize = 1 << 30;
@@ -180,7 +182,8 @@ fn copy_companions(source: &Path, out: &Path, dtype: Option<DType>) -> Result<()
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
         let weights = name.ends_with(".index.json") || name.starts_with("adapter_");
-        if !path.is_file() || weights || !COMPANIONS.contains(&extension) {
+        let is_licence = LICENCES.iter().any(|begin| name.to_uppercase().starts_with(begin));
+        if !path.is_file() || weights || !(COMPANIONS.contains(&extension) || is_licence) {
             continue;
         }
         let target = out.join(&name);

@@ -140,6 +140,7 @@ train = "train.jsonl"
             "output.save_every_steps=5",
             "output.log_modules_every=10",
             "data.max_samples=7",
+            "export.fold_scale=true",
             "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
             "train.patience=4",
         ];

@@ -18,7 +18,7 @@ use crate::model::ModelOptions;
 use crate::outputs::Outputs;
 use crate::report::LoggingOptions;
 use crate::toml_reader::Schema;
-use crate::train::{DefenceOptions, EvalOptions, OutputOptions, TrainOptions};
+use crate::train::{DefenceOptions, EvalOptions, ExportOptions, OutputOptions, TrainOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -43,6 +43,8 @@ pub struct Settings {
     pub eval: EvalOptions,
     /// Where the results go.
     pub output: OutputOptions,
+    /// How the result is written.
+    pub export: ExportOptions,
     /// What is written besides.
     pub logging: LoggingOptions,
 }

@@ -39,7 +39,7 @@ pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
 pub use before::resume::RunFlags;
 pub use defence::{ConstrainedSft, Defence, DefenceKind, DefenceOptions, Needs, OwnSamples, TokenObjective};
-pub use options::{EvalOptions, OutputOptions, TrainOptions, Tuning};
+pub use options::{EvalOptions, ExportOptions, OutputOptions, TrainOptions, Tuning};
 pub use plan::{Plan, Pool, StepSamples};
 pub use run::{Ending, Outcome, run};
 pub use step::penalties::Penalties;

@@ -118,6 +118,16 @@ impl Default for EvalOptions {
     }
 }
 
+/// `[export]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportOptions {
+    /// Write the adapter with its scale folded into B, lora_alpha = r, and one rank for all modules (lower ones are filled up
+    /// with zeros). Every reader of PEFT adapters then computes the same, also those that ignore rsLoRA or the patterns of
+    /// ranks and alphas. Checkpoints stay as they are.
+    pub fold_scale: bool,
+}
+
 /// `[output]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

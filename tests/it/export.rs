@@ -1,6 +1,7 @@
 //! Adapter folders and merged models: what PEFT wrote is read, what is written reads back, and a merged model computes
 //! what base and adapter do.
 
+use crate::support::command::{asft, evaluation, refused, succeeds, train};
 use crate::support::files::{fixture, header_metadata, read_json};
 use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, to_vec};
@@ -9,6 +10,7 @@ use asft::checkpoint::Checkpoint;
 use asft::model::{Decoder, ModelSpec, Weights};
 use candle_core::DType;
 use indicatif::ProgressBar;
+use std::path::Path;
 
 #[test]
 fn merged_logits_equal_base_and_adapter() {
@@ -90,4 +92,31 @@ fn an_adapter_for_another_base_is_refused() {
     let check = |base: &Checkpoint| adapter::BaseIdentity::check(&dir, &adapter, base);
     check(&base_checkpoint("llama_gqa")).unwrap();
     assert!(check(&other).unwrap_err().to_string().contains("other weights"));
+}
+
+#[test]
+fn a_folded_scale_changes_the_files_and_not_what_they_compute() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sets = ["lora.use_rslora=true", "lora.rank_pattern={v_proj = 4}", "train.max_steps=2"];
+    let run = |name: &str, more: &[&str]| {
+        let dir = scratch.path().join(name);
+        let told = succeeds(train(&dir, &[&sets[..], more].concat(), &[]));
+        (dir.join("adapter"), told)
+    };
+    let (plain, told) = run("plain", &[]);
+    assert!(told.contains("llama.cpp") && told.contains("or set export.fold_scale = true"), "{told}");
+    let (folded, told) = run("folded", &["export.fold_scale=true"]);
+    assert!(!told.contains("llama.cpp"), "{told}");
+    let config = read_json(&folded.join("adapter_config.json"));
+    assert_eq!((&config["r"], &config["lora_alpha"], &config["use_rslora"]), (&8.into(), &8.into(), &false.into()));
+    assert_eq!((config["rank_pattern"].to_string(), config["alpha_pattern"].to_string()), ("{}".into(), "{}".into()));
+    let loss = |adapter: &Path| {
+        let data = ["eval", "--json", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--adapter"];
+        evaluation(asft(&data).arg(adapter))["loss"].as_f64().unwrap()
+    };
+    assert!((loss(&plain) - loss(&folded)).abs() < 1e-5);
+    std::fs::rename(folded.join("adapter_model.safetensors"), folded.join("adapter_model.bin")).unwrap();
+    let mut data = asft(&["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--adapter"]);
+    data.arg(&folded);
+    refused(data, &["has adapter_model.bin, which is pickled and never read", "save_pretrained"]);
 }

@@ -167,8 +167,8 @@ impl Preflight<'_> {
         let mut model = Model { spec, checkpoint, device, targets, adapter: None };
         if self.settings.train.method == Tuning::Lora {
             let adapter = self.initial_adapter(&model, base)?;
-            if let Some(warning) = adapter.portability() {
-                log::warn(&warning, Value::Null);
+            if let Some(warning) = adapter.portability().filter(|_| !self.settings.export.fold_scale) {
+                log::warn(&format!("{warning}, or set export.fold_scale = true"), Value::Null);
             }
             model.targets = adapter.modules.keys().cloned().collect();
             model.adapter = Some(adapter);

@@ -34,6 +34,7 @@ pub fn result(settings: &Settings, trained: &Trained, output: &OutputFolder, ste
 fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> Result<()> {
     let adapter = trained.adapter.as_ref().context("no adapter was trained")?;
     let adapter = adapter.with_values(trained.parameters())?;
+    let adapter = if settings.export.fold_scale { adapter.folded()? } else { adapter };
     let asft = &settings.asft;
     let direction = match (&asft.direction, &settings.model.unaligned) {
         _ if !(asft.is_active() && asft.needs_direction()) => "not used".to_string(),

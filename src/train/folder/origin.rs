@@ -8,7 +8,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written and evaluations made, but nothing that is trained.
-const FREE_KEYS: [&str; 7] = [
+const FREE_KEYS: [&str; 8] = [
+    "export.fold_scale",
     "eval.every",
     "eval.batch_size",
     "output.dir",
