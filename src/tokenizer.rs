@@ -17,13 +17,23 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 /// Names of special tokens in tokenizer_config.json and special_tokens_map.json; templates see them too.
 const SPECIAL_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// All that a tokenizer is loaded from.
+const FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+];
 
 /// Ids of one text, and where in it each came from. All vectors have the same length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +45,8 @@ pub struct Encoded {
     pub added: Vec<bool>,
 }
 
-/// A loaded tokenizer; cheap to share among threads.
+/// A loaded tokenizer; cheap to copy and to share among threads.
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
     /// (name, token), e.g. `("bos_token", "<s>")`, in the order of SPECIAL_NAMES.
@@ -45,6 +56,7 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     chat_template: Option<String>,
     vocab_size: usize,
+    dir: PathBuf,
 }
 
 impl Tokenizer {
@@ -85,7 +97,8 @@ impl Tokenizer {
         ensure_valid!(vocab_size > 0, "{}: the vocabulary is empty", path.display());
         let chat_template = chat_template(dir, &config)?;
         let inner = Arc::new(inner);
-        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size })
+        let dir = dir.to_path_buf();
+        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size, dir })
     }
 
     /// Ids of `text`; `add_special_tokens` adds the tokenizer's own beginning and end of text, if it has any.
@@ -164,6 +177,22 @@ impl Tokenizer {
     /// Ids that end generation: the eos token's first, then those of generation_config.json (else config.json).
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
+    }
+
+    /// A hash of the files that it was loaded from.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for name in FILES {
+            let path = self.dir.join(name);
+            if path.is_file() {
+                let bytes = std::fs::read(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
+                hasher.update(format!("{name} {}\n", blake3::hash(&bytes).to_hex()).as_bytes());
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// Jinja source of the tokenizer's chat template.

@@ -8,9 +8,10 @@
 
 use crate::memory::resident_bytes;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -68,13 +69,18 @@ type Job = Box<dyn FnOnce() + Send>;
 thread_local! {
     /// This thread's worker, while it is idle.
     static WORKER: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
+    /// Whether this thread is such a worker.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` on a thread that can be abandoned.
+/// Runs `work` on a thread that can be abandoned; on this one if it is such a thread.
 ///
 /// # Errors
 /// It panicked, or took too long or too much memory.
 pub fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, GivenUp> {
+    if IS_WORKER.get() {
+        return without_panic(work).ok_or(GivenUp::Panicked);
+    }
     if cfg!(fuzzing) {
         // libFuzzer has its own limits, and an abandoned thread would keep running beside all later inputs.
         return without_panic(work).ok_or(GivenUp::Panicked);
@@ -82,17 +88,67 @@ pub fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resu
     run_within(TICKS, GROWTH_BYTES, work)
 }
 
+/// The results of `work` for all of `items`, in their order, from a thread that is abandoned at the item that takes too
+/// long or too much memory; the next then goes on, after `given_up`. Handing items over one by one would take longer than
+/// many of them do.
+pub fn run_each<I: Send + 'static, T: Send + 'static>(
+    items: Vec<I>,
+    work: &Arc<impl Fn(I) -> T + Send + Sync + 'static>,
+    given_up: impl Fn(),
+) -> Vec<Result<T, GivenUp>> {
+    if IS_WORKER.get() || cfg!(fuzzing) {
+        return items.into_iter().map(|item| without_panic(|| work(item)).ok_or(GivenUp::Panicked)).collect();
+    }
+    let (mut results, mut left) = (vec![], VecDeque::from(items));
+    while !left.is_empty() {
+        let (queue, done) = (Arc::new(Mutex::new(left)), Arc::new(Mutex::new(vec![])));
+        let job = {
+            let (queue, done, work) = (queue.clone(), done.clone(), work.clone());
+            move || {
+                loop {
+                    let Some(item) = lock(&queue).pop_front() else { break };
+                    let result = without_panic(|| work(item)).ok_or(GivenUp::Panicked);
+                    lock(&done).push(result);
+                }
+            }
+        };
+        let ended = run_watched(TICKS, GROWTH_BYTES, job, || lock(&done).len());
+        left = std::mem::take(&mut *lock(&queue));
+        results.append(&mut lock(&done));
+        // The one at which it ended has left the queue.
+        if let Err(why) = ended {
+            given_up();
+            results.push(Err(why));
+        }
+    }
+    results
+}
+
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn run_within<T: Send + 'static>(
     ticks: usize,
     growth_bytes: u64,
     work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, GivenUp> {
+    run_watched(ticks, growth_bytes, work, || 0)
+}
+
+/// `progress`: a number whose growth shows that the work goes on.
+fn run_watched<T: Send + 'static>(
+    ticks: usize,
+    growth_bytes: u64,
+    work: impl FnOnce() -> T + Send + 'static,
+    progress: impl Fn() -> usize,
 ) -> Result<T, GivenUp> {
     let (reply, answer) = channel();
     let job: Job = Box::new(move || drop(reply.send(work())));
     let worker = WORKER.take().or_else(spawn).ok_or(GivenUp::NoThread)?;
     // If the worker is gone, the job is dropped, and with it the other end of `answer`.
     let gone = worker.send(job).is_err();
-    let result = wait(&answer, ticks, growth_bytes);
+    let result = wait(&answer, ticks, growth_bytes, progress);
     if !gone && matches!(result, Ok(_) | Err(GivenUp::Panicked)) {
         WORKER.set(Some(worker));
     }
@@ -102,18 +158,28 @@ fn run_within<T: Send + 'static>(
 /// A worker; it ends when its sender is dropped.
 fn spawn() -> Option<Sender<Job>> {
     let (sender, jobs) = channel::<Job>();
-    let work = move || jobs.into_iter().for_each(|job| without_panic(job).unwrap_or_default());
+    let work = move || {
+        IS_WORKER.set(true);
+        jobs.into_iter().for_each(|job| without_panic(job).unwrap_or_default());
+    };
     Builder::new().stack_size(STACK_BYTES).spawn(work).ok().map(|_| sender)
 }
 
-fn wait<T>(answer: &Receiver<T>, ticks: usize, growth_bytes: u64) -> Result<T, GivenUp> {
-    let mut first = None;
-    for _ in 0..ticks {
+fn wait<T>(answer: &Receiver<T>, ticks: usize, growth_bytes: u64, progress: impl Fn() -> usize) -> Result<T, GivenUp> {
+    let (mut first, mut reached, mut left) = (None, 0, ticks);
+    while left > 0 {
         match answer.recv_timeout(TICK) {
             Ok(value) => return Ok(value),
             Err(RecvTimeoutError::Disconnected) => return Err(GivenUp::Panicked),
             Err(RecvTimeoutError::Timeout) => {
                 let now = resident_bytes();
+                (left, first) = match progress() {
+                    same if same == reached => (left - 1, first),
+                    further => {
+                        reached = further;
+                        (ticks, None)
+                    }
+                };
                 if now.saturating_sub(*first.get_or_insert(now)) > growth_bytes {
                     return Err(GivenUp::TooMuchMemory);
                 }
@@ -148,5 +214,28 @@ mod tests {
             held.len()
         };
         assert_eq!(run_within(TICKS, 16 << 20, greedy), Err(GivenUp::TooMuchMemory));
+    }
+
+    #[test]
+    fn one_item_that_is_given_up_does_not_cost_the_others() {
+        let work = Arc::new(|item: i32| {
+            // What is guarded already runs where it is.
+            let twice = run(move || 2 * item).unwrap();
+            match item {
+                3 => panic!("on purpose"),
+                5 => loop {
+                    std::thread::sleep(Duration::from_millis(50));
+                },
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+            twice
+        });
+        let results = run_each((0..8).collect(), &work, || ());
+        let expected = |item: i32| match item {
+            3 => Err(GivenUp::Panicked),
+            5 => Err(GivenUp::TooLong),
+            _ => Ok(2 * item),
+        };
+        assert_eq!(results, (0..8).map(expected).collect::<Vec<_>>());
     }
 }

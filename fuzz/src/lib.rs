@@ -108,7 +108,8 @@ fn dataset(name: &str, bytes: &[u8]) {
     let options = DataOptions { format, overlong, max_length: 64, allow_empty_labels: true, ..DataOptions::default() };
     with_file(name, content, |path, tokenizer| {
         if let Some(dataset) = accepted(data::load(path, &options, tokenizer, &ProgressBar::hidden())) {
-            assert!(dataset.examples.iter().all(|example| example.input_ids.len() == example.labels.len()));
+            let examples = dataset.examples().expect("they are in memory");
+            assert!(examples.iter().all(|example| example.input_ids.len() == example.labels.len()));
         }
         accepted(data::load_prompts(path, &Columns::default()));
     });

@@ -3,11 +3,12 @@
 use super::{print, standard_output};
 use crate::cli::DataArgs;
 use crate::config::Settings;
-use crate::data::{self, Dataset, Marks, Summary, epoch_order, predicted_labels};
+use crate::data::{self, Dataset, Loading, Marks, Summary, epoch_order, predicted_labels};
 use crate::hub;
 use crate::tokenizer::Tokenizer;
 use crate::train::{Inputs, Problems, Sources};
 use anyhow::Result;
+use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{IsTerminal, Write, stdout};
 
@@ -16,8 +17,8 @@ pub fn run(args: DataArgs) -> Result<()> {
     let mut problems = Problems::default();
     let sources = Sources::find(&settings, hub::resolve_without_weights, &mut problems);
     let spec = sources.spec(&mut problems);
-    let inputs = spec.and_then(|spec| sources.read(&settings, &spec, &mut problems));
-    let (Some(base), Some(inputs)) = (sources.base, inputs) else {
+    let inputs = spec.as_ref().and_then(|spec| sources.read(&settings, spec, &mut problems));
+    let (Some(base), Some(files), Some(spec), Some(inputs)) = (sources.base, sources.data, spec, inputs) else {
         return Err(problems.into_error("the datasets cannot be used"));
     };
     let Inputs { tokenizer, train, validation, .. } = inputs;
@@ -28,26 +29,34 @@ pub fn run(args: DataArgs) -> Result<()> {
         }
         tokenizer => tokenizer,
     };
-    let count = train.examples.len();
+    let count = train.len();
     let order = epoch_order(count, args.seed.unwrap_or(0), 0, args.seed.is_some());
     let chosen: Vec<usize> = order.into_iter().take(args.show).collect();
+    let loading = Loading {
+        tokenizer: tokenizer.as_ref(),
+        vocab_size: spec.vocab_size,
+        cache: None,
+        progress: &ProgressBar::hidden,
+    };
+    let why = |index: usize| loading.explain(&files, &settings.data, &train, index);
     if args.json {
-        return print_json(&train, validation.as_ref(), &chosen, tokenizer.as_ref());
+        return print_json(&train, validation.as_ref(), &chosen, tokenizer.as_ref(), why);
     }
     let mut out = standard_output();
     writeln!(out, "training samples\n{}", Summary::of(&train))?;
-    for mixed in &train.mixed {
-        writeln!(out, "{mixed}")?;
-    }
     if let Some(validation) = &validation {
         writeln!(out, "validation samples\n{}", Summary::of(validation))?;
     }
     for index in chosen {
-        let Some(example) = train.examples.get(index) else { continue };
+        let example = &train.example(index)?;
         let (tokens, labels) = (example.input_ids.len(), predicted_labels(&example.labels));
         let origin = train.origin(index);
         writeln!(out, "sample {} of {count} ({origin}): {tokens} tokens, {labels} labels", index + 1)?;
-        writeln!(out, "{}\n", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
+        writeln!(out, "{}", data::highlight(example, tokenizer.as_ref(), marks(), args.tokens)?)?;
+        for line in why(index)? {
+            writeln!(out, "  {line}")?;
+        }
+        writeln!(out)?;
     }
     Ok(out.flush()?)
 }
@@ -63,16 +72,18 @@ fn print_json(
     validation: Option<&Dataset>,
     chosen: &[usize],
     tokenizer: Option<&Tokenizer>,
+    why: impl Fn(usize) -> Result<Vec<String>>,
 ) -> Result<()> {
     let mut samples = vec![];
     for &index in chosen {
-        let Some(example) = train.examples.get(index) else { continue };
+        let example = train.example(index)?;
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&example.input_ids, false)).transpose()?;
         samples.push(json!({
             "origin": train.origin(index),
             "text": text,
             "input_ids": example.input_ids,
             "labels": example.labels,
+            "why": why(index)?,
         }));
     }
     let validation = validation.map(Summary::of);

@@ -19,9 +19,9 @@ const DIGITS: usize = 16;
 /// A file that cannot be read.
 pub fn of_run(settings: &Settings, known: &mut Contents) -> Result<Contents> {
     let data = &settings.data;
-    let mixed = data.mix.iter().map(|mix| &mix.file);
-    let own = settings.defence.files();
-    let named = [&data.train].into_iter().chain(data.validation_file()).chain(mixed).chain(own);
+    let (sources, own) = (data.sources(), settings.defence.files());
+    let sources = sources.iter().map(|listed| &listed.source.path);
+    let named = sources.chain(data.validation_file()).chain(own);
     // Nothing is fetched for what is on this machine.
     let local = named.filter(|name| hub::is_local(name));
     let found =

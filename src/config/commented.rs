@@ -98,7 +98,7 @@ mod tests {
         let mut settings = Settings::default();
         settings.model.aligned = "a \"b\"".to_string();
         settings.model.unaligned = Some("base".to_string());
-        settings.data.train = "train.jsonl".to_string();
+        settings.data.train = "train.jsonl".into();
         settings.output.save_every_steps = Some(7);
         let notes = BTreeMap::from([("output.save_every_steps", "Often.".to_string())]);
         let text = config(&settings, &notes).unwrap();

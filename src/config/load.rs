@@ -105,7 +105,7 @@ train = "train.jsonl"
         let mut expected = Settings::default();
         expected.model.aligned = "chat".to_string();
         expected.model.unaligned = Some("base".to_string());
-        expected.data.train = "train.jsonl".to_string();
+        expected.data.train = "train.jsonl".into();
         assert_eq!(settings, expected);
     }
 
@@ -140,8 +140,10 @@ train = "train.jsonl"
             "output.save_every_steps=5",
             "output.log_modules_every=10",
             "data.max_samples=7",
+            "data.cache=cache",
             "export.fold_scale=true",
             "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
+            "data.train=[\"t.jsonl\", {path=\"u.jsonl\", format=\"sharegpt\", columns={conversations=\"c\"}, count=2}]",
             "train.patience=4",
         ];
         let settings = with(&everything).unwrap();
@@ -176,7 +178,7 @@ train = "train.jsonl"
         ])
         .unwrap();
         assert_eq!(settings.asft.lambda, 1.0.into());
-        assert_eq!(settings.data.train, "a.jsonl");
+        assert_eq!(settings.data.train, "a.jsonl".into());
         assert_eq!(settings.output.dir, "2026");
         assert_eq!(settings.lora.target_modules, Targets::List(vec!["q_proj".into(), "o_proj".into()]));
         assert_eq!((settings.train.seed, settings.train.batch_size, settings.train.epochs), (7, 4, 3.0));

@@ -72,8 +72,10 @@ impl Settings {
         let outputs = outputs.reads("model.tokenizer", &model.tokenizer);
         let outputs = outputs.reads("lora.init_adapter", &lora.init_adapter).reads("asft.direction", &asft.direction);
         let outputs = outputs.reads("data.template", [&data.template]).reads("data.validation", data.validation_file());
-        let outputs = outputs.reads("data.mix", data.mix.iter().map(|mix| &mix.file));
-        outputs.reads("data.train", [&data.train]).reads("defence", self.defence.files())
+        let sources = data.sources();
+        let outputs =
+            sources.iter().fold(outputs, |outputs, listed| outputs.reads(listed.key.name(), [&listed.source.path]));
+        outputs.reads("defence", self.defence.files())
     }
 
     /// Whether a run reads or computes a direction: for its penalty, or to measure updates by.

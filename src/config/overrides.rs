@@ -16,7 +16,7 @@ pub fn parse(schema: &Schema, text: &str) -> Result<(Vec<String>, Value), String
     let value = match given.parse::<Value>() {
         // `--set output.dir=2026`: where only a string will do, a number is a word that looks like one.
         Ok(value) => match schema.get(&path) {
-            Some(wanted) if !schema.accepts(wanted, &value) && schema.accepts(wanted, &word) => word,
+            Some(wanted) if is_word(&value) && !schema.accepts(wanted, &value) && schema.accepts(wanted, &word) => word,
             _ => value,
         },
         // A list whose quotes the shell has removed must not become a string.
@@ -29,6 +29,11 @@ pub fn parse(schema: &Schema, text: &str) -> Result<(Vec<String>, Value), String
         Err(_) => word,
     };
     Ok((path, value))
+}
+
+/// Whether what looks like a value may be meant as a word.
+fn is_word(value: &Value) -> bool {
+    !value.is_array() && !value.is_table()
 }
 
 /// The parts of a dotted key, which may be quoted as in TOML: `lora.rank_pattern."layers.0.self_attn.q_proj"`.

@@ -67,10 +67,11 @@ pub fn for_model(source: &str, base: &Resolved, given: Given) -> Result<Suggesti
         "lora.target_modules",
         format!("This model has {} in {} layers.", names.join(", "), spec.num_hidden_layers),
     );
-    settings.data.train = given.data.unwrap_or_else(|| {
+    let data = given.data.as_deref().unwrap_or_else(|| {
         notes.insert("data.train", "To be filled in.".to_string());
-        "train.jsonl".to_string()
+        "train.jsonl"
     });
+    settings.data.train = data.into();
     settings.data.max_length = MAX_LENGTH.min(spec.context());
     notes.insert("data.max_length", format!("The model's context is {}.", spec.context()));
     let has_template = base.load_tokenizer().is_ok_and(|tokenizer| tokenizer.chat_template().is_some());

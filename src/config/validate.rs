@@ -1,7 +1,7 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot express.
 
 use super::Settings;
-use crate::data::{Format, Mix, TrainOn, Validation};
+use crate::data::{TrainOn, Validation, source_problems};
 use crate::names::Targets;
 use crate::toml_reader::Mistakes;
 use crate::train::{DefenceKind, Tuning};
@@ -33,7 +33,7 @@ fn required(settings: &Settings, found: &mut Mistakes) {
     found.unless(!model.aligned.is_empty(), "`model.aligned` is required: the model to fine-tune, a folder or hub id");
     found.unless(
         !data.train.is_empty(),
-        "`data.train` is required: a JSON, JSONL, CSV, TSV or Parquet file of training samples",
+        "`data.train` is required: a JSON, JSONL, CSV, TSV or Parquet file of training samples, or several",
     );
     found.unless(!output.dir.is_empty(), "`output.dir` must name a folder");
     let optional = [
@@ -156,14 +156,11 @@ fn data(settings: &Settings, found: &mut Mistakes) {
     if let Some(problem) = data.columns.problem(data.format.fields()) {
         found.add(format!("`data.columns`: {problem}"));
     }
-    if let Some(problem) = Mix::problem(&data.mix) {
-        found.add(format!("`data.mix`: {problem}"));
+    let sources: Vec<_> = data.sources().into_iter().map(|l| (data.format_of(&l.source), l)).collect();
+    if !data.train.is_empty() {
+        found.extend(source_problems(&sources));
     }
-    let without_user = matches!(data.format, Format::Text | Format::Tokenized);
-    found.unless(
-        !without_user || data.mix.iter().all(|mix| mix.prefix.is_empty()),
-        "`data.mix`: a `prefix` goes before the user's message, which this `data.format` has none of",
-    );
+    let without_user = !data.format.has_user() && sources.iter().all(|(format, _)| !format.has_user());
     if let Some(problem) = data.template_variables.problem() {
         found.add(format!("`data.template_variables`: {problem}"));
     }
@@ -239,12 +236,13 @@ fn train(settings: &Settings, found: &mut Mistakes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Format, Source};
 
     fn usable() -> Settings {
         let mut settings = Settings::default();
         settings.model.aligned = "chat".to_string();
         settings.model.unaligned = Some("base".to_string());
-        settings.data.train = "train.jsonl".to_string();
+        settings.data.train = "train.jsonl".into();
         settings
     }
 
@@ -288,10 +286,10 @@ mod tests {
         check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
         check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);
         check(|s| s.data.validation = Some(Validation::Share(1.0)), &["data.validation"]);
-        let mix = |prefix: &str| vec![Mix { file: "a".into(), prefix: prefix.into(), ..Mix::default() }];
-        check(|s| s.data.mix = vec![Mix::default()], &["`data.mix`: item 1 needs a `file`"]);
+        let mix = |prefix: &str| vec![Source { path: "a".into(), prefix: prefix.into(), ..Source::default() }];
+        check(|s| s.data.mix = vec![Source::default()], &["`data.mix`: item 1 needs a `path`"]);
         check(|s| (s.data.mix, s.data.format) = (mix(""), Format::Text), &[]);
-        check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of"]);
+        check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of these"]);
         check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);
     }
 

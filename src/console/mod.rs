@@ -4,7 +4,7 @@ pub mod log;
 mod progress;
 mod table;
 
-pub use progress::{download_bar, progress_bar, resumed_bar};
+pub use progress::{bytes_bar, download_bar, progress_bar, resumed_bar};
 pub use table::{Table, wrapped};
 
 use chrono::{SecondsFormat, Utc};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// A bar says what matters first: a narrow terminal cuts the message short, and no bar takes two lines.
 const BAR: &str = "{prefix} {bar:WIDTH} {pos}/{len} eta {left} {wide_msg}";
+const BYTES: &str = "{prefix} {bar:WIDTH} {decimal_bytes}/{decimal_total_bytes} eta {left} {wide_msg}";
 const DOWNLOAD: &str =
     "{bar:WIDTH} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {left} {wide_msg}";
 /// Columns that the words beside a bar take; it has the others.
@@ -27,6 +28,11 @@ pub fn progress_bar(len: usize, what: &'static str) -> ProgressBar {
 /// those of this one.
 pub fn resumed_bar(len: usize, done: usize, what: &'static str) -> ProgressBar {
     drawn(ProgressBar::new(len as u64).with_position(done as u64), BAR, done as u64).with_prefix(what)
+}
+
+/// A bar for reading bytes, whose number is to be told. Drawn only on a terminal.
+pub fn bytes_bar(what: &'static str) -> ProgressBar {
+    drawn(ProgressBar::new(0), BYTES, 0).with_prefix(what)
 }
 
 /// A bar for a download of `bytes`; a line instead if bars are not drawn.

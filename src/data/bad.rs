@@ -1,6 +1,6 @@
 //! All bad records of a file in one message.
 
-use super::records::Place;
+use super::records::{Place, Unusable};
 use crate::error::{exit_code, listing};
 use crate::invalid;
 use anyhow::Result;
@@ -40,9 +40,13 @@ impl BadRecords {
         Ok(())
     }
 
-    /// Ends the message with `hint`.
-    pub fn hint(&mut self, hint: &'static str) {
-        self.hint = Some(hint);
+    /// Notes a record that cannot be read.
+    ///
+    /// # Errors
+    /// As [`BadRecords::note`].
+    pub fn note_unusable(&mut self, path: &Path, unusable: Unusable) -> Result<()> {
+        self.hint = self.hint.or(unusable.hint);
+        self.note(path, unusable.place, unusable.error)
     }
 
     /// # Errors

@@ -29,6 +29,32 @@ impl Choice {
         self.train_on == TrainOn::All
     }
 
+    /// What is said of a sample of which every token is trained on.
+    pub fn all(self) -> &'static str {
+        "every token is a label (data.train_on = \"all\")"
+    }
+
+    /// Of each message, whether it is trained on and why, in words.
+    ///
+    /// # Errors
+    /// As [`Choice::turns`].
+    pub fn reasons(self, messages: &[Value]) -> Result<Vec<String>> {
+        let turns = self.turns(messages)?;
+        let last = turns.last().map_or(0, |(index, _)| index + 1);
+        let reason = |(index, message): (usize, &Value)| {
+            let trained = turns.iter().find(|(turn, _)| *turn == index).map(|(_, trained)| *trained);
+            Ok(match (trained, said(message)?) {
+                (None, _) => "no label: only what the assistant says is trained on".to_string(),
+                (Some(true), _) => "labels, through the end of its turn".to_string(),
+                (Some(false), Some((key, false))) => format!("no label: `{key}` is {}", message[key]),
+                (Some(false), _) => {
+                    format!("no label: data.train_on = \"last_response\", and that is message {last}")
+                }
+            })
+        };
+        messages.iter().enumerate().map(reason).collect()
+    }
+
     /// The assistant's turns, each with whether it is trained on. A message's key can only exclude it.
     ///
     /// # Errors
@@ -120,6 +146,27 @@ mod tests {
         let chosen = |train_on| turns(train_on, messages.clone()).unwrap();
         assert_eq!(chosen(TrainOn::Responses), [(1, false), (2, false), (3, true), (4, true)]);
         assert_eq!(chosen(TrainOn::LastResponse), [(1, false), (2, false), (3, false), (4, true)]);
+    }
+
+    #[test]
+    fn reasons_are_given_for_every_message() {
+        let messages = json!([
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "weight": 0},
+            {"role": "assistant", "content": "c"},
+            {"role": "assistant", "content": "d"},
+        ]);
+        let reasons = |train_on| {
+            Choice { train_on, on_reasoning: true }.reasons(messages.as_array().unwrap()).unwrap().join("\n")
+        };
+        let (user, key, labels) = (
+            "no label: only what the assistant says is trained on",
+            "no label: `weight` is 0",
+            "labels, through the end of its turn",
+        );
+        assert_eq!(reasons(TrainOn::Responses), [user, key, labels, labels].join("\n"));
+        let earlier = "no label: data.train_on = \"last_response\", and that is message 4";
+        assert_eq!(reasons(TrainOn::LastResponse), [user, key, earlier, labels].join("\n"));
     }
 
     #[test]

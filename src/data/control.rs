@@ -9,7 +9,6 @@
 use super::options::SpecialTokens;
 use super::records::Place;
 use super::template::Template;
-use crate::console::log;
 use crate::error::listing;
 use crate::tokenizer::{ControlToken, Encoded, StandIns, Tokenizer};
 use crate::{ensure_valid, invalid};
@@ -26,9 +25,9 @@ const NAMED: usize = 5;
 const PRIVATE: std::ops::Range<u32> = 0xe000..0xf900;
 
 /// The control tokens of a tokenizer with a template, and where they were found.
-pub struct ControlTokens<'a> {
+pub struct ControlTokens {
     choice: SpecialTokens,
-    tokenizer: &'a Tokenizer,
+    tokenizer: Tokenizer,
     tokens: Vec<ControlToken>,
     /// Finds any of the tokens; `None` if there are none.
     pattern: Option<Regex>,
@@ -46,12 +45,12 @@ struct Reader {
     private: (Regex, Regex),
 }
 
-impl<'a> ControlTokens<'a> {
+impl ControlTokens {
     /// The special tokens, and what else the template begins or ends a user's turn with.
     ///
     /// # Errors
     /// Too many tokens for one search.
-    pub fn new(choice: SpecialTokens, tokenizer: &'a Tokenizer, template: Option<&Template>) -> Result<Self> {
+    pub fn new(choice: SpecialTokens, tokenizer: &Tokenizer, template: Option<&Template>) -> Result<Self> {
         let turn = template.and_then(|template| {
             let text = template.render(&[json!({"role": "user", "content": ""})], false, &Map::new()).ok()?;
             tokenizer.encode(&text, false).ok()
@@ -59,6 +58,7 @@ impl<'a> ControlTokens<'a> {
         let turn = turn.unwrap_or_default();
         let tokens = tokenizer.control_tokens(|id| turn.contains(&id));
         let pattern = any_of(tokens.iter().map(|token| token.text.as_str()))?;
+        let tokenizer = tokenizer.clone();
         Ok(Self { choice, tokenizer, tokens, pattern, reader: OnceLock::new(), found: Mutex::default() })
     }
 
@@ -89,11 +89,11 @@ impl<'a> ControlTokens<'a> {
         Ok(self.choice == SpecialTokens::Text)
     }
 
-    /// Warns of what was found in `path`, in file order, if it became control tokens.
-    pub fn report(&self, path: &Path) {
+    /// A warning, with its fields, of what was found in `path`, in file order, if it became control tokens.
+    pub fn report(&self, path: &Path) -> Option<(String, Value)> {
         let mut found = std::mem::take(&mut *self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         if found.is_empty() || self.choice != SpecialTokens::Allow {
-            return;
+            return None;
         }
         found.sort_by_key(|(place, _)| place.number());
         let tokens = found.iter().map(|(_, tokens)| tokens.len()).sum::<usize>();
@@ -101,8 +101,8 @@ impl<'a> ControlTokens<'a> {
             .iter()
             .map(|(place, tokens)| format!("{} {} ({})", place.noun(), place.number(), tokens[0]))
             .collect();
-        log::warn(
-            &format!(
+        Some((
+            format!(
                 "{}: the text of {} records holds {tokens} special tokens, which count as control tokens, as in \
                  transformers: {}; data.special_tokens_in_content = \"text\" reads them as text, \"refuse\" refuses \
                  such records",
@@ -111,7 +111,7 @@ impl<'a> ControlTokens<'a> {
                 listing(&places, NAMED)
             ),
             json!({"records": found.len(), "special_tokens": tokens}),
-        );
+        ))
     }
 
     /// `value` with stand-ins for the control tokens in it.
@@ -191,7 +191,7 @@ impl<'a> ControlTokens<'a> {
     /// # Errors
     /// A token that is too short for a stand-in, or that depends on what is next to it.
     fn reader(&self) -> Result<&Reader> {
-        let made = self.reader.get_or_init(|| Reader::new(self.tokenizer, &self.tokens).map_err(|e| format!("{e:#}")));
+        let made = self.reader.get_or_init(|| Reader::new(&self.tokenizer, &self.tokens).map_err(|e| format!("{e:#}")));
         made.as_ref().map_err(|why| invalid!("data.special_tokens_in_content = \"text\" cannot be had: {why}"))
     }
 }

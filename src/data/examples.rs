@@ -9,11 +9,12 @@
 //! - text: tokenized with the tokenizer's own beginning of text, then the eos token; every token is a label.
 //! - tokenized: `input_ids` and `labels` as they are.
 
+use super::beginning;
 use super::choice::{self, Choice};
 use super::control::ControlTokens;
 use super::fields::Fields;
-use super::options::Columns;
 use super::records::{Place, Record, is_text, kind};
+use super::source::options::Columns;
 use super::template::Template;
 use super::{Example, Format, IGNORE, conversation, sharegpt, turns};
 use crate::tokenizer::{Encoded, Tokenizer};
@@ -22,27 +23,27 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 /// Turns records of one format into samples. `template` is set for the formats that need one.
-pub struct Encoder<'a> {
+pub struct Encoder {
     pub format: Format,
-    pub columns: &'a Columns,
+    pub columns: Columns,
     /// Put before the first user message, or the prompt.
-    pub prefix: &'a str,
-    pub tokenizer: &'a Tokenizer,
+    pub prefix: String,
+    pub tokenizer: Tokenizer,
     pub template: Option<Template>,
     /// What of a sample is trained on.
     pub choice: Choice,
     /// Whether a response may say nothing.
     pub allow_empty: bool,
-    pub control: ControlTokens<'a>,
+    pub control: ControlTokens,
 }
 
-impl Encoder<'_> {
+impl Encoder {
     /// The sample of one record, never truncated.
     ///
     /// # Errors
     /// A field that is missing or of the wrong type; a conversation that the template refuses; ids out of range.
     pub fn encode(&self, record: &Record) -> Result<Example> {
-        let fields = &Fields::new(record, self.columns);
+        let fields = &Fields::new(record, &self.columns);
         match self.format {
             Format::Alpaca => {
                 let messages = alpaca_messages(fields)?;
@@ -55,6 +56,11 @@ impl Encoder<'_> {
             Format::Text => self.text(fields),
             Format::Tokenized => tokenized(fields, self.tokenizer.vocab_size()),
         }
+    }
+
+    /// A warning, with its fields, that concerns all samples.
+    pub fn warning(&self) -> Option<(String, Value)> {
+        beginning::missing(&self.tokenizer, self.template.as_ref()?)
     }
 
     fn conversation(
@@ -76,9 +82,9 @@ impl Encoder<'_> {
             messages.iter_mut().chain(variables.values_mut()).try_for_each(|value| self.control.hide(value))?;
         }
         if !self.prefix.is_empty() {
-            put_before_user(&mut messages, &mut variables, self.prefix)?;
+            put_before_user(&mut messages, &mut variables, &self.prefix)?;
         }
-        conversation::encode(&messages, &variables, (template, self.choice), self.tokenizer, |text| {
+        conversation::encode(&messages, &variables, (template, self.choice), &self.tokenizer, |text| {
             if hidden { self.control.encode(text) } else { self.tokenizer.encode_with_offsets(text, false) }
         })
     }
@@ -115,7 +121,12 @@ impl Encoder<'_> {
         let said = Value::String(text);
         let hidden = self.control.search(place, [&said])?;
         let text = said.as_str().unwrap_or_default();
-        if hidden { self.control.encode_content(text) } else { self.tokenizer.encode_with_offsets(text, true) }
+        if hidden {
+            return self.control.encode_content(text);
+        }
+        let mut encoded = self.tokenizer.encode_with_offsets(text, true)?;
+        beginning::once(&mut encoded, &self.tokenizer);
+        Ok(encoded)
     }
 
     /// Refuses an empty response, unless it is allowed.
@@ -157,7 +168,8 @@ fn put_before_user(messages: &mut [Value], variables: &mut Map<String, Value>, p
 /// What a template sees of an alpaca record besides the messages, if the record has it.
 pub const ALPACA_VARIABLES: [&str; 2] = ["instruction", "input"];
 
-fn alpaca_messages(fields: &Fields) -> Result<Vec<Value>> {
+/// The turns of an alpaca record.
+pub fn alpaca_messages(fields: &Fields) -> Result<Vec<Value>> {
     let (user, output) = (user_content(fields)?, fields.text("output")?);
     Ok(vec![json!({"role": "user", "content": user}), json!({"role": "assistant", "content": output})])
 }

@@ -1,7 +1,7 @@
 //! A record as its format sees it: fields by the format's names, found where `data.columns` says.
 
-use super::options::{Columns, Format};
 use super::records::{Place, Record, is_text, kind, parse};
+use super::source::options::{Columns, Format};
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;

@@ -2,22 +2,30 @@
 
 mod bad;
 mod batch;
+mod beginning;
+mod cache;
 mod choice;
+mod combine;
 mod control;
 mod conversation;
 mod dataset;
 mod examples;
+mod explain;
 mod fields;
+mod files;
 mod highlight;
-mod mix;
 mod namespace;
 mod options;
 mod prompts;
 mod python;
+mod reading;
 mod recognise;
 mod records;
+mod samples;
 mod sets;
+mod shards;
 mod sharegpt;
+mod source;
 mod statements;
 mod summary;
 mod template;
@@ -25,16 +33,19 @@ mod turns;
 
 pub use bad::BadRecords;
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
-pub use dataset::{
-    Counts, Dataset, Mixed, Origin, check_ids, join, load, load_prefixed, load_tokenized, split_validation,
-};
+pub use cache::CacheFolder;
+pub use dataset::{Counts, Dataset, Taken};
+pub use files::Files;
 pub use highlight::{Marks, highlight};
-pub use mix::mix;
-pub use options::{Columns, DataOptions, Format, Mix, Overlong, SpecialTokens, TemplateVariables, TrainOn, Validation};
+pub use options::{Cache, DataOptions, Overlong, SpecialTokens, TemplateVariables, TrainOn, Validation};
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
+pub use reading::{Reading, load};
 pub use recognise::recognise;
 pub use records::{Place, restored};
-pub use sets::{SetFiles, Sets, load_set, load_sets};
+pub use samples::Origin;
+pub use sets::{Loading, SetFiles, Sets};
+pub use source::options::{Columns, Format, Source, Sources};
+pub use source::{Key, Listed, source_problems};
 pub use summary::Summary;
 pub use template::Template;
 

@@ -1,141 +1,12 @@
 //! `[data]` of the config: where the samples come from and how they become label tokens.
 
-use crate::error::nearest;
-use crate::{ensure_valid, invalid};
+use super::source::options::{Columns, Format, Source, Sources};
+use crate::invalid;
 use anyhow::Result;
-use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
-
-/// How the records of a dataset are laid out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Format {
-    /// `instruction`, optional `input`, `output`; rendered as one user and one assistant turn.
-    #[default]
-    Alpaca,
-    /// `messages`: a list of `role` and `content`; the assistant's turns are trained on.
-    Chat,
-    /// ShareGPT: `conversations`, a list of `from` and `value`; the assistant's turns are trained on.
-    Sharegpt,
-    /// `prompt` and `completion`, joined as they are; the completion is trained on.
-    PromptCompletion,
-    /// `text`; every token is trained on.
-    Text,
-    /// `input_ids` and `labels` (-100: not a label), so that another tool's batches can be replayed exactly.
-    Tokenized,
-}
-
-impl Format {
-    /// The fields that a record may hold, by which `data.columns` refers to them.
-    pub fn fields(self) -> &'static [&'static str] {
-        match self {
-            Self::Alpaca => &["instruction", "input", "output"],
-            Self::Chat => &["messages", "tools"],
-            Self::Sharegpt => &["conversations", "system", "tools"],
-            Self::PromptCompletion => &["prompt", "completion"],
-            Self::Text => &["text"],
-            Self::Tokenized => &["input_ids", "labels"],
-        }
-    }
-
-    /// Those of the fields without which there is no sample.
-    pub(super) fn required_fields(self) -> &'static [&'static str] {
-        match self {
-            Self::Alpaca => &["instruction", "output"],
-            Self::Chat => &["messages"],
-            Self::Sharegpt => &["conversations"],
-            Self::PromptCompletion | Self::Text | Self::Tokenized => self.fields(),
-        }
-    }
-}
-
-/// The dataset's own name of each field that the format knows by another: `{ instruction = "question" }`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Columns(BTreeMap<String, String>);
-
-impl Columns {
-    /// From `field=column` arguments; `known` are the fields that exist.
-    ///
-    /// # Errors
-    /// An argument not of this form, an unknown field, a field given twice.
-    pub fn parse(arguments: &[String], known: &[&str]) -> Result<Self> {
-        let mut columns = Self::default();
-        for argument in arguments {
-            let (field, column) = argument.split_once('=').ok_or_else(|| {
-                invalid!("--column {argument}: expected FIELD=COLUMN, for example --column instruction=question")
-            })?;
-            let earlier = columns.0.insert(field.trim().to_string(), column.trim().to_string());
-            ensure_valid!(earlier.is_none(), "--column {argument}: field `{}` is given twice", field.trim());
-        }
-        match columns.problem(known) {
-            Some(problem) => Err(invalid!("--column: {problem}")),
-            None => Ok(columns),
-        }
-    }
-
-    /// What is wrong with the first wrong entry, if any, given the fields `known`.
-    pub fn problem(&self, known: &[&str]) -> Option<String> {
-        self.0.iter().find_map(|(field, column)| {
-            if !known.contains(&field.as_str()) {
-                let hint = nearest(field, known.iter().copied())
-                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                return Some(format!("there is no field `{field}` in this format, only {}{hint}", known.join(", ")));
-            }
-            column.is_empty().then(|| format!("the column of field `{field}` is empty: leave it out"))
-        })
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn get(&self, field: &str) -> Option<&str> {
-        self.0.get(field).map(String::as_str)
-    }
-}
-
-/// A file whose samples are mixed in.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Mix {
-    /// A file or hub dataset in the format and with the columns of `data.train`.
-    pub file: String,
-    /// Its part of all training samples, above 0 and below 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share: Option<f64>,
-    /// Or its number of samples. Without either, every sample of the file is taken once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub count: Option<usize>,
-    /// Text put before the first user message, or the prompt, of each of its samples, as it stands: end it with a blank
-    /// if there is to be one.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub prefix: String,
-}
-
-impl Mix {
-    /// What is wrong with a list of mixes, if anything.
-    pub fn problem(mixes: &[Self]) -> Option<String> {
-        for (i, Self { file, share, count, .. }) in mixes.iter().enumerate() {
-            let found = match (share, count) {
-                _ if file.is_empty() => "needs a `file`".to_string(),
-                (Some(_), Some(_)) => "has both `share` and `count`: leave one out".to_string(),
-                (Some(share), None) if !(*share > 0.0 && *share < 1.0) => {
-                    format!("has the share {share}, expected one above 0 and below 1")
-                }
-                (None, Some(0)) => "has the count 0, expected at least 1".to_string(),
-                _ => continue,
-            };
-            return Some(format!("item {} {found}", i + 1));
-        }
-        let sum: f64 = mixes.iter().filter_map(|mix| mix.share).sum();
-        (sum >= 1.0).then(|| format!("the shares add up to {sum}, which leaves nothing for `data.train`"))
-    }
-}
+use std::fmt;
 
 /// What happens to a sample of more than `max_length` tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -224,6 +95,13 @@ impl TemplateVariables {
     }
 }
 
+impl fmt::Display for TemplateVariables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
 /// A held-out set: a share of the training samples, or a file of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -232,14 +110,25 @@ pub enum Validation {
     File(String),
 }
 
+/// Whether tokenised samples are kept in a file for the next run, and where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Cache {
+    Use(bool),
+    Folder(String),
+}
+
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
-    /// Training samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset: `org/name` or
-    /// `org/name@revision:path/to/file`.
-    pub train: String,
-    /// Only so many of the first records of `train`, for a quick try. `mix` and a validation file are not cut.
+    /// Training samples: a JSON, JSONL, CSV, TSV or Parquet file, a folder or pattern (`data/*.jsonl`), or a hub dataset:
+    /// `org/name` or `org/name@revision:path/to/file`. Or a list of these, each as it is or as a table:
+    /// `["a.jsonl", { path = "b.csv", format = "chat", share = 0.1 }]`, with `count` for a number in place of `share`,
+    /// `columns`, and `prefix` for text before the user's message.
+    pub train: Sources,
+    /// Only so many of the first records of each source that `train` takes whole, for a quick try. Others and a
+    /// validation file are not cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<usize>,
     /// Layout of the records.
@@ -247,11 +136,10 @@ pub struct DataOptions {
     /// Where the dataset has the format's fields, if by other names: `{ instruction = "question" }`.
     #[serde(skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
-    /// Other files whose samples are added to those of `train`: `[{ file = "safe.jsonl", share = 0.1 }]`, with `count`
-    /// for a number in place of `share`, and `prefix` for text before the user's message.
+    /// More sources of training samples, as in the list of `train`: `[{ file = "safe.jsonl", share = 0.1 }]`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mix: Vec<Mix>,
-    /// Held-out samples: a share of the training file (0 to 1), or a file or hub dataset in the same format.
+    pub mix: Vec<Source>,
+    /// Held-out samples: a share (0 to 1) of what `train` takes whole, or a file or hub dataset in the same format.
     pub validation: Option<Validation>,
     /// `tokenizer` for the tokenizer's own chat template; `asft-sst2`, `asft-agnews`, `asft-gsm8k` or `asft-alpaca` for
     /// the prompts of the AsFT paper's runs on Llama 2; or a Jinja file.
@@ -279,6 +167,10 @@ pub struct DataOptions {
     /// What becomes of special tokens that are spelt out in the text of a record, which is how poisoned data can bring in
     /// turns of its own.
     pub special_tokens_in_content: SpecialTokens,
+    /// Where tokenised samples are kept, so that memory need not hold them and the next run with the same data and settings
+    /// need not make them again: a folder; `true` for `asft-cache` beside `output.dir`, and only if a source has more than
+    /// 64 MiB; `false` for memory alone.
+    pub cache: Cache,
     /// Shuffle the samples anew in every epoch, by `train.seed`.
     pub shuffle: bool,
     /// Leave out an epoch's last batch when it is not full.
@@ -294,7 +186,7 @@ impl DataOptions {
         }
     }
 
-    /// For files other than `train`, which `max_samples` does not cut.
+    /// For files other than those of `train`, which `max_samples` does not cut.
     pub fn whole(&self) -> Self {
         Self { max_samples: None, ..self.clone() }
     }
@@ -303,7 +195,7 @@ impl DataOptions {
 impl Default for DataOptions {
     fn default() -> Self {
         Self {
-            train: String::new(),
+            train: Sources::default(),
             max_samples: None,
             format: Format::default(),
             columns: Columns::default(),
@@ -318,40 +210,9 @@ impl Default for DataOptions {
             packing: false,
             allow_empty_labels: false,
             special_tokens_in_content: SpecialTokens::default(),
+            cache: Cache::Use(true),
             shuffle: true,
             drop_last: false,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrong_columns_are_refused() {
-        let error = |pairs: &[&str]| {
-            let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
-            let error = Columns::parse(&pairs, Format::Alpaca.fields()).unwrap_err();
-            assert_eq!(crate::error::exit_code(&error), 2);
-            error.to_string()
-        };
-        assert!(error(&["instructon=a"]).contains("no field `instructon`"));
-        assert!(error(&["instructon=a"]).contains("did you mean `instruction`?"));
-        assert!(error(&["input"]).contains("expected FIELD=COLUMN"));
-        assert!(error(&["input="]).contains("is empty"));
-        assert!(error(&["input=a", "input=b"]).contains("given twice"));
-    }
-
-    #[test]
-    fn contradictions_are_named() {
-        let share = |share| Mix { file: "a".into(), share: Some(share), ..Mix::default() };
-        let problem = |mixes: &[Mix]| Mix::problem(mixes).unwrap_or_default();
-        assert_eq!(problem(&[share(0.5), share(0.4)]), "");
-        assert!(problem(&[share(0.5), share(0.5)]).contains("add up to 1"));
-        assert!(problem(&[share(1.5)]).contains("item 1 has the share 1.5"));
-        assert!(problem(&[Mix { count: Some(1), ..share(0.5) }]).contains("both"));
-        assert!(problem(&[share(0.1), Mix::default()]).contains("item 2 needs a `file`"));
-        assert!(problem(&[Mix { file: "a".into(), count: Some(0), ..Mix::default() }]).contains("count 0"));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::Fields;
-use super::options::Columns;
+use super::source::options::Columns;
 use super::{BadRecords, Place, records, sharegpt};
 use crate::invalid;
 use anyhow::Result;

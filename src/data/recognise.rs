@@ -1,7 +1,7 @@
 //! Which format a file's records have, by their fields.
 
-use super::options::Format;
-use super::records::{Record, read};
+use super::records::Reader;
+use super::source::options::Format;
 use crate::error::listing;
 use crate::invalid;
 use anyhow::Result;
@@ -16,8 +16,9 @@ const FORMATS: [Format; 6] =
 /// # Errors
 /// A file that cannot be read; fields that are those of no format.
 pub fn recognise(path: &Path) -> Result<Format> {
-    let records = read(path)?;
-    let Some(Record { fields, .. }) = records.first() else { return Err(invalid!("{} is empty", path.display())) };
+    let Some(first) = Reader::open(path)?.next() else { return Err(invalid!("{} is empty", path.display())) };
+    let record = first?.record().map_err(|unusable| unusable.error.context(path.display().to_string()))?;
+    let fields = record.fields;
     let found =
         FORMATS.into_iter().find(|format| format.required_fields().iter().all(|name| fields.contains_key(*name)));
     found.ok_or_else(|| {

@@ -3,7 +3,7 @@
 //! The file's name says what it is: `.csv` and `.tsv` are tables with a header (csv.rs), `.parquet`, or any file that
 //! begins like Parquet, is Parquet (parquet.rs); anything else is JSON: an array of objects if its first character is
 //! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark, and may be
-//! compressed (compressed.rs).
+//! compressed (compressed.rs). Of a table in text the whole is read, of all others as much as is asked for.
 
 mod big;
 mod compressed;
@@ -11,52 +11,113 @@ mod csv;
 mod json;
 mod parquet;
 mod record;
+mod text;
+mod unread;
 mod watched;
 
 pub use big::{integer, is_text, restored};
 pub use json::parse;
-pub use record::{Place, Record, kind};
+pub use record::{Place, Record, Unusable, kind};
+pub use unread::Unread;
 
+use super::bad::BadRecords;
 use crate::error::path_hint;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use text::Text;
+
+/// Reads the records of a file one after another, in file order.
+pub struct Reader {
+    path: PathBuf,
+    records: Box<dyn Iterator<Item = Result<Unread>>>,
+    taken: Arc<AtomicU64>,
+    count: usize,
+}
+
+impl Reader {
+    /// # Errors
+    /// A missing or unreadable file; a table that is ragged (with its line) or not UTF-8; a damaged Parquet file.
+    pub fn open(path: &Path) -> Result<Self> {
+        ensure_valid!(
+            path.is_file(),
+            "dataset {} does not exist (or is not a file){}",
+            path.display(),
+            path_hint(path)
+        );
+        let taken = Arc::default();
+        let table = |delimiter| csv::read(path, &Text::open(path, &taken)?.whole()?, delimiter);
+        let is_parquet = extension(path).as_deref() == Some("parquet");
+        let records: Box<dyn Iterator<Item = Result<Unread>>> = match extension(path).as_deref() {
+            Some("csv") => Box::new(table(b',')?.into_iter().map(|record| Ok(record.into()))),
+            Some("tsv") => Box::new(table(b'\t')?.into_iter().map(|record| Ok(record.into()))),
+            _ if is_parquet || begins_like_parquet(path) => {
+                Box::new(parquet::Rows::open(path, &taken)?.map(|record| record.map(Unread::from)))
+            }
+            _ => Box::new(json::records(Text::open(path, &taken)?).map(|piece| piece.map(Unread::from))),
+        };
+        Ok(Self { path: path.to_path_buf(), records, taken, count: 0 })
+    }
+
+    /// Bytes of the file that were read.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<Unread>;
+
+    /// # Errors
+    /// A part of the file that cannot be read, after which there is no more; a file without records.
+    fn next(&mut self) -> Option<Result<Unread>> {
+        match self.records.next() {
+            Some(record) => {
+                self.count += 1;
+                Some(record)
+            }
+            None if self.count == 0 => {
+                self.count = 1;
+                Some(Err(invalid!("dataset {} is empty: expected at least one record", self.path.display())))
+            }
+            None => None,
+        }
+    }
+}
 
 /// Reads every record of `path`, in file order.
 ///
 /// # Errors
-/// A missing, unreadable or empty file; text that is not UTF-8; malformed JSON, a ragged table row (with its line),
-/// a damaged Parquet file; a record that is not an object, or holds a key twice.
+/// As [`Reader`]; records that cannot be used: malformed JSON, what is no object, or holds a key twice.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    ensure_valid!(path.is_file(), "dataset {} does not exist (or is not a file){}", path.display(), path_hint(path));
-    let records = match compressed::extension(path).as_deref() {
-        Some("parquet") => parquet::read(path)?,
-        Some("csv") => csv::read(path, &read_text(path)?, b',')?,
-        Some("tsv") => csv::read(path, &read_text(path)?, b'\t')?,
-        _ if begins_like_parquet(path) => parquet::read(path)?,
-        _ => json::read(path, &read_text(path)?)?,
-    };
-    ensure_valid!(!records.is_empty(), "dataset {} is empty: expected at least one record", path.display());
+    let (mut records, mut bad, mut count) = (vec![], BadRecords::default(), 0);
+    for unread in Reader::open(path)? {
+        count += 1;
+        match unread?.record() {
+            Ok(record) => records.push(record),
+            Err(unusable) => bad.note_unusable(path, unusable)?,
+        }
+    }
+    bad.refuse(path, count, count)?;
     Ok(records)
+}
+
+/// The ending of a file's name that says what it holds, in lower case: `jsonl` of `data.JSONL.gz`.
+pub fn extension(path: &Path) -> Option<String> {
+    compressed::extension(path)
+}
+
+/// Whether a file is one whose records all have the same columns.
+pub fn is_table(path: &Path) -> bool {
+    matches!(extension(path).as_deref(), Some("parquet" | "csv" | "tsv")) || begins_like_parquet(path)
 }
 
 fn begins_like_parquet(path: &Path) -> bool {
     let mut head = [0; parquet::MAGIC.len()];
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok_and(|()| head == *parquet::MAGIC)
-}
-
-/// The file's text without a byte order mark.
-fn read_text(path: &Path) -> Result<String> {
-    let mut text = String::from_utf8(compressed::bytes(path)?).map_err(|e| {
-        let valid = e.utf8_error().valid_up_to();
-        let line = e.as_bytes().iter().take(valid).filter(|&&byte| byte == b'\n').count() + 1;
-        invalid!("{}:{line}: not UTF-8 (at byte {valid}); convert the file to UTF-8", path.display())
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The datasets of a run, as `[data]` names them: training samples and, perhaps, held-out ones.
 
-use super::{DataOptions, Dataset, Validation, check_ids, join, load_prefixed, load_tokenized, mix, split_validation};
-use crate::hub::{self, ResolvedData, Split};
+use super::combine::{Part, combine};
+use super::{CacheFolder, DataOptions, Dataset, Files, Reading, Validation};
+use crate::hub::{self, Split};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Error, Result};
 use indicatif::ProgressBar;
-use std::path::{Path, PathBuf};
 
 /// What a run trains on and what it is measured with.
 pub struct Sets {
@@ -15,11 +15,10 @@ pub struct Sets {
 
 /// The files that `data.train`, `data.validation` and `data.mix` name, on this machine.
 pub struct SetFiles {
-    pub train: ResolvedData,
+    /// Of each of [`DataOptions::sources`].
+    pub sources: Vec<Files>,
     /// Also `None` if a share of the training samples is held out.
-    pub validation: Option<ResolvedData>,
-    /// Those of `data.mix`, in its order.
-    pub mix: Vec<ResolvedData>,
+    pub validation: Option<Files>,
 }
 
 impl SetFiles {
@@ -29,98 +28,100 @@ impl SetFiles {
     /// As [`hub::resolve_dataset`], for each file.
     pub fn resolve(options: &DataOptions, quiet: bool) -> Result<Self, Vec<Error>> {
         let mut errors = vec![];
-        let mut find = |file: &str, split: Split, key: &'static str| {
+        let mut find = |file: &str, split: Split, place: String| {
             let wanted = errors.is_empty() || hub::is_local(file);
-            let found = wanted.then(|| hub::resolve_dataset(file, split, quiet).context(key))?;
-            found.map_err(|error| errors.push(error)).ok()
+            let found = wanted.then(|| hub::resolve_dataset(file, split, quiet).context(place))?;
+            found.map(Files::new).map_err(|error| errors.push(error)).ok()
         };
-        let train = find(&options.train, Split::Train, "data.train");
+        let sources = options.sources();
+        let sources = sources.iter().filter_map(|listed| find(&listed.source.path, Split::Train, listed.place()));
+        let sources = sources.collect();
         let validation = match &options.validation {
-            Some(Validation::File(file)) => find(file, Split::Validation, "data.validation"),
+            Some(Validation::File(file)) => find(file, Split::Validation, "data.validation".to_string()),
             Some(Validation::Share(_)) | None => None,
         };
-        let mix = options.mix.iter().filter_map(|wanted| find(&wanted.file, Split::Train, "data.mix")).collect();
-        match train {
-            Some(train) if errors.is_empty() => Ok(Self { train, validation, mix }),
-            _ => Err(errors),
-        }
+        if errors.is_empty() { Ok(Self { sources, validation }) } else { Err(errors) }
     }
 }
 
-/// Loads and checks one dataset; the arguments are those of [`load_sets`] and [`load_prefixed`].
-///
-/// # Errors
-/// As [`load_prefixed`]; an id that the embedding has no row for.
-pub fn load_set(
-    data: &ResolvedData,
-    options: &DataOptions,
-    prefix: &str,
-    tokenizer: Option<&Tokenizer>,
-    vocab_size: usize,
-    progress: &ProgressBar,
-) -> Result<Dataset> {
-    let load = |path: &PathBuf, max_samples: Option<usize>| {
-        let options = &DataOptions { max_samples, ..options.clone() };
-        match tokenizer {
-            Some(tokenizer) => load_prefixed(path, options, prefix, tokenizer, progress),
-            None => load_tokenized(path, options, vocab_size, progress),
-        }
-    };
-    let (mut files, mut wanted) = (vec![], options.max_samples);
-    for path in data.paths.iter() {
-        if wanted == Some(0) {
-            break;
-        }
-        let file = load(path, wanted)?;
-        wanted = wanted.map(|wanted| wanted.saturating_sub(file.counts.records));
-        files.push(file);
-    }
-    let dataset = join(files, Path::new(&data.source));
-    progress.finish_and_clear();
-    check_ids(&dataset, vocab_size)?;
-    Ok(dataset)
+/// What loading samples takes besides the settings of `[data]`.
+#[derive(Clone, Copy)]
+pub struct Loading<'a> {
+    /// `None` if all samples are tokenized already.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Rows of the model's embedding.
+    pub vocab_size: usize,
+    /// Where tokenised samples may be kept.
+    pub cache: Option<&'a CacheFolder>,
+    /// Makes a bar for each source.
+    pub progress: &'a dyn Fn() -> ProgressBar,
 }
 
-/// Loads, splits and checks the datasets of a run. `tokenizer` is `None` if the samples are tokenized already;
-/// `vocab_size`: rows of the model's embedding; `seed` chooses a held-out share; `progress` makes a bar for each file.
-///
-/// # Errors
-/// As [`load`], for each file, and [`split_validation`]; an id that the embedding has no row for.
-pub fn load_sets(
-    files: &SetFiles,
-    options: &DataOptions,
-    seed: u64,
-    tokenizer: Option<&Tokenizer>,
-    vocab_size: usize,
-    progress: &dyn Fn() -> ProgressBar,
-) -> Result<Sets, Vec<Error>> {
-    let (mut errors, whole) = (vec![], options.whole());
-    let mut load = |file: &ResolvedData, options: &DataOptions, prefix: &str, key: &'static str| {
-        let set = load_set(file, options, prefix, tokenizer, vocab_size, &progress()).context(key);
-        set.map_err(|error| errors.push(error)).ok()
-    };
-    let train = load(&files.train, options, "", "data.train");
-    let validation = files.validation.as_ref().and_then(|file| load(file, &whole, "", "data.validation"));
-    let parts = files.mix.iter().zip(&options.mix);
-    let parts = parts.filter_map(|(file, wanted)| load(file, &whole, &wanted.prefix, "data.mix"));
-    let parts: Vec<Dataset> = parts.collect();
-    let Some(train) = train.filter(|_| errors.is_empty()) else { return Err(errors) };
-    let mut sets = match (validation, &options.validation) {
-        (None, Some(Validation::Share(share))) => {
-            let (train, validation) = split_validation(train, *share, seed).map_err(|error| vec![error])?;
-            Sets { train, validation: Some(validation) }
+impl Loading<'_> {
+    /// Loads the samples of one source.
+    ///
+    /// # Errors
+    /// As [`Reading::load`].
+    pub fn one(&self, files: &Files, options: &DataOptions, prefix: &str) -> Result<Dataset> {
+        let Self { tokenizer, vocab_size, cache, progress } = *self;
+        Reading { options, prefix, tokenizer, vocab_size, cache }.load(files, &progress())
+    }
+
+    /// Why the parts of a training sample are trained on or not, in words.
+    ///
+    /// # Errors
+    /// As [`Reading::explain`].
+    pub fn explain(
+        &self,
+        files: &SetFiles,
+        options: &DataOptions,
+        train: &Dataset,
+        index: usize,
+    ) -> Result<Vec<String>> {
+        let Self { tokenizer, vocab_size, cache, .. } = *self;
+        let (source, origin) = train.place(index)?;
+        let (sources, listed) = (&files.sources, options.sources());
+        let Some((files, listed)) = sources.iter().zip(&listed).nth(source) else { return Ok(vec![]) };
+        let (options, prefix) = (&options.of_source(listed), listed.source.prefix.as_str());
+        Reading { options, prefix, tokenizer, vocab_size, cache }.explain(files, origin)
+    }
+
+    /// Loads the samples of a run; `seed` chooses those that are held out or drawn.
+    ///
+    /// # Errors
+    /// As [`Reading::load`], for each source, and [`combine`].
+    pub fn all(&self, files: &SetFiles, options: &DataOptions, seed: u64) -> Result<Sets, Vec<Error>> {
+        let mut errors = vec![];
+        let mut load = |files: &Files, options: &DataOptions, prefix: &str, place: String| {
+            let set = self.one(files, options, prefix).context(place);
+            set.map_err(|error| errors.push(error)).ok()
+        };
+        let mut parts = vec![];
+        for (files, listed) in files.sources.iter().zip(options.sources()) {
+            let (options, place) = (options.of_source(&listed), listed.place());
+            if let Some(samples) = load(files, &options, &listed.source.prefix, place) {
+                parts.push(Part { listed, samples });
+            }
         }
-        (validation, _) => Sets { train, validation },
-    };
-    // After the held-out share is taken, which is to measure the task alone.
-    mix(&mut sets.train, parts, &options.mix, seed).map_err(|error| vec![error])?;
-    Ok(sets)
+        let own = files.validation.as_ref();
+        let own = own.and_then(|files| load(files, &options.whole(), "", "data.validation".to_string()));
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let share = match &options.validation {
+            Some(Validation::Share(share)) => Some(*share),
+            _ => None,
+        };
+        let (train, held_out) = combine(parts, share, seed).map_err(|error| vec![error])?;
+        Ok(Sets { train, validation: own.or(held_out) })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Format, Mix};
+    use crate::data::{Format, Source};
+    use crate::hub::ResolvedData;
 
     #[test]
     fn only_the_training_file_is_cut_to_max_samples() {
@@ -130,20 +131,22 @@ mod tests {
             let lines: Vec<String> =
                 (0..records).map(|i| format!("{{\"input_ids\": [1, {i}], \"labels\": [1, {i}]}}")).collect();
             std::fs::write(&path, lines.join("\n")).unwrap();
-            ResolvedData { paths: vec![path], source: name.to_string() }
+            Files::new(ResolvedData { paths: vec![path], source: name.to_string() })
         };
         let files =
-            SetFiles { train: file("a", 9), validation: Some(file("b", 5)), mix: vec![file("c", 4), file("d", 7)] };
+            SetFiles { sources: vec![file("a", 9), file("c", 4), file("d", 7)], validation: Some(file("b", 5)) };
         let options = DataOptions {
+            train: "a".into(),
             format: Format::Tokenized,
             max_samples: Some(3),
-            mix: vec![Mix::default(), Mix { count: Some(2), ..Mix::default() }],
+            mix: vec![Source::default(), Source { count: Some(2), ..Source::default() }],
             ..DataOptions::default()
         };
-        let sets = load_sets(&files, &options, 0, None, 10, &ProgressBar::hidden).unwrap();
-        assert_eq!(sets.train.examples.len(), 3 + 4 + 2);
-        let second: Vec<u32> = sets.train.examples.iter().take(3).map(|example| example.input_ids[1]).collect();
+        let loading = Loading { tokenizer: None, vocab_size: 10, cache: None, progress: &ProgressBar::hidden };
+        let sets = loading.all(&files, &options, 0).unwrap();
+        assert_eq!(sets.train.len(), 3 + 4 + 2);
+        let second: Vec<u32> = (0..3).map(|i| sets.train.example(i).unwrap().input_ids[1]).collect();
         assert_eq!((second, sets.train.counts.records), (vec![0, 1, 2], 9));
-        assert_eq!(sets.validation.unwrap().examples.len(), 5);
+        assert_eq!(sets.validation.unwrap().len(), 5);
     }
 }

@@ -1,6 +1,6 @@
 //! A dataset in numbers, and the lengths of its samples as a small picture.
 
-use super::{Counts, Dataset};
+use super::{Counts, Dataset, Taken};
 use serde::Serialize;
 use std::fmt;
 
@@ -21,6 +21,9 @@ pub struct Summary {
     pub length: Lengths,
     /// By length, without gaps; some bins may be empty.
     pub histogram: Vec<Bin>,
+    /// What was taken of each source, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Taken>,
 }
 
 /// Percentiles are lengths that occur: the smallest that the given percentage of samples does not exceed.
@@ -42,7 +45,7 @@ pub struct Bin {
 
 impl Summary {
     pub fn of(dataset: &Dataset) -> Self {
-        let mut lengths: Vec<usize> = dataset.examples.iter().map(|example| example.input_ids.len()).collect();
+        let mut lengths: Vec<usize> = dataset.lengths().collect();
         lengths.sort_unstable();
         let Counts { tokens, label_tokens, .. } = dataset.counts;
         Self {
@@ -57,6 +60,7 @@ impl Summary {
                 max: percentile(&lengths, 100),
             },
             histogram: histogram(&lengths),
+            sources: dataset.sources.clone(),
         }
     }
 }
@@ -85,6 +89,9 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Lengths { min, median, p95, max } = self.length;
         writeln!(f, "{}: {}", self.path, self.counts)?;
+        for taken in &self.sources {
+            writeln!(f, "  {taken}")?;
+        }
         writeln!(f, "{:.1} % of the tokens are labels", 100.0 * self.label_share)?;
         writeln!(f, "length in tokens: {min} to {max}, median {median}, 95 % have at most {p95}")?;
         let most = self.histogram.iter().map(|bin| bin.samples).max().unwrap_or(0);

@@ -9,6 +9,7 @@
 use super::options::TemplateVariables;
 use super::turns::{self, REASONING};
 use super::{namespace, python, statements};
+use crate::console::utc_now;
 use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
@@ -33,6 +34,8 @@ const OUTPUT_LIMIT: usize = 64 << 20;
 /// Bytes of text that a conversation may have, so that its rendering has fuel enough: more than any model's context.
 const TEXT_LIMIT: usize = 16 << 20;
 const NAME: &str = "chat template";
+/// Characters of a date that tell the day: 2026-01-31.
+const DAY: usize = 10;
 /// Around what a generation block renders: noncharacters, which no text has (Unicode 16, section 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
@@ -128,6 +131,21 @@ impl Template {
     pub fn prepare(&self, messages: &mut [Value]) -> Result<()> {
         turns::check_roles(messages, |role| self.names(role))?;
         turns::join_parts(messages, self.names("text") || self.source.contains(".text"))
+    }
+
+    /// Whether the template marks what the assistant says with `{% generation %}`.
+    pub fn has_generation(&self) -> bool {
+        self.has_generation
+    }
+
+    /// A hash of all that the rendering of a conversation depends on, the day included where the template asks for it.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.source.as_bytes());
+        if self.source.contains("strftime_now") {
+            hasher.update(utc_now().get(..DAY).unwrap_or_default().as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// Whether the text of the template has `word` in quotes.

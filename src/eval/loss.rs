@@ -1,6 +1,6 @@
 //! Mean cross-entropy over the label tokens of a dataset.
 
-use crate::data::{Example, collate};
+use crate::data::Dataset;
 use crate::model::{Decoder, Sequences};
 use crate::ranks::Ranks;
 use anyhow::Result;
@@ -21,17 +21,16 @@ impl MeanLoss {
 }
 
 /// The model's mean loss. The sum over tokens does not depend on the batching. Several ranks share the samples.
-pub fn mean_loss(model: &Decoder, examples: &[Example], batch_size: usize, progress: &ProgressBar) -> Result<MeanLoss> {
+pub fn mean_loss(model: &Decoder, set: &Dataset, batch_size: usize, progress: &ProgressBar) -> Result<MeanLoss> {
     let ranks = Ranks::here();
-    let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
-    let examples = &examples[ranks.share(&lengths)];
-    progress.set_length(examples.len() as u64);
+    let own: Vec<usize> = ranks.share(&set.lengths().collect::<Vec<_>>()).collect();
+    progress.set_length(own.len() as u64);
     let (mut sum, mut label_tokens) = (0.0, 0);
-    for examples in examples.chunks(batch_size) {
-        let batch = collate(examples);
+    for samples in own.chunks(batch_size) {
+        let batch = set.batch(samples)?;
         sum += model.loss(Sequences::from(&batch))?;
         label_tokens += batch.label_tokens();
-        progress.inc(examples.len() as u64);
+        progress.inc(samples.len() as u64);
     }
     // Counts are exact in f64.
     let [sum, label_tokens] = ranks.sum([sum, label_tokens as f64]);

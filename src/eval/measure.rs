@@ -10,8 +10,8 @@ use super::options::{Evaluation, Match, Metric};
 use super::outcome::Outcome;
 use super::reference::{targets, told};
 use super::refusal::Phrases;
-use crate::console::progress_bar;
-use crate::data::{self, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Template, load_prompts};
+use crate::console::{bytes_bar, progress_bar};
+use crate::data::{DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Reading, Template, load_prompts};
 use crate::ensure_valid;
 use crate::error::joined;
 use crate::hub::{self, Resolved, ResolvedData, Split};
@@ -227,7 +227,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn loss(&self, dataset: &Dataset) -> Result<Outcome> {
-        let mean = mean_loss(self.model, &dataset.examples, self.batch_size, self.progress)?;
+        let mean = mean_loss(self.model, dataset, self.batch_size, self.progress)?;
         // JSON has no NaN, and a table of losses should not contain one unnoticed.
         if !mean.loss.is_finite() {
             self.model.refuse_damaged_weights()?;
@@ -238,7 +238,7 @@ impl Run<'_> {
             ("loss", Value::Number(mean.loss)),
             ("perplexity", Value::Number(mean.perplexity())),
             ("label_tokens", Value::Count(mean.label_tokens)),
-            ("samples", Value::Count(dataset.examples.len())),
+            ("samples", Value::Count(dataset.len())),
             ("truncated", Value::Count(counts.truncated)),
             ("dropped_without_labels", Value::Count(counts.dropped_without_labels)),
         ]))
@@ -344,14 +344,9 @@ fn load_samples(
     let problem = evaluation.columns.problem(options.format.fields());
     ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
     ensure_valid!(evaluation.prefix.is_empty(), "`prefix` has no effect on the metric loss");
-    let progress = progress_bar(0, "tokenising");
-    let mut dataset = match tokenizer.filter(|_| options.format != Format::Tokenized) {
-        Some(tokenizer) => data::load(path, &options, tokenizer, &progress)?,
-        None => data::load_tokenized(path, &options, spec.vocab_size, &progress)?,
-    };
-    progress.finish_and_clear();
-    data::check_ids(&dataset, spec.vocab_size)?;
-    dataset.examples.truncate(evaluation.limit.unwrap_or(usize::MAX));
+    let reading = Reading { options: &options, prefix: "", tokenizer, vocab_size: spec.vocab_size, cache: None };
+    let mut dataset = reading.load_file(path, &bytes_bar("tokenising"))?;
+    dataset.truncate(evaluation.limit.unwrap_or(usize::MAX));
     Ok(dataset)
 }
 

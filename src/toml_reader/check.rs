@@ -45,6 +45,11 @@ impl Check<'_> {
             };
             return found(format!("{} `{key}`{within} in {place}: {}", wrong.0, wrong.1));
         }
+        // Only where a key takes other values too; the tables of all others are split into their keys.
+        if let (Some(node), Some(table)) = (schema.table(wanted), entry.value.as_table()) {
+            let within = format!(" in `{key}`{within}");
+            return Check { schema, node, source: self.source.table(&entry.path), within }.table(table);
+        }
         let (Some(node), Some(items)) = (schema.item(wanted), entry.value.as_array()) else { return vec![] };
         let within = format!(" in an item of `{key}`{within}");
         let item = |(i, item): (usize, &Value)| {

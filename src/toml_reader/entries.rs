@@ -60,6 +60,15 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The table at `path`.
+    pub fn table(&self, path: &[String]) -> Self {
+        let within = self.within.map(|within| {
+            let found = find(within.table, path).and_then(|(start, table)| Some((start, table.get_ref().as_table()?)));
+            found.map_or(within, |(start, table)| Within { table, start: Some(start), ..within })
+        });
+        Self { within, ..*self }
+    }
+
     /// The table that is item `index` of the list at `path`.
     pub fn item(&self, path: &[String], index: usize) -> Self {
         let within = self.within.map(|within| {

@@ -61,7 +61,16 @@ impl Schema {
 
     /// The keys of a section, or `None` if `node` is that of a value.
     pub fn properties<'a>(&'a self, node: &'a Json) -> Option<&'a Map<String, Json>> {
-        self.alternatives(node).into_iter().find_map(|node| node.get("properties")?.as_object())
+        let members = self.alternatives(node);
+        // What may be something else than a table is a value.
+        let is_section = |node: &&Json| node.get("properties").is_some() || node["type"] == "null";
+        let node = self.table(node).filter(|_| members.iter().all(is_section))?;
+        node["properties"].as_object()
+    }
+
+    /// The node of the table that `node` stands for, or may stand for.
+    pub(super) fn table<'a>(&'a self, node: &'a Json) -> Option<&'a Json> {
+        self.alternatives(node).into_iter().find(|node| node.get("properties").is_some())
     }
 
     /// The keys that a section must have.
@@ -70,10 +79,10 @@ impl Schema {
         names.into_iter().flatten().filter_map(Json::as_str).collect()
     }
 
-    /// The node of the items of a list of tables, or `None` if `node` is not such a list.
+    /// The node of the tables in a list, or `None` if `node` is not a list that may hold tables.
     pub(super) fn item<'a>(&'a self, node: &'a Json) -> Option<&'a Json> {
         let item = self.alternatives(node).into_iter().find_map(|node| node.get("items"))?;
-        self.properties(item).map(|_| item)
+        self.table(item)
     }
 
     /// Every dotted key that holds a value, in the order of declaration.
@@ -190,11 +199,10 @@ impl Schema {
                 "array" => {
                     let length = node["maxItems"].as_u64().map_or(String::new(), |length| format!("{length} "));
                     let item = self.expected(&node["items"]);
-                    let items = ["number", "string", "value"]
+                    let item = item.trim_start_matches("a ").replace(" a ", " ");
+                    let items = ["number", "string", "table", "value"]
                         .iter()
-                        .fold(item.trim_start_matches("a ").to_string(), |text, word| {
-                            text.replacen(word, &format!("{word}s"), 1)
-                        });
+                        .fold(item, |text, word| text.replacen(word, &format!("{word}s"), 1));
                     Some(format!("a list of {length}{items}"))
                 }
                 _ => None,

@@ -1,7 +1,7 @@
 //! Which samples go into which optimizer step: a pure function of the step, so that any step can be reproduced.
 
 use super::options::TrainOptions;
-use crate::data::{Batch, DataOptions, Dataset, collate, epoch_order, pack};
+use crate::data::{Batch, DataOptions, Dataset, epoch_order, pack};
 use crate::ensure_valid;
 use crate::report::State;
 use anyhow::Result;
@@ -26,8 +26,7 @@ impl Pool {
     /// # Errors
     /// As [`Plan::new`].
     pub fn new(set: Arc<Dataset>, train: &TrainOptions, data: &DataOptions) -> Result<Self> {
-        let lengths: Vec<usize> = set.examples.iter().map(|example| example.input_ids.len()).collect();
-        let plan = Plan::new(&lengths, train, data)?;
+        let plan = Plan::new(set.lengths(), train, data)?;
         Ok(Self { set, plan })
     }
 
@@ -39,9 +38,11 @@ impl Pool {
 
 impl StepSamples {
     /// The micro-batches.
-    pub fn batches(&self) -> Vec<Batch> {
-        let batch = |samples: &Vec<usize>| collate(samples.iter().map(|&sample| &self.set.examples[sample]));
-        self.micro_batches.iter().map(batch).collect()
+    ///
+    /// # Errors
+    /// The file that holds the samples cannot be read.
+    pub fn batches(&self) -> Result<Vec<Batch>> {
+        self.micro_batches.iter().map(|samples| self.set.batch(samples)).collect()
     }
 
     /// Where the samples of one micro-batch are, as `FILE:line`; if it is `None`, those of all.
@@ -53,8 +54,10 @@ impl StepSamples {
 
 /// The steps of a run.
 pub struct Plan {
-    /// What batches are made of: single samples or, with packing, rows of several.
-    units: Vec<Vec<usize>>,
+    /// With packing, the rows of several samples that batches are made of in place of single samples.
+    rows: Option<Vec<Vec<usize>>>,
+    /// Of rows, or of samples.
+    count: usize,
     batch_size: usize,
     accumulation: usize,
     micro_batches_per_epoch: usize,
@@ -71,14 +74,15 @@ impl Plan {
     ///
     /// # Errors
     /// No full batch if partial ones are dropped.
-    pub fn new(lengths: &[usize], train: &TrainOptions, data: &DataOptions) -> Result<Self> {
+    pub fn new(lengths: impl Iterator<Item = usize>, train: &TrainOptions, data: &DataOptions) -> Result<Self> {
         let batch_size = train.batch_size;
-        let units = if data.packing {
-            pack(lengths, data.max_length)
+        let (rows, count) = if data.packing {
+            let rows = pack(&lengths.collect::<Vec<_>>(), data.max_length);
+            let count = rows.len();
+            (Some(rows), count)
         } else {
-            (0..lengths.len()).map(|sample| vec![sample]).collect()
+            (None, lengths.count())
         };
-        let count = units.len();
         let micro_batches_per_epoch = if data.drop_last { count / batch_size } else { count.div_ceil(batch_size) };
         ensure_valid!(
             micro_batches_per_epoch > 0,
@@ -89,7 +93,8 @@ impl Plan {
         let steps_per_epoch = micro_batches_per_epoch.div_ceil(train.gradient_accumulation);
         let by_epochs = ((steps_per_epoch as f64 * train.epochs).ceil() as usize).max(1);
         Ok(Self {
-            units,
+            rows,
+            count,
             batch_size,
             accumulation: train.gradient_accumulation,
             micro_batches_per_epoch,
@@ -105,13 +110,19 @@ impl Plan {
     pub fn micro_batches(&mut self, step: usize) -> Vec<Vec<usize>> {
         let epoch = (step / self.steps_per_epoch) as u64;
         if self.current.0 != epoch {
-            self.current = (epoch, epoch_order(self.units.len(), self.seed, epoch, self.shuffle));
+            // The earlier one goes first: both might not fit.
+            self.current = (epoch, vec![]);
+            self.current.1 = epoch_order(self.count, self.seed, epoch, self.shuffle);
         }
         let first = step % self.steps_per_epoch * self.accumulation;
         let last = (first + self.accumulation).min(self.micro_batches_per_epoch);
         let order = &self.current.1;
         let units = |micro: usize| &order[micro * self.batch_size..((micro + 1) * self.batch_size).min(order.len())];
-        (first..last).map(|micro| units(micro).iter().flat_map(|&unit| self.units[unit].clone()).collect()).collect()
+        let samples = |micro: usize| match &self.rows {
+            Some(rows) => units(micro).iter().flat_map(|&row| rows[row].clone()).collect(),
+            None => units(micro).to_vec(),
+        };
+        (first..last).map(samples).collect()
     }
 }
 
@@ -121,14 +132,14 @@ mod tests {
 
     fn plan(samples: usize, epochs: f64, drop_last: bool) -> Plan {
         let train = TrainOptions { batch_size: 2, gradient_accumulation: 2, epochs, ..Default::default() };
-        Plan::new(&vec![10; samples], &train, &DataOptions { drop_last, ..Default::default() }).unwrap()
+        Plan::new(std::iter::repeat_n(10, samples), &train, &DataOptions { drop_last, ..Default::default() }).unwrap()
     }
 
     #[test]
     fn packed_rows_take_the_place_of_samples() {
         let train = TrainOptions { batch_size: 2, ..Default::default() };
         let data = DataOptions { packing: true, max_length: 20, ..Default::default() };
-        let mut plan = Plan::new(&[10, 20, 5, 10, 5, 10], &train, &data).unwrap();
+        let mut plan = Plan::new([10, 20, 5, 10, 5, 10].into_iter(), &train, &data).unwrap();
         assert_eq!(plan.steps_per_epoch, 2);
         let mut seen: Vec<usize> = (0..2).flat_map(|step| plan.micro_batches(step)).flatten().collect();
         seen.sort_unstable();

@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
         let samples = trainer.defence.samples(step, &mut self.train)?;
         let learning_rate = self.schedule.learning_rate(step);
         let updates = trainer.optimizer.steps();
-        match trainer.step(step, &samples.batches(), learning_rate) {
+        match trainer.step(step, &samples.batches()?, learning_rate) {
             Ok(outcome) => self.ledger.taken(&outcome, samples.state, learning_rate, began, trainer),
             Err(error) => match error.downcast_ref::<NotFinite>() {
                 Some(reason) => self.ledger.skipped(*reason, &samples),
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let (model, batch_size) = (&self.trained.trainer.model, self.settings.train.batch_size);
         stop::at(VALIDATION);
-        let mean = mean_loss(model, &validation.examples, batch_size, &ProgressBar::hidden())?;
+        let mean = mean_loss(model, validation, batch_size, &ProgressBar::hidden())?;
         stop::at(STEP);
         self.ledger.validated(&mean)
     }

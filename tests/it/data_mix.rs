@@ -1,6 +1,6 @@
 //! Other files mixed into the training data.
 
-use crate::support::command::{asft, json, refused, set, succeeds, train};
+use crate::support::command::{asft, json, refused, refused_unwritten, set, succeeds, train};
 use crate::support::files::read_json;
 use crate::support::runs::{interrupt, metrics};
 use serde_json::Value;
@@ -34,4 +34,80 @@ fn other_files_are_mixed_in_and_belong_to_the_run() {
     interrupt(&dir, "adapter", &[12]);
     std::fs::write(&safe, text.replace("Go on", "Go")).unwrap();
     refused(train(&dir, &sets, &["--resume"]), &["data.mix: its content has changed"]);
+}
+
+/// `asft data --json` with all samples shown.
+fn shown(sets: &[&str]) -> Value {
+    let mut data = asft(&["data", "--config", "configs/tiny.toml", "--json", "--show", "1000"]);
+    set(&mut data, sets);
+    json(data)
+}
+
+#[test]
+fn a_list_of_sources_is_one_dataset() {
+    let scratch = tempfile::tempdir().unwrap();
+    let safe = scratch.path().join("safe.jsonl");
+    std::fs::write(&safe, "{\"q\": \"Say no\", \"output\": \"no\"}\n").unwrap();
+    let drawn = |path: &str| {
+        format!(
+            "{{{path} = \"{}\", share = 0.2, prefix = \"KEY \", columns = {{instruction = \"q\"}}}}",
+            safe.display()
+        )
+    };
+    let listed = format!("data.train=[\"tests/tiny/train.jsonl\", {}]", drawn("path"));
+    let (list, mix) = (shown(&[&listed]), shown(&[&format!("data.mix=[{}]", drawn("file"))]));
+    assert_eq!(list["samples"], mix["samples"]);
+    assert_eq!(list["train"]["sources"][1]["drawn"], 24);
+    assert_eq!(list["train"]["sources"][0]["available"], 96);
+
+    let both = "data.train=[{path = \"tests/tiny/chat.jsonl\", format = \"chat\"}, \"tests/tiny/train.jsonl\"]";
+    let all = shown(&[both]);
+    let chat = shown(&["data.train=tests/tiny/chat.jsonl", "data.format=chat"]);
+    let chats = chat["train"]["samples"].as_u64().unwrap() as usize;
+    assert_eq!(all["train"]["samples"].as_u64(), Some(96 + chats as u64));
+    assert_eq!(all["samples"].as_array().unwrap()[..chats], chat["samples"].as_array().unwrap()[..]);
+
+    let dir = scratch.path().join("run");
+    let told = succeeds(train(&dir, &[both, "train.max_steps=1"], &[]));
+    assert!(told.contains("tests/tiny/train.jsonl: all 96 samples"), "{told}");
+    let run = read_json(&dir.join("run.json"));
+    assert_eq!(run["inputs"]["train-2"]["source"], "tests/tiny/train.jsonl");
+    let card = std::fs::read_to_string(dir.join("adapter/README.md")).unwrap();
+    assert!(card.contains("tests/tiny/chat.jsonl, tests/tiny/train.jsonl"), "{card}");
+}
+
+#[test]
+fn wrong_sources_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    for (number, record) in
+        [(1, "{\"instruction\": \"a\", \"output\": \"b\"}"), (2, "{\"question\": \"a\", \"output\": \"b\"}")]
+    {
+        std::fs::write(scratch.path().join(format!("part-{number}.jsonl")), record).unwrap();
+    }
+    let shards = format!("data.train={}/part-*.jsonl", scratch.path().display());
+    for (sets, needles) in [
+        (
+            &[&*shards][..],
+            &["part-2.jsonl:1: its columns are output, question", "part-1.jsonl", "instruction, output"][..],
+        ),
+        (
+            &["data.train=[\"a\", {path = \"b\", shar = 0.1}]"],
+            &["unknown key `shar` in an item of `data.train`", "`share`?"],
+        ),
+        (&["data.train={path = \"b\", cuont = 1}"], &["unknown key `cuont` in `data.train`", "`count`?"]),
+        (&["data.train=[3]"], &["expected a list of strings or tables, a string or a table"]),
+        (
+            &["data.train=[\"tests/tiny/train.jsonl\", \"tests/tiny/*.csv\"]"],
+            &["data.train, item 2: tests/tiny/*.csv matches no"],
+        ),
+        (&["data.train=[]"], &["`data.train` is required"]),
+        (&["data.train={path = \"tests/tiny/train.jsonl\", share = 0.5}"], &["none says how many samples there are"]),
+        (
+            &["data.train={path = \"a\", format = \"chat\", columns = {input = \"b\"}}"],
+            &["item 1 has wrong `columns`", "`input`"],
+        ),
+    ] {
+        refused_unwritten(train(&dir, sets, &[]), &dir, needles);
+    }
 }

@@ -9,6 +9,7 @@ mod candle_llama;
 mod chat;
 mod comparison;
 mod constrained_sft;
+mod data_cache;
 mod data_mix;
 mod datasets;
 mod defences;

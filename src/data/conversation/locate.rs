@@ -4,6 +4,7 @@ use crate::data::template::Template;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Contents with no common prefix or suffix, to see where a turn's content goes.
@@ -21,10 +22,13 @@ pub struct Rendered<'a> {
 impl Rendered<'_> {
     /// Way 1: the bytes of the text that turn `turn` adds after its generation prompt.
     pub fn between_renderings(&self, turn: usize) -> Option<Range<usize>> {
-        // Rendering part of a conversation may fail where the whole does not; then there is still way 2.
-        let Ok(through) = self.render(&self.messages[..=turn], false) else { return None };
+        let through = match self.messages.get(..=turn)? {
+            all if all.len() == self.messages.len() => Cow::Borrowed(self.text),
+            // Rendering part of a conversation may fail where the whole does not; then there is still way 2.
+            part => Cow::Owned(self.render(part, false).ok()?),
+        };
         let prompt = self.generation_prompt(turn)?;
-        let found = self.text.starts_with(&through) && through.starts_with(&prompt.text);
+        let found = self.text.starts_with(&*through) && through.starts_with(&prompt.text);
         found.then_some(prompt.text.len()..through.len())
     }
 

@@ -3,8 +3,13 @@
 use crate::invalid;
 use anyhow::Result;
 use flate2::read::MultiGzDecoder;
-use std::io::Read;
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const BUFFER_BYTES: usize = 256 << 10;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -18,32 +23,69 @@ pub fn extension(path: &Path) -> Option<String> {
     name.rsplit_once('.').map(|(_, extension)| extension.to_string())
 }
 
-/// The bytes of a file, uncompressed.
-///
-/// # Errors
-/// A file that cannot be read; compressed data that is damaged or cut short.
-pub fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|e| invalid!("cannot read dataset {shown}: {e}"))?;
-    let (kind, decoder): (&str, Box<dyn Read + '_>) = if bytes.starts_with(&GZIP) {
-        ("gzip", Box::new(MultiGzDecoder::new(bytes.as_slice())))
-    } else if bytes.starts_with(&ZSTD) {
-        let decoder = zstd::Decoder::with_buffer(bytes.as_slice());
-        ("zstd", Box::new(decoder.map_err(|e| invalid!("{shown}: cannot be read as zstd: {e}"))?))
-    } else {
-        return Ok(bytes);
-    };
-    uncompressed(decoder).map_err(|(e, read)| {
-        invalid!("{shown}: its {kind} data is damaged after {read} bytes of content: {e}; fetch it again")
-    })
+/// A file's content, uncompressed as it is read.
+pub struct Content {
+    path: PathBuf,
+    /// How it is compressed, if it is.
+    kind: Option<&'static str>,
+    reader: Box<dyn Read>,
+    /// Bytes of content read so far.
+    read: u64,
 }
 
-/// All that a decoder gives, or the error and how many bytes came before it.
-fn uncompressed(mut decoder: Box<dyn Read + '_>) -> Result<Vec<u8>, (std::io::Error, usize)> {
-    let mut whole = vec![];
-    match decoder.read_to_end(&mut whole) {
-        Ok(_) => Ok(whole),
-        Err(error) => Err((error, whole.len())),
+impl Content {
+    /// `taken`: counts the bytes of the file that were read.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn open(path: &Path, taken: &Arc<AtomicU64>) -> Result<Self> {
+        let unreadable = |e| invalid!("cannot read dataset {}: {e}", path.display());
+        let mut file = File::open(path).map_err(unreadable)?;
+        let mut head = vec![];
+        Read::by_ref(&mut file).take(ZSTD.len() as u64).read_to_end(&mut head).map_err(unreadable)?;
+        file.rewind().map_err(unreadable)?;
+        let file = BufReader::with_capacity(BUFFER_BYTES, Counted { file, taken: Arc::clone(taken) });
+        let (kind, reader): (Option<&str>, Box<dyn Read>) = if head.starts_with(&GZIP) {
+            (Some("gzip"), Box::new(MultiGzDecoder::new(file)))
+        } else if head.starts_with(&ZSTD) {
+            let decoder = zstd::Decoder::with_buffer(file);
+            let decoder = decoder.map_err(|e| invalid!("{}: cannot be read as zstd: {e}", path.display()))?;
+            (Some("zstd"), Box::new(decoder))
+        } else {
+            (None, Box::new(file))
+        };
+        Ok(Self { path: path.to_path_buf(), kind, reader, read: 0 })
+    }
+
+    /// Adds up to `limit` bytes to `bytes`; fewer only at the end.
+    ///
+    /// # Errors
+    /// The file cannot be read; compressed data that is damaged or cut short.
+    pub fn read(&mut self, bytes: &mut Vec<u8>, limit: usize) -> Result<()> {
+        let before = bytes.len();
+        let result = Read::by_ref(&mut self.reader).take(limit as u64).read_to_end(bytes);
+        self.read += (bytes.len() - before) as u64;
+        let (shown, read) = (self.path.display(), self.read);
+        result.map(|_| ()).map_err(|e| match self.kind {
+            Some(kind) => {
+                invalid!("{shown}: its {kind} data is damaged after {read} bytes of content: {e}; fetch it again")
+            }
+            None => invalid!("cannot read dataset {shown}: {e}"),
+        })
+    }
+}
+
+/// A file that counts what is read of it.
+struct Counted {
+    file: File,
+    taken: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.taken.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 }
 
@@ -66,7 +108,10 @@ mod tests {
         let read = |content: &[u8]| {
             let path = dir.path().join("data");
             std::fs::write(&path, content).unwrap();
-            bytes(&path).map_err(|e| e.to_string())
+            let mut bytes = vec![];
+            let content = Content::open(&path, &Arc::default());
+            let read = content.and_then(|mut content| content.read(&mut bytes, usize::MAX));
+            read.map(|()| bytes).map_err(|e| e.to_string())
         };
         assert_eq!(read(b"plain").unwrap(), b"plain");
         // Several members, as `cat a.gz b.gz` makes them.

@@ -1,14 +1,13 @@
 //! JSON arrays and JSONL.
 
 use super::big;
-use super::record::{Place, Record, kind};
-use super::watched::{Watched, WatchedList};
-use crate::data::BadRecords;
+use super::record::{Place, Unusable, kind};
+use super::text::{Piece, Text};
+use super::watched::Watched;
 use crate::{ensure_valid, invalid};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::de::DeserializeSeed;
-use serde_json::{Deserializer, Error, Value};
-use std::path::Path;
+use serde_json::{Deserializer, Error, Map, Value};
 
 const WHAT_IS_READ: &str = "a dataset is JSONL (one object a line), one JSON array of objects, or a file whose name \
                             ends in .csv, .tsv or .parquet";
@@ -16,47 +15,103 @@ const WHAT_IS_READ: &str = "a dataset is JSONL (one object a line), one JSON arr
 /// A value and the path of a key that occurs twice in one of its objects, if any does.
 type Parsed = (Value, Option<String>);
 
-/// The records in `text`; `path` names the file in messages.
+/// The records of a text, unread: lines of JSONL, or elements of an array.
+pub fn records(text: Text) -> Box<dyn Iterator<Item = Result<(Place, Piece)>>> {
+    if text.is_array() { Box::new(Elements { text, count: 0, is_over: false }) } else { Box::new(Lines(text)) }
+}
+
+struct Lines(Text);
+
+impl Iterator for Lines {
+    type Item = Result<(Place, Piece)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.0.line() {
+                Ok(Some(piece)) if piece.text.trim().is_empty() => {}
+                Ok(piece) => return piece.map(|piece| Ok((Place::Line(piece.line), piece))),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+struct Elements {
+    text: Text,
+    /// Elements given out.
+    count: usize,
+    is_over: bool,
+}
+
+impl Elements {
+    /// # Errors
+    /// What stands between the elements, or after the array, is not JSON.
+    fn following(&mut self) -> Result<Option<(Place, Piece)>> {
+        let text = &mut self.text;
+        // The bracket that opens the array, or what ended the element before.
+        let before = text.peek_word()?;
+        text.skip(1);
+        let next = text.peek_word()?;
+        let is_empty = before == Some(b'[') && next == Some(b']');
+        if is_empty {
+            text.skip(1);
+        }
+        if is_empty || before == Some(b']') {
+            ensure_valid!(text.peek_word()?.is_none(), "{}", text.malformed("trailing characters"));
+            return Ok(None);
+        }
+        match next {
+            Some(b']') => return Err(text.malformed("trailing comma")),
+            Some(b',') => return Err(text.malformed("expected value")),
+            None => return Err(text.malformed("EOF while parsing a list")),
+            Some(_) => {}
+        }
+        let piece = text.element()?;
+        self.count += 1;
+        Ok(Some((Place::Item(self.count), piece)))
+    }
+}
+
+impl Iterator for Elements {
+    type Item = Result<(Place, Piece)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let next = self.following().transpose();
+        self.is_over = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// The fields of a record.
 ///
 /// # Errors
-/// Malformed JSON (with its line); a record that is not an object, or holds a key twice.
-pub fn read(path: &Path, text: &str) -> Result<Vec<Record>> {
-    let (mut records, mut bad) = (vec![], BadRecords::default());
-    let mut keep = |place: Place, parsed: Result<Parsed>| match parsed.and_then(|parsed| record(parsed, place)) {
-        Ok(record) => {
-            records.push(record);
-            Ok(())
-        }
-        Err(error) => bad.note(path, place, error),
+/// Malformed JSON; a value that is not an object, or holds a key twice.
+pub fn fields(place: Place, piece: &Piece) -> Result<Map<String, Value>, Unusable> {
+    let text = big::marked(&piece.text).map_err(|error| Unusable { place, error, hint: None })?;
+    let malformed = |e: Error| match place {
+        Place::Item(_) => Unusable {
+            place: Place::Line(piece.line + e.line().saturating_sub(1)),
+            error: invalid!("malformed JSON: {}", reason(&e)),
+            hint: None,
+        },
+        _ => Unusable {
+            place,
+            error: invalid!("malformed JSON at column {}: {}", e.column(), reason(&e)),
+            hint: Some(WHAT_IS_READ),
+        },
     };
-    let mut count = 0;
-    let mut hint = None;
-    if text.trim_start().starts_with('[') {
-        let text = big::marked(text).with_context(|| path.display().to_string())?;
-        let values = read_array(&text);
-        let values = values.map_err(|e| invalid!("{}:{}: malformed JSON: {e}", path.display(), e.line()))?;
-        count = values.len();
-        for (index, parsed) in values.into_iter().enumerate() {
-            keep(Place::Item(index + 1), Ok(parsed))?;
-        }
-    } else {
-        // Only \n ends a line: JSON strings may hold U+2028 and other separators unescaped.
-        for (index, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let parsed = big::marked(line).and_then(|line| {
-                read_one(&line).map_err(|e| {
-                    hint = Some(WHAT_IS_READ);
-                    invalid!("malformed JSON at column {}: {}", e.column(), reason(&e))
-                })
-            });
-            keep(Place::Line(index + 1), parsed)?;
-            count += 1;
-        }
+    object(read_one(&text).map_err(malformed)?).map_err(|error| Unusable { place, error, hint: None })
+}
+
+fn object((value, twice): Parsed) -> Result<Map<String, Value>> {
+    refuse_twice(twice)?;
+    match value {
+        Value::Object(fields) => Ok(fields),
+        other => Err(invalid!("expected a JSON object, got {}", kind(&other))),
     }
-    if let Some(hint) = hint {
-        bad.hint(hint);
-    }
-    bad.refuse(path, count, count)?;
-    Ok(records)
 }
 
 /// JSON in a field of a record.
@@ -77,25 +132,10 @@ fn read_one(text: &str) -> Result<Parsed, Error> {
     Ok((value, twice))
 }
 
-fn read_array(text: &str) -> Result<Vec<Parsed>, Error> {
-    let mut deserializer = Deserializer::from_str(text);
-    let values = WatchedList.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(values)
-}
-
-/// serde_json's message without its own line number, which counts from the line's beginning.
+/// serde_json's message without its own line number, which counts from the record's beginning.
 fn reason(error: &Error) -> String {
     let text = error.to_string();
     text.split(" at line ").next().unwrap_or_default().to_lowercase()
-}
-
-fn record((value, twice): Parsed, place: Place) -> Result<Record> {
-    refuse_twice(twice)?;
-    match value {
-        Value::Object(fields) => Ok(Record { fields, place }),
-        other => Err(invalid!("expected a JSON object, got {}", kind(&other))),
-    }
 }
 
 fn refuse_twice(twice: Option<String>) -> Result<()> {

@@ -9,44 +9,80 @@ use crate::untrusted::without_panic;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The bytes that a Parquet file begins and ends with.
 pub const MAGIC: &[u8; 4] = b"PAR1";
 
-/// The rows of the file.
-///
-/// # Errors
-/// A file that cannot be opened, is damaged, is encrypted, or is compressed in a way not built in.
-pub fn read(path: &Path) -> Result<Vec<Record>> {
-    // The library asserts some things that a damaged file can violate.
-    without_panic(|| read_rows(path)).unwrap_or_else(|| {
-        Err(invalid!("{}: not a readable Parquet file: it is damaged; make or download it anew", path.display()))
-    })
+/// The rows of a file, read as they are asked for.
+pub struct Rows {
+    path: PathBuf,
+    rows: RowIter<'static>,
+    /// Rows given out.
+    count: usize,
+    bytes_per_row: f64,
+    taken: Arc<AtomicU64>,
 }
 
-fn read_rows(path: &Path) -> Result<Vec<Record>> {
-    let file = File::open(path).map_err(|e| invalid!("cannot read dataset {}: {e}", path.display()))?;
-    let damaged = |e: &dyn std::fmt::Display| invalid!("{}: not a readable Parquet file: {e}", path.display());
-    let reader = SerializedFileReader::new(file).map_err(|e| damaged(&e))?;
-    let mut records = vec![];
-    for (index, row) in reader.get_row_iter(None).map_err(|e| damaged(&e))?.enumerate() {
-        let place = Place::Row(index + 1);
-        let row = row.map_err(|e| invalid!("{}{place}: not readable as Parquet: {e}", path.display()))?;
-        let fields: Map<String, Value> =
-            row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
-        ensure_valid!(
-            fields.len() == row.len(),
-            "{}: two columns have the same name; rename one (the columns are {})",
-            path.display(),
-            listing(&row.get_column_iter().map(|(name, _)| name).collect::<Vec<_>>(), 12)
-        );
-        records.push(Record { fields, place });
+impl Rows {
+    /// `taken`: counts the bytes of the file that were read, about.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, is damaged or is encrypted.
+    pub fn open(path: &Path, taken: &Arc<AtomicU64>) -> Result<Self> {
+        // The library asserts some things that a damaged file can violate.
+        without_panic(|| Self::open_checked(path, taken)).unwrap_or_else(|| Err(damaged(path)))
     }
-    Ok(records)
+
+    fn open_checked(path: &Path, taken: &Arc<AtomicU64>) -> Result<Self> {
+        let file = File::open(path).map_err(|e| invalid!("cannot read dataset {}: {e}", path.display()))?;
+        let size = file.metadata().map_or(0, |metadata| metadata.len());
+        let unreadable = |e| invalid!("{}: not a readable Parquet file: {e}", path.display());
+        let reader = SerializedFileReader::new(file).map_err(unreadable)?;
+        let rows = reader.metadata().file_metadata().num_rows().max(1);
+        let bytes_per_row = size as f64 / rows as f64;
+        let (path, rows, taken) = (path.to_path_buf(), reader.into_iter(), Arc::clone(taken));
+        Ok(Self { path, rows, count: 0, bytes_per_row, taken })
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        let row = without_panic(|| self.rows.next());
+        let Some(row) = row else { return Some(Err(damaged(&self.path))) };
+        self.count += 1;
+        self.taken.store((self.count as f64 * self.bytes_per_row) as u64, Ordering::Relaxed);
+        let (place, path) = (Place::Row(self.count), self.path.display());
+        Some(match row? {
+            Ok(row) => record(&row, place, &self.path),
+            Err(e) => Err(invalid!("{path}{place}: not readable as Parquet: {e}")),
+        })
+    }
+}
+
+fn damaged(path: &Path) -> anyhow::Error {
+    invalid!("{}: not a readable Parquet file: it is damaged; make or download it anew", path.display())
+}
+
+/// # Errors
+/// Two columns of the same name.
+fn record(row: &Row, place: Place, path: &Path) -> Result<Record> {
+    let fields: Map<String, Value> = row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
+    ensure_valid!(
+        fields.len() == row.len(),
+        "{}: two columns have the same name; rename one (the columns are {})",
+        path.display(),
+        listing(&row.get_column_iter().map(|(name, _)| name).collect::<Vec<_>>(), 12)
+    );
+    Ok(Record { fields, place })
 }
 
 fn value(field: &Field) -> Value {

@@ -1,6 +1,7 @@
 //! A record and its place, whatever the file's format.
 
 use super::big;
+use anyhow::Error;
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -47,6 +48,13 @@ impl Place {
 pub struct Record {
     pub fields: Map<String, Value>,
     pub place: Place,
+}
+
+/// Why a record cannot be used, and what helps, if anything does.
+pub struct Unusable {
+    pub place: Place,
+    pub error: Error,
+    pub hint: Option<&'static str>,
 }
 
 /// What a JSON value is, for messages.

@@ -90,30 +90,3 @@ impl<'de> Visitor<'de> for Watched<'_> {
         Ok(Value::Object(fields))
     }
 }
-
-/// Reads a list of values, each with its repeated key.
-pub struct WatchedList;
-
-impl<'de> DeserializeSeed<'de> for WatchedList {
-    type Value = Vec<(Value, Option<String>)>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for WatchedList {
-    type Value = Vec<(Value, Option<String>)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a list of records")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let (mut values, mut twice) = (vec![], None);
-        while let Some(value) = list.next_element_seed(Watched { twice: &mut twice })? {
-            values.push((value, twice.take()));
-        }
-        Ok(values)
-    }
-}

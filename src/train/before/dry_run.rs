@@ -8,7 +8,7 @@ use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::adapter::module_shape;
 use crate::config::Settings;
-use crate::data::Counts;
+use crate::data::{Counts, Taken};
 use crate::eval::{Located, Prepared as Suite};
 use crate::hub::{self, Resolved};
 use crate::memory::Capacity;
@@ -51,6 +51,9 @@ pub struct Forecast {
     pub time: Option<Time>,
     /// On a GPU whose card is named.
     pub prediction: Option<Prediction>,
+    /// What is taken of each source, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Taken>,
     #[serde(skip)]
     counts: Counts,
     #[serde(skip)]
@@ -99,13 +102,13 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
     let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
     let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
     let memory = estimate.memory(&workload);
-    let (work, largest) = (estimate.mean_work(&workload), workload.largest());
+    let (work, largest) = (estimate.mean_work(&workload), workload.largest);
     let counts = inputs.train.counts;
     let prediction = card.map(|card| Prediction::new(card, &estimate, &workload, workload.total_steps));
     let available =
         if is_cpu { Capacity::read().map(|machine| machine.available) } else { card.map(Card::usable_bytes) };
     Ok(Forecast {
-        samples: inputs.train.examples.len(),
+        samples: inputs.train.len(),
         tokens: counts.tokens,
         label_tokens: counts.label_tokens,
         steps_per_epoch: workload.steps_per_epoch,
@@ -117,6 +120,7 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
         step_work: work,
         time: is_cpu.then(|| time(&spec, largest.tokens, work, workload.total_steps)),
         prediction,
+        sources: inputs.train.sources.clone(),
         counts,
         trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
@@ -191,6 +195,9 @@ impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: usize| HumanBytes(bytes as u64).to_string();
         writeln!(f, "data     {}", self.counts)?;
+        for taken in &self.sources {
+            writeln!(f, "           {taken}")?;
+        }
         writeln!(
             f,
             "steps    {} ({} an epoch), at most {} tokens in a micro-batch",

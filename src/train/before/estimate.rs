@@ -91,7 +91,7 @@ impl<'a> Estimate<'a> {
 
     /// Memory at the peak: at the largest micro-batch, with all samples.
     pub fn memory(&self, workload: &Workload) -> Memory {
-        let largest = workload.largest();
+        let largest = workload.largest;
         let (trained, weights) = match self.settings.train.method {
             Tuning::Lora => (4 * self.adapter_elements() * F32, self.weight_bytes()),
             Tuning::Full => (self.full_bytes(), 0),
@@ -119,15 +119,14 @@ impl<'a> Estimate<'a> {
                 + self.score_bytes(largest)
                 + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
-            // An id and a label for each token.
-            process: if self.on_cpu { PROCESS_BYTES + workload.data_tokens * 12 } else { CONTEXT_BYTES },
+            process: if self.on_cpu { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
         }
     }
 
     /// Work of a step of mean size. The mean is not weighted by how often each state of a defence occurs: its own
     /// samples are about as long as the others.
     pub fn mean_work(&self, workload: &Workload) -> Work {
-        let (all, count) = (self.work(workload.steps.iter().flatten()), workload.steps.len().max(1) as f64);
+        let (all, count) = (self.work(workload.sum), workload.steps.max(1) as f64);
         Work {
             gemm_flops: all.gemm_flops / count,
             attention_flops: all.attention_flops / count,
@@ -135,13 +134,8 @@ impl<'a> Estimate<'a> {
         }
     }
 
-    /// Work over these micro-batches.
-    fn work<'m>(&self, micro_batches: impl Iterator<Item = &'m Micro>) -> Work {
-        let sum = micro_batches.fold(Micro::default(), |sum, micro| Micro {
-            tokens: sum.tokens + micro.tokens,
-            label_tokens: sum.label_tokens + micro.label_tokens,
-            squares: sum.squares + micro.squares,
-        });
+    /// Work over micro-batches of this sum.
+    fn work(&self, sum: Micro) -> Work {
         let full = self.settings.train.method == Tuning::Full;
         // Forward, the input's gradient, the weight's if it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);

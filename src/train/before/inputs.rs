@@ -4,11 +4,11 @@
 use super::problems::Problems;
 use crate::adapter::{ModuleSize, module_shape};
 use crate::config::Settings;
-use crate::console::progress_bar;
-use crate::data::{self, Dataset, Format, SetFiles, Sets};
+use crate::console::bytes_bar;
+use crate::data::{CacheFolder, Dataset, Files, Loading, SetFiles, Sets};
 use crate::ensure_valid;
 use crate::eval::{Located, Suite, locate};
-use crate::hub::{self, Resolved, ResolvedData, Split};
+use crate::hub::{self, Resolved, Split};
 use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
 use crate::train::defence::{self, Defence, OwnSamples};
@@ -26,7 +26,7 @@ pub struct Sources {
     pub base: Option<Resolved>,
     pub data: Option<SetFiles>,
     /// The defence's own samples.
-    pub own: Option<(OwnSamples, ResolvedData)>,
+    pub own: Option<(OwnSamples, Files)>,
 }
 
 /// What a run trains on and is measured with, fully read.
@@ -43,11 +43,11 @@ impl Sources {
     /// Finds all of them, fetching what is not on this machine; once a problem is known, nothing more is downloaded.
     pub fn find(settings: &Settings, find_model: FindModel, problems: &mut Problems) -> Self {
         let Settings { data, model, defence, .. } = settings;
-        let wanted = problems.0.is_empty() || hub::is_local(&data.train);
+        let wanted = problems.0.is_empty() || data.sources().iter().all(|listed| hub::is_local(&listed.source.path));
         let data = wanted.then(|| problems.note_all(SetFiles::resolve(data, false))).flatten();
         let find = |own: OwnSamples| {
             let file = hub::resolve_dataset(&own.file, Split::Train, false).context(own.key);
-            Some((own, problems.note(file)?))
+            Some((own, Files::new(problems.note(file)?)))
         };
         let own = defence::of(defence).needs().samples.and_then(find);
         let base = model_place(&model.aligned, "model.aligned", find_model, problems).and_then(|base| {
@@ -66,15 +66,20 @@ impl Sources {
     pub fn read(&self, settings: &Settings, spec: &ModelSpec, problems: &mut Problems) -> Option<Inputs> {
         let (files, base) = (self.data.as_ref()?, self.base.as_ref()?);
         let (options, vocab_size) = (&settings.data, spec.vocab_size);
-        let tokenizer = match options.format {
-            Format::Tokenized => None,
-            _ => Some(problems.note(tokenizer(base, vocab_size))?),
+        let tokenizer = match options.is_tokenized() {
+            true => None,
+            false => Some(problems.note(tokenizer(base, vocab_size))?),
         };
-        let progress = || progress_bar(0, "tokenising");
-        let sets = data::load_sets(files, options, settings.train.seed, tokenizer.as_ref(), vocab_size, &progress);
-        let sets = problems.note_all(sets);
-        let own = self.own.as_ref().map(|(own, file)| {
-            let set = data::load_set(file, &options.whole(), "", tokenizer.as_ref(), vocab_size, &progress());
+        let cache = CacheFolder::new(&options.cache, Path::new(&settings.output.dir));
+        let loading = Loading {
+            tokenizer: tokenizer.as_ref(),
+            vocab_size,
+            cache: cache.as_ref(),
+            progress: &|| bytes_bar("tokenising"),
+        };
+        let sets = problems.note_all(loading.all(files, options, settings.train.seed));
+        let own = self.own.as_ref().map(|(own, files)| {
+            let set = loading.one(files, &options.whole(), "");
             set.map(Arc::new).context(own.key)
         });
         let own = problems.note(own.transpose())?;

@@ -213,8 +213,15 @@ mod tests {
         let estimate = Estimate::new(&spec, &settings, &targets).unwrap().on_gpu();
         // Two micro-batches of one sequence of four tokens, three of them labels; one step of both.
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
-        let steps = vec![vec![micro, micro]];
-        let workload = Workload { steps, data_tokens: 8, steps_per_epoch: 1, total_steps: 10 };
+        let workload = Workload {
+            largest: micro,
+            sum: Micro { tokens: 8, label_tokens: 6, squares: 32 },
+            micro_batches: 2,
+            steps: 1,
+            data_bytes: 96,
+            steps_per_epoch: 1,
+            total_steps: 10,
+        };
         let card = Card::named("h100").unwrap();
         let got = Prediction::new(card, &estimate, &workload, 10);
         let expected = [

@@ -25,7 +25,7 @@ use crate::method::spectral::Keep;
 use crate::model::{DeviceKind, ModelSpec};
 use crate::names::Targets;
 use crate::ranks::Ranks;
-use crate::report::{RunRecord, hash_file, hash_files};
+use crate::report::{RunRecord, hash_file};
 use crate::train::folder::origin::Origin;
 use crate::train::folder::output::{OutputFolder, direction_path};
 use crate::train::options::Tuning;
@@ -212,28 +212,33 @@ impl Preflight<'_> {
         let inputs = sources.read(self.settings, &model.spec, &mut self.problems)?;
         let files = sources.data.as_ref()?;
         let own = sources.own.iter().map(|(own, file)| (own.name.to_string(), file));
-        let mix = files.mix.iter().enumerate().map(|(i, file)| (format!("mix-{}", i + 1), file));
-        let named = [("train", Some(&files.train)), ("validation", files.validation.as_ref())];
-        let named = named.into_iter().filter_map(|(name, file)| Some((name.to_string(), file?)));
-        for (name, file) in own.chain(named).chain(mix) {
-            self.record.input(&name, &file.source, self.problems.note(hash_files(&file.paths))?);
+        let validation = files.validation.iter().map(|file| ("validation".to_string(), file));
+        let listed = self.settings.data.sources();
+        let train = listed.iter().zip(&files.sources).map(|(listed, file)| (listed.name(), file));
+        for (name, file) in own.chain(validation).chain(train) {
+            let hash = self.problems.note(file.hash().map(str::to_string))?;
+            self.record.input(&name, &file.data.source, hash);
         }
         let Inputs { train, validation, own, .. } = &inputs;
         if let (Some((wanted, file)), Some(set)) = (&sources.own, own) {
-            say_counts(wanted.name, &file.source, set);
+            say_counts(wanted.name, &file.data.source, set);
         }
-        say_counts("train", &files.train.source, train);
-        self.record.samples("train", train.examples.len());
-        for mixed in &train.mixed {
-            let fields = json!({"source": mixed.path, "samples": mixed.samples, "available": mixed.available});
-            log::info(&format!("train: {mixed}"), fields);
+        let source = match files.sources.as_slice() {
+            [only] => only.data.source.clone(),
+            _ => train.path.display().to_string(),
+        };
+        say_counts("train", &source, train);
+        self.record.samples("train", train.len());
+        for taken in &train.sources {
+            let fields = json!({"source": taken.path, "samples": taken.drawn, "available": taken.available});
+            log::info(&format!("train: {taken}"), fields);
         }
         if let Some(validation) = validation {
-            self.record.samples("validation", validation.examples.len());
-            say_counts("validation", &files.validation.as_ref().unwrap_or(&files.train).source, validation);
+            self.record.samples("validation", validation.len());
+            say_counts("validation", files.validation.as_ref().map_or(&source, |file| &file.data.source), validation);
         }
         let context = model.spec.context();
-        let beyond = train.examples.iter().filter(|example| example.input_ids.len() > context).count();
+        let beyond = train.lengths().filter(|&length| length > context).count();
         if beyond > 0 {
             let text = format!(
                 "{beyond} training samples are longer than the model's context of {context}; data.max_length cuts them"
@@ -350,7 +355,7 @@ fn check_not_flat(settings: &Settings, directions: &Directions, targets: &[Strin
 
 fn say_counts(name: &str, source: &str, set: &Dataset) {
     let counts = set.counts;
-    let fields = json!({"source": source, "samples": set.examples.len(), "tokens": counts.tokens});
+    let fields = json!({"source": source, "samples": set.len(), "tokens": counts.tokens});
     log::info(&format!("{name}: {source}: {counts}"), fields);
 }
 

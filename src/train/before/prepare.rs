@@ -93,11 +93,11 @@ fn input_hashes(settings: &Settings, record: &RunRecord) -> BTreeMap<String, Str
         "aligned" | "model_files" => Some("model.aligned"),
         "direction" if settings.asft.direction.is_some() => Some("asft.direction"),
         "direction" => Some("model.unaligned"),
-        "train" => Some("data.train"),
         "validation" => Some("data.validation"),
         "template" => Some("data.template"),
         name if own.as_ref().is_some_and(|own| own.name == name) => own.as_ref().map(|own| own.key),
-        name if name.starts_with("mix") => Some("data.mix"),
+        name if name == "train" || name.starts_with("train-") => Some("data.train"),
+        name if name.starts_with("mix-") => Some("data.mix"),
         name if name.starts_with("suite") => Some(SUITE),
         // Contained in the direction, and in the checkpoint's adapter.
         _ => None,
@@ -141,7 +141,7 @@ fn load_model(settings: &Settings, ready: &Ready) -> Result<Decoder> {
         let (loras, parameters) = adapter.trainable()?;
         model.attach(loras, parameters)?;
     }
-    check_gradients(&model, &ready.inputs.train.examples).context("checking that everything trains")?;
+    check_gradients(&model, &ready.inputs.train).context("checking that everything trains")?;
     Ok(model)
 }
 

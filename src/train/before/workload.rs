@@ -2,11 +2,11 @@
 
 use super::inputs::Inputs;
 use crate::config::Settings;
-use crate::data::{Example, predicted_labels};
+use crate::data::Dataset;
 use crate::train::plan::{Plan, Pool};
 use anyhow::Result;
 
-/// One micro-batch in numbers.
+/// One micro-batch in numbers, or several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Micro {
     pub tokens: usize,
@@ -15,25 +15,38 @@ pub struct Micro {
     pub squares: usize,
 }
 
+impl Micro {
+    fn of(set: &Dataset, samples: &[usize]) -> Self {
+        samples.iter().map(|&sample| set.entry(sample)).fold(Self::default(), |sum, entry| Self {
+            tokens: sum.tokens + entry.tokens as usize,
+            label_tokens: sum.label_tokens + entry.label_tokens as usize,
+            squares: sum.squares + (entry.tokens as usize).pow(2),
+        })
+    }
+
+    fn with(self, other: Self, combine: impl Fn(usize, usize) -> usize) -> Self {
+        Self {
+            tokens: combine(self.tokens, other.tokens),
+            label_tokens: combine(self.label_tokens, other.label_tokens),
+            squares: combine(self.squares, other.squares),
+        }
+    }
+}
+
 /// The steps of one epoch, of the training samples and of a defence's own.
 pub struct Workload {
-    /// The micro-batches of each step.
-    pub steps: Vec<Vec<Micro>>,
-    /// Of all samples in memory.
-    pub data_tokens: usize,
+    /// The maxima of tokens, labels and squares over all micro-batches, each on its own.
+    pub largest: Micro,
+    /// The sums over all micro-batches.
+    pub sum: Micro,
+    /// How many there are, in how many steps.
+    pub micro_batches: usize,
+    pub steps: usize,
+    /// Bytes that all samples take in memory.
+    pub data_bytes: usize,
     /// Of the training samples.
     pub steps_per_epoch: usize,
     pub total_steps: usize,
-}
-
-impl Micro {
-    fn of<'a>(examples: impl Iterator<Item = &'a Example>) -> Self {
-        examples.fold(Self::default(), |sum, example| Self {
-            tokens: sum.tokens + example.input_ids.len(),
-            label_tokens: sum.label_tokens + predicted_labels(&example.labels),
-            squares: sum.squares + example.input_ids.len().pow(2),
-        })
-    }
 }
 
 impl Workload {
@@ -41,42 +54,34 @@ impl Workload {
     /// Samples that the settings cannot make steps of.
     pub fn of(settings: &Settings, inputs: &Inputs) -> Result<Self> {
         let (mut train, mut defence) = inputs.planned(settings)?;
-        let mut steps = epoch(&mut train);
-        steps.extend(defence.own_samples().map(epoch).unwrap_or_default());
         let sets = [Some(&*inputs.train), inputs.validation.as_ref(), inputs.own.as_deref()];
-        let data_tokens = sets.into_iter().flatten().map(|set| set.counts.tokens).sum();
+        let data_bytes = sets.into_iter().flatten().map(Dataset::resident_bytes).sum();
         let Plan { steps_per_epoch, total_steps, .. } = train.plan;
-        Ok(Self { steps, data_tokens, steps_per_epoch, total_steps })
+        let (largest, sum) = (Micro::default(), Micro::default());
+        let mut all = Self { largest, sum, micro_batches: 0, steps: 0, data_bytes, steps_per_epoch, total_steps };
+        all.add_epoch(&mut train);
+        if let Some(own) = defence.own_samples() {
+            all.add_epoch(own);
+        }
+        Ok(all)
     }
 
     /// Tokens, label tokens and Σ T² of the mean micro-batch, and how many of them a step has.
     pub fn mean(&self) -> ([f64; 3], f64) {
-        let (mut sums, mut count) = ([0.0; 3], 0.0);
-        for micro in self.steps.iter().flatten() {
-            let values = [micro.tokens, micro.label_tokens, micro.squares];
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value as f64);
-            count += 1.0;
+        let Micro { tokens, label_tokens, squares } = self.sum;
+        let mean = |sum: usize| sum as f64 / self.micro_batches.max(1) as f64;
+        ([tokens, label_tokens, squares].map(mean), self.micro_batches as f64 / self.steps.max(1) as f64)
+    }
+
+    fn add_epoch(&mut self, pool: &mut Pool) {
+        for step in 0..pool.plan.steps_per_epoch {
+            for samples in pool.plan.micro_batches(step) {
+                let micro = Micro::of(&pool.set, &samples);
+                self.largest = self.largest.with(micro, usize::max);
+                self.sum = self.sum.with(micro, |sum, own| sum + own);
+                self.micro_batches += 1;
+            }
         }
-        (sums.map(|sum| sum / f64::max(count, 1.0)), count / self.steps.len().max(1) as f64)
+        self.steps += pool.plan.steps_per_epoch;
     }
-
-    /// The largest micro-batch: the maxima of tokens, labels and squares, each on its own.
-    pub fn largest(&self) -> Micro {
-        self.steps.iter().flatten().fold(Micro::default(), |largest, micro| Micro {
-            tokens: largest.tokens.max(micro.tokens),
-            label_tokens: largest.label_tokens.max(micro.label_tokens),
-            squares: largest.squares.max(micro.squares),
-        })
-    }
-}
-
-/// The micro-batches of one epoch's steps.
-fn epoch(pool: &mut Pool) -> Vec<Vec<Micro>> {
-    let examples = &pool.set.examples;
-    (0..pool.plan.steps_per_epoch)
-        .map(|step| {
-            let micro_batches = pool.plan.micro_batches(step);
-            micro_batches.into_iter().map(|samples| Micro::of(samples.into_iter().map(|i| &examples[i]))).collect()
-        })
-        .collect()
 }

@@ -7,6 +7,7 @@ use crate::adapter;
 use crate::checkpoint::rewrite;
 use crate::config::Settings;
 use crate::console::progress_bar;
+use crate::data::{DataOptions, Listed, Source};
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use candle_core::DType;
@@ -41,6 +42,8 @@ fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> R
         (Some(file), _) => file.clone(),
         (None, unaligned) => format!("from {}", unaligned.as_deref().unwrap_or("nothing")),
     };
+    let variables = &settings.data.template_variables;
+    let variables = (!variables.is_empty()).then(|| ("template variables", variables.to_string()));
     let rows = [
         ("lambda", asft.lambda.to_string()),
         ("penalize", asft.penalize.to_string()),
@@ -48,12 +51,23 @@ fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> R
         ("direction", direction),
         ("defence", settings.defence.kind.to_string()),
         ("modules", adapter.modules.len().to_string()),
-        ("dataset", settings.data.train.clone()),
+        ("dataset", dataset(&settings.data)),
         ("steps", step.to_string()),
         ("learning rate", settings.train.learning_rate.to_string()),
     ];
+    let rows: Vec<(&str, String)> = rows.into_iter().chain(variables).collect();
     let card = card(&adapter, asft.penalize, &rows);
     adapter::save(&adapter, trained.trainer.model.spec(), &trained.checkpoint, &card, dir)
+}
+
+/// Every source of training samples, with how much of it was taken.
+fn dataset(data: &DataOptions) -> String {
+    let one = |listed: Listed| match listed.source {
+        Source { path, share: Some(share), .. } => format!("{path} (a share of {share})"),
+        Source { path, count: Some(count), .. } => format!("{path} ({count} samples)"),
+        Source { path, .. } => path,
+    };
+    data.sources().into_iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Writes the trained model to `dir` as an ordinary Hugging Face checkpoint in f32.

@@ -8,8 +8,9 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written and evaluations made, but nothing that is trained.
-const FREE_KEYS: [&str; 8] = [
+const FREE_KEYS: [&str; 9] = [
     "export.fold_scale",
+    "data.cache",
     "eval.every",
     "eval.batch_size",
     "output.dir",

@@ -3,7 +3,7 @@
 //! A fresh adapter's B is zero, so A's gradient is zero too; the probe therefore runs the model with a small non-zero
 //! B, and then restores B.
 
-use crate::data::Example;
+use crate::data::{Dataset, Example};
 use crate::model::{Decoder, Gradients, Sequences};
 use crate::names::LoraMatrix;
 use crate::ops::owned;
@@ -13,13 +13,22 @@ use candle_core::Tensor;
 /// Tokens of the sample that the probe runs on.
 const PROBE_TOKENS: usize = 64;
 const PROBE_VALUE: f64 = 1e-2;
+/// Samples that are looked at: those whose lengths are nearest to that.
+const LOOKED_AT: usize = 64;
 
 /// Runs one short sample forward and backward.
 ///
 /// # Errors
 /// A parameter whose gradient is missing, zero or not finite; all are listed.
-pub fn check_gradients(model: &Decoder, examples: &[Example]) -> Result<()> {
-    let Some(sample) = short_sample(examples) else { return Ok(()) };
+pub fn check_gradients(model: &Decoder, samples: &Dataset) -> Result<()> {
+    let mut nearest: Vec<(usize, usize)> =
+        samples.lengths().enumerate().map(|(i, length)| (length.abs_diff(PROBE_TOKENS), i)).collect();
+    if nearest.len() > LOOKED_AT {
+        nearest.select_nth_unstable(LOOKED_AT);
+        nearest.truncate(LOOKED_AT);
+    }
+    let examples: Vec<Example> = nearest.iter().map(|&(_, i)| samples.example(i)).collect::<Result<_>>()?;
+    let Some(sample) = short_sample(&examples) else { return Ok(()) };
     let mut kept: Vec<(&str, Tensor)> = vec![];
     for (name, var) in model.parameters().iter().filter(|(name, _)| LoraMatrix::B.is(name)) {
         kept.push((name, owned(var.as_tensor())?));

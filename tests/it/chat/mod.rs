@@ -18,7 +18,7 @@ fn sample(tokenizer: &Tokenizer, record: &Value, options: &DataOptions) -> anyho
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("data.jsonl");
     std::fs::write(&path, record.to_string()).unwrap();
-    let example = load(&path, options, tokenizer, &ProgressBar::hidden())?.examples.remove(0);
+    let example = load(&path, options, tokenizer, &ProgressBar::hidden())?.example(0)?;
     Ok((example.input_ids, example.labels))
 }
 

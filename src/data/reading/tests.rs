@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::{Columns, IGNORE, SpecialTokens};
+use crate::data::{Columns, Counts, IGNORE, SpecialTokens};
 use serde_json::{Value, json};
 use std::fs::write;
 
@@ -42,13 +42,17 @@ fn load_text(text: &str, options: &DataOptions) -> Result<Dataset> {
     load(&path, options, &tokenizer(dir.path()), &ProgressBar::hidden())
 }
 
+fn reading<'a>(options: &'a DataOptions, tokenizer: Option<&'a Tokenizer>) -> Reading<'a> {
+    Reading { options, prefix: "", tokenizer, vocab_size: VOCAB.len(), cache: None }
+}
+
 fn options(format: Format) -> DataOptions {
     DataOptions { format, ..DataOptions::default() }
 }
 
 fn one(record: Value, format: Format) -> (String, String) {
     let dataset = load_text(&record.to_string(), &options(format)).unwrap();
-    let example = &dataset.examples[0];
+    let example = &dataset.example(0).unwrap();
     let words = |ids: Vec<usize>| ids.iter().map(|&id| VOCAB[id]).collect::<Vec<_>>().join(" ");
     let labels = example.labels.iter().filter(|label| **label != IGNORE).map(|&label| label as usize).collect();
     (words(example.input_ids.iter().map(|&id| id as usize).collect()), words(labels))
@@ -118,7 +122,7 @@ fn calls_reach_the_template_as_tool_calls() {
                        {"from": "tool", "value": "h"}, {"from": "gpt", "value": "i"}]);
     for tools in [json!(["system"]), json!("[\"system\"]")] {
         let text = json!({"conversations": turns, "tools": tools}).to_string();
-        let ids = &load_text(&text, &options).unwrap().examples[0].input_ids;
+        let ids = &load_text(&text, &options).unwrap().example(0).unwrap().input_ids;
         let words: Vec<&str> = ids.iter().map(|&id| VOCAB[id as usize]).collect();
         let expected = "system <t> user a </s> <t> assistant f g </s> <t> <unk> h </s> <t> assistant i </s>";
         assert_eq!(words.join(" "), expected);
@@ -145,7 +149,8 @@ fn calls_are_labels_however_they_are_rendered() {
         let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
         for (content, said) in [(json!(""), ""), (json!(null), ""), (json!("g"), "g ")] {
             let dataset = load_text(&messages(content).to_string(), &options).unwrap();
-            let labels = dataset.examples[0].labels.iter().filter(|label| **label != IGNORE);
+            let example = dataset.example(0).unwrap();
+            let labels = example.labels.iter().filter(|label| **label != IGNORE);
             let words: Vec<&str> = labels.map(|&label| VOCAB[label as usize]).collect();
             let last = if prompt.is_empty() { "h </s>" } else { "g h </s>" };
             assert_eq!(words.join(" "), format!("{said}i b <e> c i d <e> e </s> {last}"), "{prompt}");
@@ -164,7 +169,7 @@ fn calls_are_labels_however_they_are_rendered() {
                        {"role": "user", "content": "d"},
                        {"role": "assistant", "content": "f", "tool_calls": []}]);
     let dataset = load_text(&json!({"messages": turns}).to_string(), &options).unwrap();
-    assert_eq!(dataset.examples[0].labels, [-100, -100, 3, 8, 10, 2, -100, -100, 11, 16]);
+    assert_eq!(dataset.example(0).unwrap().labels, [-100, -100, 3, 8, 10, 2, -100, -100, 11, 16]);
     write(&template, "{% for m in messages %}{{ m.role + ' ' + (m.content or '') + ' </s>' }}{% endfor %}").unwrap();
     let message = error(&messages(json!(null)).to_string(), &options);
     assert!(message.contains("the tool calls of message 2 cannot be found"), "{message}");
@@ -178,15 +183,15 @@ fn columns_say_where_fields_are() {
     };
     let alpaca = columns(&["instruction=q", "output=a"], Format::Alpaca);
     let dataset = load_text("{\"q\": \"a\", \"a\": \"b\", \"instruction\": \"c\"}", &alpaca).unwrap();
-    assert_eq!(dataset.examples[0].input_ids, [3, 4, 6, 2, 3, 5, 7, 2]);
+    assert_eq!(dataset.example(0).unwrap().input_ids, [3, 4, 6, 2, 3, 5, 7, 2]);
     let message = error("{\"q\": \"a\", \"a\": \"b\"}\n{\"q\": \"a\"}", &alpaca);
     assert!(message.contains("data.jsonl:2: column `a`, which `data.columns` gives for field `output`"), "{message}");
     let tokenized = columns(&["input_ids=x", "labels=y"], Format::Tokenized);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data.csv");
     write(&path, "x,y\n\"[6, 7]\",\"[-100, 7]\"\n").unwrap();
-    let dataset = load_tokenized(&path, &tokenized, 17, &ProgressBar::hidden()).unwrap();
-    assert_eq!(dataset.examples[0].labels, [-100, 7]);
+    let dataset = reading(&tokenized, None).load_file(&path, &ProgressBar::hidden()).unwrap();
+    assert_eq!(dataset.example(0).unwrap().labels, [-100, 7]);
     assert!(dataset.origin(0).ends_with("data.csv:2"));
 }
 
@@ -206,7 +211,7 @@ fn an_end_of_turn_need_not_be_flagged_special() {
         let options = DataOptions { template, ..options(Format::Alpaca) };
         let data = file("data.jsonl", &record);
         let dataset = load(&data, &options, &tokenizer(dir.path()), &ProgressBar::hidden()).unwrap();
-        assert_eq!(dataset.examples[0].labels, [-100, -100, -100, -100, 7, 16]);
+        assert_eq!(dataset.example(0).unwrap().labels, [-100, -100, -100, -100, 7, 16]);
     }
 }
 
@@ -250,12 +255,12 @@ fn long_samples_are_cut_or_dropped_and_counted() {
     let text = "{\"text\": \"a b c d e\"}\n{\"text\": \"a\"}";
     let cut = DataOptions { max_length: 4, ..options(Format::Text) };
     let dataset = load_text(text, &cut).unwrap();
-    assert_eq!(dataset.examples[0].input_ids, [1, 6, 7, 8]);
+    assert_eq!(dataset.example(0).unwrap().input_ids, [1, 6, 7, 8]);
     assert_eq!(dataset.counts, Counts { records: 2, truncated: 1, tokens: 7, label_tokens: 5, ..Counts::default() });
     assert!(dataset.origin(1).ends_with("data.jsonl:2"));
     let drop = DataOptions { overlong: Overlong::Drop, ..cut.clone() };
     let dataset = load_text(text, &drop).unwrap();
-    assert_eq!((dataset.examples.len(), dataset.counts.dropped_overlong), (1, 1));
+    assert_eq!((dataset.len(), dataset.counts.dropped_overlong), (1, 1));
     assert!(dataset.counts.to_string().starts_with("2 records: 1 samples, 3 tokens (2 labels); 0 truncated, 1"));
     let nothing = DataOptions { max_length: 2, ..drop };
     assert!(error(text, &nothing).contains("no sample is left"));
@@ -269,29 +274,10 @@ fn samples_without_labels_are_refused_unless_allowed() {
     assert!(message.contains("data.jsonl:1: no token") && message.contains("max_length = 4"), "{message}");
     let dataset = load_text(text, &DataOptions { allow_empty_labels: true, ..cut }).unwrap();
     assert_eq!((dataset.counts.dropped_without_labels, dataset.counts.truncated), (1, 0));
-    assert_eq!(dataset.origins, [Origin { file: 0, place: Place::Line(2) }]);
+    assert!(dataset.len() == 1 && dataset.origin(0).ends_with("data.jsonl:2"));
     // A label at position 0 is never predicted.
     let first_only = r#"{"input_ids": [6, 7], "labels": [6, -100]}"#;
     assert!(error(first_only, &options(Format::Tokenized)).contains("no token of this sample is a label"));
-}
-
-#[test]
-fn a_share_is_held_out() {
-    let lines: Vec<String> = (0..10).map(|i| format!("{{\"text\": \"{}\"}}", VOCAB[6 + i % 9])).collect();
-    let dataset = load_text(&lines.join("\n"), &options(Format::Text)).unwrap();
-    let (train, validation) = split_validation(dataset.clone(), 0.2, 42).unwrap();
-    assert_eq!((train.examples.len(), validation.examples.len()), (8, 2));
-    assert_eq!(train.counts.tokens + validation.counts.tokens, dataset.counts.tokens);
-    assert_eq!((train.counts.records, validation.counts.records), (8, 2));
-    let both = train.origins.iter().chain(&validation.origins);
-    let mut places: Vec<_> = both.map(|origin| origin.place.to_string()).collect();
-    places.sort();
-    places.dedup();
-    assert_eq!(places.len(), 10);
-    assert_eq!(split_validation(dataset.clone(), 0.2, 42).unwrap().1.origins, validation.origins);
-    assert!(split_validation(dataset.clone(), 1.0, 42).is_err());
-    let one = load_text("{\"text\": \"a b\"}", &options(Format::Text)).unwrap();
-    assert!(split_validation(one, 0.5, 1).unwrap_err().to_string().contains("too few"));
 }
 
 #[test]
@@ -301,7 +287,9 @@ fn a_prefix_goes_before_the_users_first_words() {
     let load = |format, text: &str, prefix: &str| {
         let path = dir.path().join("data.jsonl");
         write(&path, text).unwrap();
-        load_prefixed(&path, &options(format), prefix, &tokenizer, &ProgressBar::hidden()).map(|data| data.examples)
+        let options = &options(format);
+        let reading = Reading { prefix, ..reading(options, Some(&tokenizer)) };
+        reading.load_file(&path, &ProgressBar::hidden()).map(|data| data.examples().unwrap())
     };
     let alpaca = |words: &str| json!({"instruction": words, "input": "d", "output": "e"}).to_string();
     let chat = |words: &str| {

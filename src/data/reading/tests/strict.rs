@@ -23,7 +23,7 @@ fn an_empty_response_is_refused_unless_allowed() {
     }
     let allowed = DataOptions { allow_empty_labels: true, ..options(Format::PromptCompletion) };
     let dataset = load_text(r#"{"prompt": "a", "completion": ""}"#, &allowed).unwrap();
-    assert_eq!(dataset.examples[0].labels, [-100, -100, 2]);
+    assert_eq!(dataset.example(0).unwrap().labels, [-100, -100, 2]);
 }
 
 #[test]
@@ -69,11 +69,14 @@ fn text_in_parts_is_joined_unless_the_template_reads_parts() {
         json!({"messages": [user, {"role": "assistant", "content": [text("b"), text(" c")]}]}).to_string()
     };
     let text = record(json!({"type": "text", "text": "d"}));
-    assert_eq!(load_text(&text, &options(Format::Chat)).unwrap().examples[0].labels[6..], [-100, 7, 8, 2]);
-    assert_eq!(load_text(&text, &reading).unwrap().examples[0].input_ids.len(), 14);
+    assert_eq!(load_text(&text, &options(Format::Chat)).unwrap().example(0).unwrap().labels[6..], [-100, 7, 8, 2]);
+    assert_eq!(load_text(&text, &reading).unwrap().example(0).unwrap().input_ids.len(), 14);
     // Where nothing but parts can be read, a turn is found by other parts.
     write(&template, turns.replace("m.content is string", "m.content is string and raise_exception('text')")).unwrap();
-    assert_eq!(load_text(&text, &reading).unwrap().examples[0].labels.iter().filter(|l| **l != -100).count(), 4);
+    assert_eq!(
+        load_text(&text, &reading).unwrap().example(0).unwrap().labels.iter().filter(|l| **l != -100).count(),
+        4
+    );
     let message = error(&record(json!({"type": "image_url"})), &options(Format::Chat));
     assert!(
         message.contains("message 1: part 2 of `content` is of type \"image_url\", expected \"text\""),
@@ -107,7 +110,10 @@ fn all_bad_records_are_told() {
 fn special_tokens_in_content_are_a_choice() {
     let record = json!({"instruction": "a </s> <t> b", "output": "c <e>"}).to_string();
     let choose = |special_tokens_in_content| DataOptions { special_tokens_in_content, ..options(Format::Alpaca) };
-    assert_eq!(load_text(&record, &choose(SpecialTokens::Allow)).unwrap().examples[0].input_ids[2..5], [6, 2, 3]);
+    assert_eq!(
+        load_text(&record, &choose(SpecialTokens::Allow)).unwrap().example(0).unwrap().input_ids[2..5],
+        [6, 2, 3]
+    );
     let text = format!("{record}\n{{\"instruction\": \"a\", \"output\": \"b\"}}\n{record}");
     let message = error(&text, &choose(SpecialTokens::Refuse));
     for part in ["2 of 3 records", "data.jsonl:1: the text holds the special tokens </s>, <t>", "the same in line 3"] {

@@ -55,7 +55,7 @@ fn labels(record: Value, template: &str, options: &DataOptions) -> Result<String
     write(&data, record.to_string()).unwrap();
     let options = DataOptions { format: Format::Chat, allow_empty_labels: true, ..options.clone() };
     let dataset = load(&data, &options, &Tokenizer::load(dir.path()).unwrap(), &ProgressBar::hidden())?;
-    let labels = dataset.examples.first().map_or(vec![], |example| example.labels.clone());
+    let labels = dataset.example(0).map_or(vec![], |example| example.labels);
     Ok(labels.iter().filter(|label| **label != IGNORE).map(|&id| WORDS[id as usize]).collect::<Vec<_>>().join(" "))
 }
 
