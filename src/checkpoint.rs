@@ -6,9 +6,11 @@
 
 mod float;
 mod folder;
+mod four_bit;
 pub mod gguf;
 mod hash;
 mod header;
+mod quantised;
 mod staging;
 mod stored;
 mod write;
@@ -21,7 +23,7 @@ pub use staging::{
     STAGED, check_writable, check_writable_file, existing, is_stream, publish, remove_staged, replace, stage, sync_dir,
     write_atomic,
 };
-pub use stored::Stored;
+pub use stored::{Stored, TensorInfo};
 pub use write::{StreamWriter, save_tensors, save_tensors_staged};
 
 use crate::console::log;
@@ -38,53 +40,18 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
-/// Bytes read at a time while converting, so that no tensor is ever held twice.
-const READ_CHUNK_BYTES: usize = 1 << 20;
-
-/// What a shard's header says about one tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    pub shape: Vec<usize>,
-    pub stored: Stored,
-    arrangement: Arrangement,
-    shard: usize,
-    /// Absolute byte range in the shard's file.
-    start: u64,
-    end: u64,
-}
-
-impl TensorInfo {
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    pub fn bytes(&self) -> usize {
-        (self.end - self.start) as usize
-    }
-
-    /// How many bytes to read at a time, and how many rows they are if that matters: whole units, or whole heads.
-    fn chunk(&self) -> (usize, usize) {
-        match self.arrangement {
-            Arrangement::HeadRows { heads } => {
-                (self.bytes() / heads, self.shape.first().map_or(0, |rows| rows / heads))
-            }
-            _ => {
-                let unit = self.stored.unit_bytes();
-                (READ_CHUNK_BYTES / unit * unit, 0)
-            }
-        }
-    }
-}
-
 struct Shard {
     path: PathBuf,
     file: Mutex<File>,
 }
 
 /// An open checkpoint: every tensor of a folder's `model.safetensors`, or of the shards that its index lists.
+#[derive(Default)]
 pub struct Checkpoint {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// What belongs to weights in four bits, by their names.
+    four_bit: BTreeMap<String, four_bit::Companions>,
     metadata: HashMap<String, String>,
 }
 
@@ -112,7 +79,7 @@ impl Checkpoint {
                 );
                 log::warn(&text, json!({"file": single}));
             }
-            return Ok(checkpoint);
+            return checkpoint.folded();
         }
         ensure_valid!(
             single.is_file(),
@@ -120,12 +87,12 @@ impl Checkpoint {
              never read; convert them with transformers' save_pretrained)",
             dir.display()
         );
-        Self::open_file(&single)
+        Self::open_file(&single)?.folded()
     }
 
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self { shards: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
+        let mut checkpoint = Self::default();
         checkpoint.add_shard(path)?;
         Ok(checkpoint)
     }
@@ -140,7 +107,7 @@ impl Checkpoint {
         }
         let file = File::open(path).map_err(|e| invalid!("cannot open {}: {e}", path.display()))?;
         let shards = vec![Shard { path: path.to_path_buf(), file: Mutex::new(file) }];
-        Ok(Self { shards, tensors, metadata: HashMap::new() })
+        Ok(Self { shards, tensors, ..Self::default() })
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self> {
@@ -158,7 +125,7 @@ impl Checkpoint {
             files.entry(shard_name(file).map_err(|e| e.context(index.display().to_string()))?).or_default().push(name);
         }
         ensure_valid!(!files.is_empty(), "{}: `weight_map` is empty", index.display());
-        let mut checkpoint = Self { shards: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
+        let mut checkpoint = Self::default();
         for (file, names) in files {
             let path = dir.join(file);
             ensure_valid!(path.is_file(), "{}: shard {file} is missing from {}", index.display(), dir.display());
@@ -212,11 +179,6 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// Whether any weight is stored in quantised blocks.
-    pub fn is_quantised(&self) -> bool {
-        self.tensors.values().any(|info| matches!(info.stored, Stored::Blocks(_)))
-    }
-
     /// The `__metadata__` of the headers, merged over all shards.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
@@ -258,7 +220,11 @@ impl Checkpoint {
     /// A tensor's values as `T`, row-major. Values are held only as `T` and, a chunk at a time, in the stored type.
     fn read<T: Float>(&self, name: &str) -> Result<Vec<T>> {
         let info = self.required(name)?;
-        let path = &self.shards[info.shard].path;
+        let path = self.path_of(info);
+        if info.stored == Stored::FourBit {
+            let matrix = self.quantised(name)?.context("a weight in four bits")?;
+            return Ok(matrix.widened().into_iter().map(T::from_wide).collect());
+        }
         let Some(decode) = T::decoder(info.stored) else {
             let found = info.stored;
             return Err(invalid!("tensor {name} in {} has type {found}; expected F32, F16 or BF16", path.display()));
@@ -275,9 +241,17 @@ impl Checkpoint {
 
     /// A tensor's stored bytes, its rows in transformers' order.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(self.required(name)?.bytes());
-        self.for_each_chunk(name, |chunk| bytes.extend_from_slice(chunk))?;
+        self.bytes_of(name, self.required(name)?)
+    }
+
+    fn bytes_of(&self, name: &str, info: &TensorInfo) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(info.bytes());
+        self.chunks_of(name, info, |chunk| bytes.extend_from_slice(chunk))?;
         Ok(bytes)
+    }
+
+    fn path_of(&self, info: &TensorInfo) -> &Path {
+        self.shards.get(info.shard).map_or(Path::new("?"), |shard| &shard.path)
     }
 
     /// A tensor on `device` in `dtype`: f32, bf16 and f16 are read directly, without a copy in another type; other
@@ -311,8 +285,14 @@ impl Checkpoint {
         Ok(hasher.finalize())
     }
 
+    /// All bytes of a tensor, and those of what belongs to it.
     fn for_each_chunk(&self, name: &str, mut take: impl FnMut(&[u8])) -> Result<()> {
-        let info = self.required(name)?;
+        self.chunks_of(name, self.required(name)?, &mut take)?;
+        let companions = self.four_bit.get(name).into_iter().flat_map(|companions| companions.tensors());
+        companions.into_iter().try_for_each(|info| self.chunks_of(name, info, &mut take))
+    }
+
+    fn chunks_of(&self, name: &str, info: &TensorInfo, mut take: impl FnMut(&[u8])) -> Result<()> {
         let shard = &self.shards[info.shard];
         let mut file = shard.file.lock().map_err(|_| anyhow::anyhow!("a reader of {name} panicked"))?;
         file.seek(SeekFrom::Start(info.start))?;

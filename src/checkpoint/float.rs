@@ -22,6 +22,7 @@ pub trait Float: Copy + 'static {
     fn decoder(stored: Stored) -> Option<Decoder<Self>> {
         match stored {
             Stored::Plain(dtype) => Some(Box::new(Self::plain(dtype)?)),
+            Stored::FourBit => None,
             Stored::Blocks(kind) => Some(Box::new(move |bytes, out| widen(kind, bytes, out))),
         }
     }

@@ -161,7 +161,7 @@ fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Optio
         Stored::Plain(plain @ Dtype::BF16) => (DType::BF16, Some(plain)),
         // Integer buffers and the like pass through.
         Stored::Plain(other) => return kept(other),
-        Stored::Blocks(_) => (DType::F32, None),
+        Stored::Blocks(_) | Stored::FourBit => (DType::F32, None),
     };
     let target = dtype.unwrap_or(stored);
     let tensor = match (tensor, source) {
@@ -209,6 +209,10 @@ fn set_dtype(source: &Path, target: &Path, dtype: DType) -> Result<()> {
     };
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = json!(name);
+    // Weights that were quantised are written value by value.
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
     let text = serde_json::to_string_pretty(&config)? + "\n";
     write_atomic(target, |file| Ok(file.write_all(text.as_bytes())?))
 }

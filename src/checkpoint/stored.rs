@@ -1,8 +1,47 @@
-//! How a tensor's values are stored.
+//! Where a tensor is, and how its values are stored.
 
+use super::gguf::Arrangement;
 use crate::quant::ggml::GgmlType;
 use safetensors::tensor::Dtype;
 use std::fmt;
+
+/// Bytes read at a time while converting, so that no tensor is ever held twice.
+pub const READ_CHUNK_BYTES: usize = 1 << 20;
+
+/// What a shard's header says about one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    pub shape: Vec<usize>,
+    pub stored: Stored,
+    pub(super) arrangement: Arrangement,
+    pub(super) shard: usize,
+    /// Absolute byte range in the shard's file.
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl TensorInfo {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn bytes(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// How many bytes to read at a time, and how many rows they are if that matters: whole units, or whole heads.
+    pub(super) fn chunk(&self) -> (usize, usize) {
+        match self.arrangement {
+            Arrangement::HeadRows { heads } => {
+                (self.bytes() / heads, self.shape.first().map_or(0, |rows| rows / heads))
+            }
+            _ => {
+                let unit = self.stored.unit_bytes();
+                (READ_CHUNK_BYTES / unit * unit, 0)
+            }
+        }
+    }
+}
 
 /// The type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +50,8 @@ pub enum Stored {
     Plain(Dtype),
     /// In blocks along each row.
     Blocks(GgmlType),
+    /// In four bits, as bitsandbytes has them.
+    FourBit,
 }
 
 impl Stored {
@@ -29,7 +70,12 @@ impl Stored {
         match self {
             Self::Plain(dtype) => dtype.bitsize().div_ceil(8),
             Self::Blocks(kind) => kind.block_bytes(),
+            Self::FourBit => 1,
         }
+    }
+
+    pub fn is_quantised(self) -> bool {
+        !matches!(self, Self::Plain(_))
     }
 }
 
@@ -38,6 +84,7 @@ impl fmt::Display for Stored {
         match self {
             Self::Plain(dtype) => write!(f, "{dtype:?}"),
             Self::Blocks(kind) => f.write_str(kind.name()),
+            Self::FourBit => f.write_str("bitsandbytes, four bits"),
         }
     }
 }

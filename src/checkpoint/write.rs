@@ -1,7 +1,7 @@
 //! Writing safetensors: to a temporary name in the target folder, synced, then renamed.
 
-use super::READ_CHUNK_BYTES;
 use super::staging::{check_writable_file, existing, is_stream, parent, write_atomic};
+use super::stored::READ_CHUNK_BYTES;
 use crate::ranks::Ranks;
 use anyhow::{Context, Result};
 use candle_core::Tensor;

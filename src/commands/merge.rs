@@ -28,6 +28,9 @@ pub fn run(args: MergeArgs) -> Result<()> {
         check_quantised(&args)?;
     }
     let mut dtype = args.dtype.map(DType::from);
+    if checkpoint.is_quantised() && dtype.is_none() {
+        dtype = Some(float_type(&checkpoint));
+    }
     // What the merged folder has besides weights, if the model has no folder.
     let companions = if is_gguf(&base.place) {
         let of_all = dtype.unwrap_or_else(|| float_type(&checkpoint));

@@ -290,6 +290,7 @@ enum Neutral {
 
 /// Refuses fields that would change the maths, except those that a family reads and names in `own`.
 fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
+    quantisation::check(config)?;
     let fields = [
         ("attention_bias", Neutral::Flag(false)),
         ("mlp_bias", Neutral::Flag(false)),
@@ -314,7 +315,6 @@ fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
         ("use_qk_norm", Neutral::Flag(false)),
         ("num_local_experts", Neutral::Null),
         ("num_experts", Neutral::Null),
-        ("quantization_config", Neutral::Null),
     ];
     for (key, neutral) in fields.into_iter().filter(|(key, _)| !own.contains(key)) {
         let Some(got) = config.get(key) else { continue };
@@ -336,6 +336,7 @@ fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
     Ok(())
 }
 
+mod quantisation;
 mod ropes;
 
 #[cfg(test)]

@@ -55,8 +55,13 @@ impl Decoder {
 }
 
 impl Loader<'_> {
-    /// A matrix that products read.
+    /// A matrix that products read: as it is stored, if that is quantised.
     fn weight(&mut self, name: &str) -> Result<Weight> {
+        if !self.weights.train()
+            && let Some(matrix) = self.checkpoint.quantised(name)?
+        {
+            return Weight::quantised(matrix, self.device);
+        }
         let Some(format) = self.weights.format(name) else { return Ok(self.tensor(name)?.into()) };
         let values = self.checkpoint.read_f32(name)?;
         let shape = self.checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();

@@ -1,18 +1,20 @@
 //! Quantised bases: against PyTorch with what bitsandbytes makes of the weights, and whole runs.
 
 use crate::support::command::{asft, evaluation, json, refused, refused_unwritten, stdout, succeeds, train};
-use crate::support::files::fixture;
+use crate::support::files::{fixture, read_json};
 use crate::support::goldens::*;
 use crate::support::runs::{interrupt, metrics, same_run};
 use crate::support::tensors::{max_difference, relative_error, to_vec};
+use asft::checkpoint::Checkpoint;
 use asft::data::{Batch, collate};
 use asft::method::{AsftOptions, Penalize};
-use asft::model::{Decoder, Gradients, Weights};
+use asft::model::{Decoder, Gradients, ModelSpec, Weights};
 use asft::quant::{Format, Kind};
 use asft::train::{Penalties, TrainOptions, Trainer};
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use serde_json::Value;
+use std::collections::HashMap;
 use std::path::Path;
 
 const NF4: Weights = Weights::Quantised { format: Format::FourBit(Kind::Nf4), head: false };
@@ -146,4 +148,97 @@ fn a_plan_knows_the_size_of_quantised_weights() {
     let all = weights(&["model.quantize=nf4", "model.quantize_head=true"]);
     // 4.13 bits a value instead of 32, and a table for each matrix, which shows at this size.
     assert!(all < 0.3 * dense && linears < dense && all < linears, "{dense} {linears} {all}");
+}
+
+/// llama_gqa's base as transformers and bitsandbytes save it, opened.
+fn saved_by_bitsandbytes(kind: &str) -> (ModelSpec, Checkpoint) {
+    let dir = fixture("bnb").join(kind);
+    (ModelSpec::load(&dir).unwrap(), Checkpoint::open(&dir).unwrap())
+}
+
+#[test]
+fn a_folder_saved_by_bitsandbytes_is_a_base() {
+    for kind in ["nf4", "fp4"] {
+        let (spec, checkpoint) = saved_by_bitsandbytes(kind);
+        let expected = Golden::load(&fixture("bnb").join(kind).join("expected.safetensors"));
+        assert!(checkpoint.is_quantised() && checkpoint.names().eq(base_checkpoint("llama_gqa").names()));
+        let mut compared = 0;
+        for (name, values) in expected.with_prefix("").filter(|(name, _)| name.ends_with(".values")) {
+            let name = name.trim_end_matches(".values");
+            assert_eq!(checkpoint.info(name).unwrap().shape, values.dims());
+            let exact: Vec<f32> = values.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(checkpoint.read_f32(name).unwrap() == exact, "{kind} {name}");
+            compared += 1;
+        }
+        assert_eq!(compared, 7);
+        let place = (device(), DType::F32);
+        let mut model = Decoder::load(&spec, &checkpoint, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+        attach(&mut model, &golden_adapter("llama_gqa"));
+        let batch = GoldenBatch::load("llama_gqa");
+        let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+        let expected = batch.live(&expected.values("lora.logits"), spec.vocab_size);
+        assert!(max_difference(&logits, &expected) <= 1e-4, "{kind}");
+        // Codes, scales and the rest are part of what the weights are.
+        let hash = checkpoint.content_hash(["model.layers.0.mlp.up_proj.weight"]).unwrap();
+        assert_eq!(hash, saved_by_bitsandbytes(kind).1.content_hash(["model.layers.0.mlp.up_proj.weight"]).unwrap());
+    }
+}
+
+#[test]
+fn a_damaged_folder_of_bitsandbytes_is_refused_by_name() {
+    const WEIGHT: &str = "model.layers.1.self_attn.k_proj.weight";
+    let source = candle_core::safetensors::load(fixture("bnb/nf4/model.safetensors"), &Device::Cpu).unwrap();
+    let refusal = |change: &dyn Fn(&mut HashMap<String, Tensor>)| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = source.clone();
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+        let Err(error) = Checkpoint::open(dir.path()) else { panic!("it opens") };
+        assert_eq!(asft::error::exit_code(&error), 2);
+        format!("{error:#}")
+    };
+    let bytes = |text: &str| Tensor::new(text.as_bytes(), &Device::Cpu).unwrap();
+    let name = |end: &str| format!("{WEIGHT}.{end}");
+    let state = name("quant_state.bitsandbytes__nf4");
+    let missing = refusal(&|t| drop(t.remove(&name("nested_absmax"))));
+    assert!(missing.contains(WEIGHT) && missing.contains(".nested_absmax is missing"), "{missing}");
+    let short = refusal(&|t| drop(t.insert(name("absmax"), bytes("abc"))));
+    assert!(short.contains(".absmax has 3 values of type U8, expected"), "{short}");
+    let codes = refusal(&|t| drop(t.insert(WEIGHT.to_string(), bytes("abc"))));
+    assert!(codes.contains("its codes have 3 bytes, expected"), "{codes}");
+    assert!(refusal(&|t| drop(t.insert(state.clone(), bytes("{")))).contains("not the JSON of a quant_state"));
+    let vast = "{\"blocksize\": 64, \"dtype\": \"float32\", \"shape\": [4294967296, 4294967296]}";
+    assert!(refusal(&|t| drop(t.insert(state.clone(), bytes(vast)))).contains("the shape [4294967296, 4294967296]"));
+    let other = refusal(&|t| drop(t.insert("model.layers.0.mlp.up_proj.qweight".to_string(), bytes("abc"))));
+    assert!(other.contains("GPTQ or AWQ") && other.contains("model.quantize"), "{other}");
+}
+
+/// The merged folder of a quantised base is a plain one, in the type of its embedding.
+#[test]
+fn a_quantised_base_is_merged_only_on_request() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (base, out) = (fixture("bnb/nf4"), scratch.path().join("merged"));
+    let merge = |more: &[&str]| {
+        let mut command = asft(&["merge", "--adapter"]);
+        command.arg(fixture("llama_gqa/adapter")).arg("--model").arg(&base).arg("--out").arg(&out).args(more);
+        command
+    };
+    refused_unwritten(merge(&[]), &out, &["are quantised", "--dequantize"]);
+    let told = succeeds(merge(&["--dequantize"]));
+    assert!(told.contains("keeps the error of the quantised weights"), "{told}");
+    let (spec, merged) = (ModelSpec::load(&out).unwrap(), Checkpoint::open(&out).unwrap());
+    let config = read_json(&out.join("config.json"));
+    assert!(config.get("quantization_config").is_none() && config["dtype"] == "bfloat16", "{config}");
+    assert!(
+        !merged.is_quantised() && merged.names().all(|name| merged.info(name).unwrap().stored.to_string() == "BF16")
+    );
+    let load = |spec: &ModelSpec, checkpoint: &Checkpoint| {
+        Decoder::load(spec, checkpoint, (device(), DType::F32), Weights::Frozen, &ProgressBar::hidden()).unwrap()
+    };
+    let (whole, (base_spec, base)) = (load(&spec, &merged), saved_by_bitsandbytes("nf4"));
+    let mut adapted = load(&base_spec, &base);
+    attach(&mut adapted, &golden_adapter("llama_gqa"));
+    let batch = GoldenBatch::load("llama_gqa");
+    let logits = |model: &Decoder| to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+    assert!(relative_error(&logits(&whole), &logits(&adapted)) < 1e-2);
 }

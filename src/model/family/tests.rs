@@ -134,7 +134,13 @@ fn what_changes_the_maths_is_refused_by_name() {
         ("llama", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         ("llama", json!({"hidden_size": "48"}), "hidden_size"),
         ("llama", json!({"num_hidden_layers": 4_000_000_000u64}), "num_hidden_layers"),
-        ("mistral", json!({"quantization_config": {}}), "quantization_config"),
+        ("mistral", json!({"quantization_config": {}}), "quantised by an unnamed method (`quantization_config`)"),
+        ("llama", json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "quantised by gptq"),
+        (
+            "llama",
+            json!({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}}),
+            "bitsandbytes in eight bits",
+        ),
         ("qwen2", json!({"attention_bias": true}), "attention_bias"),
         (
             "qwen2",

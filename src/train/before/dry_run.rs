@@ -7,6 +7,7 @@ use super::prediction::Prediction;
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::adapter::module_shape;
+use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::{Counts, Taken};
 use crate::eval::{Located, Prepared as Suite};
@@ -22,6 +23,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use indicatif::{FormattedDuration, HumanBytes};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -99,7 +101,8 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
     };
     let workload = Workload::of(settings, &inputs)?;
     let is_cpu = settings.model.device.is_cpu();
-    let estimate = Estimate::new(&spec, settings, &targets).context("lora")?;
+    let quantised = sources.base.as_ref().map_or_else(BTreeMap::new, quantised_bytes);
+    let estimate = Estimate::new(&spec, settings, &targets, &quantised).context("lora")?;
     let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest);
@@ -124,6 +127,11 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
         counts,
         trains: if settings.train.method == Tuning::Lora { "adapter" } else { "weights that train" },
     })
+}
+
+/// The bytes of each weight that the model holds quantised, as far as its weights are on this machine.
+fn quantised_bytes(base: &Resolved) -> BTreeMap<String, usize> {
+    Checkpoint::open(&base.place).map(|checkpoint| checkpoint.quantised_bytes()).unwrap_or_default()
 }
 
 /// Checks the samples of `[eval]`, and judges that are on this machine: others would be fetched with their weights.

@@ -69,19 +69,26 @@ pub struct Estimate<'a> {
     pub(super) settings: &'a Settings,
     /// The targeted linear layers by module path.
     pub(super) targets: BTreeMap<String, ModuleSize>,
+    /// The bytes of weights that the checkpoint holds quantised, by name.
+    quantised: &'a BTreeMap<String, usize>,
     /// The defence's.
     pub(super) needs: Needs,
     on_cpu: bool,
 }
 
 impl<'a> Estimate<'a> {
-    /// On the CPU.
+    /// On the CPU. `quantised`: the bytes of each weight that the checkpoint holds quantised.
     ///
     /// # Errors
     /// `lora.rank_pattern` or `lora.alpha_pattern` that does not fit the targets.
-    pub fn new(spec: &'a ModelSpec, settings: &'a Settings, targets: &[String]) -> Result<Self> {
+    pub fn new(
+        spec: &'a ModelSpec,
+        settings: &'a Settings,
+        targets: &[String],
+        quantised: &'a BTreeMap<String, usize>,
+    ) -> Result<Self> {
         let needs = defence::of(&settings.defence).needs();
-        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, needs, on_cpu: true })
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, on_cpu: true })
     }
 
     /// The same on a GPU, whose memory it then estimates.
@@ -172,6 +179,7 @@ impl<'a> Estimate<'a> {
     fn weight_bytes(&self) -> usize {
         let weights = self.settings.model.compute().frozen();
         let bytes = |(name, shape): (String, Vec<usize>)| match (weights.format(&name), &shape[..]) {
+            _ if let Some(bytes) = self.quantised.get(&name) => *bytes,
             (Some(format), [rows, columns]) => format.bytes((*rows, *columns)),
             _ => shape.iter().product::<usize>() * self.width(),
         };
@@ -180,7 +188,7 @@ impl<'a> Estimate<'a> {
 
     /// On a GPU, a quantised weight widened for its product: in f32 and in the compute type.
     fn widened_bytes(&self) -> usize {
-        if self.on_cpu || self.settings.model.quantize.is_none() {
+        if self.on_cpu || self.settings.model.quantize.is_none() && self.quantised.is_empty() {
             return 0;
         }
         let shapes = BLOCK_LINEARS.iter().filter_map(|linear| self.spec.linear_shape(linear));

@@ -12,6 +12,7 @@ use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A change is worth naming if it saves at least this share.
 const WORTH_NAMING: f64 = 0.02;
@@ -37,17 +38,18 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a run on the CPU or on a GPU.
+    /// For a run on the CPU or on a GPU. `quantised`: the bytes of each weight that the checkpoint holds quantised.
     pub fn new(
         settings: &Settings,
         spec: &ModelSpec,
         targets: &[String],
+        quantised: &BTreeMap<String, usize>,
         inputs: &Inputs,
         on_cpu: bool,
     ) -> Result<Self> {
         let workload = Workload::of(settings, inputs)?;
         let peak = |changed: &Settings| -> Result<Memory> {
-            let estimate = Estimate::new(spec, changed, targets).context("lora")?;
+            let estimate = Estimate::new(spec, changed, targets, quantised).context("lora")?;
             let estimate = if on_cpu { estimate } else { estimate.on_gpu() };
             let same_work = changed.train.batch_size == settings.train.batch_size;
             Ok(if same_work { estimate.memory(&workload) } else { estimate.memory(&Workload::of(changed, inputs)?) })

@@ -190,6 +190,7 @@ mod tests {
     use crate::config::Settings;
     use crate::method::Penalize;
     use crate::model::ModelSpec;
+    use std::collections::BTreeMap;
 
     /// One layer with 8 values a token, two heads of four on one of keys, an MLP of 16 and ten words.
     fn small_spec() -> ModelSpec {
@@ -210,7 +211,8 @@ mod tests {
         (settings.lora.rank, settings.lora.dropout, settings.asft.penalize) = (2, 0.0, Penalize::None);
         settings.train.gradient_checkpointing = false;
         let targets = ["model.layers.0.self_attn.q_proj".to_string()];
-        let estimate = Estimate::new(&spec, &settings, &targets).unwrap().on_gpu();
+        let none = BTreeMap::new();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
         // Two micro-batches of one sequence of four tokens, three of them labels; one step of both.
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
         let workload = Workload {

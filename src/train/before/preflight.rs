@@ -264,7 +264,14 @@ impl Preflight<'_> {
     /// Checks that the device has enough memory, as far as can be told before anything is loaded.
     fn memory(&mut self, model: &Model, inputs: &Inputs) -> Option<MemoryPlan> {
         let on_cpu = model.device.is_cpu();
-        let plan = MemoryPlan::new(self.settings, &model.spec, &model.targets, inputs, on_cpu);
+        let plan = MemoryPlan::new(
+            self.settings,
+            &model.spec,
+            &model.targets,
+            &model.checkpoint.quantised_bytes(),
+            inputs,
+            on_cpu,
+        );
         let plan = self.problems.note(plan)?;
         // Each rank has a GPU of its own.
         let sharing = if on_cpu { Ranks::here().local_size() } else { 1 };
