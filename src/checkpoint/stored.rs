@@ -75,7 +75,17 @@ impl Stored {
     }
 
     pub fn is_quantised(self) -> bool {
-        !matches!(self, Self::Plain(_))
+        self.worst_error().is_some()
+    }
+
+    /// How far quantised weights may be from what they were made from, ‖W − W₀‖ / ‖W₀‖; `None` for others.
+    pub fn worst_error(self) -> Option<f64> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Blocks(kind) => Some(kind.worst_error()),
+            // FP4 leaves half as much of normally distributed values, NF4 less.
+            Self::FourBit => Some(0.25),
+        }
     }
 }
 

@@ -38,6 +38,9 @@ pub struct DirectionArgs {
     /// Use the modules that both models share instead of refusing a pair that differs in names or shapes
     #[arg(long)]
     pub allow_missing: bool,
+    /// Use quantised weights, although V is then mostly the error of quantisation
+    #[arg(long)]
+    pub allow_quantised: bool,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,

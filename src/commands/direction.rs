@@ -36,6 +36,7 @@ fn request(args: DirectionArgs) -> Result<DirectionRequest> {
         keep: args.rank.map_or(Keep::Tolerance(tolerance), Keep::Rank),
         allow_missing: args.allow_missing,
         allow_equal: false,
+        allow_quantised: args.allow_quantised,
     })
 }
 

@@ -45,6 +45,7 @@ pub fn compute_for(settings: &Settings, targets: Targets, keep: Keep, out: &Path
         keep,
         allow_missing: false,
         allow_equal: false,
+        allow_quantised: false,
     };
     compute(&request, &ProgressBar::hidden())?;
     Ok(())

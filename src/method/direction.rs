@@ -5,7 +5,9 @@
 //! time, with all threads; small ones follow, side by side.
 
 use super::direction_file::{self, Header, Identity};
-use super::spectral::{Direction, Keep, Phases, Setting, factorize, useful_bytes};
+use super::sketch::{Pair, sketch};
+use super::spectral::{Direction, Keep, Setting, factorize, useful_bytes};
+use super::summary::{ModuleReport, Summary};
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite, combined_hash, weight_hash};
 use crate::error::listing;
 use crate::hub::Resolved;
@@ -19,7 +21,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -38,32 +39,8 @@ pub struct DirectionRequest {
     pub allow_missing: bool,
     /// Go on where the models are equal in all modules, so that V = 0: for a run that only measures by its direction.
     pub allow_equal: bool,
-}
-
-/// What was computed for one module.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ModuleReport {
-    pub module: String,
-    pub d_out: usize,
-    pub d_in: usize,
-    /// Number of directions kept; 0 if V = 0.
-    pub rank: usize,
-    pub v_norm: f32,
-    /// C's largest eigenvalue.
-    pub largest: f32,
-    pub residual: f32,
-    pub seconds: f64,
-    pub phases: Phases,
-}
-
-/// What was computed for all of them.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    pub out: PathBuf,
-    pub modules: Vec<ModuleReport>,
-    /// Targeted modules left out with `allow_missing`, with the reason.
-    pub skipped: Vec<String>,
-    pub seconds: f64,
+    /// Go on where weights are quantised, so that V is mostly the error of quantisation.
+    pub allow_quantised: bool,
 }
 
 /// A module to work on.
@@ -79,6 +56,20 @@ struct Task {
 struct Told {
     report: ModuleReport,
     hashes: (String, String),
+}
+
+/// What one side of a direction is known by.
+#[derive(Default)]
+struct Mark {
+    hash: String,
+    sketch: Vec<f32>,
+}
+
+/// What is written about a module, and what is told.
+struct Done {
+    direction: Direction,
+    sketches: Pair,
+    told: Told,
 }
 
 /// Checks that [`compute`] has something to work with: from the headers of both checkpoints, and from their weights up to
@@ -117,7 +108,8 @@ fn refuse_equal(request: &DirectionRequest, count: usize) -> Result<()> {
 ///
 /// # Errors
 /// A target that matches nothing; a pair whose names or shapes differ (every difference listed, unless
-/// `allow_missing`); a pair that is equal in all modules (unless `allow_equal`); a weight that is not finite. Nothing is written in any of these cases.
+/// `allow_missing`); a pair that is equal in all modules (unless `allow_equal`); quantised weights (unless
+/// `allow_quantised`); a weight that is not finite. Nothing is written in any of these cases.
 pub fn compute(request: &DirectionRequest, progress: &ProgressBar) -> Result<Summary> {
     let started = Instant::now();
     let aligned = Checkpoint::open(&request.aligned.place)?;
@@ -189,6 +181,7 @@ fn comparable(
         let info = checkpoint.info(&format!("{module}.weight"))?;
         Some((*info.shape.first()?, *info.shape.get(1)?))
     };
+    refuse_quantised(request, [aligned, unaligned], &targeted)?;
     let (mut shapes, mut problems) = (vec![], vec![]);
     for module in targeted {
         match (shape(aligned, &module), shape(unaligned, &module)) {
@@ -214,6 +207,22 @@ fn comparable(
         problems.join("\n  ")
     );
     Ok((shapes, problems))
+}
+
+fn refuse_quantised(request: &DirectionRequest, pair: [&Checkpoint; 2], modules: &[String]) -> Result<()> {
+    for (checkpoint, source) in pair.into_iter().zip([&request.aligned, &request.unaligned]) {
+        let stored = modules.iter().filter_map(|module| Some(checkpoint.info(&format!("{module}.weight"))?.stored));
+        let kind = stored.into_iter().find(|stored| stored.is_quantised());
+        ensure_valid!(
+            request.allow_quantised || kind.is_none(),
+            "the weights of {} are quantised ({}): V = W_aligned − W_unaligned would be mostly the error of that; compute \
+             the direction from the full-precision models with `asft direction`, which is then accepted for their quantised \
+             forms (asft.direction), or say --allow-quantised there",
+            source.place.display(),
+            kind.map_or(String::new(), |kind| kind.to_string())
+        );
+    }
+    Ok(())
 }
 
 /// The index of a module among the tasks.
@@ -246,8 +255,9 @@ fn run_tasks(
     let mut writer = StreamWriter::create(&request.out)?;
     let mut all = vec![];
     for batch in batches(tasks, limit) {
-        for (direction, told) in run_batch(&batch, request.keep, limit, pair, progress)? {
+        for Done { direction, sketches, told } in run_batch(&batch, request.keep, limit, pair, progress)? {
             direction_file::write(&direction, &told.report.module, &mut writer)?;
+            direction_file::write_sketches(&sketches, &told.report.module, &mut writer)?;
             all.push(told);
         }
     }
@@ -279,7 +289,7 @@ fn run_batch(
     limit: usize,
     pair: (&Checkpoint, &Checkpoint),
     progress: &ProgressBar,
-) -> Result<Vec<(Direction, Told)>> {
+) -> Result<Vec<Done>> {
     let run = |task: &Task, setting: &Setting| {
         let done = run_task(task, setting, pair).with_context(|| format!("module {}", task.module));
         progress.inc(1);
@@ -292,22 +302,22 @@ fn run_batch(
     batch.par_iter().map(|task| run(task, &setting(task))).collect()
 }
 
-fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<(Direction, Told)> {
+fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) -> Result<Done> {
     let started = Instant::now();
     let name = format!("{}.weight", task.module);
-    let hashes: RefCell<Option<(String, String)>> = RefCell::new(None);
+    let seen: RefCell<Option<[Mark; 2]>> = RefCell::new(None);
     // Called again when memory is short, but hashes and checks only the first time.
     let load = || -> Result<Vec<f32>> {
-        let first = hashes.borrow().is_none();
+        let first = seen.borrow().is_none();
         let shape = [task.shape.0, task.shape.1];
-        let read = |checkpoint: &Checkpoint, side: &str| -> Result<(Vec<f32>, String)> {
+        let read = |checkpoint: &Checkpoint, side: &str| -> Result<(Vec<f32>, Mark)> {
             let values = checkpoint.read_f32(&name)?;
             if !first {
-                return Ok((values, String::new()));
+                return Ok((values, Mark::default()));
             }
             ensure_valid!(all_finite(&values), "tensor {name} of the {side} model holds a value that is not finite");
-            let hash = weight_hash(&shape, &values);
-            Ok((values, hash))
+            let mark = Mark { hash: weight_hash(&shape, &values), sketch: sketch(&values) };
+            Ok((values, mark))
         };
         let (mut v, aligned) = read(pair.0, "aligned")?;
         let (other, unaligned) = read(pair.1, "unaligned")?;
@@ -315,7 +325,7 @@ fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) ->
             *difference -= other;
         }
         if first {
-            *hashes.borrow_mut() = Some((aligned, unaligned));
+            *seen.borrow_mut() = Some([aligned, unaligned]);
         }
         Ok(v)
     };
@@ -331,45 +341,8 @@ fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) ->
         seconds: started.elapsed().as_secs_f64(),
         phases,
     };
-    let hashes = hashes.into_inner().ok_or_else(|| invalid!("tensor {name} was never read"))?;
-    Ok((direction, Told { report, hashes }))
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
-        writeln!(
-            f,
-            "{:width$}  {:>13}  {:>5}  {:>9}  {:>9}  {:>9}",
-            "module", "shape", "rank", "|V|", "c_1", "residual"
-        )?;
-        for m in &self.modules {
-            let shape = format!("{} x {}", m.d_out, m.d_in);
-            writeln!(
-                f,
-                "{:width$}  {shape:>13}  {:>5}  {:>9.3e}  {:>9.3e}  {:>9.3e}",
-                m.module, m.rank, m.v_norm, m.largest, m.residual
-            )?;
-        }
-        let equal: Vec<&str> = self.modules.iter().filter(|m| m.rank == 0).map(|m| m.module.as_str()).collect();
-        if !equal.is_empty() {
-            writeln!(
-                f,
-                "V = 0 in {}: the models are equal there, and the penalty is plain shrinkage",
-                listing(&equal, 10)
-            )?;
-        }
-        for skipped in &self.skipped {
-            writeln!(f, "left out: {skipped}")?;
-        }
-        let largest = self.modules.iter().map(|m| m.largest).fold(0.0, f32::max);
-        write!(
-            f,
-            "{} modules in {:.1} s -> {}\nC's eigenvalues reach {largest:.3e}; the smaller that is beside 1, the nearer is \
-             the published penalty to plain shrinkage (asft.projector = \"subspace\" differs)",
-            self.modules.len(),
-            self.seconds,
-            self.out.display()
-        )
-    }
+    let [aligned, unaligned] = seen.into_inner().ok_or_else(|| invalid!("tensor {name} was never read"))?;
+    let told = Told { report, hashes: (aligned.hash, unaligned.hash) };
+    let sketches = Pair { aligned: aligned.sketch, unaligned: unaligned.sketch };
+    Ok(Done { direction, sketches, told })
 }

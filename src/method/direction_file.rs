@@ -8,12 +8,14 @@
 //! <module>.right_basis  [d_in, k]    V's right singular vectors: V ≈ U diag(σ) right_basisᵀ
 //! <module>.v_norm       [1]          ‖V‖_F
 //! <module>.residual     [1]          an upper bound on ‖C − U diag(c) Uᵀ‖₂
+//! <module>.sketches     [2, 1024]    of the aligned and the unaligned weight; files of older versions have none
 //! ```
 //!
 //! Metadata: `format`, `version`, `tool`; `aligned` and `unaligned` as JSON [`Identity`]; `target_modules` (JSON list);
 //! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run
 //! that targets only some of the file's modules can check just those. A module with V = 0 has k = 0.
 
+use super::sketch::{self, Pair};
 use super::spectral::{Direction, Keep, column_squares};
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite};
 use crate::error::path_hint;
@@ -29,6 +31,7 @@ use std::path::{Path, PathBuf};
 const FORMAT: &str = "asft-direction";
 const VERSION: &str = "1";
 const PARTS: [&str; 5] = ["basis", "eigenvalues", "right_basis", "v_norm", "residual"];
+const SKETCHES: &str = "sketches";
 /// How far a basis column's norm may be from 1 before the file counts as damaged.
 const UNIT_NORM_SLACK: f64 = 1e-3;
 
@@ -42,6 +45,12 @@ pub fn write(direction: &Direction, module: &str, writer: &mut StreamWriter) -> 
     writer.add_f32(&format!("{module}.eigenvalues"), &[direction.rank()], &direction.eigenvalues)?;
     writer.add_f32(&format!("{module}.v_norm"), &[1], &[direction.v_norm])?;
     writer.add_f32(&format!("{module}.residual"), &[1], &[direction.residual])
+}
+
+/// Appends the sketches of a module's two weights.
+pub fn write_sketches(pair: &Pair, module: &str, writer: &mut StreamWriter) -> Result<()> {
+    let both = [&pair.aligned[..], &pair.unaligned].concat();
+    writer.add_f32(&format!("{module}.{SKETCHES}"), &[2, sketch::LENGTH], &both)
 }
 
 /// The checkpoint behind one side of V.
@@ -205,6 +214,20 @@ impl Directions {
     /// ‖V‖_F of a module.
     pub fn v_norm(&self, module: &str) -> Result<f32> {
         Ok(self.part(module, "v_norm")?[0])
+    }
+
+    /// The sketches of a module's two weights, if the file has them.
+    ///
+    /// # Errors
+    /// A tensor of another shape.
+    pub fn sketches(&self, module: &str) -> Result<Option<Pair>> {
+        let name = format!("{module}.{SKETCHES}");
+        let Some(info) = self.file.info(&name) else { return Ok(None) };
+        let file = self.path.display();
+        ensure_valid!(info.shape == [2, sketch::LENGTH], "direction file {file}: {name} has shape {:?}", info.shape);
+        let mut aligned = self.file.read_f32(&name)?;
+        let unaligned = aligned.split_off(sketch::LENGTH);
+        Ok(Some(Pair { aligned, unaligned }))
     }
 
     fn part(&self, module: &str, part: &str) -> Result<Vec<f32>> {

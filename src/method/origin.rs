@@ -1,8 +1,9 @@
 //! Whether a direction was computed from the given weights: those of a checkpoint, or those under an adapter.
 
 use super::direction_file::Directions;
+use super::sketch::{Likeness, sketch};
 use crate::adapter::{Adapter, BaseIdentity};
-use crate::checkpoint::{Checkpoint, combined_hash, weights_hash};
+use crate::checkpoint::{Checkpoint, combined_hash, weight_hash};
 use crate::console::log;
 use crate::ensure_valid;
 use crate::error::listing;
@@ -11,14 +12,25 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// How a weight stands to the one that a direction was computed from.
+enum Known {
+    Equal,
+    /// A quantised form of it.
+    Like(Likeness),
+    /// Another, and how that shows.
+    Other(String),
+}
+
 impl Directions {
     /// Checks that the file belongs to these modules, given with (d_out, d_in), of this aligned checkpoint; without one,
     /// only that it has them in their shapes.
     ///
     /// # Errors
-    /// One error that lists every module that is missing, has another shape, or comes from other weights.
+    /// One error that lists every module that is missing, has another shape, or comes from other weights. Quantised weights
+    /// are those that the file's sketches are of if they are within the error of their type, and nearer to the aligned
+    /// model than to the unaligned one.
     pub fn check_against(&self, modules: &[(String, (usize, usize))], aligned: Option<&Checkpoint>) -> Result<()> {
-        let mut problems = vec![];
+        let (mut problems, mut by_likeness) = (vec![], vec![]);
         for (module, (d_out, d_in)) in modules {
             match self.shape(module) {
                 None => problems.push(format!("{module}: not in the file")),
@@ -26,12 +38,22 @@ impl Directions {
                     .push(format!("{module}: the file has V of shape [{rows}, {columns}], expected [{d_out}, {d_in}]")),
                 Some(_) => {
                     let Some(aligned) = aligned else { continue };
-                    let hash = weights_hash(aligned, std::slice::from_ref(module))?.remove(module);
-                    if self.header().module_hashes.get(module) != hash.as_ref() {
-                        problems.push(format!("{module}: computed from other aligned weights"));
+                    match self.check_weight(module, aligned)? {
+                        Known::Equal => {}
+                        Known::Like(likeness) => by_likeness.push(likeness),
+                        Known::Other(why) => problems.push(format!("{module}: {why}")),
                     }
                 }
             }
+        }
+        let together = by_likeness.iter().copied().reduce(Likeness::with);
+        // Of one module the error of quantisation may hide V, of all of them hardly.
+        let place = together.map_or(0.0, Likeness::towards_unaligned);
+        if place > 0.5 {
+            problems.push(format!(
+                "the quantised weights are those of the unaligned model: {:.0} % of the way there from the aligned one",
+                100.0 * place
+            ));
         }
         ensure_valid!(
             problems.is_empty(),
@@ -40,7 +62,46 @@ impl Directions {
             self.header().aligned.id,
             problems.join("\n  ")
         );
+        if let Some(together) = together {
+            let (count, percent) = (by_likeness.len(), 100.0 * together.distance());
+            let text = format!(
+                "the direction's {count} aligned weights are known by their sketches: the quantised ones are {percent:.1} % \
+                 from them"
+            );
+            log::info(
+                &text,
+                json!({"modules": count, "relative_distance": together.distance(), "towards_unaligned": place}),
+            );
+        }
         Ok(())
+    }
+
+    /// Whether a module's weight is the aligned one that the file was computed from, or a quantised form of it.
+    fn check_weight(&self, module: &str, aligned: &Checkpoint) -> Result<Known> {
+        let name = format!("{module}.weight");
+        let (values, info) = (aligned.read_f32(&name)?, aligned.info(&name));
+        let shape = info.map(|info| info.shape.clone()).unwrap_or_default();
+        if self.header().module_hashes.get(module) == Some(&weight_hash(&shape, &values)) {
+            return Ok(Known::Equal);
+        }
+        let other = |why: &str| Ok(Known::Other(why.to_string()));
+        let stored = info.map(|info| info.stored);
+        let Some((stored, worst)) = stored.and_then(|stored| Some((stored, stored.worst_error()?))) else {
+            return other("computed from other aligned weights");
+        };
+        let Some(pair) = self.sketches(module)? else {
+            return other("the file has no sketch of the weight, by which a quantised form of it would be known");
+        };
+        let likeness = Likeness::of(&sketch(&values), &pair);
+        let distance = likeness.distance();
+        if distance <= worst {
+            return Ok(Known::Like(likeness));
+        }
+        Ok(Known::Other(format!(
+            "the weight in {stored} is {:.1} % from the aligned one, more than the {:.1} % that its type may leave",
+            100.0 * distance,
+            100.0 * worst
+        )))
     }
 
     /// Checks that the file has every module of the adapter in `dir`, in its shape and, if the adapter records what it

@@ -90,6 +90,7 @@ fn trainer(dir: &Path, device: &Device, dtype: DType) -> Result<Trainer> {
         keep: Keep::Tolerance(0.0),
         allow_missing: false,
         allow_equal: false,
+        allow_quantised: false,
     };
     direction::compute(&request, &progress)?;
     let directions = Directions::open(&request.out)?;

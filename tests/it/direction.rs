@@ -4,9 +4,10 @@ use crate::support::tensors::norm;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::error::exit_code;
 use asft::hub::Resolved;
-use asft::method::direction::{DirectionRequest, Summary, check, compute};
+use asft::method::direction::{DirectionRequest, check, compute};
 use asft::method::direction_file::Directions;
 use asft::method::spectral::Keep;
+use asft::method::summary::Summary;
 use asft::names::Targets;
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -68,6 +69,7 @@ fn request(aligned: &Path, unaligned: &Path, out: PathBuf) -> DirectionRequest {
         keep: Keep::Tolerance(1e-3),
         allow_missing: false,
         allow_equal: false,
+        allow_quantised: false,
     }
 }
 

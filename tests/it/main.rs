@@ -33,6 +33,7 @@ mod outputs;
 mod parity;
 mod penalty;
 mod quantised;
+mod quantised_direction;
 mod refusals;
 mod report;
 mod resume;

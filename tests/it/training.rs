@@ -32,6 +32,7 @@ fn directions(dir: &std::path::Path) -> Directions {
         keep: Keep::Tolerance(0.0),
         allow_missing: false,
         allow_equal: false,
+        allow_quantised: false,
     };
     compute(&request, &ProgressBar::hidden()).unwrap();
     Directions::open(&request.out).unwrap()

@@ -1,5 +1,8 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand_distr::{Distribution, StandardNormal};
 use std::path::Path;
 
 /// What gguf-py makes of random and extreme blocks: tests/fixtures/make/ggml.py.
@@ -77,6 +80,20 @@ fn q4_k_is_near_what_it_was() {
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
     let error = square(&mut values.iter().zip(&back).map(|(a, b)| a - b)) / square(&mut values.iter().copied());
     assert!(error < 0.05, "{error}");
+}
+
+#[test]
+fn the_error_of_quantising_is_half_of_what_is_allowed() {
+    let mut random = SmallRng::seed_from_u64(3);
+    let values: Vec<f32> = (0..1 << 16).map(|_| StandardNormal.sample(&mut random)).collect();
+    for kind in GgmlType::ALL.into_iter().filter(|kind| kind.is_quantised()) {
+        let mut back = vec![0f32; values.len()];
+        kind.widen(&kind.quantise(&values).unwrap(), &mut back);
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let error = square(&mut values.iter().zip(&back).map(|(a, b)| a - b)) / square(&mut values.iter().copied());
+        let share = error / kind.worst_error();
+        assert!((0.2..0.55).contains(&share), "{kind:?}: {error} of {}", kind.worst_error());
+    }
 }
 
 #[test]

@@ -313,6 +313,7 @@ impl Preflight<'_> {
                     keep: Keep::Tolerance(options.tolerance),
                     allow_missing: false,
                     allow_equal: !self.settings.penalises_by_direction(),
+                    allow_quantised: false,
                     out: direction_path(self.settings),
                 };
                 direction::check(&request).map(|()| Direction::Compute(request))

@@ -62,6 +62,7 @@ fn flat_direction(model: &Path, out: PathBuf, targets: &str) -> PathBuf {
         keep: Keep::Tolerance(0.0),
         allow_missing: false,
         allow_equal: true,
+        allow_quantised: false,
     };
     compute(&request, &ProgressBar::hidden()).unwrap().out
 }
