@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KERNELS: &str = "src/ops/gpu";
-const SOURCES: [&str; 6] = ["attention", "cross_entropy", "elementwise", "parameters", "quantised", "rms_norm"];
+const SOURCES: [&str; 7] =
+    ["attention", "cross_entropy", "elementwise", "parameters", "penalty", "quantised", "rms_norm"];
 /// Suffixes, and the types in CUDA C.
 const TYPES: [(&str, &str); 3] = [("f32", "float"), ("bf16", "__nv_bfloat16"), ("f16", "__half")];
 const ARCHITECTURE: &str = "compute_80";

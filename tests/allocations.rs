@@ -203,17 +203,59 @@ fn a_step_of_seven_billion_parameters_moves_few_bytes() {
     println!("{launches} launches and {layer:.2} GB a layer, {rest:.1} GB besides, {whole:.0} GB a step");
     assert!(launches <= 150, "{launches} launches a layer");
     assert!(whole <= 300.0, "{whole} GB a step");
-    // What a dry run predicts of a layer: the same, without the sums of the penalty's gradients and the task's, which it has for
-    // all layers together.
+    // What a dry run predicts of a layer: the same. The penalty's launches are for all layers together.
     let [launches_predicted, bytes_predicted] = [0, 1].map(|i| predicted_two[i] - predicted_one[i]);
-    assert_eq!(launches as f64, launches_predicted + PENALTY_SUMS);
+    assert_eq!(launches as f64, launches_predicted);
     let ratio = bytes_predicted / (two.bytes() - one.bytes()) as f64;
     assert!((ratio - 1.0).abs() < 0.01, "the predicted bytes of a layer are {ratio} times those counted");
 }
 
-/// Launches for the sums of a layer's gradients: of A and B, for q and v.
+/// The penalty of 28 layers' q and v by a direction, all together and module by module.
 #[cfg(feature = "shim")]
-const PENALTY_SUMS: f64 = 4.0;
+#[test]
+fn the_penalty_of_all_modules_takes_few_launches() {
+    use asft::method::{Direction, Keep, Operator, Penalty, Together};
+    use asft::ops::traffic::Traffic;
+    let _alone = ALONE.lock().unwrap();
+    // SAFETY: no other thread of this test reads the environment now.
+    unsafe { std::env::set_var("ASFT_OPS", "shim") };
+    let (cpu, options) = (&Device::Cpu, AsftOptions::default());
+    let random = |rows: usize, columns: usize| Tensor::randn(0f32, 0.1, (rows, columns), cpu).unwrap();
+    let penalty = Penalty::new(&options).unwrap();
+    let module = |(d_out, d_in)| {
+        let direction = Direction::of(&random(d_out, d_in), Keep::Rank(6)).unwrap();
+        let operator = Operator::new(&options, &direction, cpu).unwrap();
+        (operator, [random(8, d_in), random(d_out, 8)], [random(8, d_in), random(d_out, 8)])
+    };
+    let modules: Vec<_> = (0..28).flat_map(|_| [(56, 56), (8, 56)]).map(module).collect();
+    let start = Traffic::so_far();
+    let together = modules.iter().map(|(operator, [a, b], [of_a, of_b])| Together {
+        operator: Some(operator),
+        a,
+        b,
+        scale: 4.0,
+        gradients: [of_a, of_b],
+    });
+    let values = penalty.lora_together(&together.collect::<Vec<_>>()).unwrap().expect("kernels serve");
+    let together = Traffic::so_far().since(start);
+    let start = Traffic::so_far();
+    let mut sum = 0.0;
+    for (operator, [a, b], _) in &modules {
+        sum += penalty.lora(Some(operator), a, b, 4.0).unwrap().value.read().unwrap();
+    }
+    let apart = Traffic::so_far().since(start);
+    let got = values.sum_all().unwrap().to_scalar::<f64>().unwrap();
+    assert!((got / sum - 1.0).abs() < 1e-6, "{got} {sum}");
+    println!(
+        "{} launches and {} bytes together, {} and {} apart",
+        together.launches,
+        together.bytes(),
+        apart.launches,
+        apart.bytes()
+    );
+    assert_eq!(together.launches, 2 * 56 + 4);
+    assert!(apart.launches >= 56 * 20, "{} launches apart", apart.launches);
+}
 
 /// Launches and bytes of the step above by a dry run, but for the penalty.
 #[cfg(feature = "shim")]

@@ -3,6 +3,7 @@
 use super::check::Check;
 use super::subject::{Lie, Subject, Tolerance, Worst, exact, oracle};
 use crate::model::{Gradients, Parameters};
+use crate::ops::low_rank::grouped::{self, Adapted, Image};
 use crate::ops::{gpu, linear, low_rank};
 use crate::optim::AdamW;
 use anyhow::Result;
@@ -13,6 +14,8 @@ pub const CHECKS: &[Check] = &[
     Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses)
         .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("penalty", "the r x r products and their images", Tolerance { wide: 256.0, narrow: 2.0 }, low_ranks),
+    Check::new("penalties", "those of several modules together", Tolerance { wide: 256.0, narrow: 2.0 }, penalties)
+        .by("penalty", || gpu::PENALTY.switch_off()),
     Check::new("adamw", "three steps, and the squares of gradients", Tolerance { wide: 64.0, narrow: 2.0 }, optimizer)
         .by("parameters", || gpu::PARAMETERS.switch_off()),
 ];
@@ -93,6 +96,59 @@ fn low_ranks(subject: &Subject, worst: &mut Worst) -> Result<()> {
         worst.note(at("weighted columns"), DType::F32, &both, &expected)?;
     }
     Ok(())
+}
+
+fn penalties(subject: &Subject, worst: &mut Worst) -> Result<()> {
+    let mut modules: Vec<[Tensor; 6]> = vec![];
+    for (r, d_in, d_out, k) in subject.sizes(&[(8, 131, 67, 33), (3, 300, 517, 17)], &[(16, 1031, 513, 513)]) {
+        let of = |rows, columns, seed| subject.values_of(DType::F32, &[rows, columns], seed);
+        // Columns of about the length that U's have.
+        let basis = (of(d_out, k, 3)? * (d_out as f64).powf(-0.5))?;
+        modules.push([of(r, d_in, 1)?, of(d_out, r, 2)?, basis, of(k, 1, 4)?, of(r, d_in, 5)?, of(d_out, r, 6)?]);
+    }
+    let expected: Vec<[Tensor; 3]> = modules.iter().map(penalised).collect::<Result<_>>()?;
+    let adapted = modules.iter().map(|[a, b, basis, c, of_a, of_b]| Adapted {
+        a,
+        b,
+        direction: Some((basis, c)),
+        weight: 0.7,
+        gradients: [of_a, of_b],
+    });
+    let values = grouped::add(&adapted.collect::<Vec<_>>(), Image::Rest)?;
+    for (i, (module, [value, grad_a, grad_b])) in modules.iter().zip(&expected).enumerate() {
+        let [a, .., of_a, of_b] = module;
+        let (got, of_a, of_b) = match &values {
+            Some(values) => (values.get(i)?, of_a.clone(), of_b.clone()),
+            None => one_by_one(module)?,
+        };
+        let at = |what: &str| format!("{what} of rank {}, module {i}", a.dims()[0]);
+        worst.note(at("value"), DType::F32, &got, value)?;
+        worst.note(at("dA and a sum"), DType::F32, &of_a, grad_a)?;
+        worst.note(at("dB and a sum"), DType::F32, &of_b, grad_b)?;
+    }
+    Ok(())
+}
+
+/// The same where no kernel does it for all modules.
+fn one_by_one([a, b, basis, c, of_a, of_b]: &[Tensor; 6]) -> Result<(Tensor, Tensor, Tensor)> {
+    let y = linear::backward_weight(basis, b)?;
+    let both = low_rank::weighted_twice(&y, c, &((c * 2.0)? - c.sqr()?)?)?;
+    let (g, h) = low_rank::halves(&linear::backward_input(basis, &both)?, Some(b))?;
+    let (value, grad_a, grad_b) = low_rank::products(a, &g, &h, 1.4)?;
+    let value = Tensor::new(value.times(0.7).read()?, &Device::Cpu)?;
+    Ok((value, (of_a + grad_a)?, (of_b + grad_b)?))
+}
+
+/// The value of 0.7 ‖(I − C) B A‖², and its gradients added to those of a module, in f64.
+fn penalised(module: &[Tensor; 6]) -> Result<[Tensor; 3]> {
+    let wide: Vec<Tensor> = module.iter().map(exact).collect::<Result<_>>()?;
+    let [a, b, basis, c, of_a, of_b] = &wide[..] else { anyhow::bail!("six matrices") };
+    let y = basis.t()?.matmul(b)?;
+    let rest = |weights: &Tensor| b - basis.matmul(&y.broadcast_mul(weights)?)?;
+    let (g, h) = (rest(c)?, rest(&((c * 2.0)? - c.sqr()?)?)?);
+    let (s, t) = (a.matmul(&a.t()?)?, g.t()?.matmul(&g)?);
+    let (grad_a, grad_b) = ((t.matmul(a)? * 1.4)?, (h.matmul(&s)? * 1.4)?);
+    Ok([((&s * &t)?.sum_all()? * 0.7)?, (of_a + grad_a)?, (of_b + grad_b)?])
 }
 
 fn optimizer(subject: &Subject, worst: &mut Worst) -> Result<()> {

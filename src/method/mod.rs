@@ -34,7 +34,7 @@ mod term;
 
 pub use dual::Dual;
 pub use options::{AsftOptions, DEFAULT_TOLERANCE, Found, Lambda, Penalize, Projector};
-pub use penalty::{Operator, Penalty};
+pub use penalty::{Operator, Penalty, Together};
 pub use random::random_direction;
 pub use spectral::{Direction, Keep};
 pub use term::{FullTerm, Term};

@@ -24,6 +24,7 @@ use super::spectral::Direction;
 use super::term::{FullTerm, Term};
 use crate::ops::linear;
 use crate::ops::low_rank;
+use crate::ops::low_rank::grouped::{self, Adapted, Image};
 use crate::ops::scalar::{Scalar, wide};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -111,6 +112,22 @@ fn subspace_dimension(options: &AsftOptions, direction: &Direction) -> Result<us
     })
 }
 
+/// A module of several whose penalties are computed together, as [`Penalty::lora`] has it, and the gradients of its A and B so far.
+pub struct Together<'a> {
+    pub operator: Option<&'a Operator>,
+    pub a: &'a Tensor,
+    pub b: &'a Tensor,
+    pub scale: f64,
+    pub gradients: [&'a Tensor; 2],
+}
+
+impl<'a> Together<'a> {
+    /// U and c; none where C = 0.
+    fn parts(&self) -> Option<&'a (Tensor, Tensor)> {
+        self.operator?.parts.as_ref()
+    }
+}
+
 /// The penalty of one run.
 #[derive(Clone, Debug)]
 pub struct Penalty {
@@ -168,6 +185,28 @@ impl Penalty {
             Some(sign) => sign.add_lora(term, a, b, weight),
             None => Ok(term),
         }
+    }
+
+    /// The penalties of several modules: their values, [modules] in f64, and their gradients added in place. None, and nothing
+    /// done, where that is not one piece of work: then [`Penalty::lora`] does it module by module.
+    pub fn lora_together(&self, modules: &[Together]) -> Result<Option<Tensor>> {
+        let by_direction = !matches!(self.penalize, Penalize::All | Penalize::None);
+        let image = if self.penalize == Penalize::Aligned { Image::Aligned } else { Image::Rest };
+        // C = 0 leaves nothing of an aligned part, and a sign is no matter of products alone.
+        let apart = |module: &&Together| {
+            (by_direction && module.operator.is_none()) || (image == Image::Aligned && module.parts().is_none())
+        };
+        if !self.is_active() || self.penalize == Penalize::OrthogonalReverse || modules.iter().any(|m| apart(&m)) {
+            return Ok(None);
+        }
+        let adapted = modules.iter().map(|module| Adapted {
+            a: module.a,
+            b: module.b,
+            direction: module.parts().filter(|_| by_direction).map(|(basis, c)| (basis, c)),
+            weight: self.weight(module.scale),
+            gradients: module.gradients,
+        });
+        grouped::add(&adapted.collect::<Vec<_>>(), image)
     }
 
     /// The penalty of ΔW = W − W_aligned [d_out, d_in] itself.

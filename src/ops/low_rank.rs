@@ -3,9 +3,15 @@
 //!
 //! r is small, and so are these matrices: as tensor operations they would take longer to call than to compute.
 
+pub mod grouped;
+#[cfg(all(test, feature = "shim"))]
+mod grouped_tests;
+
 use super::fast_math::vectorised;
 use super::scalar::{Scalar, wide};
-use super::{fused, output, with_f32};
+use super::sum::scaled;
+use super::traffic::counted;
+use super::{cast, fused, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
@@ -37,11 +43,12 @@ pub fn products(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scala
 
 fn generic(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
     let wide = wide(a.device());
-    let (a, g, h) = (a.to_dtype(wide)?, g.to_dtype(wide)?, h.to_dtype(wide)?);
-    let (s, t) = (a.matmul(&a.t()?)?, g.t()?.matmul(&g)?);
-    let inner = Scalar::of((&t * &s)?.sum_all()?)?;
-    let narrow = |x: Tensor| Ok::<_, anyhow::Error>((x * scale)?.to_dtype(DType::F32)?);
-    Ok((inner, narrow(t.matmul(&a)?)?, narrow(h.matmul(&s)?)?))
+    let (a, g, h) = (cast(a, wide)?, cast(g, wide)?, cast(h, wide)?);
+    let (s, t) = (counted(a.matmul(&a.t()?)?, &[&a]), counted(g.t()?.matmul(&g)?, &[&g]));
+    let product = counted((&t * &s)?, &[&t, &s]);
+    let inner = Scalar::of(counted(product.sum_all()?, &[&product]))?;
+    let narrow = |x: Tensor| cast(&scaled(&x, scale)?, DType::F32);
+    Ok((inner, narrow(counted(t.matmul(&a)?, &[&t, &a]))?, narrow(counted(h.matmul(&s)?, &[&h, &s]))?))
 }
 
 /// A Aᵀ [r, r] for rows of `width`.
@@ -120,7 +127,9 @@ pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
     let fit = c.dims() == [k, 1] && d.dims() == [k, 1];
     anyhow::ensure!(fit, "weights {:?} and {:?} are not of the rows of {:?}", c.dims(), d.dims(), y.dims());
     if n == 0 || !fused(&[y, c, d]) {
-        return Ok(Tensor::cat(&[y.broadcast_mul(c)?, y.broadcast_mul(d)?], 1)?);
+        let weighted = |c: &Tensor| Ok::<_, anyhow::Error>(counted(y.broadcast_mul(c)?, &[y, c]));
+        let (first, second) = (weighted(c)?, weighted(d)?);
+        return Ok(counted(Tensor::cat(&[&first, &second], 1)?, &[&first, &second]));
     }
     let both = with_f32([y, c, d], |[y, c, d]| {
         let mut both = Vec::with_capacity(2 * k * n);
@@ -142,8 +151,8 @@ pub fn halves(z: &Tensor, x: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
     if n == 0 || !fused(&[z]) || x.as_ref().is_some_and(|x| !fused(&[x])) {
         let (first, second) = (z.narrow(1, 0, n)?, z.narrow(1, n, n)?);
         return Ok(match x {
-            Some(x) => ((&x - first)?, (x - second)?),
-            None => (first.contiguous()?, second.contiguous()?),
+            Some(x) => (counted((&x - &first)?, &[&x, &first]), counted((&x - &second)?, &[&x, &second])),
+            None => (counted(first.contiguous()?, &[&first]), counted(second.contiguous()?, &[&second])),
         });
     }
     let mut parts = [Vec::with_capacity(m * n), Vec::with_capacity(m * n)];

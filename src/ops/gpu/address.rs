@@ -42,6 +42,9 @@ impl InplaceOp1 for Writable {
             CpuStorage::F16(values) => {
                 values.get_mut(range.0..range.1).map(|values| values.as_mut_ptr().expose_provenance())
             }
+            CpuStorage::F64(values) => {
+                values.get_mut(range.0..range.1).map(|values| values.as_mut_ptr().expose_provenance())
+            }
             _ => None,
         };
         match address {
@@ -68,6 +71,7 @@ fn host(storage: &CpuStorage, (start, end): (usize, usize)) -> Result<u64> {
         CpuStorage::BF16(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::F16(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::U8(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
+        CpuStorage::F64(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::U32(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         CpuStorage::I64(values) => values.get(start..end).map(|values| values.as_ptr().expose_provenance()),
         _ => None,
@@ -86,6 +90,7 @@ fn device(storage: &CudaStorage, start: usize) -> Result<u64> {
         CudaStorageSlice::BF16(values) => (values.device_ptr(&stream).0, 2),
         CudaStorageSlice::F16(values) => (values.device_ptr(&stream).0, 2),
         CudaStorageSlice::U8(values) => (values.device_ptr(&stream).0, 1),
+        CudaStorageSlice::F64(values) => (values.device_ptr(&stream).0, 8),
         CudaStorageSlice::U32(values) => (values.device_ptr(&stream).0, 4),
         CudaStorageSlice::I64(values) => (values.device_ptr(&stream).0, 8),
         _ => bail!("a kernel reads floats, u8, u32 and i64"),

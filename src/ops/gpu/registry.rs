@@ -32,6 +32,7 @@ kernels! {
     DROPOUT = "dropout": "dropout" in "elementwise";
     GATED_MLP = "gated_mlp": "gated_mlp_forward" in "elementwise";
     PARAMETERS = "parameters": "adamw" in "parameters";
+    PENALTY = "penalty": "penalty_sums" in "penalty";
     QUANTISED = "quantised": "four_bit" in "quantised";
     RMS_NORM = "rms_norm": "rms_norm_forward" in "rms_norm";
     ROPE = "rope": "rope" in "elementwise";

@@ -25,10 +25,18 @@ const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 const WIDTHS: [usize; 9] = [1, 2, 7, 8, 17, 64, 250, 264, 1_030];
 
 /// What `body` computes with these bodies.
-fn with<R>(bodies: Bodies, body: impl FnOnce() -> R) -> R {
+pub fn with<R>(bodies: Bodies, body: impl FnOnce() -> R) -> R {
     CHOSEN.set(Some(bodies));
     let result = body();
     CHOSEN.set(None);
+    result
+}
+
+/// The same with the threads of a block in the other order.
+pub fn backwards<R>(body: impl FnOnce() -> R) -> R {
+    shim::BACKWARDS.set(true);
+    let result = body();
+    shim::BACKWARDS.set(false);
     result
 }
 
@@ -41,9 +49,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 #[track_caller]
 fn check(what: impl std::fmt::Debug, body: impl Fn() -> Vec<Tensor>) {
     let got = with(Bodies::Shim, &body);
-    shim::BACKWARDS.set(true);
-    let backwards = with(Bodies::Shim, &body);
-    shim::BACKWARDS.set(false);
+    let backwards = backwards(|| with(Bodies::Shim, &body));
     for (i, (got, backwards)) in got.iter().zip(&backwards).enumerate() {
         assert!(bits(got) == bits(backwards), "result {i} of {what:?} depends on the order of threads");
     }

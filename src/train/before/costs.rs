@@ -13,10 +13,6 @@ use crate::train::options::Tuning;
 use serde::Serialize;
 
 const F32: f64 = 4.0;
-/// Launches for a module's penalty besides the products with U: those by the direction, and those by A and B.
-const PENALTY_BY_DIRECTION: f64 = 10.0;
-const PENALTY_LAUNCHES: f64 = 15.0;
-
 /// Where a step's time goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -312,15 +308,16 @@ impl<'a> Costs<'a> {
         self.rows(Part::Head, (m + 2.0 * self.n) * h * w);
     }
 
-    /// As method/penalty.rs has it, once a step.
+    /// As method/penalty.rs and ops/low_rank/grouped.rs have it, once a step.
     fn penalty(&mut self) {
         let asft = &self.run.settings.asft;
         if !asft.is_active() {
             return;
         }
-        let part = Part::Penalty;
-        let by_direction = asft.needs_direction();
+        let (part, by_direction) = (Part::Penalty, asft.needs_direction());
         let modules: Vec<_> = self.run.sized_targets().collect();
+        // Values moved by the launches for all modules together: the weights of y, the parts of S and T, and the gradients.
+        let mut together = [0.0; 3];
         for ((d_out, d_in), rank) in modules {
             let (k, d_out, d_in, r) = (d_out.min(d_in) as f64, d_out as f64, d_in as f64, rank as f64);
             if self.is_full() {
@@ -333,18 +330,22 @@ impl<'a> Costs<'a> {
                 self.rows(part, 6.0 * d_out * d_in * F32);
                 continue;
             }
+            let (of_a, of_b, mut images) = (r * d_in, r * d_out, r * d_out);
             if by_direction {
                 self.wide_product(part, [k, r, d_out]);
                 self.wide_product(part, [d_out, 2.0 * r, k]);
-                self.small(part, PENALTY_BY_DIRECTION, 3.0 * (k + d_out) * r * F32);
+                together[0] += 3.0 * k * r + k;
+                images += 2.0 * of_b;
             }
-            self.small(part, PENALTY_LAUNCHES, 3.0 * (d_out + d_in) * r * F32);
+            together[1] += of_a + images;
+            together[2] += of_a + images + 2.0 * (of_a + of_b);
         }
-    }
-
-    /// Launches that move `bytes` each, or less.
-    fn small(&mut self, part: Part, launches: f64, bytes: f64) {
-        self.found.push(Cost { part, unit: Unit::Memory, launches, flops: 0.0, bytes });
+        for values in together.into_iter().filter(|values| *values > 0.0) {
+            self.rows(part, values * F32);
+        }
+        if together[2] > 0.0 {
+            self.rows(part, 0.0); // the values, of r × r sums
+        }
     }
 
     fn optimizer(&mut self) {

@@ -253,6 +253,12 @@ mod tests {
         assert!((got.step_seconds / seconds - 1.0).abs() < 1e-9, "{} {seconds}", got.step_seconds);
         assert_eq!((got.run_seconds, got.launches), (10.0 * got.step_seconds, 108.0));
         assert!(got.fits);
+        // A direction of rank 8: two products with U, and four launches for A, B, their images and gradients of rank 2.
+        settings.asft.penalize = Penalize::Orthogonal;
+        let estimate = Estimate::new(&spec, &settings, &targets).unwrap().on_gpu();
+        let penalty = Prediction::new(card, &estimate, &workload, 10).parts[&Part::Penalty];
+        let bytes = 384.0 + 512.0 + 4.0 * (3.0 * 16.0 + 8.0) + 4.0 * 64.0 + 4.0 * (64.0 + 64.0);
+        assert_eq!((penalty.launches, penalty.flops, penalty.bytes), (6.0, 256.0 + 512.0, bytes));
     }
 
     #[test]

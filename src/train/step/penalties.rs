@@ -3,7 +3,7 @@
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
 use crate::method::shares::Products;
-use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, random_direction};
+use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, Together, random_direction};
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::{LoraMatrix, sort_naturally};
 use crate::ops::owned;
@@ -181,6 +181,11 @@ impl Penalties {
         if !self.penalty.is_active() && rows.is_none() {
             return Ok(added);
         }
+        if rows.is_none()
+            && let Some(added) = self.add_together(parameters, gradients)?
+        {
+            return Ok(added);
+        }
         let mut add = |term: Term, gradients: &mut Gradients| -> Result<()> {
             added.values.push(term.value);
             added.squares.push(term.square);
@@ -208,6 +213,38 @@ impl Penalties {
             add(term, gradients)?;
         }
         Ok(added)
+    }
+
+    /// All terms at once, where a GPU's kernels serve for that.
+    fn add_together(&self, parameters: &Parameters, gradients: &Gradients) -> Result<Option<Added>> {
+        let mut found = vec![];
+        for (name, module) in &self.modules {
+            // Whole weights would cost a difference as large as they are.
+            if let Update::Full { .. } = module.update {
+                return Ok(None);
+            }
+            let values = module.values(name, parameters)?;
+            let [of_a, of_b] = [LoraMatrix::A, LoraMatrix::B].map(|matrix| gradients.get(&matrix.name(name)));
+            let (Values::Lora { a, b }, Ok(of_a), Ok(of_b)) = (values, of_a, of_b) else { return Ok(None) };
+            found.push((self.penalty.square_of_value(module.scale()), module, (a, b), [of_a, of_b]));
+        }
+        // Values of one factor are summed on the device: most runs have but one.
+        found.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let together = found.iter().map(|(_, module, (a, b), gradients)| Together {
+            operator: module.operator.as_ref(),
+            a,
+            b,
+            scale: module.scale(),
+            gradients: *gradients,
+        });
+        let Some(values) = self.penalty.lora_together(&together.collect::<Vec<_>>())? else { return Ok(None) };
+        let (mut added, mut start) = (Added::default(), 0);
+        for alike in found.chunk_by(|one, other| one.0 == other.0) {
+            added.values.push(Scalar::of(values.narrow(0, start, alike.len())?.sum_all()?)?);
+            added.squares.extend(alike.first().map(|(square, ..)| *square));
+            start += alike.len();
+        }
+        Ok(Some(added))
     }
 
     /// λ of the step that `added` belongs to, where it is found while training; then moves it on.
