@@ -7,7 +7,7 @@
 
 use super::estimate::Estimate;
 use super::workload::Workload;
-use crate::names::{BLOCK_LINEARS, in_block};
+use crate::names::{BLOCK_LINEARS, HEAD, in_block};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::train::options::Tuning;
 use serde::Serialize;
@@ -220,7 +220,7 @@ impl<'a> Costs<'a> {
 
     fn linear_forward(&mut self, layer: usize, linear: &str, adapted: bool) {
         let ((d_out, d_in), n, w) = (self.shape(linear), self.n, self.w);
-        self.narrowed_weight(d_out * d_in);
+        self.converted_weight(layer, linear);
         self.product([n, d_out, d_in]);
         if self.run.spec.has_bias(linear) {
             self.rows(Part::Linears, (2.0 * n + 1.0) * d_out * w);
@@ -237,7 +237,7 @@ impl<'a> Costs<'a> {
 
     fn linear_backward(&mut self, layer: usize, linear: &str) {
         let ((d_out, d_in), n, w) = (self.shape(linear), self.n, self.w);
-        self.narrowed_weight(d_out * d_in);
+        self.converted_weight(layer, linear);
         self.product([n, d_in, d_out]);
         if self.is_full() {
             self.product([d_out, d_in, n]);
@@ -258,10 +258,17 @@ impl<'a> Costs<'a> {
         self.rows(Part::Adapters, n * d_in * (2.0 * w + F32));
     }
 
-    /// A weight that trains is f32, and is rounded to the compute type for each product.
-    fn narrowed_weight(&mut self, values: f64) {
-        if self.is_full() && self.is_half() {
-            self.rows(Part::Linears, values * (F32 + self.w));
+    /// A weight that is not in the compute type is brought there for each product: one that trains from f32, a quantised one
+    /// from its format.
+    fn converted_weight(&mut self, layer: usize, linear: &str) {
+        let (d_out, d_in) = self.run.spec.linear_shape(linear).unwrap_or_default();
+        let (values, name) = ((d_out * d_in) as f64, format!("{}.weight", in_block(layer, linear)));
+        if self.is_full() {
+            if self.is_half() {
+                self.rows(Part::Linears, values * (F32 + self.w));
+            }
+        } else if let Some(bytes) = self.run.quantised_bytes(&name, &[d_out, d_in]) {
+            self.rows(Part::Linears, bytes as f64 + values * self.w);
         }
     }
 
@@ -299,6 +306,10 @@ impl<'a> Costs<'a> {
         }
         if self.is_full() {
             self.found.push(Cost { launches: chunks, ..product });
+        } else if let Some(bytes) = self.run.quantised_bytes(HEAD, &[vocab, self.run.spec.hidden_size]) {
+            let bytes = bytes as f64 + vocab as f64 * h * w;
+            let launches = chunks * (2 + passes) as f64;
+            self.found.push(Cost { unit: Unit::Memory, launches, flops: 0.0, bytes, ..product });
         }
         // The rows with labels selected, normed, put together, and back; the gradient of all rows.
         for tensors in [2.0, 2.0, 2.0, 3.0] {

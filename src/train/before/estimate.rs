@@ -177,13 +177,19 @@ impl<'a> Estimate<'a> {
 
     /// Frozen weights in the compute type or quantised.
     fn weight_bytes(&self) -> usize {
-        let weights = self.settings.model.compute().frozen();
-        let bytes = |(name, shape): (String, Vec<usize>)| match (weights.format(&name), &shape[..]) {
-            _ if let Some(bytes) = self.quantised.get(&name) => *bytes,
-            (Some(format), [rows, columns]) => format.bytes((*rows, *columns)),
-            _ => shape.iter().product::<usize>() * self.width(),
-        };
+        let dense = |shape: &[usize]| shape.iter().product::<usize>() * self.width();
+        let bytes =
+            |(name, shape): (String, Vec<usize>)| self.quantised_bytes(&name, &shape).unwrap_or_else(|| dense(&shape));
         self.spec.tensors().into_iter().map(bytes).sum()
+    }
+
+    /// What the frozen weight `name` takes, if it is quantised.
+    pub(super) fn quantised_bytes(&self, name: &str, shape: &[usize]) -> Option<usize> {
+        let as_loaded = || match (self.settings.model.compute().frozen().format(name), shape) {
+            (Some(format), [rows, columns]) => Some(format.bytes((*rows, *columns))),
+            _ => None,
+        };
+        self.quantised.get(name).copied().or_else(as_loaded)
     }
 
     /// On a GPU, a quantised weight widened for its product: in f32 and in the compute type.

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::config::Settings;
     use crate::method::Penalize;
-    use crate::model::ModelSpec;
+    use crate::model::{ModelSpec, Quantize};
     use std::collections::BTreeMap;
 
     /// One layer with 8 values a token, two heads of four on one of keys, an MLP of 16 and ten words.
@@ -255,10 +255,16 @@ mod tests {
         assert!(got.fits);
         // A direction of rank 8: two products with U, and four launches for A, B, their images and gradients of rank 2.
         settings.asft.penalize = Penalize::Orthogonal;
-        let estimate = Estimate::new(&spec, &settings, &targets).unwrap().on_gpu();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
         let penalty = Prediction::new(card, &estimate, &workload, 10).parts[&Part::Penalty];
         let bytes = 384.0 + 512.0 + 4.0 * (3.0 * 16.0 + 8.0) + 4.0 * 64.0 + 4.0 * (64.0 + 64.0);
         assert_eq!((penalty.launches, penalty.flops, penalty.bytes), (6.0, 256.0 + 512.0, bytes));
+        // Each weight is widened for each of its products.
+        settings.model.quantize = Some(Quantize::Q8_0);
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let linears = Prediction::new(card, &estimate, &workload, 10).parts[&Part::Linears];
+        assert_eq!(linears.launches, 2.0 * 28.0);
+        assert!(linears.bytes > got.parts[&Part::Linears].bytes + 2.0 * 2.0 * 576.0 * 4.0);
     }
 
     #[test]
