@@ -11,6 +11,7 @@ pub mod gguf;
 mod hash;
 mod header;
 mod quantised;
+pub mod sketch;
 mod staging;
 mod stored;
 mod write;

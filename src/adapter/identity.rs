@@ -4,27 +4,76 @@
 //! and gives nonsense; with this file asft can tell.
 
 use super::Adapter;
+use crate::checkpoint::sketch::{distance, shortened, sketch};
 use crate::checkpoint::{Checkpoint, combined_hash, weights_hash};
+use crate::console::log;
 use crate::ensure_valid;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const FILE: &str = "asft.json";
 
 /// Which weights an adapter belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BaseIdentity {
     pub asft_version: String,
     /// BLAKE3 over the adapted modules' base weights.
     pub base_weights: String,
+    /// The base weights that were stored quantised, by module, so that the model that they were made of is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quantised: BTreeMap<String, QuantisedWeight>,
+}
+
+/// A quantised weight, as far as the one that it was made of can be known by it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuantisedWeight {
+    /// How it was stored.
+    pub stored: String,
+    /// How far it may be from what it was made of, ‖W − W₀‖ / ‖W₀‖.
+    pub worst_error: f64,
+    /// A shortened sketch of it.
+    pub sketch: Vec<f32>,
 }
 
 impl BaseIdentity {
     pub fn of(adapter: &Adapter, base: &Checkpoint) -> Result<Self> {
         let modules: Vec<String> = adapter.modules.keys().cloned().collect();
         let base_weights = combined_hash(&weights_hash(base, &modules)?);
-        Ok(Self { asft_version: env!("CARGO_PKG_VERSION").to_string(), base_weights })
+        let mut quantised = BTreeMap::new();
+        for module in modules {
+            let name = format!("{module}.weight");
+            let Some(stored) = base.info(&name).map(|info| info.stored) else { continue };
+            if let Some(worst_error) = stored.worst_error() {
+                let sketch = shortened(&sketch(&base.read_f32(&name)?));
+                quantised.insert(module, QuantisedWeight { stored: stored.to_string(), worst_error, sketch });
+            }
+        }
+        Ok(Self { asft_version: env!("CARGO_PKG_VERSION").to_string(), base_weights, quantised })
+    }
+
+    /// Whether the base weights of all the adapter's modules were quantised forms of the weights with the sketches that `of`
+    /// knows by module; says how far they are from these.
+    pub fn is_quantised_form(&self, adapter: &Adapter, of: impl Fn(&str) -> Result<Option<Vec<f32>>>) -> Result<bool> {
+        let mut largest = 0f64;
+        for module in adapter.modules.keys() {
+            let Some(weight) = self.quantised.get(module) else { return Ok(false) };
+            let Some(sketch) = of(module)? else { return Ok(false) };
+            let distance = distance(&weight.sketch, &shortened(&sketch));
+            if distance > weight.worst_error {
+                return Ok(false);
+            }
+            largest = largest.max(distance);
+        }
+        let text = format!(
+            "the adapter was trained on quantised weights that are at most {:.1} % of their norm from these, and is taken to \
+             belong to them",
+            100.0 * largest
+        );
+        log::info(&text, json!({"relative_distance": largest}));
+        Ok(!self.quantised.is_empty())
     }
 
     pub fn to_json(&self) -> Result<String> {
@@ -34,8 +83,10 @@ impl BaseIdentity {
     /// Checks the adapter in `dir` against `base`; an adapter without the file, from another tool, passes.
     pub fn check(dir: &Path, adapter: &Adapter, base: &Checkpoint) -> Result<()> {
         let Some(recorded) = Self::read(dir)? else { return Ok(()) };
+        let full = |module: &str| Ok(Some(sketch(&base.read_f32(&format!("{module}.weight"))?)));
         ensure_valid!(
-            recorded.base_weights == Self::of(adapter, base)?.base_weights,
+            recorded.base_weights == Self::of(adapter, base)?.base_weights
+                || !base.is_quantised() && recorded.is_quantised_form(adapter, full)?,
             "the adapter in {} was trained on other weights than this model's (it names {}); give the model that it \
              was trained on, or delete {} to use it all the same",
             dir.display(),

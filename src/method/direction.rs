@@ -5,9 +5,10 @@
 //! time, with all threads; small ones follow, side by side.
 
 use super::direction_file::{self, Header, Identity};
-use super::sketch::{Pair, sketch};
+use super::likeness::Pair;
 use super::spectral::{Direction, Keep, Setting, factorize, useful_bytes};
 use super::summary::{ModuleReport, Summary};
+use crate::checkpoint::sketch::sketch;
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite, combined_hash, weight_hash};
 use crate::error::listing;
 use crate::hub::Resolved;

@@ -15,8 +15,9 @@
 //! `tolerance` or `rank`; `module_hashes`, a JSON map from module to the hash of its aligned weight, so that a run
 //! that targets only some of the file's modules can check just those. A module with V = 0 has k = 0.
 
-use super::sketch::{self, Pair};
+use super::likeness::Pair;
 use super::spectral::{Direction, Keep, column_squares};
+use crate::checkpoint::sketch;
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite};
 use crate::error::path_hint;
 use crate::names::sort_naturally;

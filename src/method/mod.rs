@@ -1,7 +1,7 @@
 //! AsFT as the paper writes it (arXiv 2506.08473), a file for each of its objects.
 //!
 //! ```text
-//! V = W_aligned − W_unaligned              one per targeted module                  direction, direction_file, origin, sketch
+//! V = W_aligned − W_unaligned              one per targeted module                  direction, direction_file, origin, likeness
 //! V ≈ U diag(σ) Rᵀ                         its factors, with a certified residual   spectral
 //! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ          C or its stand-in, applied to an update  penalty (Operator), random
 //! λ Σ ‖(I − C) ΔW‖_F²                      the penalty and its gradients            penalty, term
@@ -19,6 +19,7 @@ pub mod direction;
 pub mod direction_file;
 mod dual;
 pub mod inspect;
+pub mod likeness;
 mod options;
 mod origin;
 mod penalty;
@@ -27,7 +28,6 @@ pub mod project;
 mod random;
 pub mod shares;
 mod sign;
-pub mod sketch;
 pub mod spectral;
 pub mod summary;
 mod term;

@@ -1,8 +1,9 @@
 //! Whether a direction was computed from the given weights: those of a checkpoint, or those under an adapter.
 
 use super::direction_file::Directions;
-use super::sketch::{Likeness, sketch};
+use super::likeness::Likeness;
 use crate::adapter::{Adapter, BaseIdentity};
+use crate::checkpoint::sketch::sketch;
 use crate::checkpoint::{Checkpoint, combined_hash, weight_hash};
 use crate::console::log;
 use crate::ensure_valid;
@@ -147,8 +148,9 @@ impl Directions {
             .keys()
             .filter_map(|name| Some((name.clone(), header.module_hashes.get(name)?.clone())))
             .collect();
+        let aligned_sketch = |module: &str| Ok(self.sketches(module)?.map(|pair| pair.aligned));
         ensure_valid!(
-            recorded.base_weights == combined_hash(&hashes),
+            recorded.base_weights == combined_hash(&hashes) || recorded.is_quantised_form(adapter, aligned_sketch)?,
             "the adapter in {} (for {base}) was trained on other weights than the aligned model of the direction \
              ({aligned}); compute the direction of its own base with `asft direction`",
             dir.display()

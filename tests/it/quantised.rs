@@ -1,10 +1,11 @@
 //! Quantised bases: against PyTorch with what bitsandbytes makes of the weights, and whole runs.
 
 use crate::support::command::{asft, evaluation, json, refused, refused_unwritten, stdout, succeeds, train};
-use crate::support::files::{fixture, read_json};
+use crate::support::files::{copy_files, fixture, read_json};
 use crate::support::goldens::*;
 use crate::support::runs::{interrupt, metrics, same_run};
 use crate::support::tensors::{max_difference, relative_error, to_vec};
+use asft::adapter::BaseIdentity;
 use asft::checkpoint::Checkpoint;
 use asft::data::{Batch, collate};
 use asft::method::{AsftOptions, Penalize};
@@ -241,4 +242,38 @@ fn a_quantised_base_is_merged_only_on_request() {
     let batch = GoldenBatch::load("llama_gqa");
     let logits = |model: &Decoder| to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
     assert!(relative_error(&logits(&whole), &logits(&adapted)) < 1e-2);
+}
+
+/// An adapter that was trained on the quantised weights belongs to the full ones, and to no others.
+#[test]
+fn an_adapter_of_a_quantised_base_belongs_to_the_full_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = |name: &str| scratch.path().join(name);
+    copy_files(&fixture("llama_gqa/adapter"), &place("adapter"));
+    let recorded = BaseIdentity::of(&golden_adapter("llama_gqa"), &saved_by_bitsandbytes("nf4").1).unwrap();
+    std::fs::write(place("adapter/asft.json"), recorded.to_json().unwrap()).unwrap();
+    let (full, other, out) = (fixture("llama_gqa/model"), place("other"), place("merged"));
+    copy_files(&full, &other);
+    let weights = candle_core::safetensors::load(full.join("model.safetensors"), &Device::Cpu).unwrap();
+    let half: HashMap<String, Tensor> = weights.into_iter().map(|(name, x)| (name, (x * 0.5).unwrap())).collect();
+    candle_core::safetensors::save(&half, other.join("model.safetensors")).unwrap();
+    let merge = |model: &Path| {
+        let mut command = asft(&["merge", "--adapter"]);
+        command.arg(place("adapter")).arg("--model").arg(model).arg("--out").arg(&out);
+        command
+    };
+    refused_unwritten(merge(&other), &out, &["trained on other weights"]);
+    let told = succeeds(merge(&full));
+    assert!(told.contains("was trained on quantised weights that are at most"), "{told}");
+    let inspect = |aligned: &Path, unaligned: &Path| {
+        let direction = place("d.safetensors");
+        let mut command = asft(&["direction", "--target-modules", "q_proj,v_proj,o_proj,down_proj", "--overwrite"]);
+        command.arg("--aligned").arg(aligned).arg("--unaligned").arg(unaligned).arg("--out").arg(&direction);
+        succeeds(command);
+        let mut command = asft(&["inspect", "--adapter"]);
+        command.arg(place("adapter")).arg("--direction").arg(&direction);
+        command
+    };
+    assert!(succeeds(inspect(&full, &other)).contains("is taken to belong to them"));
+    refused(inspect(&other, &full), &["trained on other weights"]);
 }

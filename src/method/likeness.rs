@@ -1,43 +1,5 @@
-//! A weight's sketch: 1024 numbers by which a quantised form of it is known, without the weight itself.
-//!
-//! The weight, flattened, is cut into 1024 runs; number j is Σ ε_i w_i over run j, with pseudo-random signs ε that are the
-//! same for every weight. Since the signs are independent, ‖sketch(w) − sketch(w')‖² is ‖w − w'‖² in expectation, with a
-//! standard deviation of about √(2/1024) of it (Alon, Matias and Szegedy 1996). The sketch is linear: that of
+//! How a weight lies to both sides of a direction, told by sketches ([`crate::checkpoint::sketch`]). The sketch is linear: that of
 //! V = W_aligned − W_unaligned is the difference of the two.
-
-/// Numbers in a sketch.
-pub const LENGTH: usize = 1024;
-
-/// The sketch of a weight's values.
-pub fn sketch(values: &[f32]) -> Vec<f32> {
-    let run = values.len().div_ceil(LENGTH).max(1);
-    let mut sums = vec![0f32; LENGTH];
-    for (j, (sum, values)) in sums.iter_mut().zip(values.chunks(run)).enumerate() {
-        *sum = signed_sum(values, j as u64) as f32;
-    }
-    sums
-}
-
-/// Σ ε w, the signs of run `j`: 64 of them from each number of a counting generator.
-fn signed_sum(values: &[f32], j: u64) -> f64 {
-    let mut total = 0f64;
-    for (word, values) in values.chunks(64).enumerate() {
-        let signs = mixed((j << 32) | word as u64);
-        for (i, value) in values.iter().enumerate() {
-            let value = f64::from(*value);
-            total += if signs >> i & 1 == 0 { value } else { -value };
-        }
-    }
-    total
-}
-
-/// The output function of SplitMix64 (Steele, Lea and Flood 2014).
-fn mixed(number: u64) -> u64 {
-    let z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 /// The sketches of both sides of a direction.
 pub struct Pair {
@@ -95,10 +57,11 @@ impl Likeness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::sketch::sketch;
+    use crate::ops::testing::random;
 
     fn noise(seed: u64, count: usize, scale: f64) -> Vec<f32> {
-        let uniform = |i: usize| mixed(seed << 40 | i as u64) as f64 / u64::MAX as f64 - 0.5;
-        (0..count).map(|i| (uniform(i) * scale) as f32).collect()
+        (random(&[count], seed) * (scale / 2.0)).unwrap().to_vec1().unwrap()
     }
 
     fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
