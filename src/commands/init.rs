@@ -7,7 +7,7 @@ use crate::config::suggest;
 use crate::console::log;
 use crate::data::recognise;
 use crate::ensure_valid;
-use crate::hub;
+use crate::hub::{self, Split};
 use crate::method::direction_file::Directions;
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
@@ -61,7 +61,10 @@ fn given(
         Directions::open(direction).context("--direction")?;
     }
     let format = match data.as_deref().filter(|name| hub::is_local(name)) {
-        Some(file) => Some(recognise(Path::new(file)).context("--data")?),
+        Some(name) => {
+            let files = hub::resolve_dataset(name, Split::Train, true).context("--data")?.paths;
+            files.first().map(|first| recognise(first).context("--data")).transpose()?
+        }
         None => None,
     };
     let direction = direction.map(|path| path.display().to_string());

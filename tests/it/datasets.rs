@@ -159,6 +159,8 @@ fn data_shows_what_is_trained_on() {
         "validation samples\ntests/tiny/train.jsonl: 24 records: 24 samples",
         "<|im_start|>assistant↵\n⟦",
         "<|im_end|>⟧↵\n",
+        "\n  message 1 (user): no label: only what the assistant says is trained on\n",
+        "\n  message 2 (assistant): labels, through the end of its turn\n",
     ] {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }
@@ -174,6 +176,7 @@ fn data_shows_what_is_trained_on() {
     let sample = &report["samples"][1];
     assert_eq!(sample["input_ids"].as_array().unwrap().len(), sample["labels"].as_array().unwrap().len());
     assert!(sample["text"].as_str().unwrap().starts_with("<|im_start|>user"));
+    assert!(sample["why"][1].as_str().unwrap().starts_with("message 2 (assistant): labels"));
 }
 
 #[test]

@@ -54,9 +54,11 @@ fn init_writes_a_config_that_trains_as_it_stands() {
         succeeds(command);
     }
     std::fs::remove_file(&out).unwrap();
-    succeeds(init("tests/tiny/aligned", &["--data", "tests/tiny/chat.jsonl"]));
-    assert!(std::fs::read_to_string(&out).unwrap().contains("format = \"chat\""));
-    std::fs::remove_file(&out).unwrap();
+    for data in ["tests/tiny/chat.jsonl", "tests/tiny/cha?.jsonl"] {
+        succeeds(init("tests/tiny/aligned", &["--data", data]));
+        assert!(std::fs::read_to_string(&out).unwrap().contains("format = \"chat\""));
+        std::fs::remove_file(&out).unwrap();
+    }
     for (flags, needles) in [
         (["--unaligned", "tests/tiny/aligned"], ["--unaligned", "the model itself"]),
         (["--unaligned", "tests/tiny/unalined"], ["--unaligned", "did you mean tests/tiny/unaligned?"]),

@@ -83,6 +83,21 @@ fn every_format() {
 }
 
 #[test]
+fn there_is_one_beginning_of_text() {
+    let (ids, labels) = one(json!({"prompt": "<s> a", "completion": " c"}), Format::PromptCompletion);
+    assert_eq!((&*ids, &*labels), ("<s> a c </s>", "c </s>"));
+    assert_eq!(one(json!({"text": "<s> a"}), Format::Text).0, "<s> a </s>");
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path());
+    let told = |source: &str| {
+        let template = Template::new(source, tokenizer.special_tokens()).unwrap();
+        crate::data::beginning::missing(&tokenizer, &template).map(|(text, _)| text)
+    };
+    assert!(told("{{ messages[0].content }}").unwrap().contains("do not begin with <s>"));
+    assert_eq!(told("{{ bos_token + ' ' + messages[0].content }}"), None);
+}
+
+#[test]
 fn sharegpt_turns_are_messages() {
     let say = |from: &str, value: &str| json!({"from": from, "value": value});
     let turns = json!([say("human", "a"), say("gpt", "b"), say("observation", "c"), say("chatgpt", "d")]);
