@@ -3,7 +3,7 @@
 //! The file's name says what it is: `.csv` and `.tsv` are tables with a header (csv.rs), `.parquet`, or any file that
 //! begins like Parquet, is Parquet (parquet.rs); anything else is JSON: an array of objects if its first character is
 //! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark, and may be
-//! compressed (compressed.rs). Of a table in text the whole is read, of all others as much as is asked for.
+//! compressed (compressed.rs). No more is read than is asked for.
 
 mod big;
 mod compressed;
@@ -40,7 +40,7 @@ pub struct Reader {
 
 impl Reader {
     /// # Errors
-    /// A missing or unreadable file; a table that is ragged (with its line) or not UTF-8; a damaged Parquet file.
+    /// A missing or unreadable file; a table whose header has a name twice; a damaged Parquet file.
     pub fn open(path: &Path) -> Result<Self> {
         ensure_valid!(
             path.is_file(),
@@ -49,11 +49,11 @@ impl Reader {
             path_hint(path)
         );
         let taken = Arc::default();
-        let table = |delimiter| csv::read(path, &Text::open(path, &taken)?.whole()?, delimiter);
+        let table = |delimiter| csv::Rows::new(path, Text::open(path, &taken)?, delimiter);
         let is_parquet = extension(path).as_deref() == Some("parquet");
         let records: Box<dyn Iterator<Item = Result<Unread>>> = match extension(path).as_deref() {
-            Some("csv") => Box::new(table(b',')?.into_iter().map(|record| Ok(record.into()))),
-            Some("tsv") => Box::new(table(b'\t')?.into_iter().map(|record| Ok(record.into()))),
+            Some("csv") => Box::new(table(b',')?.map(|record| record.map(Unread::from))),
+            Some("tsv") => Box::new(table(b'\t')?.map(|record| record.map(Unread::from))),
             _ if is_parquet || begins_like_parquet(path) => {
                 Box::new(parquet::Rows::open(path, &taken)?.map(|record| record.map(Unread::from)))
             }

@@ -2,88 +2,169 @@
 //! delimiter and line ends, and `""` is a quote in it. Every value is a string; empty lines are skipped.
 
 use super::record::{Place, Record};
+use super::text::Text;
 use crate::{ensure_valid, invalid};
-use anyhow::Result;
-use csv::{ErrorKind, ReaderBuilder, StringRecord};
+use anyhow::{Error, Result};
+use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::cell::RefCell;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-/// The rows of `text`; `path` names the file in messages.
-///
-/// # Errors
-/// A column name that occurs twice; a row with more or fewer fields than the header; a quote that is never closed.
-pub fn read(path: &Path, text: &str, delimiter: u8) -> Result<Vec<Record>> {
-    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
-    let header = reader.headers().map_err(|e| invalid!("{}:1: {e}", path.display()))?.clone();
-    for (index, name) in header.iter().enumerate() {
-        ensure_valid!(
-            !header.iter().take(index).any(|earlier| earlier == name),
-            "{}:1: two columns are named {name:?}; rename one",
-            path.display()
-        );
-    }
-    let (mut records, mut row) = (vec![], StringRecord::new());
-    let (mut lines, mut begin) = (Lines { text, offset: 0, line: 1 }, 0);
-    loop {
-        match reader.read_record(&mut row) {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(e) => return Err(explain(path, &mut lines, &header, &e)),
+/// The rows of a table, read as they are asked for.
+pub struct Rows {
+    path: PathBuf,
+    delimiter: u8,
+    reader: Reader<Feed>,
+    window: Rc<RefCell<Window>>,
+    header: StringRecord,
+    row: StringRecord,
+    is_over: bool,
+}
+
+impl Rows {
+    /// `path` names the file in messages.
+    ///
+    /// # Errors
+    /// As [`Text`]; a column name that occurs twice.
+    pub fn new(path: &Path, text: Text, delimiter: u8) -> Result<Self> {
+        let window = Rc::new(RefCell::new(Window { bytes: vec![], start: 0, line: 1, failed: None }));
+        let feed = Feed { text, window: Rc::clone(&window), given: 0 };
+        let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(feed);
+        let header = reader.headers().cloned();
+        let header = header
+            .map_err(|e| window.borrow_mut().failed.take().unwrap_or_else(|| invalid!("{}:1: {e}", path.display())))?;
+        for (index, name) in header.iter().enumerate() {
+            ensure_valid!(
+                !header.iter().take(index).any(|earlier| earlier == name),
+                "{}:1: two columns are named {name:?}; rename one",
+                path.display()
+            );
         }
-        begin = row.position().map_or(begin, |position| position.byte() as usize);
-        let fields: Map<String, Value> =
-            header.iter().zip(&row).map(|(name, value)| (name.to_string(), Value::from(value))).collect();
-        records.push(Record { fields, place: Place::Line(lines.at(begin)) });
+        let (path, row) = (path.to_path_buf(), StringRecord::new());
+        Ok(Self { path, delimiter, reader, window, header, row, is_over: false })
     }
-    ensure_valid!(
-        !ends_in_quotes(text.get(begin..).unwrap_or_default(), delimiter),
-        "{}:{}: a quote that opens in the row that begins here is never closed",
-        path.display(),
-        lines.line
-    );
-    Ok(records)
+
+    /// # Errors
+    /// As [`Text`]; a row with more or fewer fields than the header; a quote that is never closed.
+    fn following(&mut self) -> Result<Option<Record>> {
+        match self.reader.read_record(&mut self.row) {
+            Ok(true) => {
+                let begin = self.row.position().map(|position| position.byte());
+                let line = self.window.borrow_mut().line_at(begin);
+                let fields = self.header.iter().zip(&self.row);
+                let fields: Map<String, Value> =
+                    fields.map(|(name, value)| (name.to_string(), Value::from(value))).collect();
+                Ok(Some(Record { fields, place: Place::Line(line) }))
+            }
+            Ok(false) => {
+                let window = self.window.borrow();
+                ensure_valid!(
+                    !ends_in_quotes(&window.bytes, self.delimiter),
+                    "{}:{}: a quote that opens in the row that begins here is never closed",
+                    self.path.display(),
+                    window.line
+                );
+                Ok(None)
+            }
+            Err(error) => Err(self.explain(&error)),
+        }
+    }
+
+    fn explain(&self, error: &csv::Error) -> Error {
+        let mut window = self.window.borrow_mut();
+        match error.kind() {
+            ErrorKind::UnequalLengths { pos, len, .. } => {
+                let line = window.line_at(pos.as_ref().map(|pos| pos.byte()));
+                let columns: Vec<&str> = self.header.iter().collect();
+                invalid!(
+                    "{}:{line}: the row that begins here has {len} fields, the header has {} ({}); quote a field that \
+                     holds the delimiter, a quote or a line end",
+                    self.path.display(),
+                    self.header.len(),
+                    crate::error::listing(&columns, 12)
+                )
+            }
+            _ => window.failed.take().unwrap_or_else(|| invalid!("{}: {error}", self.path.display())),
+        }
+    }
 }
 
-/// Counts lines up to increasing byte offsets.
-struct Lines<'a> {
-    text: &'a str,
-    offset: usize,
+impl Iterator for Rows {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        if self.is_over {
+            return None;
+        }
+        let next = self.following().transpose();
+        self.is_over = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// What has been read from the beginning of the last row on.
+struct Window {
+    bytes: Vec<u8>,
+    /// Where that is in the text, in bytes, and in which line.
+    start: u64,
     line: usize,
+    /// Why no more could be read.
+    failed: Option<Error>,
 }
 
-impl Lines<'_> {
-    /// The line of the row that was read from byte `begin` on.
-    fn at(&mut self, begin: usize) -> usize {
-        let bytes = self.text.as_bytes();
+impl Window {
+    /// The line of the row that was read from byte `begin` on, which becomes the beginning of the window.
+    fn line_at(&mut self, begin: Option<u64>) -> usize {
+        let begin = begin.map_or(0, |begin| begin.saturating_sub(self.start) as usize).min(self.bytes.len());
         // The reader's position is before the line ends that it skips.
-        let skipped = bytes.iter().skip(begin).take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        let begin = (begin + skipped).min(bytes.len());
-        self.line += bytes.get(self.offset..begin).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count();
-        self.offset = begin.max(self.offset);
+        let skipped = self.bytes.iter().skip(begin).take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let passed = self.bytes.drain(..begin + skipped);
+        self.line += passed.filter(|&byte| byte == b'\n').count();
+        self.start += (begin + skipped) as u64;
         self.line
     }
 }
 
-fn explain(path: &Path, lines: &mut Lines, header: &StringRecord, error: &csv::Error) -> anyhow::Error {
-    match error.kind() {
-        ErrorKind::UnequalLengths { pos, len, .. } => {
-            let line = pos.as_ref().map_or(lines.line, |pos| lines.at(pos.byte() as usize));
-            let columns: Vec<&str> = header.iter().collect();
-            invalid!(
-                "{}:{line}: the row that begins here has {len} fields, the header has {} ({}); quote a field that \
-                 holds the delimiter, a quote or a line end",
-                path.display(),
-                header.len(),
-                crate::error::listing(&columns, 12)
-            )
+/// A text for the library to read: line by line, each kept in the window.
+struct Feed {
+    text: Text,
+    window: Rc<RefCell<Window>>,
+    /// Bytes given out.
+    given: u64,
+}
+
+impl Read for Feed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut window = self.window.borrow_mut();
+        let at = |window: &Window, given: u64| given.saturating_sub(window.start) as usize;
+        if at(&window, self.given) >= window.bytes.len() {
+            match self.text.line() {
+                Ok(Some(line)) => {
+                    window.bytes.extend(line.text.as_bytes());
+                    window.bytes.push(b'\n');
+                }
+                Ok(None) => return Ok(0),
+                Err(error) => {
+                    window.failed = Some(error);
+                    return Err(std::io::ErrorKind::InvalidData.into());
+                }
+            }
         }
-        _ => invalid!("{}: {error}", path.display()),
+        let rest = window.bytes.get(at(&window, self.given)..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.given += count as u64;
+        Ok(count)
     }
 }
 
 /// Whether a quote that opens in `rest`, the text from the last row on, is never closed. The reader does not report it:
 /// such a field swallows all that follows.
-fn ends_in_quotes(rest: &str, delimiter: u8) -> bool {
+fn ends_in_quotes(rest: &[u8], delimiter: u8) -> bool {
     #[derive(Clone, Copy, PartialEq)]
     enum At {
         FieldStart,
@@ -91,7 +172,7 @@ fn ends_in_quotes(rest: &str, delimiter: u8) -> bool {
         Quoted,
         QuoteInQuoted,
     }
-    let end = rest.bytes().fold(At::FieldStart, |at, byte| match (at, byte) {
+    let end = rest.iter().copied().fold(At::FieldStart, |at, byte| match (at, byte) {
         (At::Quoted, b'"') => At::QuoteInQuoted,
         (At::Quoted, _) | (At::FieldStart | At::QuoteInQuoted, b'"') => At::Quoted,
         (_, byte) if byte == delimiter || matches!(byte, b'\r' | b'\n') => At::FieldStart,

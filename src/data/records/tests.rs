@@ -78,6 +78,21 @@ fn tables_are_read_by_their_header() {
 }
 
 #[test]
+fn rows_are_whole_however_the_table_is_read() {
+    // Rows of up to 200 bytes and many lines: some lie across every piece that is read.
+    let (mut text, mut expected, mut line) = ("a,b\r\n".to_string(), vec![], 2);
+    for i in 0..5000 {
+        let field = "é\n\"x\"".repeat(i % 40);
+        text.push_str(&format!("{i},\"{}\"\r\n", field.replace('"', "\"\"")));
+        expected.push((json!({"a": i.to_string(), "b": field}), Place::Line(line)));
+        line += 1 + i % 40;
+    }
+    let records = read_as("data.csv", text.as_bytes()).unwrap();
+    let got = records.into_iter().map(|record| (Value::Object(record.fields), record.place));
+    assert!(got.eq(expected));
+}
+
+#[test]
 fn bad_tables_name_their_line() {
     let message = |text: &str| refusal("data.csv", text.as_bytes());
     let ragged = message("a,b\n\"1\n\",2\n\n3\n4,5\n");

@@ -136,17 +136,6 @@ impl Text {
         invalid!("{}:{}: malformed JSON: {what}", self.path.display(), self.line)
     }
 
-    /// The whole rest.
-    ///
-    /// # Errors
-    /// As [`Text::line`].
-    pub fn whole(mut self) -> Result<String> {
-        while !self.is_over {
-            self.fill()?;
-        }
-        Ok(self.give(self.rest().len())?.text)
-    }
-
     fn rest(&self) -> &[u8] {
         self.buffer.get(self.at..).unwrap_or_default()
     }
