@@ -17,7 +17,7 @@ use indicatif::DecimalBytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -98,17 +98,18 @@ pub fn open_or_make(
     made_of: &Value,
     make: impl FnOnce(&mut Sink) -> Result<Told>,
 ) -> Result<(Samples, Told)> {
-    match open(path, made_of) {
-        Ok(Some(found)) => {
-            let text = format!("samples tokenised earlier are read from {}", path.display());
-            log::info(&text, json!({"cache": path}));
-            return Ok(found);
-        }
-        Ok(None) => {}
+    // Another process, or a rank of this run, may be making the same.
+    let _lock = match open(path, made_of) {
+        Ok(Some(found)) => return Ok(told_of(found, path)),
+        Ok(None) => Lock::wait(path),
         Err(error) => {
             let text = format!("{} cannot be used, and is made again: {error:#}", path.display());
             log::warn(&text, json!({"cache": path}));
+            Lock::wait(path)
         }
+    };
+    if let Ok(Some(found)) = open(path, made_of) {
+        return Ok(told_of(found, path));
     }
     // What is wrong with the data has nothing to do with the file.
     let mut failed = None;
@@ -134,6 +135,39 @@ pub fn open_or_make(
     );
     log::info(&text, json!({"cache": path, "bytes": bytes}));
     Ok((samples, told))
+}
+
+fn told_of(found: (Samples, Told), path: &Path) -> (Samples, Told) {
+    let text = format!("samples tokenised earlier are read from {}", path.display());
+    log::info(&text, json!({"cache": path}));
+    found
+}
+
+/// Held while a file is made; others wait for it, where the file system has locks.
+struct Lock {
+    path: PathBuf,
+    _file: Option<File>,
+}
+
+impl Lock {
+    fn wait(samples: &Path) -> Self {
+        let path = samples.with_extension("lock");
+        // What is wrong with the folder is told when the samples are written.
+        let _made = samples.parent().map(std::fs::create_dir_all);
+        let file = File::create(&path).ok();
+        if let Some(Err(TryLockError::WouldBlock)) = file.as_ref().map(File::try_lock) {
+            let text = format!("another process makes {}: waiting for it", samples.display());
+            log::info(&text, json!({"cache": samples}));
+            let _without_locks = file.as_ref().map(File::lock);
+        }
+        Self { path, _file: file }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _it_is_gone = std::fs::remove_file(&self.path);
+    }
 }
 
 fn write(file: &mut File, made_of: &Value, make: impl FnOnce(&mut Sink) -> Result<Told>) -> Result<()> {
@@ -282,6 +316,27 @@ mod tests {
         open_or_make(&path, &made_of, make).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), whole);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn of_several_that_need_the_same_one_makes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, made_of) = (dir.path().join("a.samples"), json!({"files": 1}));
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        let one = || {
+            let slowly = |sink: &mut Sink| {
+                made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                make(sink)
+            };
+            open_or_make(&path, &made_of, slowly).unwrap().0.len()
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(one)).collect();
+            assert!(threads.into_iter().all(|thread| thread.join().unwrap() == 3000));
+        });
+        assert_eq!(made.into_inner(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
