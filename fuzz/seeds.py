@@ -74,6 +74,35 @@ def safetensors():
     write("index", "missing", json.dumps({"weight_map": {"a": "./model.safetensors", "b": "x/y", "c": "../z"}}))
 
 
+def four_bit():
+    def file(parts):
+        header, data = {}, b""
+        for name, (dtype, shape, values) in parts.items():
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+            data += values
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text + data
+
+    def floats(values):
+        return struct.pack(f"<{len(values)}f", *values)
+    name, table = "model.layers.0.self_attn.q_proj.weight", [i / 8 - 1 for i in range(16)]
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [3, 50]}
+    nested = state | {"nested_blocksize": 2, "nested_dtype": "float32", "nested_offset": 0.5}
+
+    def weight(state, absmax, more):
+        text = json.dumps(state).encode()
+        return file({name: ("U8", [75, 1], bytes(range(75))), f"{name}.absmax": absmax,
+                     f"{name}.quant_map": ("F32", [16], floats(table)), **more,
+                     f"{name}.quant_state.bitsandbytes__nf4": ("U8", [len(text)], text)})
+    write("four_bit", "plain", weight(state, ("F32", [3], floats([1, 2, 3])), {}))
+    write("four_bit", "nested", weight(nested, ("U8", [3], bytes([0, 127, 255])), {
+        f"{name}.nested_absmax": ("F32", [2], floats([0.1, 0.2])),
+        f"{name}.nested_quant_map": ("F32", [256], floats([i / 128 - 1 for i in range(256)]))}))
+    write("four_bit", "infinite", weight(state, ("F32", [3], floats([1, float("inf"), 3])), {}))
+    write("four_bit", "eight_bits", file({name: ("I8", [1, 2], b"ab"), f"{name[:-7]}.SCB": ("F32", [1], floats([1]))}))
+
+
 def gguf():
     """A Llama with a block of tiny tensors, of several types, and what a header may say."""
     def string(text):
@@ -180,6 +209,7 @@ def templates():
 config()
 records()
 safetensors()
+four_bit()
 gguf()
 models()
 tokenizers()

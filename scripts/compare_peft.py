@@ -138,6 +138,7 @@ def asft_side(job, asft, folder):
 aligned = "{job["model"]}"
 device = "{job["device"]}"
 dtype = "{job["dtype"]}"
+{job.get("weights", "")}
 [lora]
 init_adapter = "{job["adapter"]}"
 dropout = {job["dropout"]}

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by the name of its corpus.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("config", config),
     ("json", json),
     ("table", table),
@@ -27,6 +27,7 @@ pub const TARGETS: [Target; 12] = [
     ("safetensors", safetensors),
     ("index", index),
     ("gguf", gguf),
+    ("four_bit", four_bit),
     ("adapter", adapter),
     ("model", model),
     ("tokenizer", tokenizer),
@@ -54,7 +55,7 @@ thread_local! {
 impl Scratch {
     fn new() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        for name in ["chat", "index", "adapter", "model", "tokenizer"] {
+        for name in ["chat", "index", "adapter", "model", "tokenizer", "four_bit"] {
             std::fs::create_dir(dir.path().join(name))?;
         }
         let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes);
@@ -165,6 +166,25 @@ pub fn gguf(bytes: &[u8]) {
                 assert_eq!(file.info(name).map(|info| info.elements()), Some(values.len()));
             }
         }
+    });
+}
+
+/// A model folder's safetensors file with weights in four bits and what belongs to them, as bitsandbytes saves it.
+pub fn four_bit(bytes: &[u8]) {
+    with_file("four_bit/model.safetensors", bytes, |path, _| {
+        let folder = path.parent().expect("it is in a folder");
+        let Some(file) = accepted(Checkpoint::open(folder)) else { return };
+        let names: Vec<&str> = file.names().collect();
+        for name in &names {
+            let elements = file.info(name).map(|info| info.elements());
+            if let Some(Some(matrix)) = accepted(file.quantised(name)) {
+                assert_eq!(elements, Some(matrix.len()));
+            }
+            if let Some(values) = accepted(file.read_f32(name)) {
+                assert_eq!(elements, Some(values.len()));
+            }
+        }
+        file.content_hash(names).expect("the header was checked against the file");
     });
 }
 

@@ -45,6 +45,7 @@ pub enum Quantize {
     /// 8.5 bits a value: eight-bit integers with a scale for 32, as llama.cpp's Q8_0. Rows must be multiples of 32.
     Q8_0,
     /// 4.5 bits a value: llama.cpp's Q4_K. Rows must be multiples of 256.
+    #[value(name = "q4_k")]
     Q4K,
 }
 

@@ -135,7 +135,14 @@ fn what_cannot_be_quantised_is_refused() {
     refusal(&["model.quantize=nf4", "train.method=full"], &["`model.quantize`", "weights that train"]);
     refusal(&["model.quantize_head=true"], &["`model.quantize_head`", "without `model.quantize`"]);
     refusal(&["model.quantize=int8"], &["model.quantize", "\"nf4\", \"q8_0\" or \"q4_k\""]);
-    refused(asft(&["eval", "--model", "tests/tiny/aligned", "--data", "x.jsonl", "--quantize-head"]), &["--quantize"]);
+    let eval = |more: &[&str]| {
+        let mut command = asft(&["eval", "--model", "tests/tiny/aligned", "--data", "x.jsonl"]);
+        command.args(more);
+        command
+    };
+    refused(eval(&["--quantize-head"]), &["--quantize"]);
+    // The names of the config.
+    refused(eval(&["--quantize", "int8"]), &["[possible values: nf4, q8_0, q4_k]"]);
 }
 
 #[test]
