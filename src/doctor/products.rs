@@ -11,6 +11,8 @@ use candle_core::{D, DType, Device, Tensor, Var};
 
 pub const CHECKS: &[Check] = &[
     Check::new("linear", "forward and every gradient", Tolerance { wide: 256.0, narrow: 4.0 }, linears),
+    Check::new("logits", "products in f32 of any operands", Tolerance { wide: 256.0, narrow: 4.0 }, logits)
+        .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses)
         .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("penalty", "the r x r products and their images", Tolerance { wide: 256.0, narrow: 2.0 }, low_ranks),
@@ -30,8 +32,6 @@ fn linears(subject: &Subject, worst: &mut Worst) -> Result<()> {
             let at = |what: &str| format!("{what} of {n} x {d_in} x {d_out}, {lie}");
             let y = linear::forward(&x, &weight, Some(&bias))?;
             worst.note(at("y"), subject.dtype, &y, &expected)?;
-            let logits = exact(&x)?.matmul(&exact(&weight)?.t()?)?;
-            worst.note(at("logits"), subject.dtype, &linear::forward_f32(&x, &weight)?, &logits)?;
             worst.note(at("dx"), subject.dtype, &linear::backward_input(&dy, &weight)?, &gradients[0])?;
             worst.note(at("dW"), subject.dtype, &linear::backward_weight(&dy, &x)?, &gradients[1])?;
             worst.note(at("db"), DType::F32, &linear::backward_bias(&dy)?, &gradients[2])?;
@@ -50,6 +50,18 @@ fn adapted(subject: &Subject, worst: &mut Worst, (x, weight): (&Tensor, &Tensor)
     let expected = (whole + exact(&z)?.matmul(&exact(&b)?.t()?)?)?;
     let y = linear::forward_sum(&[(x, weight), (&z, &b)], None)?;
     worst.note(format!("y with an adapter, {n} x {d_out}, {lie}"), subject.dtype, &y, &expected)
+}
+
+fn logits(subject: &Subject, worst: &mut Worst) -> Result<()> {
+    for (n, d, vocab) in subject.sizes(&[(67, 131, 33), (1, 64, 257)], &[(5, 4097, 17), (513, 72, 1031)]) {
+        for lie in Lie::ALL {
+            let (x, weight) = (subject.matrix(n, d, lie, 1)?, subject.matrix(vocab, d, lie, 3)?);
+            let expected = exact(&x)?.matmul(&exact(&weight)?.t()?)?;
+            let at = format!("logits of {n} x {d} over {vocab}, {lie}");
+            worst.note(at, subject.dtype, &linear::forward_f32(&x, &weight)?, &expected)?;
+        }
+    }
+    Ok(())
 }
 
 fn losses(subject: &Subject, worst: &mut Worst) -> Result<()> {

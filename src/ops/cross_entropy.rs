@@ -6,19 +6,22 @@
 //! soft-capped before the softmax (Gemma 2), whose slope then joins dlogits.
 //!
 //! Softmax, loss and dlogits are f32 whatever h and W are. The products are summed in f32 too; in half precision the
-//! kernel keeps them so, while the body for any device, whose products have the type of their operands, rounds logits
-//! to it before the softmax and dlogits after it, as PyTorch does.
+//! kernels keep logits so, and the CPU's dlogits too, which the GPU's rounds for the product that follows. The body for any
+//! device, whose products have the type of their operands, rounds logits before the softmax and dlogits after it, as
+//! PyTorch does.
 
-#![allow(unsafe_code, reason = "matrix products into parts of a buffer, and a GPU kernel")]
+#![allow(unsafe_code, reason = "matrix products into parts of a buffer")]
+
+mod on_gpu;
 
 use super::fast_math::{exp, vectorised};
 use super::gemm::{Stored, product_in_parts, product_with};
-use super::gpu::{self, Arg, Launch, unwritten};
+use super::gpu;
 use super::matrix::Matrix;
 use super::scalar::{Scalar, wide};
-use super::traffic::{counted, moved};
+use super::traffic::counted;
 use super::weight::Operand;
-use super::{fused, output, softcap, with_f32};
+use super::{fused, linear, output, softcap, with_f32};
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -159,11 +162,10 @@ fn generic_chunk(
     scale: Option<f64>,
     cap: Option<f64>,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let logits = counted(h.matmul(&head.t()?)?, &[h, head]);
-    if gpu::CROSS_ENTROPY.serve(&[&logits]) {
-        let losses = replace_on_gpu(&logits, ids, scale, cap)?;
-        return Ok((losses, scale.map(|_| logits)));
+    if gpu::CROSS_ENTROPY.serve(&[h, head]) {
+        return on_gpu::losses(&linear::forward_f32(h, head)?, ids, scale, cap, h.dtype());
     }
+    let logits = counted(h.matmul(&head.t()?)?, &[h, head]);
     let logits = logits.to_dtype(DType::F32)?;
     let logits = cap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))?;
     let softmax = Softmax::new(&logits, ids)?;
@@ -174,28 +176,6 @@ fn generic_chunk(
         None => gradients,
     };
     Ok((softmax.losses, Some(gradients.to_dtype(h.dtype())?)))
-}
-
-/// The losses [m] of new logits [m, V], not capped yet; with `scale` the gradients take their place.
-fn replace_on_gpu(logits: &Tensor, ids: &Tensor, scale: Option<f64>, cap: Option<f64>) -> Result<Tensor> {
-    let (m, vocab) = logits.dims2()?;
-    let launch = Launch::rows(&gpu::CROSS_ENTROPY, "cross_entropy", logits.dtype(), (m, vocab));
-    // SAFETY: m targets and m losses; the kernel reads no logit beyond the vocabulary, and the logits are nobody else's.
-    unsafe {
-        let losses = unwritten(m, DType::F32, logits.device())?;
-        launch.run(&[
-            Arg::Both(logits),
-            Arg::In(ids),
-            Arg::Out(&losses),
-            Arg::Small(vocab),
-            Arg::Float(scale.unwrap_or(0.0)),
-            Arg::Float(cap.unwrap_or(0.0)),
-            Arg::Small(usize::from(scale.is_some())),
-        ])?;
-        // Once for the losses, and once more for the gradients.
-        moved(&[logits], &[]);
-        Ok(losses)
-    }
 }
 
 /// [m, 1] on the device of `like`

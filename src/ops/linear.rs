@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "a matrix product into memory that holds nothing yet")]
 
 use super::gemm::{Stored, few_rows, product_with};
+use super::gpu;
 use super::matrix::Matrix;
 use super::sum::add;
 use super::traffic::counted;
@@ -68,8 +69,8 @@ fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits. Without a kernel, half precision is rounded to
-/// its own type first.
+/// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits. Where kernels serve neither on a CPU nor on a GPU,
+/// half precision is rounded to its own type first.
 pub fn forward_f32<'a>(x: &Tensor, weight: impl Into<Operand<'a>>) -> Result<Tensor> {
     matmul(x, weight.into(), [false, true], DType::F32)
 }
@@ -128,6 +129,13 @@ fn matmul(a: &Tensor, b: Operand, [a_transposed, b_transposed]: [bool; 2], dtype
     if !fused(&[a]) || !b.fused() {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
         let b = b.dense(a.dtype())?;
+        let is_logits = dtype == DType::F32 && !a_transposed && b_transposed;
+        if is_logits
+            && gpu::CROSS_ENTROPY.serve(&[a, &b])
+            && let Some(product) = gpu::products::wide(a, &b)?
+        {
+            return Ok(product);
+        }
         let product = turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?;
         return cast(&counted(product, &[a, &b]), dtype);
     }

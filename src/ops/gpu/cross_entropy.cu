@@ -1,13 +1,13 @@
-// The losses of rows of logits [m, V] of T, and their gradients in the place of the logits: with x the capped logits,
-// loss = log sum e^x - x[target], gradient = scale (softmax(x) - onehot) times the cap's slope. One block a row, which is
-// read twice. The formulas are in src/ops/cross_entropy.rs.
+// The losses of rows of logits [m, V] in f32, and their gradients in T: with x the capped logits, loss = log sum e^x - x[target],
+// gradient = scale (softmax(x) - onehot) times the cap's slope. One block a row, which is read twice. The formulas are in
+// src/ops/cross_entropy.rs.
 #include "common.cuh"
 
 DEVICE float capped(float x, float cap) { return cap > 0.f ? cap * tanhf(x / cap) : x; }
 
-// `cap` is 0 if there is none; without `gradients` the logits stay.
-KERNEL(cross_entropy, T* logits, const u32* targets, float* losses, u32 vocab, float scale, float cap, u32 gradients) {
-    T* row = logits + (u64)blockIdx.x * vocab;
+// `cap` is 0 if there is none, `gradients` null if none are wanted; they may be in the place of the logits.
+KERNEL(cross_entropy, const float* logits, const u32* targets, float* losses, T* gradients, u32 vocab, float scale, float cap) {
+    const float* row = logits + (u64)blockIdx.x * vocab;
     // The largest value so far, and the sum of e^(x - largest).
     float largest = -INFINITY, sum = 0.f;
     for (u32 at = threadIdx.x * PACK; at < vocab; at += blockDim.x * PACK) {
@@ -30,8 +30,9 @@ KERNEL(cross_entropy, T* logits, const u32* targets, float* losses, u32 vocab, f
     const u32 target = targets[blockIdx.x];
     // No loss is a number if its target is none of the vocabulary.
     if (threadIdx.x == 0)
-        losses[blockIdx.x] = target < vocab ? logf(total) + highest - capped(wide(row[target]), cap) : NAN;
-    if (!gradients) return;
+        losses[blockIdx.x] = target < vocab ? logf(total) + highest - capped(row[target], cap) : NAN;
+    if (gradients == nullptr) return;
+    T* out = gradients + (u64)blockIdx.x * vocab;
     // The target's logit has been read before another thread replaces it.
     __syncthreads();
     const float share = scale / total;
@@ -43,6 +44,6 @@ KERNEL(cross_entropy, T* logits, const u32* targets, float* losses, u32 vocab, f
             const float gradient = expf(x - highest) * share - (at + i == target ? scale : 0.f);
             v.v[i] = cap > 0.f ? gradient * (1.f - part * part) : gradient;
         }
-        store(row, at, vocab, v);
+        store(out, at, vocab, v);
     }
 }

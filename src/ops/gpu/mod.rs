@@ -13,6 +13,7 @@ mod call;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod launch;
+pub(super) mod products;
 mod registry;
 #[cfg(feature = "shim")]
 mod shim;

@@ -9,7 +9,7 @@ use crate::ops::attention::{Layout, Shape, Span};
 use crate::ops::parameters::{self, Moved, Step};
 use crate::ops::testing::{close, difference, random};
 use crate::ops::weight::Weight;
-use crate::ops::{Bodies, attention, cross_entropy, dropout, gated_mlp, rms_norm, rope, softcap, sum};
+use crate::ops::{Bodies, attention, cross_entropy, dropout, gated_mlp, linear, rms_norm, rope, softcap, sum};
 use crate::quant::ggml::GgmlType;
 use crate::quant::{Blocks, Format, FourBit, Kind, Parts, Quantised, Rounding, Scales};
 use candle_core::{DType, Device, Tensor};
@@ -286,6 +286,19 @@ fn quantised_weights_are_widened_to_the_same_bits() {
                 assert!(bits(&got) == bits(&exact.to_dtype(dtype).unwrap()), "{what} in {dtype:?} by {bodies:?}");
             }
         }
+    }
+}
+
+#[test]
+fn logits_of_half_operands_are_not_rounded() {
+    for dtype in [DType::BF16, DType::F16] {
+        let (x, w) = (tensor(&[37, 70], dtype, 1), tensor(&[50, 70], dtype, 2));
+        let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let expected = wide(&x).matmul(&wide(&w).t().unwrap()).unwrap();
+        close(&with(Bodies::Shim, || linear::forward_f32(&x, &w)).unwrap(), &expected, 1e-6);
+        // The body for any device has the product of its operands' type.
+        let rounded = with(Bodies::Generic, || linear::forward_f32(&x, &w)).unwrap();
+        assert!(difference(&rounded, &expected) > 1e-5);
     }
 }
 

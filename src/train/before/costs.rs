@@ -294,18 +294,18 @@ impl<'a> Costs<'a> {
         let product = Cost {
             part: Part::Head,
             unit: Unit::Products,
-            launches: chunks * 2.0,
+            launches: chunks,
             flops: 2.0 * values * h,
             bytes: (rows * h + vocab as f64 * h + values) * w,
         };
-        let losses = Cost { unit: Unit::Memory, launches: chunks, flops: 0.0, bytes: 3.0 * values * w, ..product };
-        self.found.extend([product, losses]);
+        let logits = Cost { bytes: product.bytes + values * (F32 - w), ..product };
+        let losses = Cost { unit: Unit::Memory, flops: 0.0, bytes: values * (2.0 * F32 + w), ..product };
+        self.found.extend([logits, losses, product]);
         for _ in 0..passes {
-            self.found.push(Cost { launches: chunks, ..product });
-            self.found.push(losses);
+            self.found.extend([logits, losses]);
         }
         if self.is_full() {
-            self.found.push(Cost { launches: chunks, ..product });
+            self.found.push(product);
         } else if let Some(bytes) = self.run.quantised_bytes(HEAD, &[vocab, self.run.spec.hidden_size]) {
             let bytes = bytes as f64 + vocab as f64 * h * w;
             let launches = chunks * (2 + passes) as f64;
