@@ -103,19 +103,12 @@ template <class Combine> DEVICE float across_row(float x) {
     return Combine::of(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
-template <u32 SIZE>
-DEVICE void forward(const T* q, const T* k, const T* v, const Tile* tiles, T* o, float* lse, u32 n, const Heads h) {
-    constexpr u32 ROWS = OWN<T, SIZE>, STEP = ROWS, STRIDE = STRIDE_OF<SIZE>;
-    DYNAMIC_SHARED(T, queries, (ROWS + 2 * STEP) * STRIDE * sizeof(T));
-    T *keys = queries + ROWS * STRIDE, *values = keys + STEP * STRIDE;
-    const Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
-    const u32 head = blockIdx.y, kv_head = head / (h.heads / h.kv_heads);
-    const u32 width = h.heads * h.head_dim, kv_width = h.kv_heads * h.head_dim;
-    const u32 warp_row = threadIdx.x / WARP * 16;
-    copy<ROWS, SIZE>(queries, q + (u64)tile.row * width + head * h.head_dim, tile.rows, width, h.head_dim);
-
-    FragmentC out[SIZE / 8] = {};
-    float highest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+// Calls `body` with the first of STEP keys at a time, of those that the queries of a tile see: their rows and those of the values
+// are in shared memory then.
+template <u32 SIZE, u32 STEP, class Body>
+DEVICE void over_keys(const T* k, const T* v, T* keys, T* values, const Tile& tile, u32 kv_head, const Heads& h,
+                      const Body& body) {
+    const u32 kv_width = h.kv_heads * h.head_dim;
     const u32 position = tile.place + tile.shift, end = least(tile.others, position + tile.rows);
     for (u32 first = less(position + 1, h.window); first < end; first += STEP) {
         const u64 from = (u64)(tile.other_row + first) * kv_width + kv_head * h.head_dim;
@@ -124,6 +117,23 @@ DEVICE void forward(const T* q, const T* k, const T* v, const Tile* tiles, T* o,
         copy<STEP, SIZE>(keys, k + from, count, kv_width, h.head_dim);
         copy<STEP, SIZE>(values, v + from, count, kv_width, h.head_dim);
         __syncthreads();
+        body(first);
+    }
+}
+
+template <u32 SIZE>
+DEVICE void forward(const T* q, const T* k, const T* v, const Tile* tiles, T* o, float* lse, u32 n, const Heads h) {
+    constexpr u32 ROWS = OWN<T, SIZE>, STEP = ROWS, STRIDE = STRIDE_OF<SIZE>;
+    DYNAMIC_SHARED(T, queries, (ROWS + 2 * STEP) * STRIDE * sizeof(T));
+    T *keys = queries + ROWS * STRIDE, *values = keys + STEP * STRIDE;
+    const Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
+    const u32 head = blockIdx.y, kv_head = head / (h.heads / h.kv_heads);
+    const u32 width = h.heads * h.head_dim, warp_row = threadIdx.x / WARP * 16;
+    copy<ROWS, SIZE>(queries, q + (u64)tile.row * width + head * h.head_dim, tile.rows, width, h.head_dim);
+
+    FragmentC out[SIZE / 8] = {};
+    float highest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+    over_keys<SIZE, STEP>(k, v, keys, values, tile, kv_head, h, [&](u32 first) {
         FragmentC scores[STEP / 8] = {};
         product<SIZE>(scores, queries + warp_row * STRIDE, keys, h.head_dim);
         float top[2] = {-INFINITY, -INFINITY};
@@ -162,7 +172,7 @@ DEVICE void forward(const T* q, const T* k, const T* v, const Tile* tiles, T* o,
             }
         }
         combine<SIZE>(out, scores, values, h.head_dim);
-    }
+    });
     float factor[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
@@ -182,8 +192,7 @@ DEVICE void backward_queries(const T* q, const T* k, const T* v, const T* d_out,
     T *gradients = queries + ROWS * STRIDE, *keys = gradients + ROWS * STRIDE, *values = keys + STEP * STRIDE;
     const Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
     const u32 head = blockIdx.y, kv_head = head / (h.heads / h.kv_heads);
-    const u32 width = h.heads * h.head_dim, kv_width = h.kv_heads * h.head_dim;
-    const u32 warp_row = threadIdx.x / WARP * 16;
+    const u32 width = h.heads * h.head_dim, warp_row = threadIdx.x / WARP * 16;
     const u64 start = (u64)tile.row * width + head * h.head_dim;
     copy<ROWS, SIZE>(queries, q + start, tile.rows, width, h.head_dim);
     copy<ROWS, SIZE>(gradients, d_out + start, tile.rows, width, h.head_dim);
@@ -198,14 +207,7 @@ DEVICE void backward_queries(const T* q, const T* k, const T* v, const T* d_out,
     }
 
     FragmentC out[SIZE / 8] = {};
-    const u32 position = tile.place + tile.shift, end = least(tile.others, position + tile.rows);
-    for (u32 first = less(position + 1, h.window); first < end; first += STEP) {
-        const u64 from = (u64)(tile.other_row + first) * kv_width + kv_head * h.head_dim;
-        const u32 count = least(STEP, tile.others - first);
-        __syncthreads();
-        copy<STEP, SIZE>(keys, k + from, count, kv_width, h.head_dim);
-        copy<STEP, SIZE>(values, v + from, count, kv_width, h.head_dim);
-        __syncthreads();
+    over_keys<SIZE, STEP>(k, v, keys, values, tile, kv_head, h, [&](u32 first) {
         FragmentC scores[STEP / 8] = {}, d_weights[STEP / 8] = {};
         product<SIZE>(scores, queries + warp_row * STRIDE, keys, h.head_dim);
         product<SIZE>(d_weights, gradients + warp_row * STRIDE, values, h.head_dim);
@@ -222,7 +224,7 @@ DEVICE void backward_queries(const T* q, const T* k, const T* v, const T* d_out,
             }
         }
         combine<SIZE>(out, scores, keys, h.head_dim);
-    }
+    });
     const float factor[2] = {h.scale, h.scale};
     write(dq + start, out, factor, tile.rows, width, h.head_dim);
 }
