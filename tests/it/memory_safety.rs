@@ -35,7 +35,9 @@ fn unsafe_code_stands_in_few_places() {
         let mut uses = code.iter().filter(|line| line.contains("unsafe"));
         if path.starts_with(root.join("src/ops")) {
             let Some(first) = uses.next() else { continue };
-            assert!(first.starts_with("#![allow(unsafe_code, reason = \""), "{}: {first}", path.display());
+            let allowed = ["#![allow(", "#![cfg_attr(feature = \"cuda\", allow("];
+            let said = |start: &&str| first.starts_with(&format!("{start}unsafe_code, reason = \""));
+            assert!(allowed.iter().any(said), "{}: {first}", path.display());
             kernels += 1;
         } else {
             let harmless = ["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"];

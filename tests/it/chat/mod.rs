@@ -1,5 +1,6 @@
 //! Conversations to tokens and labels, against transformers.
 
+mod by_hand;
 mod real_templates;
 mod real_tokenizers;
 mod spelt_out;
