@@ -1,9 +1,9 @@
 //! `asft direction` from checkpoints on disk to a validated direction file.
 
+use crate::support::direction::request;
 use crate::support::tensors::norm;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::error::exit_code;
-use asft::hub::Resolved;
 use asft::method::direction::{DirectionRequest, check, compute};
 use asft::method::direction_file::Directions;
 use asft::method::spectral::Keep;
@@ -14,7 +14,6 @@ use indicatif::ProgressBar;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -57,20 +56,6 @@ fn save_sharded(tensors: &Tensors) -> TempDir {
     }
     std::fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
     dir
-}
-
-fn request(aligned: &Path, unaligned: &Path, out: PathBuf) -> DirectionRequest {
-    let folder = |dir: &Path| Resolved { place: dir.to_path_buf(), tokenizer: None, id: None, revision: None };
-    DirectionRequest {
-        aligned: folder(aligned),
-        unaligned: folder(unaligned),
-        out,
-        targets: Targets::List(vec!["q_proj".into(), "v_proj".into()]),
-        keep: Keep::Tolerance(1e-3),
-        allow_missing: false,
-        allow_equal: false,
-        allow_quantised: false,
-    }
 }
 
 fn run(request: &DirectionRequest) -> anyhow::Result<Summary> {

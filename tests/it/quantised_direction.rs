@@ -1,14 +1,12 @@
 //! Directions and quantised weights: not made of them, but accepted for a quantised form of what they were made of.
 
+use crate::support::direction::request;
 use crate::support::tensors::norm;
 use asft::checkpoint::gguf::{Planned, Written, write};
 use asft::checkpoint::{Checkpoint, Stored, save_tensors};
 use asft::error::exit_code;
-use asft::hub::Resolved;
-use asft::method::direction::{DirectionRequest, check, compute};
+use asft::method::direction::{check, compute};
 use asft::method::direction_file::Directions;
-use asft::method::spectral::Keep;
-use asft::names::Targets;
 use asft::quant::ggml::GgmlType;
 use asft::quant::{Format, Kind};
 use candle_core::{Device, Tensor};
@@ -59,20 +57,6 @@ fn file(dir: &Path, name: &str, weights: &Weights, kind: GgmlType) -> PathBuf {
     let mut values = values.into_iter();
     write(&path, &metadata, &planned, |_| kind.quantise(&values.next().unwrap())).unwrap();
     path
-}
-
-fn request(aligned: &Path, unaligned: &Path, out: PathBuf) -> DirectionRequest {
-    let model = |place: &Path| Resolved { place: place.to_path_buf(), tokenizer: None, id: None, revision: None };
-    DirectionRequest {
-        aligned: model(aligned),
-        unaligned: model(unaligned),
-        out,
-        targets: Targets::List(vec!["q_proj".into(), "v_proj".into()]),
-        keep: Keep::Tolerance(1e-3),
-        allow_missing: false,
-        allow_equal: false,
-        allow_quantised: false,
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The golden models, batches and numbers of PyTorch; see `tests/fixtures/make/goldens.py`.
 
 use super::files::fixture;
-use super::tensors::to_vec;
+use super::tensors::{relative_error, to_vec};
 use asft::adapter::{self, Adapter};
 use asft::checkpoint::Checkpoint;
 use asft::data::{Example, collate};
@@ -102,6 +102,18 @@ impl Golden {
     #[track_caller]
     pub fn integers(&self, name: &str) -> Vec<i64> {
         self.get(name).flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+/// Asserts that the adapter's matrices end where ten golden steps do.
+#[track_caller]
+pub fn check_end(golden: &Golden, trained: &Adapter, case: &str) {
+    for (name, module) in &trained.modules {
+        for (matrix, tensor) in [("lora_A", &module.a), ("lora_B", &module.b)] {
+            let expected = golden.values(&format!("curve.final.{name}.{matrix}"));
+            let error = relative_error(&to_vec(tensor), &expected);
+            assert!(error <= 1e-3, "{case} {name} {matrix}: {error}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses a part")]
 
 pub mod command;
+pub mod direction;
 pub mod files;
 pub mod goldens;
 pub mod runs;
