@@ -55,9 +55,12 @@ impl Decoder {
 }
 
 impl Loader<'_> {
-    /// A matrix that products read: as it is stored, if that is quantised.
+    /// A matrix that products read: as it is stored, if that is quantised. Embedding and head are widened for a GPU, which would
+    /// otherwise widen them whole in every step.
     fn weight(&mut self, name: &str) -> Result<Weight> {
+        let kept = self.device.is_cpu() || ![EMBEDDING, HEAD].contains(&name);
         if !self.weights.train()
+            && kept
             && let Some(matrix) = self.checkpoint.quantised(name)?
         {
             return Weight::quantised(matrix, self.device);

@@ -9,7 +9,7 @@ use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::ModelSpec;
-use crate::names::BLOCK_LINEARS;
+use crate::names::{BLOCK_LINEARS, EMBEDDING, HEAD};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
 use crate::train::defence::{self, Needs};
@@ -189,16 +189,20 @@ impl<'a> Estimate<'a> {
             (Some(format), [rows, columns]) => Some(format.bytes((*rows, *columns))),
             _ => None,
         };
-        self.quantised.get(name).copied().or_else(as_loaded)
+        // Embedding and head of a quantised checkpoint are widened for a GPU.
+        let kept = self.on_cpu || ![EMBEDDING, HEAD].contains(&name);
+        self.quantised.get(name).copied().filter(|_| kept).or_else(as_loaded)
     }
 
-    /// On a GPU, a quantised weight widened for its product: in f32 and in the compute type.
+    /// On a GPU, the largest quantised weight widened for its product: in f32 and in the compute type.
     fn widened_bytes(&self) -> usize {
-        if self.on_cpu || self.settings.model.quantize.is_none() && self.quantised.is_empty() {
+        if self.on_cpu {
             return 0;
         }
-        let shapes = BLOCK_LINEARS.iter().filter_map(|linear| self.spec.linear_shape(linear));
-        shapes.map(|(d_out, d_in)| d_out * d_in).max().unwrap_or(0) * (2 * F32 + self.width())
+        let tensors = self.spec.tensors().into_iter();
+        let quantised = tensors.filter(|(name, shape)| self.quantised_bytes(name, shape).is_some());
+        let elements = quantised.map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
+        elements * (2 * F32 + self.width())
     }
 
     fn model_elements(&self) -> usize {
