@@ -220,24 +220,49 @@ impl Checkpoint {
 
     /// A tensor's values as `T`, row-major. Values are held only as `T` and, a chunk at a time, in the stored type.
     fn read<T: Float>(&self, name: &str) -> Result<Vec<T>> {
+        let mut values = Vec::with_capacity(self.required(name)?.elements());
+        self.append(name, &mut values)?;
+        Ok(values)
+    }
+
+    /// As [`Checkpoint::read_f32`], in pieces, so that the values need not be in memory together.
+    ///
+    /// # Errors
+    /// As there, and the first of `take`.
+    pub fn read_in_pieces(&self, name: &str, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let info = self.required(name)?;
+        let Some(decode) = f32::decoder(info.stored) else { return take(&self.read_f32(name)?) };
+        let (mut piece, mut taken) = (vec![], Ok(()));
+        self.for_each_chunk(name, |bytes| {
+            piece.clear();
+            decode(bytes, &mut piece);
+            if taken.is_ok() {
+                taken = take(&piece);
+            }
+        })?;
+        taken
+    }
+
+    fn append<T: Float>(&self, name: &str, values: &mut Vec<T>) -> Result<()> {
         let info = self.required(name)?;
         let path = self.path_of(info);
         if info.stored == Stored::FourBit {
             let matrix = self.quantised(name)?.context("a weight in four bits")?;
-            return Ok(matrix.widened().into_iter().map(T::from_wide).collect());
+            values.extend(matrix.widened().into_iter().map(T::from_wide));
+            return Ok(());
         }
         let Some(decode) = T::decoder(info.stored) else {
             let found = info.stored;
             return Err(invalid!("tensor {name} in {} has type {found}; expected F32, F16 or BF16", path.display()));
         };
-        let (mut values, mut finite) = (Vec::with_capacity(info.elements()), true);
+        let mut finite = true;
         self.for_each_chunk(name, |bytes| {
             // A model with an infinite value of its own shows it later; of a scale, it is damage.
             finite &= !matches!(info.stored, Stored::Blocks(kind) if !kind.is_finite(bytes));
-            decode(bytes, &mut values);
+            decode(bytes, values);
         })?;
         ensure_valid!(finite, "tensor {name} in {} has blocks with infinite or undefined scales", path.display());
-        Ok(values)
+        Ok(())
     }
 
     /// A tensor's stored bytes, its rows in transformers' order.

@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, in_block, split_block};
 use crate::ops::attention::Shape;
 use crate::ops::weight::Weight;
+use crate::quant::Quantiser;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
@@ -66,10 +67,12 @@ impl Loader<'_> {
             return Weight::quantised(matrix, self.device);
         }
         let Some(format) = self.weights.format(name) else { return Ok(self.tensor(name)?.into()) };
-        let values = self.checkpoint.read_f32(name)?;
         let shape = self.checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         let [rows, columns] = shape[..] else { bail!("{name} has shape {shape:?}; expected a matrix") };
-        let matrix = format.quantise((rows, columns), &values).with_context(|| format!("quantising {name}"))?;
+        let quantising = || format!("quantising {name}");
+        let mut quantiser = Quantiser::new(format, (rows, columns)).with_context(quantising)?;
+        self.checkpoint.read_in_pieces(name, |values| quantiser.push(values)).with_context(quantising)?;
+        let matrix = quantiser.finish().with_context(quantising)?;
         Weight::quantised(matrix, self.device)
     }
 

@@ -11,7 +11,7 @@ mod quantise;
 mod tables;
 
 pub use codes::{FourBit, Nested, Parts, Rounding, Scales};
-pub use quantise::bytes_of;
+pub use quantise::{Quantiser, bytes_of};
 pub use tables::Kind;
 
 #[cfg(test)]

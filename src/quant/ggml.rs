@@ -203,11 +203,14 @@ impl GgmlType {
             self.block_len()
         );
         ensure_valid!(values.par_iter().all(|v| v.is_finite()), "values that are infinite or NaN cannot be quantised");
-        let part = |values: &[f32]| -> Result<Vec<u8>> {
+        let mut bytes = vec![0; values.len() / self.block_len() * self.block_bytes()];
+        let parts = bytes.par_chunks_mut(CHUNK / self.block_len() * self.block_bytes()).zip(values.par_chunks(CHUNK));
+        parts.try_for_each(|(bytes, values)| -> Result<()> {
             let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
-            Ok(QTensor::quantize(&tensor, self.in_candle())?.data()?.into_owned())
-        };
-        Ok(values.par_chunks(CHUNK).map(part).collect::<Result<Vec<_>>>()?.concat())
+            bytes.copy_from_slice(&QTensor::quantize(&tensor, self.in_candle())?.data()?);
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 
     /// The type in candle's words.

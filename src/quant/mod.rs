@@ -54,19 +54,10 @@ impl Format {
     ///
     /// # Errors
     /// Infinite values or NaN; a shape that the format cannot hold.
-    pub fn quantise(self, (rows, columns): (usize, usize), values: &[f32]) -> Result<Quantised> {
-        let blocks = match self {
-            Self::FourBit(kind) => Blocks::FourBit(FourBit::quantise(kind, values)?),
-            Self::Ggml(kind) => {
-                let block = kind.block_len();
-                ensure_valid!(
-                    columns.is_multiple_of(block),
-                    "rows of {columns} are not whole blocks of {block} values"
-                );
-                Blocks::Ggml(Ggml { kind, bytes: kind.quantise(values)? })
-            }
-        };
-        Quantised::new((rows, columns), blocks)
+    pub fn quantise(self, shape: (usize, usize), values: &[f32]) -> Result<Quantised> {
+        let mut quantiser = Quantiser::new(self, shape)?;
+        quantiser.push(values)?;
+        quantiser.finish()
     }
 
     /// Bytes that a matrix [rows, columns] takes.
@@ -75,6 +66,67 @@ impl Format {
             Self::FourBit(_) => four_bit::bytes_of(rows * columns),
             Self::Ggml(kind) => rows * columns / kind.block_len() * kind.block_bytes(),
         }
+    }
+}
+
+/// Quantises a matrix whose values come in pieces, so that they need not be in memory together.
+pub struct Quantiser {
+    shape: (usize, usize),
+    blocks: Pieces,
+}
+
+enum Pieces {
+    FourBit(four_bit::Quantiser),
+    Ggml { blocks: Ggml, rest: Vec<f32> },
+}
+
+impl Quantiser {
+    /// For a matrix [rows, columns].
+    ///
+    /// # Errors
+    /// A shape that the format cannot hold.
+    pub fn new(format: Format, (rows, columns): (usize, usize)) -> Result<Self> {
+        let blocks = match format {
+            Format::FourBit(kind) => Pieces::FourBit(four_bit::Quantiser::new(kind, rows * columns)),
+            Format::Ggml(kind) => {
+                let block = kind.block_len();
+                ensure_valid!(
+                    columns.is_multiple_of(block),
+                    "rows of {columns} are not whole blocks of {block} values"
+                );
+                let bytes = Vec::with_capacity(format.bytes((rows, columns)));
+                Pieces::Ggml { blocks: Ggml { kind, bytes }, rest: vec![] }
+            }
+        };
+        Ok(Self { shape: (rows, columns), blocks })
+    }
+
+    /// Takes the next values.
+    ///
+    /// # Errors
+    /// Infinite values or NaN.
+    pub fn push(&mut self, values: &[f32]) -> Result<()> {
+        match &mut self.blocks {
+            Pieces::FourBit(codes) => codes.push(values),
+            Pieces::Ggml { blocks, rest } => {
+                rest.extend(values);
+                let whole = rest.len() / blocks.kind.block_len() * blocks.kind.block_len();
+                let left = rest.split_off(whole);
+                blocks.bytes.extend(blocks.kind.quantise(rest)?);
+                *rest = left;
+                Ok(())
+            }
+        }
+    }
+
+    /// # Errors
+    /// Another number of values than the matrix has; infinite values or NaN.
+    pub fn finish(self) -> Result<Quantised> {
+        let blocks = match self.blocks {
+            Pieces::FourBit(codes) => Blocks::FourBit(codes.finish()?),
+            Pieces::Ggml { blocks, .. } => Blocks::Ggml(blocks),
+        };
+        Quantised::new(self.shape, blocks)
     }
 }
 
@@ -187,6 +239,11 @@ mod tests {
         for (format, worst) in formats.into_iter().zip([0.16, 0.005, 0.07]) {
             let matrix = format.quantise((6, 512), &values).unwrap();
             assert_eq!(matrix.bytes(), format.bytes((6, 512)), "{format}");
+            let mut pieces = Quantiser::new(format, (6, 512)).unwrap();
+            for piece in [&values[..5], &values[5..64], &values[64..1000], &values[1000..]] {
+                pieces.push(piece).unwrap();
+            }
+            assert_eq!(pieces.finish().unwrap(), matrix, "{format} in pieces");
             let all = matrix.widened();
             let error = all.iter().zip(&values).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             assert!(error > 0.0 && error < worst, "{format}: {error}");

@@ -22,11 +22,64 @@ impl FourBit {
     ///
     /// # Errors
     /// A value that is infinite or NaN.
+    #[cfg(test)]
     pub fn quantise(kind: Kind, values: &[f32]) -> Result<Self> {
-        let (packed, absmax) = quantise_blocks(kind, values)?;
-        let (block, table) = (BLOCK, kind.table());
-        let scales = Scales::Nested(quantise_scales(&absmax));
-        Self::new(values.len(), Parts { packed, block, table, scales, rounding: Rounding::F32 })
+        let mut codes = Quantiser::new(kind, values.len());
+        codes.push(values)?;
+        codes.finish()
+    }
+}
+
+/// Quantises values that come in pieces, in blocks of 64 with quantised scales. What the result stands for is not rounded to
+/// a half.
+pub struct Quantiser {
+    kind: Kind,
+    packed: Vec<u8>,
+    absmax: Vec<f32>,
+    /// Values that fill no block yet.
+    rest: Vec<f32>,
+    length: usize,
+}
+
+impl Quantiser {
+    /// For about `length` values.
+    pub fn new(kind: Kind, length: usize) -> Self {
+        let (packed, absmax) = (Vec::with_capacity(length.div_ceil(2)), Vec::with_capacity(length.div_ceil(BLOCK)));
+        Self { kind, packed, absmax, rest: vec![], length: 0 }
+    }
+
+    /// # Errors
+    /// A value that is infinite or NaN.
+    pub fn push(&mut self, values: &[f32]) -> Result<()> {
+        self.length += values.len();
+        let missing = (BLOCK - self.rest.len()) % BLOCK;
+        let (first, values) = values.split_at(missing.min(values.len()));
+        self.rest.extend(first);
+        if self.rest.len() == BLOCK {
+            let block = std::mem::take(&mut self.rest);
+            self.blocks(&block)?;
+        }
+        let whole = values.len() / BLOCK * BLOCK;
+        self.blocks(&values[..whole])?;
+        self.rest.extend(&values[whole..]);
+        Ok(())
+    }
+
+    fn blocks(&mut self, values: &[f32]) -> Result<()> {
+        let (packed, absmax) = quantise_blocks(self.kind, values)?;
+        self.packed.extend(packed);
+        self.absmax.extend(absmax);
+        Ok(())
+    }
+
+    /// # Errors
+    /// A value of the last block that is infinite or NaN.
+    pub fn finish(mut self) -> Result<FourBit> {
+        let rest = std::mem::take(&mut self.rest);
+        self.blocks(&rest)?;
+        let (packed, block, table) = (self.packed, BLOCK, self.kind.table());
+        let scales = Scales::Nested(quantise_scales(&self.absmax));
+        FourBit::new(self.length, Parts { packed, block, table, scales, rounding: Rounding::F32 })
     }
 }
 
