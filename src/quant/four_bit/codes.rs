@@ -59,6 +59,23 @@ impl Scales {
         }
     }
 
+    /// The scales of `out.len()` blocks from block `first` on.
+    pub(super) fn read(&self, first: usize, out: &mut [f32]) {
+        match self {
+            Self::Plain(scales) => out.copy_from_slice(&scales[first..][..out.len()]),
+            Self::Nested(n) => {
+                let (mut group, mut left) = (first / n.block, n.block - first % n.block);
+                for (code, out) in n.codes[first..].iter().zip(out) {
+                    if left == 0 {
+                        (group, left) = (group + 1, n.block);
+                    }
+                    *out = n.table[usize::from(*code)] * n.absmax[group] + n.offset;
+                    left -= 1;
+                }
+            }
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Plain(scales) => size_of_val(scales.as_slice()),
