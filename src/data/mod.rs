@@ -1,6 +1,5 @@
 //! From records on disk to batches of token ids and labels.
 
-mod bad;
 mod batch;
 mod beginning;
 mod cache;
@@ -31,7 +30,6 @@ mod summary;
 mod template;
 mod turns;
 
-pub use bad::BadRecords;
 pub use batch::{Batch, collate, epoch_order, pack, predicted_labels};
 pub use cache::CacheFolder;
 pub use dataset::{Counts, Dataset, Taken};
@@ -41,6 +39,7 @@ pub use options::{Cache, DataOptions, Overlong, SpecialTokens, TemplateVariables
 pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use reading::{Reading, load};
 pub use recognise::recognise;
+pub use records::BadRecords;
 pub use records::{Place, restored};
 pub use samples::Origin;
 pub use sets::{Loading, SetFiles, Sets};

@@ -1,7 +1,6 @@
 //! From data files to samples: read piece by piece, encode in parallel, cut or drop what is too long, count everything that
 //! is left out.
 
-use super::bad::BadRecords;
 use super::batch::predicted_labels;
 use super::cache::{CacheFolder, Sink, Told, open_or_make};
 use super::choice::Choice;
@@ -9,6 +8,7 @@ use super::control::ControlTokens;
 use super::examples::{Encoder, tokenized};
 use super::fields::Fields;
 use super::files::Files;
+use super::records::BadRecords;
 use super::records::{Place, Reader, Record, Unread, Unusable, extension};
 use super::samples::Samples;
 use super::shards::Shards;

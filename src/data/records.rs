@@ -5,6 +5,7 @@
 //! `[`, JSONL (one object per line) if not (json.rs). Text is UTF-8, with or without a byte order mark, and may be
 //! compressed (compressed.rs). No more is read than is asked for.
 
+mod bad;
 mod big;
 mod compressed;
 mod csv;
@@ -15,12 +16,12 @@ mod text;
 mod unread;
 mod watched;
 
+pub use bad::BadRecords;
 pub use big::{integer, is_text, restored};
 pub use json::parse;
 pub use record::{Place, Record, Unusable, kind};
 pub use unread::Unread;
 
-use super::bad::BadRecords;
 use crate::error::path_hint;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;

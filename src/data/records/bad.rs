@@ -1,6 +1,6 @@
 //! All bad records of a file in one message.
 
-use super::records::{Place, Unusable};
+use super::record::{Place, Unusable};
 use crate::error::{exit_code, listing};
 use crate::invalid;
 use anyhow::Result;
