@@ -19,7 +19,7 @@ mod write;
 pub use float::all_finite;
 pub use folder::{companions_of_gguf, rewrite, rewrite_into};
 pub use gguf::{is_gguf, is_gguf_name};
-pub use hash::{combined_hash, weight_hash, weights_hash};
+pub use hash::{combined_hash, weight_hash};
 pub use staging::{
     STAGED, check_writable, check_writable_file, existing, is_stream, publish, remove_staged, replace, stage, sync_dir,
     write_atomic,

@@ -5,10 +5,10 @@
 
 use super::Adapter;
 use crate::checkpoint::sketch::{distance, shortened, sketch};
-use crate::checkpoint::{Checkpoint, combined_hash, weights_hash};
+use crate::checkpoint::{Checkpoint, combined_hash, weight_hash};
 use crate::console::log;
 use crate::ensure_valid;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -40,17 +40,18 @@ pub struct QuantisedWeight {
 
 impl BaseIdentity {
     pub fn of(adapter: &Adapter, base: &Checkpoint) -> Result<Self> {
-        let modules: Vec<String> = adapter.modules.keys().cloned().collect();
-        let base_weights = combined_hash(&weights_hash(base, &modules)?);
-        let mut quantised = BTreeMap::new();
-        for module in modules {
+        let (mut hashes, mut quantised) = (BTreeMap::new(), BTreeMap::new());
+        for module in adapter.modules.keys() {
             let name = format!("{module}.weight");
-            let Some(stored) = base.info(&name).map(|info| info.stored) else { continue };
-            if let Some(worst_error) = stored.worst_error() {
-                let sketch = shortened(&sketch(&base.read_f32(&name)?));
-                quantised.insert(module, QuantisedWeight { stored: stored.to_string(), worst_error, sketch });
+            let values = base.read_f32(&name)?;
+            let info = base.info(&name).context("a tensor that was just read")?;
+            hashes.insert(module.clone(), weight_hash(&info.shape, &values));
+            if let Some(worst_error) = info.stored.worst_error() {
+                let (stored, sketch) = (info.stored.to_string(), shortened(&sketch(&values)));
+                quantised.insert(module.clone(), QuantisedWeight { stored, worst_error, sketch });
             }
         }
+        let base_weights = combined_hash(&hashes);
         Ok(Self { asft_version: env!("CARGO_PKG_VERSION").to_string(), base_weights, quantised })
     }
 

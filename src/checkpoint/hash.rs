@@ -1,7 +1,5 @@
 //! Hashes that identify weights, whatever file or exact type they are stored in.
 
-use super::Checkpoint;
-use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
 /// The hash of a weight: its shape and its values as f32, so a copy stored in another exact type has the same hash.
@@ -24,17 +22,4 @@ pub fn combined_hash(modules: &BTreeMap<String, String>) -> String {
         hasher.update(format!("{module} {hash}\n").as_bytes());
     }
     hasher.finalize().to_hex().to_string()
-}
-
-/// The hash of each module's weight in a checkpoint.
-pub fn weights_hash(checkpoint: &Checkpoint, modules: &[String]) -> Result<BTreeMap<String, String>> {
-    modules
-        .iter()
-        .map(|module| {
-            let name = format!("{module}.weight");
-            let values = checkpoint.read_f32(&name)?;
-            let shape = &checkpoint.info(&name).context("a tensor that was just read")?.shape;
-            Ok((module.clone(), weight_hash(shape, &values)))
-        })
-        .collect()
 }
