@@ -103,8 +103,8 @@ def attempt(device, side):
     with watched(device) as seen:
         try:
             got = side()
-        except RuntimeError as error:
-            return dict(failure=str(error))
+        except Exception as error:  # whatever it is, the other cases are still worth an hour
+            return dict(failure=f"{type(error).__name__}: {error}")
     return dict(got, peak=seen.get("peak", got["peak"]))
 
 
@@ -124,10 +124,12 @@ def planned(args, work, *flags):
 
 
 def predicted(args, work, name):
-    """What a dry run predicts of the same step for a card of this name; None if it knows none."""
+    """What a dry run predicts of the same step for a card of this name; None if it knows none. A name that was given is known."""
     try:
         return planned(args, work, "--gpu", name)["prediction"]
     except RuntimeError:
+        if args.card:
+            raise
         return None
 
 

@@ -72,7 +72,17 @@ fn biased(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// x: [N, d_in] -> x Wᵀ: [N, d_out] in f32, whatever x and W are: logits. Where kernels serve neither on a CPU nor on a GPU,
 /// half precision is rounded to its own type first.
 pub fn forward_f32<'a>(x: &Tensor, weight: impl Into<Operand<'a>>) -> Result<Tensor> {
-    matmul(x, weight.into(), [false, true], DType::F32)
+    let weight = weight.into();
+    if !fused(&[x]) || !weight.fused() {
+        let weight = weight.dense(x.dtype())?;
+        if gpu::CROSS_ENTROPY.serve(&[x, &weight])
+            && let Some(product) = gpu::products::wide(x, &weight)?
+        {
+            return Ok(product);
+        }
+        return matmul(x, (&weight).into(), [false, true], DType::F32);
+    }
+    matmul(x, weight, [false, true], DType::F32)
 }
 
 /// dy: [N, d_out] -> dx: [N, d_in]
@@ -129,13 +139,6 @@ fn matmul(a: &Tensor, b: Operand, [a_transposed, b_transposed]: [bool; 2], dtype
     if !fused(&[a]) || !b.fused() {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
         let b = b.dense(a.dtype())?;
-        let is_logits = dtype == DType::F32 && !a_transposed && b_transposed;
-        if is_logits
-            && gpu::CROSS_ENTROPY.serve(&[a, &b])
-            && let Some(product) = gpu::products::wide(a, &b)?
-        {
-            return Ok(product);
-        }
         let product = turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?;
         return cast(&counted(product, &[a, &b]), dtype);
     }

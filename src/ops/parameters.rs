@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code, reason = "GPU kernels")]
 
-use super::gpu::{self, Arg, Kernels, Launch, PARAMETERS};
+use super::gpu::{self, Arg, Launch, PARAMETERS};
 use super::scalar::{Scalar, wide};
 use super::traffic;
 use anyhow::Result;
@@ -39,13 +39,13 @@ pub struct Step {
 
 /// Whether a kernel may serve parameters with such gradients.
 pub fn serve(gradient: &Tensor) -> bool {
-    serve_all(&PARAMETERS, &[gradient])
+    PARAMETERS.serve_f32(&[gradient])
 }
 
 /// Moves all parameters and their moments in place. Returns false, and does nothing, where no kernel serves.
 pub fn adamw(moved: &[Moved<'_>], step: &Step) -> Result<bool> {
     let tensors: Vec<&Tensor> = moved.iter().flat_map(|p| [p.parameter, p.m, p.v, p.gradient]).collect();
-    if !serve_all(&PARAMETERS, &tensors) || !moved.iter().all(|p| same_shape(&[p.parameter, p.m, p.v, p.gradient])) {
+    if !PARAMETERS.serve_f32(&tensors) || !moved.iter().all(|p| same_shape(&[p.parameter, p.m, p.v, p.gradient])) {
         return Ok(false);
     }
     let mut rows = vec![];
@@ -69,7 +69,7 @@ pub fn adamw(moved: &[Moved<'_>], step: &Step) -> Result<bool> {
 
 /// Σ g² over all of them, or none where no kernel serves.
 pub fn square_sum(gradients: &[&Tensor]) -> Result<Option<Scalar>> {
-    if !serve_all(&PARAMETERS, gradients) {
+    if !PARAMETERS.serve_f32(gradients) {
         return Ok(None);
     }
     let rows: Vec<(Vec<u64>, &Tensor)> = gradients.iter().map(|gradient| (vec![0; 3], *gradient)).collect();
@@ -84,11 +84,6 @@ pub fn square_sum(gradients: &[&Tensor]) -> Result<Option<Scalar>> {
         sums
     };
     Ok(Some(Scalar::of(sums.to_dtype(wide(sums.device()))?.sum_all()?)?))
-}
-
-/// Whether the kernels serve these tensors, of which there is one.
-fn serve_all(kernels: &Kernels, tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|x| x.dtype() == TYPE && x.elem_count() > 0) && kernels.serve(tensors)
 }
 
 fn same_shape(tensors: &[&Tensor]) -> bool {

@@ -53,6 +53,11 @@ impl Kernels {
             && self.load(first)
     }
 
+    /// As [`Kernels::serve`], for kernels of f32 only, and tensors that are not empty.
+    pub fn serve_f32(&self, tensors: &[&Tensor]) -> bool {
+        tensors.iter().all(|x| x.dtype() == DType::F32 && x.elem_count() > 0) && self.serve(tensors)
+    }
+
     /// Leaves the operation to its generic body from now on.
     pub fn switch_off(&self) {
         self.is_off.store(true, Ordering::Relaxed);

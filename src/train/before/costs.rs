@@ -2,8 +2,10 @@
 //! read and written.
 //!
 //! Written beside `model/block.rs` and what it calls, top to bottom and back. A tensor counts once for each launch that reads it,
-//! as in `ops/traffic.rs`, which a test compares this with. Left out: what a defence computes on its own parameters, sliding
-//! windows (attention is counted as if there were none), and launches that a step makes but once.
+//! as in `ops/traffic.rs`; a test compares a layer's with that. Left out: what a defence computes on its own parameters, sliding
+//! windows (attention is counted as if there were none), adding up the gradients of several micro-batches, scattering full
+//! tuning's gradient of the embedding, the sign's part of `orthogonal+reverse` (which goes module by module), a subspace's
+//! smaller rank, and launches that a step makes but once.
 
 use super::estimate::Estimate;
 use super::workload::Workload;
@@ -307,8 +309,9 @@ impl<'a> Costs<'a> {
         if self.is_full() {
             self.found.push(product);
         } else if let Some(bytes) = self.run.quantised_bytes(HEAD, &[vocab, self.run.spec.hidden_size]) {
+            // Widened once for all chunks.
             let bytes = bytes as f64 + vocab as f64 * h * w;
-            let launches = chunks * (2 + passes) as f64;
+            let launches = (1 + passes) as f64;
             self.found.push(Cost { unit: Unit::Memory, launches, flops: 0.0, bytes, ..product });
         }
         // The rows with labels selected, normed, put together, and back; the gradient of all rows.

@@ -3,7 +3,7 @@
 use super::cards::Card;
 use super::estimate::{Estimate, Memory, Work};
 use super::inputs::{Sources, check_ranks, evaluations, model_place, target_shapes};
-use super::prediction::Prediction;
+use super::prediction::{Prediction, duration};
 use super::problems::{Problems, START};
 use super::workload::Workload;
 use crate::adapter::module_shape;
@@ -107,7 +107,7 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest);
     let counts = inputs.train.counts;
-    let prediction = card.map(|card| Prediction::new(card, &estimate, &workload, workload.total_steps));
+    let prediction = card.map(|card| Prediction::new(card, &estimate, &workload));
     let available =
         if is_cpu { Capacity::read().map(|machine| machine.available) } else { card.map(Card::usable_bytes) };
     Ok(Forecast {
@@ -235,7 +235,7 @@ impl fmt::Display for Forecast {
                 f,
                 "time     {:.1?} a step, {} in all, at {:.0} GFLOP/s and {:.1} GB/s measured now",
                 Duration::from_secs_f64(time.step_seconds),
-                FormattedDuration(Duration::from_secs_f64(time.run_seconds.max(1.0))),
+                FormattedDuration(duration(time.run_seconds)),
                 time.gemm_flops_per_second / 1e9,
                 time.copy_bytes_per_second / 1e9
             ),

@@ -91,8 +91,7 @@ impl Assumed {
 }
 
 impl Prediction {
-    /// `total_steps`: of the run.
-    pub fn new(card: &Card, estimate: &Estimate, workload: &Workload, total_steps: usize) -> Self {
+    pub fn new(card: &Card, estimate: &Estimate, workload: &Workload) -> Self {
         let assumed = Assumed::new(card, estimate.settings.model.dtype.into());
         let mut parts = BTreeMap::<Part, Share>::new();
         for cost in Costs::of_step(estimate, workload) {
@@ -113,7 +112,7 @@ impl Prediction {
             usable_memory_bytes,
             fits: estimate.memory(workload).total() <= usable_memory_bytes,
             step_seconds,
-            run_seconds: step_seconds * total_steps as f64,
+            run_seconds: step_seconds * workload.total_steps as f64,
             tokens_per_second: tokens * each_step / step_seconds,
             launches,
             launch_seconds,
@@ -121,6 +120,11 @@ impl Prediction {
             assumed,
         }
     }
+}
+
+/// Seconds to be shown: at least one, and however many.
+pub fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(1.0)).unwrap_or(Duration::MAX)
 }
 
 impl Part {
@@ -145,7 +149,7 @@ impl fmt::Display for Prediction {
             "time     {} a step, {:.0} tokens/s, {} in all, predicted for the card {}, not measured:",
             milliseconds(self.step_seconds),
             self.tokens_per_second,
-            FormattedDuration(Duration::from_secs_f64(self.run_seconds.max(1.0))),
+            FormattedDuration(duration(self.run_seconds)),
             self.card
         )?;
         for (part, share) in &self.parts {
@@ -174,7 +178,7 @@ impl fmt::Display for Prediction {
         write!(
             f,
             "         {:.0} % of the peak in products, {:.0} % in attention, {:.0} % of the bandwidth; {:.0} µs to begin a \
-             launch; every kernel of asft's own in use",
+             launch; every kernel of asft's own in use, but memory planned as without them",
             self.assumed.product_share * 100.0,
             self.assumed.attention_share * 100.0,
             self.assumed.bandwidth_share * 100.0,
@@ -206,6 +210,15 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_end_has_a_duration_too() {
+        assert_eq!(duration(90.0).as_secs(), 90);
+        assert_eq!(
+            [f64::INFINITY, 1e300, f64::NAN].map(duration),
+            [Duration::MAX, Duration::MAX, Duration::from_secs(1)]
+        );
+    }
+
+    #[test]
     fn a_small_step_is_as_counted_by_hand() {
         let (spec, mut settings) = (small_spec(), Settings::default());
         (settings.lora.rank, settings.lora.dropout, settings.asft.penalize) = (2, 0.0, Penalize::None);
@@ -225,7 +238,7 @@ mod tests {
             total_steps: 10,
         };
         let card = Card::named("h100").unwrap();
-        let got = Prediction::new(card, &estimate, &workload, 10);
+        let got = Prediction::new(card, &estimate, &workload);
         let expected = [
             // q, k, v, o, gate, up, down: 576 weights, 64 inputs and 64 outputs a token; forward and back.
             (Part::Linears, 14, 2 * 2 * 4 * 576, 2 * 4 * (576 + 4 * (64 + 64))),
@@ -256,15 +269,20 @@ mod tests {
         // A direction of rank 8: two products with U, and four launches for A, B, their images and gradients of rank 2.
         settings.asft.penalize = Penalize::Orthogonal;
         let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
-        let penalty = Prediction::new(card, &estimate, &workload, 10).parts[&Part::Penalty];
+        let penalty = Prediction::new(card, &estimate, &workload).parts[&Part::Penalty];
         let bytes = 384.0 + 512.0 + 4.0 * (3.0 * 16.0 + 8.0) + 4.0 * 64.0 + 4.0 * (64.0 + 64.0);
         assert_eq!((penalty.launches, penalty.flops, penalty.bytes), (6.0, 256.0 + 512.0, bytes));
         // Each weight is widened for each of its products.
         settings.model.quantize = Some(Quantize::Q8_0);
         let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
-        let linears = Prediction::new(card, &estimate, &workload, 10).parts[&Part::Linears];
+        let linears = Prediction::new(card, &estimate, &workload).parts[&Part::Linears];
         assert_eq!(linears.launches, 2.0 * 28.0);
         assert!(linears.bytes > got.parts[&Part::Linears].bytes + 2.0 * 2.0 * 576.0 * 4.0);
+        // The head once for losses and gradients together.
+        settings.model.quantize_head = true;
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let head = Prediction::new(card, &estimate, &workload).parts[&Part::Head];
+        assert_eq!(head.launches, 2.0 * 11.0);
     }
 
     #[test]
