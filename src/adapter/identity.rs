@@ -22,12 +22,12 @@ pub struct BaseIdentity {
     pub asft_version: String,
     /// BLAKE3 over the adapted modules' base weights.
     pub base_weights: String,
-    /// The base weights that were stored quantised, by module, so that the model that they were made of is known.
+    /// The weights of a base that is stored quantised, by module, so that the model that they were made of is known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub quantised: BTreeMap<String, QuantisedWeight>,
 }
 
-/// A quantised weight, as far as the one that it was made of can be known by it.
+/// A weight of such a base, as far as the one that it was made of can be known by it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantisedWeight {
     /// How it was stored.
@@ -46,7 +46,9 @@ impl BaseIdentity {
             let values = base.read_f32(&name)?;
             let info = base.info(&name).context("a tensor that was just read")?;
             hashes.insert(module.clone(), weight_hash(&info.shape, &values));
-            if let Some(worst_error) = info.stored.worst_error() {
+            if base.is_quantised() {
+                // Exact, where a weight among them is not quantised.
+                let worst_error = info.stored.worst_error().unwrap_or(0.0);
                 let (stored, sketch) = (info.stored.to_string(), shortened(&sketch(&values)));
                 quantised.insert(module.clone(), QuantisedWeight { stored, worst_error, sketch });
             }

@@ -119,6 +119,7 @@ fn take(
         companion("nested_absmax", Dtype::F32, blocks.div_ceil(size))?;
         companion("nested_quant_map", Dtype::F32, 256)?;
     }
+    companions.insert("quant_state", info);
     let weight = tensors.get_mut(name).ok_or_else(|| invalid!("its codes are missing"))?;
     ensure_valid!(
         weight.bytes() == length.div_ceil(2),

@@ -82,7 +82,7 @@ impl Stored {
     pub fn worst_error(self) -> Option<f64> {
         match self {
             Self::Plain(_) => None,
-            Self::Blocks(kind) => Some(kind.worst_error()),
+            Self::Blocks(kind) => kind.worst_error(),
             // FP4 leaves half as much of normally distributed values, NF4 less.
             Self::FourBit => Some(0.25),
         }

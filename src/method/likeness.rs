@@ -18,6 +18,8 @@ pub struct Likeness {
     along: f64,
     /// ‖V‖²
     direction: f64,
+    /// The variance of `along` that the sketches' signs leave.
+    variance: f64,
 }
 
 impl Likeness {
@@ -30,6 +32,7 @@ impl Likeness {
             likeness.along += (w - a) * (a - u);
             likeness.direction += (a - u).powi(2);
         }
+        likeness.variance = likeness.difference * likeness.direction / weight.len().max(1) as f64;
         likeness
     }
 
@@ -40,6 +43,7 @@ impl Likeness {
             size: self.size + other.size,
             along: self.along + other.along,
             direction: self.direction + other.direction,
+            variance: self.variance + other.variance,
         }
     }
 
@@ -52,12 +56,17 @@ impl Likeness {
     pub fn towards_unaligned(self) -> f64 {
         if self.direction == 0.0 { 0.0 } else { -self.along / self.direction }
     }
+
+    /// The standard deviation of [`Likeness::towards_unaligned`].
+    pub fn uncertainty(self) -> f64 {
+        if self.direction == 0.0 { 0.0 } else { self.variance.sqrt() / self.direction }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::sketch::sketch;
+    use crate::checkpoint::sketch::{shortened, sketch};
     use crate::ops::testing::random;
 
     fn noise(seed: u64, count: usize, scale: f64) -> Vec<f32> {
@@ -84,6 +93,14 @@ mod tests {
                 if scale <= 0.1 {
                     assert!(near.towards_unaligned() < 0.4, "{scale}: {near:?}");
                     assert!(other.towards_unaligned() > 0.6, "{scale}: {other:?}");
+                }
+                // What a shorter sketch tells is within its own uncertainty.
+                let short = |of: &[f32]| shortened(&sketch(of));
+                let pair = Pair { aligned: short(&aligned), unaligned: short(&unaligned) };
+                for (weight, place) in [(&aligned, 0.0), (&unaligned, 1.0)] {
+                    let likeness = Likeness::of(&short(&sum(weight, &error)), &pair);
+                    let off = (likeness.towards_unaligned() - place).abs();
+                    assert!(off <= 3.0 * likeness.uncertainty() + 1e-3, "{scale}: {likeness:?}");
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! Whether a direction was computed from the given weights: those of a checkpoint, or those under an adapter.
 
 use super::direction_file::Directions;
-use super::likeness::Likeness;
+use super::likeness::{Likeness, Pair};
 use crate::adapter::{Adapter, BaseIdentity};
-use crate::checkpoint::sketch::sketch;
+use crate::checkpoint::sketch::{shortened, sketch};
 use crate::checkpoint::{Checkpoint, combined_hash, weight_hash};
 use crate::console::log;
 use crate::ensure_valid;
@@ -155,6 +155,28 @@ impl Directions {
              ({aligned}); compute the direction of its own base with `asft direction`",
             dir.display()
         );
+        let together = self.likeness(&recorded)?;
+        let place = together.towards_unaligned();
+        // Shortened sketches of few modules tell little where V is small.
+        ensure_valid!(
+            place - 2.0 * together.uncertainty() <= 0.5,
+            "the adapter in {} (for {base}) was trained on quantised weights that are {:.0} % of the way from the aligned model of \
+             the direction ({aligned}) to the unaligned one: they are the latter's",
+            dir.display(),
+            100.0 * place
+        );
         Ok(())
+    }
+
+    /// How the quantised weights that an adapter was trained on, if it was, lie to both sides, all together.
+    fn likeness(&self, recorded: &BaseIdentity) -> Result<Likeness> {
+        let mut together = Likeness::default();
+        for (module, weight) in &recorded.quantised {
+            if let Some(pair) = self.sketches(module)? {
+                let pair = Pair { aligned: shortened(&pair.aligned), unaligned: shortened(&pair.unaligned) };
+                together = together.with(Likeness::of(&weight.sketch, &pair));
+            }
+        }
+        Ok(together)
     }
 }

@@ -134,18 +134,17 @@ impl GgmlType {
     }
 
     /// How far quantised weights may be from what they were made from, ‖W − W₀‖ / ‖W₀‖: twice what the quantiser leaves of
-    /// normally distributed values, since those of models have longer tails.
-    pub const fn worst_error(self) -> f64 {
-        match self {
-            Self::F32 => 0.0,
-            Self::F16 | Self::Bf16 => 0.004,
+    /// normally distributed values, since those of models have longer tails. `None` for float types.
+    pub const fn worst_error(self) -> Option<f64> {
+        Some(match self {
+            Self::F32 | Self::F16 | Self::Bf16 => return None,
             Self::Q8_0 => 0.015,
             Self::Q6K => 0.04,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 0.1,
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => 0.2,
             Self::Q3K => 0.35,
             Self::Q2K => 0.65,
-        }
+        })
     }
 
     /// The values of whole blocks: `out.len()` is a multiple of [`GgmlType::block_len`], and `bytes` holds as many

@@ -16,7 +16,7 @@ use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const NF4: Weights = Weights::Quantised { format: Format::FourBit(Kind::Nf4), head: false };
 
@@ -185,6 +185,22 @@ fn a_folder_saved_by_bitsandbytes_is_a_base() {
     }
 }
 
+/// What the codes stand for depends on the state beside them too.
+#[test]
+fn weights_that_differ_in_their_state_alone_have_other_hashes() {
+    const WEIGHT: &str = "model.layers.1.self_attn.k_proj.weight";
+    let state = format!("{WEIGHT}.quant_state.bitsandbytes__nf4");
+    let mut tensors = candle_core::safetensors::load(fixture("bnb/nf4/model.safetensors"), &Device::Cpu).unwrap();
+    let text = String::from_utf8(tensors[&state].to_vec1::<u8>().unwrap()).unwrap();
+    let changed = text.replace("bfloat16", "float32");
+    assert!(changed != text);
+    tensors.insert(state, Tensor::new(changed.as_bytes(), &Device::Cpu).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+    let hash = |checkpoint: &Checkpoint| checkpoint.content_hash([WEIGHT]).unwrap();
+    assert!(hash(&Checkpoint::open(dir.path()).unwrap()) != hash(&saved_by_bitsandbytes("nf4").1));
+}
+
 #[test]
 fn a_damaged_folder_of_bitsandbytes_is_refused_by_name() {
     const WEIGHT: &str = "model.layers.1.self_attn.k_proj.weight";
@@ -276,4 +292,19 @@ fn an_adapter_of_a_quantised_base_belongs_to_the_full_model() {
     };
     assert!(succeeds(inspect(&full, &other)).contains("is taken to belong to them"));
     refused(inspect(&other, &full), &["trained on other weights"]);
+    // As near as four bits allow, but on the other side.
+    refused(inspect(&fixture("llama_gqa/unaligned"), &full), &["to the unaligned one: they are the latter's"]);
+
+    // One of the weights is not quantised.
+    const WEIGHT: &str = "model.layers.0.self_attn.q_proj.weight";
+    let load = |path: PathBuf| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let mut partly = load(fixture("bnb/nf4/model.safetensors"));
+    partly.retain(|name, _| !name.starts_with(WEIGHT));
+    partly.insert(WEIGHT.to_string(), load(full.join("model.safetensors"))[WEIGHT].clone());
+    std::fs::create_dir(place("partly")).unwrap();
+    candle_core::safetensors::save(&partly, place("partly/model.safetensors")).unwrap();
+    let base = Checkpoint::open(&place("partly")).unwrap();
+    let recorded = BaseIdentity::of(&golden_adapter("llama_gqa"), &base).unwrap();
+    std::fs::write(place("adapter/asft.json"), recorded.to_json().unwrap()).unwrap();
+    succeeds(merge(&full).args(["--overwrite"]));
 }
