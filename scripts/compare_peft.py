@@ -79,7 +79,7 @@ def torch_side(job):
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count())
     device = torch.device(job["device"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_type(job["dtype"])).to(device)
+    model = nf4_model(job) if job.get("nf4") else AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_type(job["dtype"])).to(device)
     model.config.use_cache = False
     if job["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
@@ -113,6 +113,18 @@ def torch_side(job):
         times.append(time.perf_counter() - began)
         losses.append(loss.item())
     print(json.dumps(dict(times=times, losses=losses, peak=peak_bytes())))
+
+
+def nf4_model(job):
+    """The base as bitsandbytes quantises it: NF4 with quantised scales."""
+    import torch
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                             bnb_4bit_compute_dtype=torch_type(job["dtype"]))
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_type(job["dtype"]), quantization_config=how,
+                                                 device_map=job["device"])
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def targeted(folder, targets):

@@ -13,48 +13,18 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import compare_peft as step
-from compare_peft import QV, called
+from compare_peft import QV, called, in_a_process
 
 STEPS = [("smollm2", 4, 256, False), ("qwen2-slice", 1, 512, True)]
 WEIGHTS = {  # name: dtype, quantize, quantize_head
     "f32": ("f32", None, False), "bf16": ("bf16", None, False), "nf4": ("bf16", "nf4", False),
     "nf4, head too": ("bf16", "nf4", True), "q8_0": ("bf16", "q8_0", False),
 }
-
-
-def torch_side(job):
-    """A step of PyTorch + PEFT on a base that bitsandbytes has quantised to NF4, in its own process."""
-    import torch
-    from peft import PeftModel, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    torch.set_num_threads(os.cpu_count())
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                             bnb_4bit_compute_dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16, quantization_config=how, device_map="cpu")
-    model.config.use_cache = False
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=job["checkpointing"],
-                                            gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=job["lr"], weight_decay=0.0)
-    rows, times, losses = [json.loads(line) for line in open(job["data"])], [], []
-    for number in range(step.STEPS + 1):
-        ids = torch.tensor([row["input_ids"] for row in rows[number * job["batch"]:(number + 1) * job["batch"]]])
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        times.append(time.perf_counter() - began)
-        losses.append(loss.item())
-    print(json.dumps(dict(times=times, losses=losses, peak=step.peak_bytes())))
 
 
 def settings(weights):
@@ -76,8 +46,7 @@ def steps(args, work):
                 if name in WEIGHTS:
                     done = step.asft_side(dict(job, **settings(name)[0]), args.asft, work)
                 else:
-                    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compare_quantised as c; c.torch_side({job!r})"
-                    done = json.loads(called([sys.executable, "-W", "ignore", "-c", code]).splitlines()[-1])
+                    done = json.loads(in_a_process("torch_side", dict(job, dtype="bf16", nf4=True)).splitlines()[-1])
                 seconds[name] += done["times"][1:]
                 peak[name], first[name] = max(peak[name], done["peak"]), done["losses"][0]
         middle = {name: statistics.median(all) for name, all in seconds.items()}

@@ -4,7 +4,8 @@ lengths, with and without dropout and the penalty; tokens a second, peak memory,
 dry run predicted. Called by gpu_check.sh: what the doctor and the tests found becomes part of the JSON, and of the Markdown
 beside it.
 
-LoRA (r 8) on q_proj and v_proj, bf16 weights, gradient checkpointing, AdamW. Both sides get the same weights, token ids and
+LoRA (r 8) on q_proj and v_proj, bf16 weights, gradient checkpointing, AdamW; once for each length on weights in NF4, which
+PyTorch's side needs bitsandbytes for. Both sides get the same weights, token ids and
 adapter; dropout's masks differ, so losses are compared without it only. The penalty is asft's closed form against the
 reference's, which forms B A and multiplies it by I - C in every step. Peak memory is what nvidia-smi shows beyond what was
 in use before, context included, on both sides; no other process may use the GPU at the same time.
@@ -88,14 +89,14 @@ def inputs(args, work):
     return model, adapters, make_direction(model, work / "unaligned", QV, work / "direction.safetensors", args.asft, "bf16")
 
 
-def job(args, work, made, batch, length, dropout, penalty):
+def job(args, work, made, batch, length, dropout, penalty, nf4):
     model, adapters, pair = made
     data = work / f"{batch}x{length}.jsonl"
     write_data(data, json.loads((model / "config.json").read_text())["vocab_size"], batch, length)
     unaligned, direction = map(str, pair) if penalty else (None, None)
     return dict(model=str(model), adapter=str(adapters[dropout]), unaligned=unaligned, direction=direction, data=str(data),
                 batch=batch, length=length, dropout=dropout, targets=QV, checkpointing=True, lr=1e-4, device=args.device,
-                dtype="bf16")
+                dtype="bf16", nf4=nf4, weights='quantize = "nf4"' if nf4 else "")
 
 
 def attempt(device, side):
@@ -138,8 +139,8 @@ def total(plan):
 
 
 def compare(args, work, made, case):
-    (batch, length), dropout, penalty = case
-    it = job(args, work, made, batch, length, dropout, penalty)
+    (batch, length), dropout, penalty, nf4 = case
+    it = job(args, work, made, batch, length, dropout, penalty, nf4)
     ours = attempt(args.device, lambda: asft_side(it, args.asft, work))
     place = "mps" if args.device == "metal" else args.device
     run_torch = lambda: json.loads(in_a_process("torch_side", dict(it, device=place)).splitlines()[-1])
@@ -152,7 +153,7 @@ def compare(args, work, made, case):
     prediction = predicted(args, work, args.card or (gpu() or {}).get("name", ""))
     peak = prediction and prediction["assumed"]["peak_flops_per_second"]
     comparable = dropout == 0 and not any("failure" in side for side in (ours, theirs))
-    return dict(batch=batch, length=length, dropout=dropout, penalty=penalty, flops=flops, executed_flops=executed,
+    return dict(batch=batch, length=length, dropout=dropout, penalty=penalty, nf4=nf4, flops=flops, executed_flops=executed,
                 peak_flops_per_second=peak, predicted_seconds=prediction and prediction["step_seconds"],
                 estimated_memory_bytes=plan["peak_memory_bytes"], asft=measured(ours, tokens, flops, peak),
                 torch=measured(theirs, tokens, flops, peak),
@@ -182,7 +183,7 @@ def row(step):
     ratio = f"{ours['median_seconds'] / theirs['median_seconds']:.2f}" if whole else "-"
     predicted, apart = step["predicted_seconds"], step["largest_loss_difference"]
     cells = [f"{step['batch']} x {step['length']}", "yes" if step["dropout"] else "no", "yes" if step["penalty"] else "no",
-             cell(theirs, time), cell(ours, time), ratio, f"{predicted:.3f}" if predicted else "-", cell(theirs, memory),
+             "nf4" if step["nf4"] else "bf16", cell(theirs, time), cell(ours, time), ratio, f"{predicted:.3f}" if predicted else "-", cell(theirs, memory),
              cell(ours, memory), f"{step['estimated_memory_bytes'] / GIB:.2f}", cell(theirs, share), cell(ours, share),
              "-" if apart is None else f"{apart:.1e}"]
     return "| " + " | ".join(cells) + " |"
@@ -205,9 +206,9 @@ def markdown(result):
         yield f"- {what}: {said}" + (f": {', '.join(found['failures'])}" if found and found["failures"] else "")
     yield (f"\nA step of {result['model']}, bf16, LoRA of rank 8 on q and v, gradient checkpointing; median of {STEPS} steps. "
            "Shares are of the card's bf16 peak.\n")
-    yield ("| batch | dropout | penalty | PyTorch + PEFT s | asft s | ratio | predicted s | PyTorch + PEFT GiB | asft GiB | planned GiB "
+    yield ("| batch | dropout | penalty | weights | PyTorch + PEFT s | asft s | ratio | predicted s | PyTorch + PEFT GiB | asft GiB | planned GiB "
            "| PyTorch + PEFT share | asft share | largest loss difference |")
-    yield "| --- |" + " --- |" * 12
+    yield "| --- |" + " --- |" * 13
     yield from map(row, result["steps"])
     failed = [(step, name) for step in result["steps"] for name in ("torch", "asft") if "failure" in step[name]]
     for step, name in failed:
@@ -248,7 +249,8 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         made = inputs(args, Path(work))
         steps = []
-        for case in product(sizes, (0.0, DROPOUT), (False, True)):
+        quantised = product(sizes, (0.0,), (False,), (True,))
+        for case in [*product(sizes, (0.0, DROPOUT), (False, True), (False,)), *quantised]:
             steps.append(compare(args, Path(work), made, case))
             print(row(steps[-1]), flush=True)
     versions = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
