@@ -48,7 +48,6 @@ impl std::fmt::Display for GivenUp {
 
 /// The result of `work`, or `None` if it panics; nothing is printed then.
 pub fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
-    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
@@ -58,15 +57,18 @@ pub fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
             }
         }));
     });
-    SILENT.set(true);
+    // Such work may hold more of it.
+    let before = SILENT.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
-    SILENT.set(false);
+    SILENT.set(before);
     result.ok()
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
+    /// Whether a panic of this thread is caught, and not printed.
+    static SILENT: Cell<bool> = const { Cell::new(false) };
     /// This thread's worker, while it is idle.
     static WORKER: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
     /// Whether this thread is such a worker.
@@ -99,29 +101,81 @@ pub fn run_each<I: Send + 'static, T: Send + 'static>(
     if IS_WORKER.get() || cfg!(fuzzing) {
         return items.into_iter().map(|item| without_panic(|| work(item)).ok_or(GivenUp::Panicked)).collect();
     }
+    each_within(TICKS, spawn, items, work, given_up)
+}
+
+fn each_within<I: Send + 'static, T: Send + 'static>(
+    ticks: usize,
+    spawn: impl Fn() -> Option<Sender<Job>>,
+    items: Vec<I>,
+    work: &Arc<impl Fn(I) -> T + Send + Sync + 'static>,
+    given_up: impl Fn(),
+) -> Vec<Result<T, GivenUp>> {
     let (mut results, mut left) = (vec![], VecDeque::from(items));
     while !left.is_empty() {
-        let (queue, done) = (Arc::new(Mutex::new(left)), Arc::new(Mutex::new(vec![])));
+        let queue = Arc::new(Mutex::new(Queue::new(left)));
         let job = {
-            let (queue, done, work) = (queue.clone(), done.clone(), work.clone());
+            let (queue, work) = (queue.clone(), work.clone());
             move || {
-                loop {
-                    let Some(item) = lock(&queue).pop_front() else { break };
+                let mut next = lock(&queue).begin();
+                while let Some(item) = next {
                     let result = without_panic(|| work(item)).ok_or(GivenUp::Panicked);
-                    lock(&done).push(result);
+                    next = lock(&queue).after(result);
                 }
             }
         };
-        let ended = run_watched(TICKS, GROWTH_BYTES, job, || lock(&done).len());
-        left = std::mem::take(&mut *lock(&queue));
-        results.append(&mut lock(&done));
-        // The one at which it ended has left the queue.
-        if let Err(why) = ended {
-            given_up();
+        let ended = run_watched(ticks, GROWTH_BYTES, &spawn, job, || lock(&queue).done.len());
+        let (mut done, unfinished, rest) = lock(&queue).close();
+        let goes_on = unfinished || !done.is_empty();
+        results.append(&mut done);
+        left = rest;
+        let Err(why) = ended else { continue };
+        given_up();
+        if unfinished {
             results.push(Err(why));
+        }
+        if why == GivenUp::NoThread || !goes_on {
+            // Nothing was begun, and trying once more would not help.
+            results.extend(left.drain(..).map(|_| Err(why)));
         }
     }
     results
+}
+
+/// Items for a worker, and what became of them. Once closed, nothing that a late worker does counts.
+struct Queue<I, T> {
+    left: VecDeque<I>,
+    done: Vec<Result<T, GivenUp>>,
+    /// Whether an item is being worked on.
+    at_work: bool,
+    is_closed: bool,
+}
+
+impl<I, T> Queue<I, T> {
+    fn new(left: VecDeque<I>) -> Self {
+        Self { left, done: vec![], at_work: false, is_closed: false }
+    }
+
+    fn begin(&mut self) -> Option<I> {
+        let next = self.left.pop_front();
+        self.at_work = next.is_some();
+        next
+    }
+
+    /// Takes the result of an item, and gives the next.
+    fn after(&mut self, result: Result<T, GivenUp>) -> Option<I> {
+        if self.is_closed {
+            return None;
+        }
+        self.done.push(result);
+        self.begin()
+    }
+
+    /// The results, whether another item was begun, and those that were not.
+    fn close(&mut self) -> (Vec<Result<T, GivenUp>>, bool, VecDeque<I>) {
+        self.is_closed = true;
+        (std::mem::take(&mut self.done), std::mem::take(&mut self.at_work), std::mem::take(&mut self.left))
+    }
 }
 
 fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -133,13 +187,14 @@ fn run_within<T: Send + 'static>(
     growth_bytes: u64,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, GivenUp> {
-    run_watched(ticks, growth_bytes, work, || 0)
+    run_watched(ticks, growth_bytes, spawn, work, || 0)
 }
 
 /// `progress`: a number whose growth shows that the work goes on.
 fn run_watched<T: Send + 'static>(
     ticks: usize,
     growth_bytes: u64,
+    spawn: impl Fn() -> Option<Sender<Job>>,
     work: impl FnOnce() -> T + Send + 'static,
     progress: impl Fn() -> usize,
 ) -> Result<T, GivenUp> {
@@ -214,6 +269,32 @@ mod tests {
             held.len()
         };
         assert_eq!(run_within(TICKS, 16 << 20, greedy), Err(GivenUp::TooMuchMemory));
+    }
+
+    #[test]
+    fn guarded_work_may_hold_more() {
+        let after = without_panic(|| {
+            assert_eq!(without_panic(|| panic!("on purpose")), None::<()>);
+            SILENT.get()
+        });
+        assert_eq!((after, SILENT.get()), (Some(true), false), "whether a panic is kept from being printed");
+    }
+
+    #[test]
+    fn without_a_thread_all_items_are_given_up() {
+        let results = each_within(2, || None, vec![1, 2, 3], &Arc::new(|item: i32| item), || ());
+        assert_eq!(results, [Err(GivenUp::NoThread); 3]);
+    }
+
+    #[test]
+    fn what_an_abandoned_worker_does_late_does_not_count() {
+        let mut queue = Queue::new(VecDeque::from([1, 2, 3]));
+        assert_eq!((queue.begin(), queue.after(Ok("one"))), (Some(1), Some(2)));
+        assert_eq!(queue.close(), (vec![Ok("one")], true, VecDeque::from([3])));
+        assert_eq!(queue.after(Ok("two")), None);
+        assert_eq!(queue.close(), (vec![], false, VecDeque::new()));
+        // A worker that begins late finds nothing to do.
+        assert_eq!(queue.begin(), None);
     }
 
     #[test]
