@@ -1,7 +1,7 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot express.
 
 use super::Settings;
-use crate::data::{TrainOn, Validation, source_problems};
+use crate::data::{Cache, TrainOn, Validation, source_problems};
 use crate::names::Targets;
 use crate::toml_reader::Mistakes;
 use crate::train::{DefenceKind, Tuning};
@@ -169,6 +169,16 @@ fn data(settings: &Settings, found: &mut Mistakes) {
         "`data.train_on` has no effect: with this `data.format`, every token or the record itself says what is trained on",
     );
     found.unless(!data.template.is_empty(), "`data.template` must be \"tokenizer\" or name a template");
+    found.unless(
+        data.cache != Cache::Folder(String::new()),
+        "`data.cache` is empty: name a folder, or `true` for one beside `output.dir`, or `false` for memory alone",
+    );
+    let has_task = data.train.is_empty() || sources.iter().any(|(_, listed)| listed.is_task());
+    found.unless(
+        has_task || !matches!(data.validation, Some(Validation::Share(_))),
+        "`data.validation` is a share of the sources of `data.train` that are taken whole, and each has a `share` or a \
+         `count`: leave these out of one, or name a file of validation samples",
+    );
     match &data.validation {
         Some(Validation::Share(share)) => {
             found.range(*share > 0.0 && *share < 1.0, "data.validation", "above 0 and below 1, or a file", share);
@@ -236,7 +246,7 @@ fn train(settings: &Settings, found: &mut Mistakes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Format, Source};
+    use crate::data::{Format, Source, Sources};
 
     fn usable() -> Settings {
         let mut settings = Settings::default();
@@ -286,8 +296,13 @@ mod tests {
         check(|s| (s.train.gamma, s.train.adam_betas) = (1.5, [0.9, 1.0]), &["train.gamma", "train.adam_betas"]);
         check(|s| (s.train.batch_size, s.train.max_steps) = (0, Some(0)), &["train.batch_size", "train.max_steps"]);
         check(|s| s.data.validation = Some(Validation::Share(1.0)), &["data.validation"]);
+        check(|s| s.data.cache = Cache::Folder(String::new()), &["`data.cache` is empty"]);
+        let some: Sources = serde_json::from_value(serde_json::json!({"path": "a", "count": 3})).unwrap();
+        check(|s| s.data.train = some.clone(), &[]);
+        let change = |s: &mut Settings| (s.data.train, s.data.validation) = (some, Some(Validation::Share(0.1)));
+        check(change, &["`data.validation` is a share of"]);
         let mix = |prefix: &str| vec![Source { path: "a".into(), prefix: prefix.into(), ..Source::default() }];
-        check(|s| s.data.mix = vec![Source::default()], &["`data.mix`: item 1 needs a `path`"]);
+        check(|s| s.data.mix = vec![Source::default()], &["data.mix needs a `path`"]);
         check(|s| (s.data.mix, s.data.format) = (mix(""), Format::Text), &[]);
         check(|s| (s.data.mix, s.data.format) = (mix("x"), Format::Text), &["has none of these"]);
         check(|s| s.train.warmup_ratio = Some(1.5), &["train.warmup_ratio"]);

@@ -77,10 +77,11 @@ pub fn combine(mut parts: Vec<Part>, held_out: Option<f64>, seed: u64) -> Result
     Ok((train, is_held_out.map(|_| validation)))
 }
 
-/// The sources of the task, in a few words.
+/// The sources of the task, or all if none is taken whole, in a few words.
 fn name(parts: &[Part]) -> PathBuf {
-    let task = parts.iter().filter(|part| part.listed.is_task());
-    let paths: Vec<String> = task.map(|part| part.samples.path.display().to_string()).collect();
+    let has_task = parts.iter().any(|part| part.listed.is_task());
+    let named = parts.iter().filter(|part| part.listed.is_task() || !has_task);
+    let paths: Vec<String> = named.map(|part| part.samples.path.display().to_string()).collect();
     PathBuf::from(listing(&paths, NAMED))
 }
 
@@ -180,6 +181,13 @@ mod tests {
         assert_eq!((train.origin(47), train.origin(58)), ("train:48".to_string(), "b:1".to_string()));
         assert!(train.sources[4].to_string().contains("a: 30 samples mixed in, of 9, some of them several times"));
         assert_eq!(train.sources[0].to_string(), "train: all 48 samples");
+    }
+
+    #[test]
+    fn sources_of_which_none_is_whole_have_a_name() {
+        let some = |path: &str| Source { count: Some(2), ..whole(path) };
+        let (train, _) = combine(parts(&[(some("a"), 4), (some("b"), 3)], &[]), None, 1).unwrap();
+        assert_eq!((train.path.clone(), train.len()), (PathBuf::from("a, b"), 4));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Listed {
 pub fn source_problems(sources: &[(Format, Listed)]) -> Vec<String> {
     let own = |(format, listed): &(Format, Listed)| {
         let problem = listed.source.problem(*format)?;
-        Some(format!("`{}`: item {} {problem}", listed.key.name(), listed.item))
+        Some(format!("{} {problem}", listed.place()))
     };
     let mut found: Vec<String> = sources.iter().filter_map(own).collect();
     let shares = || sources.iter().filter_map(|(_, listed)| listed.source.share);
@@ -134,9 +134,9 @@ mod tests {
         let of = |mixes: &[Source]| problem(mixes, Format::Alpaca);
         assert_eq!(of(&[share(0.5), share(0.4)]), "");
         assert!(of(&[share(0.5), share(0.5)]).contains("add up to 1"));
-        assert!(of(&[share(1.5)]).contains("item 1 has the share 1.5"));
+        assert!(of(&[share(1.5)]).contains("data.mix has the share 1.5"));
         assert!(of(&[Source { count: Some(1), ..share(0.5) }]).contains("both"));
-        assert!(of(&[share(0.1), Source::default()]).contains("`data.mix`: item 2 needs a `path`"));
+        assert!(of(&[share(0.1), Source::default()]).contains("data.mix, item 2 needs a `path`"));
         assert!(of(&[Source { share: None, count: Some(0), ..share(0.1) }]).contains("count 0"));
         let prefixed = Source { prefix: "x".into(), ..share(0.1) };
         assert!(problem(std::slice::from_ref(&prefixed), Format::Text).contains("has none of these"));

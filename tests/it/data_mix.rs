@@ -103,9 +103,14 @@ fn wrong_sources_are_named() {
         ),
         (&["data.train=[]"], &["`data.train` is required"]),
         (&["data.train={path = \"tests/tiny/train.jsonl\", share = 0.5}"], &["none says how many samples there are"]),
+        (&["data.cache="], &["`data.cache` is empty"]),
+        (
+            &["data.train={path = \"tests/tiny/train.jsonl\", count = 20}", "data.validation=0.1"],
+            &["`data.validation` is a share of the sources"],
+        ),
         (
             &["data.train={path = \"a\", format = \"chat\", columns = {input = \"b\"}}"],
-            &["item 1 has wrong `columns`", "`input`"],
+            &["data.train has wrong `columns`", "`input`"],
         ),
     ] {
         refused_unwritten(train(&dir, sets, &[]), &dir, needles);
