@@ -41,7 +41,7 @@ pub struct Reader {
 
 impl Reader {
     /// # Errors
-    /// A missing or unreadable file; a table whose header has a name twice; a damaged Parquet file.
+    /// A missing or unreadable file; a table whose header has a name twice; a damaged Parquet file; an Arrow file.
     pub fn open(path: &Path) -> Result<Self> {
         ensure_valid!(
             path.is_file(),
@@ -49,13 +49,19 @@ impl Reader {
             path.display(),
             path_hint(path)
         );
+        ensure_valid!(
+            !is_arrow(path),
+            "{0}: Arrow files are not read here; make it Parquet, in Python: \
+             datasets.Dataset.from_file(\"{0}\").to_parquet(\"train.parquet\")",
+            path.display()
+        );
         let taken = Arc::default();
         let table = |delimiter| csv::Rows::new(path, Text::open(path, &taken)?, delimiter);
         let is_parquet = extension(path).as_deref() == Some("parquet");
         let records: Box<dyn Iterator<Item = Result<Unread>>> = match extension(path).as_deref() {
             Some("csv") => Box::new(table(b',')?.map(|record| record.map(Unread::from))),
             Some("tsv") => Box::new(table(b'\t')?.map(|record| record.map(Unread::from))),
-            _ if is_parquet || begins_like_parquet(path) => {
+            _ if is_parquet || begins_with(path, parquet::MAGIC) => {
                 Box::new(parquet::Rows::open(path, &taken)?.map(|record| record.map(Unread::from)))
             }
             _ => Box::new(json::records(Text::open(path, &taken)?).map(|piece| piece.map(Unread::from))),
@@ -113,12 +119,18 @@ pub fn extension(path: &Path) -> Option<String> {
 
 /// Whether a file is one whose records all have the same columns.
 pub fn is_table(path: &Path) -> bool {
-    matches!(extension(path).as_deref(), Some("parquet" | "csv" | "tsv")) || begins_like_parquet(path)
+    matches!(extension(path).as_deref(), Some("parquet" | "csv" | "tsv")) || begins_with(path, parquet::MAGIC)
 }
 
-fn begins_like_parquet(path: &Path) -> bool {
-    let mut head = [0; parquet::MAGIC.len()];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok_and(|()| head == *parquet::MAGIC)
+/// Arrow's file format, which is also Feather's, or its stream format, which `datasets` writes.
+fn is_arrow(path: &Path) -> bool {
+    let is_named = matches!(extension(path).as_deref(), Some("arrow" | "feather"));
+    is_named || begins_with(path, b"ARROW1") || begins_with(path, &[0xff; 4])
+}
+
+fn begins_with(path: &Path, magic: &[u8]) -> bool {
+    let mut head = vec![0; magic.len()];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok_and(|()| head == magic)
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ const METADATA: [&str; 5] =
 const TRAIN: [&str; 2] = ["train", "training"];
 const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
 const TEST: [&str; 2] = ["test", "testing"];
+/// What helps with Arrow files.
+const SAVED_HINT: &str = "; Arrow files are not read here: in Python, datasets.load_from_disk(FOLDER) gives them back, and \
+                          .to_parquet(\"train.parquet\") of a split writes what is read";
 /// How many candidates a message lists.
 const SHOWN: usize = 20;
 
@@ -52,8 +55,9 @@ pub(super) fn choose<'a>(place: &str, files: &[&'a str], path: Option<&str>, spl
     }
     ensure_valid!(
         !candidates.is_empty(),
-        "it has no data file that can be read here (.json, .jsonl, .ndjson, .csv, .tsv, .parquet) among: {}",
-        listing(files, SHOWN)
+        "it has no data file that can be read here (.json, .jsonl, .ndjson, .csv, .tsv, .parquet) among: {}{}",
+        listing(files, SHOWN),
+        if files.iter().any(is_saved) { SAVED_HINT } else { "" }
     );
     let (meant, others): (&[&str], Vec<&str>) = match split {
         Split::Train => (&TRAIN, [&VALIDATION[..], &TEST].concat()),
@@ -71,6 +75,11 @@ pub(super) fn choose<'a>(place: &str, files: &[&'a str], path: Option<&str>, spl
             listing(if matching.is_empty() { &candidates } else { &matching }, SHOWN)
         )),
     }
+}
+
+/// Whether it is one of the files that `datasets` writes with `save_to_disk`.
+fn is_saved(path: &&str) -> bool {
+    path.ends_with(".arrow") || *path == "dataset_dict.json"
 }
 
 fn named<'a>(path: &str, files: &[&'a str], candidates: &[&'a str]) -> Result<&'a str> {
@@ -163,6 +172,16 @@ mod tests {
         assert!(chosen(&["train.csv", "test.csv"], Split::Any).unwrap_err().contains("train.csv, test.csv"));
         let error = chosen(&["README.md", "data.tar.gz"], Split::Train).unwrap_err();
         assert!(error.contains("no data file") && error.contains("data.tar.gz"), "{error}");
+    }
+
+    #[test]
+    fn what_save_to_disk_wrote_is_refused_with_what_to_do() {
+        let saved = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"];
+        for files in [&saved[..], &["dataset_dict.json"]] {
+            let error = chosen(files, Split::Train).unwrap_err();
+            assert!(error.contains("datasets.load_from_disk(FOLDER)") && error.contains("to_parquet"), "{error}");
+        }
+        assert!(!chosen(&["README.md"], Split::Train).unwrap_err().contains("Arrow"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! delimiter and line ends, and `""` is a quote in it. Every value is a string; empty lines are skipped.
 
 use super::record::{Place, Record};
-use super::text::Text;
+use super::text::{LIMIT, Text, too_large};
 use crate::{ensure_valid, invalid};
 use anyhow::{Error, Result};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord};
@@ -86,6 +86,10 @@ impl Rows {
                     crate::error::listing(&columns, 12)
                 )
             }
+            ErrorKind::Io(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
+                let before = first_row(&window.bytes, self.delimiter).iter().filter(|&&byte| byte == b'\n').count();
+                too_large(&self.path, window.line + before)
+            }
             _ => window.failed.take().unwrap_or_else(|| invalid!("{}: {error}", self.path.display())),
         }
     }
@@ -140,6 +144,10 @@ impl Read for Feed {
         let mut window = self.window.borrow_mut();
         let at = |window: &Window, given: u64| given.saturating_sub(window.start) as usize;
         if at(&window, self.given) >= window.bytes.len() {
+            // A row that ends nowhere: said where it begins.
+            if window.bytes.len() >= LIMIT {
+                return Err(std::io::ErrorKind::FileTooLarge.into());
+            }
             match self.text.line() {
                 Ok(Some(line)) => {
                     window.bytes.extend(line.text.as_bytes());
@@ -162,21 +170,39 @@ impl Read for Feed {
     }
 }
 
+/// Where in a row a byte is.
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    FieldStart,
+    Field,
+    Quoted,
+    QuoteInQuoted,
+}
+
+impl At {
+    /// After one more byte.
+    fn then(self, byte: u8, delimiter: u8) -> Self {
+        match (self, byte) {
+            (Self::Quoted, b'"') => Self::QuoteInQuoted,
+            (Self::Quoted, _) | (Self::FieldStart | Self::QuoteInQuoted, b'"') => Self::Quoted,
+            (_, byte) if byte == delimiter || matches!(byte, b'\r' | b'\n') => Self::FieldStart,
+            _ => Self::Field,
+        }
+    }
+}
+
 /// Whether a quote that opens in `rest`, the text from the last row on, is never closed. The reader does not report it:
 /// such a field swallows all that follows.
 fn ends_in_quotes(rest: &[u8], delimiter: u8) -> bool {
-    #[derive(Clone, Copy, PartialEq)]
-    enum At {
-        FieldStart,
-        Field,
-        Quoted,
-        QuoteInQuoted,
-    }
-    let end = rest.iter().copied().fold(At::FieldStart, |at, byte| match (at, byte) {
-        (At::Quoted, b'"') => At::QuoteInQuoted,
-        (At::Quoted, _) | (At::FieldStart | At::QuoteInQuoted, b'"') => At::Quoted,
-        (_, byte) if byte == delimiter || matches!(byte, b'\r' | b'\n') => At::FieldStart,
-        _ => At::Field,
+    rest.iter().fold(At::FieldStart, |at, &byte| at.then(byte, delimiter)) == At::Quoted
+}
+
+/// The row that `text` begins with, with its line end.
+fn first_row(text: &[u8], delimiter: u8) -> &[u8] {
+    let mut at = At::FieldStart;
+    let end = text.iter().position(|&byte| {
+        at = at.then(byte, delimiter);
+        byte == b'\n' && at != At::Quoted
     });
-    end == At::Quoted
+    end.and_then(|end| text.get(..=end)).unwrap_or_default()
 }

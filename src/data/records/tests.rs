@@ -43,6 +43,24 @@ fn bad_json_names_its_line() {
 }
 
 #[test]
+fn what_does_not_end_is_refused_where_it_begins() {
+    // A quote is missing in line 2; in the end there are as many quotes as there should be.
+    let text = "[{\"a\": \"b\"},\n{\"a\": \"b},\n{\"a\": \"b\"},\n{\"a\": b\"}]";
+    let message = refusal("data.json", text.as_bytes());
+    assert!(message.contains("data.json:2: malformed JSON: the line ends within a string"), "{message}");
+    let long = "x".repeat(5 << 20);
+    for text in [format!("[{{}},\n\n{{\"a\": \"{long}"), format!("{{}}\n\n{long}")] {
+        let message = refusal("data.json", text.as_bytes());
+        assert!(message.contains("data.json:3: the record that begins here has more than 4 MiB"), "{message:.200}");
+    }
+    for long in [&long, &"xyz\n".repeat(2 << 20)] {
+        let message = refusal("data.csv", format!("a,b\n1,2\n3,\"{long}").as_bytes());
+        assert!(message.contains("data.csv:3: the record that begins here has more than 4 MiB"), "{message:.200}");
+    }
+    assert!(read_as("data.csv", format!("a\n\"{}\"\n", &long[..3 << 20]).as_bytes()).is_ok());
+}
+
+#[test]
 fn a_key_that_occurs_twice_is_refused() {
     let twice = r#"{"a": 1, "b": [{"c": null}, {"d": {"c": 1, "c": 1}}]}"#;
     let message = refusal("data.jsonl", format!("{{}}\n{twice}\n{{\"a\": 1, \"a\": 1}}").as_bytes());
@@ -168,5 +186,15 @@ fn bad_parquet_is_refused() {
             damaged[index] ^= flip;
             let _either = read_as("data.parquet", &damaged);
         }
+    }
+}
+
+#[test]
+fn arrow_is_refused_with_what_to_do() {
+    let stream = [&[0xff; 4][..], &[0; 12]].concat();
+    for (name, bytes) in [("a.arrow", b"" as &[u8]), ("a.feather", b"FEA1"), ("a", b"ARROW1\0\0"), ("a.bin", &stream)] {
+        let message = refusal(name, bytes);
+        assert!(message.contains(&format!("{name}: Arrow files are not read")), "{message}");
+        assert!(message.contains(&format!("{name}\").to_parquet(")), "{message}");
     }
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicU64;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that a line, an element or a row may have, so that one whose end is missing does not fill the memory; less in tests.
+pub const LIMIT: usize = if cfg!(test) { 4 << 20 } else { 256 << 20 };
 
 /// A text without its byte order mark, of which the part from `at` on is still to be given out.
 pub struct Text {
@@ -28,6 +30,15 @@ pub struct Text {
 pub struct Piece {
     pub text: String,
     pub line: usize,
+}
+
+/// An error for a record that has more than LIMIT bytes.
+pub fn too_large(path: &Path, line: usize) -> anyhow::Error {
+    invalid!(
+        "{}:{line}: the record that begins here has more than {} MiB; is a quote, a bracket or the end of a line missing?",
+        path.display(),
+        LIMIT >> 20
+    )
 }
 
 impl Text {
@@ -55,7 +66,7 @@ impl Text {
     /// separators unescaped.
     ///
     /// # Errors
-    /// As [`Content`]; text that is not UTF-8.
+    /// As [`Content`]; text that is not UTF-8; a line larger than any record.
     pub fn line(&mut self) -> Result<Option<Piece>> {
         let mut searched = 0;
         loop {
@@ -69,6 +80,7 @@ impl Text {
                 None if self.is_over => return self.give(self.rest().len()).map(Some),
                 None => {
                     searched = self.rest().len();
+                    self.check_size(searched)?;
                     self.fill()?;
                 }
             }
@@ -100,12 +112,17 @@ impl Text {
     /// The text up to the comma or bracket that ends an element of an array.
     ///
     /// # Errors
-    /// As [`Text::line`]; the text ends before the element.
+    /// As [`Text::line`]; the text ends before the element, or a line within one of its strings.
     pub fn element(&mut self) -> Result<Piece> {
         let (mut length, mut depth, mut in_string, mut escaped) = (0, 0_usize, false, false);
         loop {
             while let Some(&byte) = self.rest().get(length) {
                 match byte {
+                    // Else a quote too many or too few would make one element of all that follows.
+                    b'\n' if in_string => {
+                        self.skip(length);
+                        return Err(self.malformed("the line ends within a string; is a quote missing, or a \\n?"));
+                    }
                     _ if escaped => escaped = false,
                     b'\\' if in_string => escaped = true,
                     b'"' => in_string = !in_string,
@@ -120,6 +137,7 @@ impl Text {
             if self.is_over {
                 return Err(self.malformed("EOF while parsing a list"));
             }
+            self.check_size(length)?;
             self.fill()?;
         }
     }
@@ -134,6 +152,10 @@ impl Text {
     /// An error at the next byte.
     pub fn malformed(&self, what: &str) -> anyhow::Error {
         invalid!("{}:{}: malformed JSON: {what}", self.path.display(), self.line)
+    }
+
+    fn check_size(&self, bytes: usize) -> Result<()> {
+        if bytes < LIMIT { Ok(()) } else { Err(too_large(&self.path, self.line)) }
     }
 
     fn rest(&self) -> &[u8] {

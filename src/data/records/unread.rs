@@ -25,8 +25,7 @@ impl Unread {
     pub fn bytes(&self) -> usize {
         match &self.content {
             Content::Json(piece) => piece.text.len(),
-            // A table's fields: texts for the most part.
-            Content::Fields(fields) => fields.values().map(|value| value.as_str().map_or(64, str::len)).sum(),
+            Content::Fields(fields) => members(fields),
         }
     }
 
@@ -41,6 +40,22 @@ impl Unread {
     }
 }
 
+/// Bytes of an object's keys and values.
+fn members(fields: &Map<String, Value>) -> usize {
+    fields.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes(value)).sum()
+}
+
+/// Bytes of a value, about.
+fn bytes(value: &Value) -> usize {
+    let inside = match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(bytes).sum(),
+        Value::Object(fields) => members(fields),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    size_of::<Value>() + inside
+}
+
 impl From<(Place, Piece)> for Unread {
     fn from((place, piece): (Place, Piece)) -> Self {
         Self { place, content: Content::Json(piece) }
@@ -50,5 +65,24 @@ impl From<(Place, Piece)> for Unread {
 impl From<Record> for Unread {
     fn from(record: Record) -> Self {
         Self { place: record.place, content: Content::Fields(record.fields) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_lists_and_objects_hold_counts() {
+        let bytes = |value: Value| {
+            let fields = value.as_object().unwrap().clone();
+            Unread::from(Record { fields, place: Place::Row(1) }).bytes()
+        };
+        let ids: Vec<usize> = (0..1000).collect();
+        assert!(bytes(json!({ "ids": ids })) > 1000 * size_of::<Value>());
+        let text = "x".repeat(500);
+        assert!(bytes(json!({"messages": [{"content": text}, {"content": text}]})) > 1000);
+        assert!(bytes(json!({"a": 1})) < 200);
     }
 }
