@@ -16,7 +16,6 @@ use anyhow::{Context, Result};
 use regex::{Captures, Regex, RegexBuilder};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
 /// Most places that a warning names.
@@ -89,8 +88,8 @@ impl ControlTokens {
         Ok(self.choice == SpecialTokens::Text)
     }
 
-    /// A warning, with its fields, of what was found in `path`, in file order, if it became control tokens.
-    pub fn report(&self, path: &Path) -> Option<(String, Value)> {
+    /// A warning, with its fields, of what was found since the last, in file order, if it became control tokens.
+    pub fn report(&self) -> Option<(String, Value)> {
         let mut found = std::mem::take(&mut *self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         if found.is_empty() || self.choice != SpecialTokens::Allow {
             return None;
@@ -103,10 +102,9 @@ impl ControlTokens {
             .collect();
         Some((
             format!(
-                "{}: the text of {} records holds {tokens} special tokens, which count as control tokens, as in \
+                "the text of {} records holds {tokens} special tokens, which count as control tokens, as in \
                  transformers: {}; data.special_tokens_in_content = \"text\" reads them as text, \"refuse\" refuses \
                  such records",
-                path.display(),
                 found.len(),
                 listing(&places, NAMED)
             ),

@@ -12,7 +12,7 @@ mod strings;
 mod value;
 
 pub use filters::{
-    center, default, dict, escape, float, int, is_iterable, is_sequence, iterated, strftime_now, trim, truncate,
+    center, default, dict, escape, float, int, is_iterable, is_sequence, iterated, strftime_now, today, trim, truncate,
     wordcount,
 };
 pub use json::to_json;

@@ -2,7 +2,7 @@
 //! is left out.
 
 use super::batch::predicted_labels;
-use super::cache::{CacheFolder, Sink, Told, open_or_make};
+use super::cache::{CacheFolder, Sink, Told, Warning, in_memory};
 use super::choice::Choice;
 use super::control::ControlTokens;
 use super::examples::{Encoder, tokenized};
@@ -36,7 +36,7 @@ const GROUP: usize = 64;
 /// Time that may be spent on bad records to tell how many there are.
 const PATIENCE_MILLISECONDS: u64 = 5000;
 /// Changes with what files of samples hold and with how records become samples.
-const RULES: u32 = 1;
+const RULES: u32 = 2;
 
 /// How the files of a source become samples.
 pub struct Reading<'a> {
@@ -92,14 +92,15 @@ impl Reading<'_> {
                 Box::new(move |record| tokenized(&Fields::new(record, &columns), vocab_size))
             }
         };
-        let loaded = self.samples(files, encoder.as_deref(), |sink| {
+        let loaded = self.samples(files, encoder.as_deref(), progress, |sink| {
             let before = encoder.as_ref().and_then(|encoder| encoder.warning());
-            self.read(files, progress, encode, before, |path| encoder.as_ref()?.control.report(path), sink)
+            self.read(files, progress, encode, before, || encoder.as_ref()?.control.report(), sink)
         });
         let (samples, told) = loaded?;
         progress.finish_and_clear();
-        for (warning, fields) in told.warnings {
-            log::warn(&warning, fields);
+        for Warning { file, text, fields } in told.warnings {
+            let path = file.and_then(|file| files.data.paths.get(file));
+            log::warn(&path.map_or(text.clone(), |path| format!("{}: {text}", path.display())), fields);
         }
         Ok(Dataset::whole(files.name(), files.data.paths.clone(), samples, told.counts))
     }
@@ -116,8 +117,9 @@ impl Reading<'_> {
         for unread in Reader::open(path)? {
             let unread = unread?;
             if unread.place() == origin.place {
-                let record = unread.record().map_err(|unusable| unusable.error)?;
-                return self.encoder(tokenizer)?.explain(&record, self.options.max_length);
+                let record = unread.record().map_err(|unusable| unusable.at(path))?;
+                let lines = self.encoder(tokenizer)?.explain(&record, self.options.max_length);
+                return lines.with_context(|| format!("{}{}", path.display(), origin.place));
             }
         }
         Err(invalid!("{}{} is not there any more", path.display(), origin.place))
@@ -147,21 +149,17 @@ impl Reading<'_> {
         &self,
         files: &Files,
         encoder: Option<&Encoder>,
+        progress: &ProgressBar,
         read: impl FnOnce(&mut Sink) -> Result<Told>,
     ) -> Result<(Samples, Told)> {
         let state = files.state();
         let bytes = state.iter().map(|(bytes, _)| bytes).sum();
         let is_whole = state.len() == files.data.paths.len();
         let Some(folder) = self.cache.filter(|folder| is_whole && folder.is_for(bytes)) else {
-            let mut samples = Samples::default();
-            let told = read(&mut |example, origin| {
-                samples.push(example, origin);
-                Ok(())
-            })?;
-            return Ok((samples, told));
+            return in_memory(read);
         };
         let made_of = self.made_of(files, encoder)?;
-        open_or_make(&folder.file(&made_of), &made_of, |sink| {
+        folder.samples(&made_of, progress, |sink| {
             let told = read(sink)?;
             ensure_valid!(files.state() == state, "{} changed while it was read", files.name().display());
             Ok(told)
@@ -204,13 +202,15 @@ impl Reading<'_> {
         progress: &ProgressBar,
         encode: Box<Encode>,
         before: Option<(String, Value)>,
-        after: impl Fn(&Path) -> Option<(String, Value)>,
+        after: impl Fn() -> Option<(String, Value)>,
         sink: &mut Sink,
     ) -> Result<Told> {
         let options = self.options;
         progress.inc_length(files.state().iter().map(|(bytes, _)| bytes).sum());
-        let (mut told, shards) = (Told::default(), Shards::default());
-        told.warnings.extend(before);
+        let (mut told, several) = (Told::default(), files.data.paths.len() > 1);
+        let warning = |file| move |(text, fields)| Warning { file, text, fields };
+        told.warnings.extend(before.map(warning(None)));
+        let shards = several.then(Shards::default);
         let mut pass = Pass { options, encode: Arc::new(encode), progress, told, shards, sink };
         for (number, path) in files.data.paths.iter().enumerate() {
             let left = options.max_samples.map_or(usize::MAX, |all| all.saturating_sub(pass.told.counts.records));
@@ -218,7 +218,7 @@ impl Reading<'_> {
                 break;
             }
             pass.file(number, path, left)?;
-            pass.told.warnings.extend(after(path));
+            pass.told.warnings.extend(after().map(warning(Some(number))));
         }
         let counts = pass.told.counts;
         ensure_valid!(
@@ -249,13 +249,15 @@ struct Pass<'a, 's> {
     encode: Arc<Box<Encode>>,
     progress: &'a ProgressBar,
     told: Told,
-    shards: Shards,
+    /// If there are several files.
+    shards: Option<Shards>,
     sink: &'a mut Sink<'s>,
 }
 
 /// What became of a record.
 struct Outcome {
     example: Result<Example, Unusable>,
+    /// Of its record; none if there is no other file to compare them with.
     columns: Vec<String>,
 }
 
@@ -276,7 +278,9 @@ impl Pass<'_, '_> {
             for (place, outcome) in encoded(chunk, &encoding, &spent) {
                 let Some(Outcome { example, columns }) = outcome else { continue };
                 tried += 1;
-                self.shards.note(columns, place);
+                if let Some(shards) = &mut self.shards {
+                    shards.note(columns, place);
+                }
                 let origin = Origin { file: number, place };
                 let unusable = |error| Unusable { place, error, hint: None };
                 if let Err(error) = example.and_then(|example| self.keep(example, origin).map_err(unusable)) {
@@ -286,14 +290,14 @@ impl Pass<'_, '_> {
             self.progress.set_position(before + reader.taken());
         }
         self.told.counts.records += count;
-        self.shards.end_of(path)?;
+        self.shards.as_mut().map_or(Ok(()), |shards| shards.end_of(path))?;
         bad.refuse(path, tried, count)
     }
 
     /// What happens to each record of a file, on whatever thread; nothing any more once bad ones have taken long: with a
     /// template that never ends each takes seconds.
     fn encoding(&self, spent: Arc<AtomicU64>) -> Arc<impl Fn(Unread) -> Option<Outcome> + Send + Sync + 'static> {
-        let encode = Arc::clone(&self.encode);
+        let (encode, has_shards) = (Arc::clone(&self.encode), self.shards.is_some());
         Arc::new(move |unread: Unread| {
             if spent.load(Ordering::Relaxed) >= PATIENCE_MILLISECONDS {
                 return None;
@@ -302,7 +306,8 @@ impl Pass<'_, '_> {
             let outcome = match unread.record() {
                 Ok(record) => {
                     let example = encode(&record).map_err(|error| Unusable { place, error, hint: None });
-                    Outcome { example, columns: record.fields.into_iter().map(|(name, _)| name).collect() }
+                    let columns = record.fields.into_iter().filter(|_| has_shards).map(|(name, _)| name).collect();
+                    Outcome { example, columns }
                 }
                 Err(unusable) => Outcome { example: Err(unusable), columns: vec![] },
             };

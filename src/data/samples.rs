@@ -199,26 +199,36 @@ fn read(words: &[u32]) -> Option<(Example, Origin)> {
 
 /// Writes samples to a file one after another, block by block, each block with its checksum.
 pub struct Writer<'a> {
-    file: &'a mut File,
+    pub file: &'a File,
+    /// Bytes before the first sample.
+    head: usize,
+    /// What is not written yet.
     block: Vec<u8>,
     words: Vec<u32>,
     pub index: Vec<Entry>,
     /// Words so far.
     pub end: u64,
-    /// The CRC-32C of each whole block.
-    pub checksums: Vec<u32>,
+    /// The CRC-32C of each whole block that was written.
+    checksums: Vec<u32>,
 }
 
 /// Bytes of which each has a checksum, but for the last.
 pub const BLOCK_BYTES: usize = 4 << 20;
 
 impl<'a> Writer<'a> {
-    pub fn new(file: &'a mut File) -> Self {
-        Self { file, block: vec![], words: vec![], index: vec![], end: 0, checksums: vec![] }
+    /// `head`: what the file, which is empty, begins with.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn after(head: &[u8], file: &'a File) -> Result<Self> {
+        let empty = Self { file, head: 0, block: vec![], words: vec![], index: vec![], end: 0, checksums: vec![] };
+        let mut writer = Self { head: head.len(), ..empty };
+        writer.add(head)?;
+        Ok(writer)
     }
 
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written; [`Writer::recover`] gives the samples so far, this one included.
     pub fn push(&mut self, example: &Example, origin: Origin) -> Result<()> {
         self.index.push(entry(self.end, example));
         self.words.clear();
@@ -238,11 +248,10 @@ impl<'a> Writer<'a> {
     }
 
     fn write_blocks(&mut self) -> Result<()> {
-        while self.block.len() >= BLOCK_BYTES {
-            let rest = self.block.split_off(BLOCK_BYTES);
-            self.checksums.push(crc32c::crc32c(&self.block));
-            self.file.write_all(&self.block)?;
-            self.block = rest;
+        while let Some((block, rest)) = self.block.split_at_checked(BLOCK_BYTES) {
+            self.file.write_all(block)?;
+            self.checksums.push(crc32c::crc32c(block));
+            self.block = rest.to_vec();
         }
         Ok(())
     }
@@ -251,11 +260,31 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// As [`Writer::push`].
-    pub fn finish(mut self) -> Result<Vec<u32>> {
+    pub fn finish(&mut self) -> Result<Vec<u32>> {
         ensure!(self.block.len() < BLOCK_BYTES, "blocks are written when they are full");
-        self.checksums.push(crc32c::crc32c(&self.block));
         self.file.write_all(&self.block)?;
-        Ok(self.checksums)
+        let mut checksums = self.checksums.clone();
+        checksums.push(crc32c::crc32c(&self.block));
+        Ok(checksums)
+    }
+
+    /// The samples so far, in memory, though the last of them could not be written.
+    ///
+    /// # Errors
+    /// What was written is not there.
+    pub fn recover(&self) -> Result<Samples> {
+        let (mut words, mut skip) = (Vec::with_capacity(self.end as usize), self.head);
+        let mut add = |block: &[u8]| words.extend(words_of(block.get(std::mem::take(&mut skip)..).unwrap_or_default()));
+        let mut block = vec![0; BLOCK_BYTES];
+        for (i, checksum) in self.checksums.iter().enumerate() {
+            self.file.read_exact_at(&mut block, (i * BLOCK_BYTES) as u64)?;
+            ensure!(crc32c::crc32c(&block) == *checksum, "the samples that were written are not there any more");
+            add(&block);
+        }
+        add(&self.block);
+        words.truncate(self.end as usize);
+        ensure!(words.len() as u64 == self.end, "of the samples that were written some are not there any more");
+        Ok(Samples { index: self.index.clone(), words: Words::Memory(words), end: self.end })
     }
 }
 
@@ -278,9 +307,8 @@ mod tests {
     #[test]
     fn samples_come_back_from_memory_and_from_a_file() {
         let mut memory = Samples::default();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"head").unwrap();
-        let mut writer = Writer::new(&mut file);
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::after(b"head", &file).unwrap();
         for (example, origin) in samples() {
             memory.push(&example, origin);
             writer.push(&example, origin).unwrap();
@@ -295,5 +323,34 @@ mod tests {
         }
         assert_eq!(memory.entry(0), Some(Entry { at: 0, tokens: 5, label_tokens: 3 }));
         assert!(memory.read(4).is_err() && stored.resident_bytes() < memory.resident_bytes());
+    }
+
+    #[test]
+    fn what_was_written_before_a_disk_is_full_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let (file, unwritable) = (File::create(&path).unwrap(), File::open(&path).unwrap());
+        let mut writer = Writer::after(b"head", &file).unwrap();
+        let all: Vec<_> = std::iter::repeat_n(samples(), 60_000).flatten().collect();
+        let mut failures = 0;
+        for (i, (example, origin)) in all.iter().enumerate() {
+            if i == all.len() / 2 {
+                writer.file = &unwritable;
+            }
+            failures += usize::from(writer.push(example, *origin).is_err());
+            if failures > 0 {
+                let recovered = writer.recover().unwrap();
+                assert!(i > all.len() / 2 && recovered.len() == i + 1, "{i}");
+                for (k, sample) in all.iter().enumerate().take(i + 1) {
+                    assert_eq!(recovered.read(k).unwrap(), *sample);
+                }
+                break;
+            }
+        }
+        assert_eq!(failures, 1);
+        assert!(writer.checksums.len() == 1 && writer.finish().is_err());
+        // What a failing disk lost is not taken for samples.
+        std::fs::write(&path, vec![0; BLOCK_BYTES]).unwrap();
+        assert!(writer.recover().unwrap_err().to_string().contains("not there any more"));
     }
 }

@@ -9,7 +9,6 @@
 use super::options::TemplateVariables;
 use super::turns::{self, REASONING};
 use super::{namespace, python, statements};
-use crate::console::utc_now;
 use crate::tokenizer::Tokenizer;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
@@ -34,8 +33,6 @@ const OUTPUT_LIMIT: usize = 64 << 20;
 /// Bytes of text that a conversation may have, so that its rendering has fuel enough: more than any model's context.
 const TEXT_LIMIT: usize = 16 << 20;
 const NAME: &str = "chat template";
-/// Characters of a date that tell the day: 2026-01-31.
-const DAY: usize = 10;
 /// Around what a generation block renders: noncharacters, which no text has (Unicode 16, section 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
@@ -143,7 +140,7 @@ impl Template {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.source.as_bytes());
         if self.source.contains("strftime_now") {
-            hasher.update(utc_now().get(..DAY).unwrap_or_default().as_bytes());
+            hasher.update(python::today().as_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }

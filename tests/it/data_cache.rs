@@ -86,3 +86,37 @@ fn runs_are_the_same_from_memory_and_from_a_file() {
         assert!(memory[0].len() == 12 && !memory[1].is_empty());
     }
 }
+
+#[test]
+fn a_template_that_asks_for_the_date_makes_samples_of_its_day() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (folder, template) = (scratch.path().join("cache"), scratch.path().join("t.jinja"));
+    let turns =
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}";
+    let prompt = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    std::fs::write(&template, format!("{{{{ strftime_now('%d') }}}}{turns}{prompt}")).unwrap();
+    // Between these zones are 26 hours: their days always differ, though it is the same time.
+    for (number, zone) in ["Etc/GMT-14", "Etc/GMT+12"].into_iter().enumerate() {
+        let mut data = asft(&["data", "--config", "configs/tiny.toml", "--show", "0"]);
+        let (cache, template) =
+            (format!("data.cache={}", folder.display()), format!("data.template={}", template.display()));
+        set(&mut data, &[&cache, &template]);
+        data.env("TZ", zone);
+        assert!(ends(data, 0, &[]).contains("are kept in"), "{zone}");
+        assert_eq!(kept(&folder).len(), number + 1);
+    }
+}
+
+#[test]
+fn warnings_name_the_files_as_they_are_called_now() {
+    let scratch = tempfile::tempdir().unwrap();
+    let cache = format!("data.cache={}", scratch.path().join("cache").display());
+    let record = serde_json::json!({"instruction": "a <|im_end|> b", "output": "c"}).to_string();
+    for (name, other) in [("one.jsonl", "two.jsonl"), ("two.jsonl", "one.jsonl")] {
+        let data = scratch.path().join(name);
+        std::fs::write(&data, &record).unwrap();
+        let told = told(&[&cache, &format!("data.train={}", data.display())]);
+        assert!(told.contains(&format!("{name}: the text of 1 records holds 1 special tokens")), "{told}");
+        assert!(!told.contains(other) && kept(&scratch.path().join("cache")).len() == 1, "{told}");
+    }
+}

@@ -36,6 +36,11 @@ pub fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
+/// The day by the clock that templates see: 2026-01-31.
+pub fn today() -> String {
+    chrono::Local::now().date_naive().to_string()
+}
+
 /// `value | int(default=0, base=10)`
 pub fn int(value: &Jinja, default: Option<Jinja>, base: Option<u32>, named: Kwargs) -> Result<Jinja, Error> {
     let (default, base) = (or_named(default, &named, "default")?, or_named(base, &named, "base")?);

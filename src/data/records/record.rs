@@ -4,6 +4,7 @@ use super::big;
 use anyhow::Error;
 use serde_json::{Map, Value};
 use std::fmt;
+use std::path::Path;
 
 /// Where in its file a record is, counting from 1. Displays as what follows the file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,13 @@ pub struct Unusable {
     pub place: Place,
     pub error: Error,
     pub hint: Option<&'static str>,
+}
+
+impl Unusable {
+    /// The error, with the record's place in the file at `path`.
+    pub fn at(self, path: &Path) -> Error {
+        self.error.context(format!("{}{}", path.display(), self.place))
+    }
 }
 
 /// What a JSON value is, for messages.

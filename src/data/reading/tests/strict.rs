@@ -130,3 +130,24 @@ fn special_tokens_in_content_are_a_choice() {
     let refusing = DataOptions { format: Format::Chat, ..choose(SpecialTokens::Refuse) };
     assert!(error(&parts.to_string(), &refusing).contains("the special tokens </s>"));
 }
+
+#[test]
+fn a_record_that_changed_is_named_when_it_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, tokenizer, options) = (dir.path().join("data.jsonl"), tokenizer(dir.path()), options(Format::Alpaca));
+    let (good, reading) = ("\n{\"instruction\": \"a\", \"output\": \"b\"}", reading(&options, Some(&tokenizer)));
+    write(&path, good).unwrap();
+    let files = Files::new(ResolvedData { paths: vec![path.clone()], source: "data".to_string() });
+    let dataset = reading.load(&files, &ProgressBar::hidden()).unwrap();
+    let (_, origin) = dataset.place(0).unwrap();
+    assert_eq!(reading.explain(&files, origin).unwrap().len(), 2);
+    for (text, expected) in [
+        ("\n{\"instruction\": ", "malformed JSON"),
+        ("\n{\"instruction\": \"a\"}", "field `output` is missing"),
+        ("{}", "is not there any more"),
+    ] {
+        write(&path, text).unwrap();
+        let error = format!("{:#}", reading.explain(&files, origin).unwrap_err());
+        assert!(error.contains("data.jsonl:2") && error.contains(expected), "{error}");
+    }
+}
