@@ -5,7 +5,10 @@ mod pattern;
 mod tensors;
 
 pub use pattern::PathPattern;
-pub use tensors::{BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, split_block};
+pub use tensors::{
+    BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, linears_of_block,
+    split_block,
+};
 
 use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};

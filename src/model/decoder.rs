@@ -13,7 +13,7 @@ use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
 use crate::ops::rope::{Angles, Stretch};
 use crate::ops::scalar::Scalar;
-use crate::ops::sum::is_finite;
+use crate::ops::sum::{is_finite, scaled};
 use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, softcap};
 use anyhow::{Context, Result};
@@ -125,7 +125,7 @@ impl Decoder {
         let of = |rope: &Rope| {
             let stretches: Vec<Stretch> =
                 stretches.iter().map(|&(start, length)| rope.stretch(self.spec.head_dim, start, length)).collect();
-            Angles::new(&stretches, self.device())
+            Ok(Angles::new(&stretches, self.device())?.of(rope.heads(self.spec.head_dim)))
         };
         self.spec.ropes.iter().map(of).collect()
     }
@@ -148,9 +148,14 @@ impl Decoder {
         })
     }
 
+    /// x: [N, hidden_size] after the final norm, or its gradient, times the factor of the logits
+    fn for_head(&self, x: Tensor) -> Result<Tensor> {
+        self.spec.logit_scale.map_or(Ok(x.clone()), |scale| scaled(&x, scale))
+    }
+
     /// x: [N, hidden_size] after the final norm -> logits [N, vocab_size] in f32
-    fn head_logits(&self, x: &Tensor) -> Result<Tensor> {
-        let logits = linear::forward_f32(x, self.head())?;
+    fn head_logits(&self, x: Tensor) -> Result<Tensor> {
+        let logits = linear::forward_f32(&self.for_head(x)?, self.head())?;
         self.spec.logit_softcap.map_or(Ok(logits.clone()), |cap| softcap::forward(&logits, cap))
     }
 
@@ -163,7 +168,7 @@ impl Decoder {
     pub fn logits(&self, input_ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
         let pass = self.pass(lengths, None)?;
         let (x, _) = self.norm.forward(&self.hidden(input_ids, &pass)?)?;
-        self.head_logits(&x)
+        self.head_logits(x)
     }
 
     /// Hidden states after the final norm at `rows` of the sequences, [rows, hidden_size].
@@ -181,7 +186,7 @@ impl Decoder {
             return Ok(vec![0.0; sequences.lengths.len()]);
         }
         let x = self.features(sequences.input_ids, sequences.lengths, rows.clone())?;
-        let losses = cross_entropy::losses(&x, self.head(), &targets, self.spec.logit_softcap)?;
+        let losses = cross_entropy::losses(&self.for_head(x)?, self.head(), &targets, self.spec.logit_softcap)?;
         let mut scored = rows.into_iter().zip(losses).peekable();
         let mut end = 0;
         let of_sequence = |length: &usize| {
@@ -209,7 +214,7 @@ impl Decoder {
             x = block.forward(&x, &pass, Some(cache))?.0;
         }
         let x = if last.len() == ids.len() { x } else { x.index_select(&Tensor::new(last, self.device())?, 0)? };
-        self.head_logits(&self.norm.forward(&x)?.0)
+        self.head_logits(self.norm.forward(&x)?.0)
     }
 
     /// Sum of the cross-entropy over the batch's label tokens.
@@ -220,7 +225,8 @@ impl Decoder {
             return Ok(0.0);
         }
         let x = self.hidden(sequences.input_ids, &pass)?.index_select(&Tensor::new(rows, self.device())?, 0)?;
-        cross_entropy::forward(&self.norm.forward(&x)?.0, self.head(), &targets, self.spec.logit_softcap)
+        let x = self.for_head(self.norm.forward(&x)?.0)?;
+        cross_entropy::forward(&x, self.head(), &targets, self.spec.logit_softcap)
     }
 
     /// The cross-entropy of each of the batch's label tokens under the model without its adapters.
@@ -239,7 +245,7 @@ impl Decoder {
         if targets.is_empty() {
             return Ok(vec![]);
         }
-        let x = self.features(sequences.input_ids, sequences.lengths, rows)?;
+        let x = self.for_head(self.features(sequences.input_ids, sequences.lengths, rows)?)?;
         cross_entropy::losses(&x, self.head(), &targets, self.spec.logit_softcap)
     }
 
@@ -312,6 +318,7 @@ impl Decoder {
     ) -> Result<(Scalar, Tensor)> {
         let rows = Tensor::new(rows, self.device())?;
         let (h, saved) = self.norm.forward(&x.index_select(&rows, 0)?)?;
+        let h = self.for_head(h)?;
         let cap = self.spec.logit_softcap;
         let (losses, mut dh) = cross_entropy::losses_backward(&h, self.head(), targets, scale, self.trains, cap)?;
         let loss = match objective {
@@ -330,7 +337,7 @@ impl Decoder {
         if let Some(d_head) = dh.head {
             gradients.add(if self.lm_head.is_some() { HEAD } else { EMBEDDING }, d_head)?;
         }
-        let dx = self.norm.backward(&saved, &dh.hidden, gradients)?;
+        let dx = self.norm.backward(&saved, &self.for_head(dh.hidden)?, gradients)?;
         Ok((loss, x.zeros_like()?.index_add(&rows, &dx, 0)?))
     }
 }

@@ -87,7 +87,7 @@ impl ModelSpec {
             ),
             _ => return Ok(None),
         }
-        let plain = Rope { theta: rope.theta, scaling: RopeScaling::None };
+        let plain = Rope { scaling: RopeScaling::None, ..rope.clone() };
         let frequencies = |rope: &Rope| rope.stretch(self.head_dim, 0, 1).frequencies;
         Ok(Some(frequencies(&plain).iter().zip(frequencies(rope)).map(|(plain, scaled)| plain / scaled).collect()))
     }

@@ -5,6 +5,7 @@ use super::block::Block;
 use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::Norm;
+use super::projection::Projection;
 use super::{Decoder, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, in_block, split_block};
@@ -95,24 +96,18 @@ impl Loader<'_> {
 
     fn block(&mut self, layer: usize) -> Result<Block> {
         let spec = self.spec;
-        let path = |part: &str| in_block(layer, part);
-        // If there are four norms, the one before the MLP has a different name.
-        let mlp_norm = if spec.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-        let mut post_norm = |name: &str| spec.post_norms.then(|| self.norm(&path(name))).transpose();
-        let attention_post_norm = post_norm("post_attention_layernorm")?;
-        let mlp_post_norm = post_norm("post_feedforward_layernorm")?;
+        let mut norm = |name: Option<&str>| name.map(|name| self.norm(&in_block(layer, name))).transpose();
+        let (attention_norm, attention_post_norm) =
+            (norm(spec.norms.before_attention)?, norm(spec.norms.after_attention)?);
+        let (mlp_norm, mlp_post_norm) = (norm(spec.norms.before_mlp)?, norm(spec.norms.after_mlp)?);
         let block = Block {
-            attention_norm: self.norm(&path("input_layernorm"))?,
+            attention_norm,
             self_attn: self.attention(layer)?,
             attention_post_norm,
-            mlp_norm: self.norm(&path(mlp_norm))?,
-            mlp: Mlp {
-                gate_proj: self.linear(layer, "mlp.gate_proj")?,
-                up_proj: self.linear(layer, "mlp.up_proj")?,
-                down_proj: self.linear(layer, "mlp.down_proj")?,
-                activation: spec.activation,
-            },
+            mlp_norm,
+            mlp: self.mlp(layer)?,
             mlp_post_norm,
+            residual_scale: spec.residual_scale,
         };
         self.progress.inc(1);
         Ok(block)
@@ -122,11 +117,16 @@ impl Loader<'_> {
         let spec = self.spec;
         let LayerSpec { window, rope } = spec.layers[layer];
         let mut norm = |name: &str| self.norm(&in_block(layer, &format!("self_attn.{name}")));
-        let qk_norm = if spec.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
+        let qk_norm = if spec.qk_norm.is_some() { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
+        let (queries, keys) = spec.head_widths();
+        let qkv = if spec.fused_qkv {
+            Projection::Fused { linear: self.linear(layer, "self_attn.qkv_proj")?, widths: [queries, keys, keys] }
+        } else {
+            let mut linear = |name: &str| self.linear(layer, &format!("self_attn.{name}"));
+            Projection::Separate([linear("q_proj")?, linear("k_proj")?, linear("v_proj")?])
+        };
         Ok(Attention {
-            q_proj: self.linear(layer, "self_attn.q_proj")?,
-            k_proj: self.linear(layer, "self_attn.k_proj")?,
-            v_proj: self.linear(layer, "self_attn.v_proj")?,
+            qkv,
             o_proj: self.linear(layer, "self_attn.o_proj")?,
             qk_norm,
             shape: Shape {
@@ -139,6 +139,16 @@ impl Loader<'_> {
             },
             rope,
         })
+    }
+
+    fn mlp(&mut self, layer: usize) -> Result<Mlp> {
+        let gate_up = if self.spec.fused_gate_up {
+            let widths = [self.spec.intermediate_size; 2];
+            Projection::Fused { linear: self.linear(layer, "mlp.gate_up_proj")?, widths }
+        } else {
+            Projection::Separate([self.linear(layer, "mlp.gate_proj")?, self.linear(layer, "mlp.up_proj")?])
+        };
+        Ok(Mlp { gate_up, down_proj: self.linear(layer, "mlp.down_proj")?, activation: self.spec.activation })
     }
 
     fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {

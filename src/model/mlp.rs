@@ -3,14 +3,15 @@
 use super::Pass;
 use super::linear::{Linear, Saved as LinearSaved};
 use super::parameters::Gradients;
+use super::projection::{Projection, Saved as ProjectionSaved};
 use crate::ops::activation::Activation;
 use crate::ops::gated_mlp;
 use anyhow::Result;
 use candle_core::Tensor;
 
 pub struct Mlp {
-    pub gate_proj: Linear,
-    pub up_proj: Linear,
+    /// gate and up.
+    pub gate_up: Projection<2>,
     pub down_proj: Linear,
     pub activation: Activation,
 }
@@ -19,27 +20,24 @@ pub struct Mlp {
 pub struct Saved {
     gate: Tensor,
     up: Tensor,
-    gate_saved: LinearSaved,
-    up_saved: LinearSaved,
-    down_saved: LinearSaved,
+    gate_up: ProjectionSaved<2>,
+    down: LinearSaved,
 }
 
 impl Mlp {
     /// h: [N, hidden_size] -> [N, hidden_size]
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let [(gate, gate_saved), (up, up_saved)] =
-            Linear::forward_each([&self.gate_proj, &self.up_proj], h, pass.dropout_key)?;
+        let ([gate, up], gate_up) = self.gate_up.forward(h, pass.dropout_key)?;
         let inner = gated_mlp::forward(&gate, &up, self.activation)?;
-        let (y, down_saved) = self.down_proj.forward(&inner, pass.dropout_key)?;
-        Ok((y, Saved { gate, up, gate_saved, up_saved, down_saved }))
+        let (y, down) = self.down_proj.forward(&inner, pass.dropout_key)?;
+        Ok((y, Saved { gate, up, gate_up, down }))
     }
 
     /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let key = pass.dropout_key;
-        let d_inner = self.down_proj.backward(&saved.down_saved, dy, key, gradients)?;
+        let d_inner = self.down_proj.backward(&saved.down, dy, key, gradients)?;
         let (d_gate, d_up) = gated_mlp::backward(&saved.gate, &saved.up, &d_inner, self.activation)?;
-        let both = [(&self.up_proj, &saved.up_saved, &d_up), (&self.gate_proj, &saved.gate_saved, &d_gate)];
-        Linear::backward_each(&both, key, gradients)
+        self.gate_up.backward(&saved.gate_up, &[d_gate, d_up], key, gradients)
     }
 }

@@ -14,6 +14,7 @@ mod mlp;
 mod norm;
 mod options;
 mod parameters;
+mod projection;
 mod rope;
 mod spec;
 
@@ -24,7 +25,7 @@ pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Rope, RopeScaling};
-pub use spec::{LayerSpec, ModelSpec};
+pub use spec::{BlockNorms, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
 use crate::ops::rope::Angles;

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 
 pub struct Norm {
     pub module: String,
-    /// [d]: hidden_size, or head_dim for the norms of queries and keys; f32
+    /// [d]: hidden_size or, for the norms of queries and keys, head_dim or the width of all heads; f32
     pub weight: Tensor,
     pub eps: f64,
     /// Whether the weight in use is 1 + `weight` (Gemma).
@@ -54,7 +54,7 @@ impl Norm {
         rms_norm::backward_input_sum(saved, &self.scale()?, dy, added)
     }
 
-    /// As [`Norm::forward`] over each head: x: [N, H · d] -> y: [N, H · d]
+    /// As [`Norm::forward`] over each head, or over all if d is their width: x: [N, H · d] -> y: [N, H · d]
     pub fn forward_heads(&self, x: &Tensor) -> Result<(Tensor, rms_norm::Saved)> {
         let (y, saved) = self.forward(&self.split(x)?)?;
         Ok((y.reshape(x.shape())?, saved))

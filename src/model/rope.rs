@@ -3,7 +3,7 @@
 //! The formulas are those of transformers' `modeling_rope_utils`: linear, dynamic (NTK), YaRN (arXiv 2309.00071),
 //! LongRoPE (arXiv 2402.13753) and Llama 3.1's.
 
-use crate::ops::rope::Stretch;
+use crate::ops::rope::{Heads, Stretch};
 use std::f64::consts::TAU;
 
 /// The rotary embedding of one kind of layer.
@@ -11,6 +11,10 @@ use std::f64::consts::TAU;
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
+    /// The share of each head that is rotated, its beginning.
+    pub partial: f64,
+    /// Whether pairs of neighbours are rotated, rather than the halves of what is rotated.
+    pub interleaved: bool,
 }
 
 /// How rotary frequencies are stretched for contexts longer than the pre-training's.
@@ -52,6 +56,17 @@ pub enum RopeScaling {
 }
 
 impl Rope {
+    /// Whole heads in halves.
+    pub fn new(theta: f64, scaling: RopeScaling) -> Self {
+        Self { theta, scaling, partial: 1.0, interleaved: false }
+    }
+
+    /// What of heads of `head_dim` values is rotated.
+    pub fn heads(&self, head_dim: usize) -> Heads {
+        let rotary_dim = (head_dim as f64 * self.partial) as usize;
+        Heads { head_dim, rotary_dim, interleaved: self.interleaved }
+    }
+
     /// Positions that the scaling is made for, given `max_position_embeddings` of `config.json`. Some configs include
     /// the scaling in that number, some do not.
     pub fn context(&self, max_position_embeddings: usize) -> usize {
@@ -68,7 +83,8 @@ impl Rope {
     /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings depend on where the
     /// sequence ends.
     pub fn stretch(&self, head_dim: usize, start: usize, length: usize) -> Stretch {
-        Stretch { start, length, frequencies: self.frequencies(head_dim, start + length), magnitude: self.magnitude() }
+        let frequencies = self.frequencies(self.heads(head_dim).rotary_dim, start + length);
+        Stretch { start, length, frequencies, magnitude: self.magnitude() }
     }
 
     fn magnitude(&self) -> f32 {
@@ -80,16 +96,16 @@ impl Rope {
         }
     }
 
-    /// [head_dim / 2], for a sequence that ends before position `end`.
-    fn frequencies(&self, head_dim: usize, end: usize) -> Vec<f32> {
+    /// [rotary_dim / 2], for a sequence that ends before position `end`.
+    fn frequencies(&self, rotary_dim: usize, end: usize) -> Vec<f32> {
         let base = |theta: f64| {
-            (0..head_dim).step_by(2).map(move |i| 1.0 / theta.powf(f64::from(i as f32 / head_dim as f32)) as f32)
+            (0..rotary_dim).step_by(2).map(move |i| 1.0 / theta.powf(f64::from(i as f32 / rotary_dim as f32)) as f32)
         };
         match &self.scaling {
             RopeScaling::None => base(self.theta).collect(),
             RopeScaling::Linear { factor } => base(self.theta).map(|frequency| frequency / *factor as f32).collect(),
             RopeScaling::Dynamic { factor, max_position_embeddings: context } => {
-                let (d, end) = (head_dim as f64, (end as f64).max(*context));
+                let (d, end) = (rotary_dim as f64, (end as f64).max(*context));
                 base(self.theta * (factor * end / context - (factor - 1.0)).powf(d / (d - 2.0))).collect()
             }
             RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings, .. } => {
@@ -98,7 +114,7 @@ impl Rope {
                 base(self.theta).zip(factors).map(|(frequency, factor)| frequency / *factor as f32).collect()
             }
             RopeScaling::Yarn { .. } => {
-                let ramp = self.yarn_ramp(head_dim);
+                let ramp = self.yarn_ramp(rotary_dim);
                 base(self.theta).zip(ramp).map(|(frequency, scale)| frequency * scale as f32).collect()
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
@@ -120,13 +136,13 @@ impl Rope {
 
     /// YaRN's factor for each frequency: 1 where it turns more than `beta_fast` times in the original context,
     /// 1 / factor where it turns less than `beta_slow` times.
-    fn yarn_ramp(&self, head_dim: usize) -> Vec<f64> {
+    fn yarn_ramp(&self, rotary_dim: usize) -> Vec<f64> {
         let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } =
             self.scaling
         else {
             return vec![];
         };
-        let d = head_dim as f64;
+        let d = rotary_dim as f64;
         let dimension =
             |turns: f64| d * (original_max_position_embeddings / (turns * TAU)).ln() / (2.0 * self.theta.ln());
         let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
@@ -138,7 +154,7 @@ impl Rope {
             high += 0.001;
         }
         let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..head_dim / 2).map(|i| ramp(i) / factor + 1.0 - ramp(i)).collect()
+        (0..rotary_dim / 2).map(|i| ramp(i) / factor + 1.0 - ramp(i)).collect()
     }
 }
 
@@ -157,7 +173,7 @@ mod tests {
 
     #[test]
     fn scaling_extends_the_context() {
-        let of = |scaling| Rope { theta: 10_000.0, scaling }.context(100);
+        let of = |scaling| Rope::new(10_000.0, scaling).context(100);
         assert_eq!(of(RopeScaling::None), 100);
         assert_eq!(of(RopeScaling::Linear { factor: 2.5 }), 250);
         assert_eq!(of(RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 100.0 }), 200);
@@ -172,7 +188,7 @@ mod tests {
 
     #[test]
     fn only_some_scalings_look_at_the_sequence() {
-        let rope = |scaling| Rope { theta: 10_000.0, scaling };
+        let rope = |scaling| Rope::new(10_000.0, scaling);
         let plain = rope(RopeScaling::None).frequencies(8, 10);
         assert_eq!(plain, [1.0, 0.1, 0.01, 0.001]);
         let dynamic = rope(RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 16.0 });

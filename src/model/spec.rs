@@ -3,7 +3,7 @@
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::rope::Rope;
-use crate::names::{BLOCK_LINEARS, in_block};
+use crate::names::{in_block, linears_of_block};
 use crate::ops::activation::Activation;
 
 /// The architecture of one checkpoint, in the terms of its `config.json`.
@@ -26,12 +26,16 @@ pub struct ModelSpec {
     pub o_bias: bool,
     /// Biases on gate, up and down.
     pub mlp_bias: bool,
-    /// RMSNorm of each head's query and key before the rotation.
-    pub qk_norm: bool,
+    /// Whether q, k and v are one linear, `qkv_proj`.
+    pub fused_qkv: bool,
+    /// Whether gate and up are one linear, `gate_up_proj`.
+    pub fused_gate_up: bool,
+    /// RMSNorm of queries and keys before the rotation.
+    pub qk_norm: Option<QkNorm>,
     /// Norm weights are stored as w − 1.
     pub norm_offset: bool,
-    /// Whether there are norms after attention and MLP too, before their residual sums.
-    pub post_norms: bool,
+    /// The norms around attention and MLP.
+    pub norms: BlockNorms,
     pub activation: Activation,
     /// Factor of the attention scores.
     pub attention_scale: f64,
@@ -39,8 +43,12 @@ pub struct ModelSpec {
     pub attention_softcap: Option<f64>,
     /// Soft-cap of the logits.
     pub logit_softcap: Option<f64>,
+    /// Factor of the logits, before the soft-cap.
+    pub logit_scale: Option<f64>,
     /// Factor of the embeddings.
     pub embedding_scale: Option<f64>,
+    /// Factor of what attention and MLP add to the residual stream.
+    pub residual_scale: Option<f64>,
     /// The rotary embeddings that layers choose from.
     pub ropes: Vec<Rope>,
     /// One for each layer.
@@ -52,8 +60,67 @@ pub struct ModelSpec {
 pub struct LayerSpec {
     /// Sliding window: how many positions a token sees, itself included.
     pub window: Option<usize>,
-    /// Index into [`ModelSpec::ropes`].
-    pub rope: usize,
+    /// Index into [`ModelSpec::ropes`]; `None` where q and k are not rotated.
+    pub rope: Option<usize>,
+}
+
+/// What a norm of queries and keys is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself.
+    Heads,
+    /// All heads together.
+    Whole,
+}
+
+/// The names of a block's norms on the way to the residual sums; `None` where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockNorms {
+    pub before_attention: Option<&'static str>,
+    pub after_attention: Option<&'static str>,
+    pub before_mlp: Option<&'static str>,
+    pub after_mlp: Option<&'static str>,
+}
+
+impl BlockNorms {
+    /// Before attention and MLP.
+    pub const BEFORE: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: None,
+        before_mlp: Some("post_attention_layernorm"),
+        after_mlp: None,
+    };
+    /// Before and after both, as in Gemma.
+    pub const AROUND: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: Some("post_attention_layernorm"),
+        before_mlp: Some("pre_feedforward_layernorm"),
+        after_mlp: Some("post_feedforward_layernorm"),
+    };
+    /// Only after both, as in OLMo 2.
+    pub const AFTER: Self = Self {
+        before_attention: None,
+        after_attention: Some("post_attention_layernorm"),
+        before_mlp: None,
+        after_mlp: Some("post_feedforward_layernorm"),
+    };
+    /// Before and after both, under GLM-4's names.
+    pub const GLM: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: Some("post_self_attn_layernorm"),
+        before_mlp: Some("post_attention_layernorm"),
+        after_mlp: Some("post_mlp_layernorm"),
+    };
+
+    /// The names that there are.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        [self.before_attention, self.after_attention, self.before_mlp, self.after_mlp].into_iter().flatten()
+    }
+
+    /// How many of them are after attention or MLP.
+    pub fn after(self) -> usize {
+        usize::from(self.after_attention.is_some()) + usize::from(self.after_mlp.is_some())
+    }
 }
 
 impl ModelSpec {
@@ -65,12 +132,14 @@ impl ModelSpec {
 
     /// Shape [d_out, d_in] of a block linear such as `self_attn.q_proj`.
     pub fn linear_shape(&self, linear: &str) -> Option<(usize, usize)> {
-        let (queries, keys) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let (queries, keys) = self.head_widths();
         Some(match linear {
             "self_attn.q_proj" => (queries, self.hidden_size),
             "self_attn.k_proj" | "self_attn.v_proj" => (keys, self.hidden_size),
+            "self_attn.qkv_proj" => (queries + 2 * keys, self.hidden_size),
             "self_attn.o_proj" => (self.hidden_size, queries),
             "mlp.gate_proj" | "mlp.up_proj" => (self.intermediate_size, self.hidden_size),
+            "mlp.gate_up_proj" => (2 * self.intermediate_size, self.hidden_size),
             "mlp.down_proj" => (self.hidden_size, self.intermediate_size),
             _ => return None,
         })
@@ -85,22 +154,34 @@ impl ModelSpec {
         }
     }
 
+    /// Widths of all queries, and of all keys (or values).
+    pub fn head_widths(&self) -> (usize, usize) {
+        (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim)
+    }
+
     /// Names and sizes of a block's norms.
     pub fn block_norms(&self) -> Vec<(&'static str, usize)> {
-        let mut norms = vec![("input_layernorm", self.hidden_size), ("post_attention_layernorm", self.hidden_size)];
-        if self.post_norms {
-            norms.extend(["pre_feedforward_layernorm", "post_feedforward_layernorm"].map(|n| (n, self.hidden_size)));
-        }
-        if self.qk_norm {
-            norms.extend(["self_attn.q_norm", "self_attn.k_norm"].map(|name| (name, self.head_dim)));
+        let mut norms: Vec<_> = self.norms.names().map(|name| (name, self.hidden_size)).collect();
+        let widths = match self.qk_norm {
+            None => None,
+            Some(QkNorm::Heads) => Some((self.head_dim, self.head_dim)),
+            Some(QkNorm::Whole) => Some(self.head_widths()),
+        };
+        if let Some((queries, keys)) = widths {
+            norms.extend([("self_attn.q_norm", queries), ("self_attn.k_norm", keys)]);
         }
         norms
+    }
+
+    /// The linears of a block, in the order of the forward pass.
+    pub fn block_linears(&self) -> impl Iterator<Item = &'static str> {
+        linears_of_block(self.fused_qkv, self.fused_gate_up)
     }
 
     /// Hugging Face module paths of all block linears, layer by layer.
     pub fn linear_modules(&self) -> Vec<String> {
         (0..self.num_hidden_layers)
-            .flat_map(|layer| BLOCK_LINEARS.iter().map(move |linear| in_block(layer, linear)))
+            .flat_map(|layer| self.block_linears().map(move |linear| in_block(layer, linear)))
             .collect()
     }
 }

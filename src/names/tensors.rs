@@ -1,15 +1,30 @@
 //! Names of tensors: a model's outer ones, those inside a block, and an adapter's matrices.
 
-/// The linear layers of one block, in the order of the forward pass.
-pub const BLOCK_LINEARS: [&str; 7] = [
+/// The linear layers that blocks have, in the order of the forward pass: a family has either q, k and v or qkv, and either
+/// gate and up or gate_up.
+pub const BLOCK_LINEARS: [&str; 9] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
+    "self_attn.qkv_proj",
     "self_attn.o_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
+    "mlp.gate_up_proj",
     "mlp.down_proj",
 ];
+
+/// The linears of a family's blocks, in the order of the forward pass: q, k and v are one linear or three, gate and up one or
+/// two.
+pub fn linears_of_block(fused_qkv: bool, fused_gate_up: bool) -> impl Iterator<Item = &'static str> {
+    BLOCK_LINEARS.into_iter().filter(move |linear| match *linear {
+        "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => !fused_qkv,
+        "self_attn.qkv_proj" => fused_qkv,
+        "mlp.gate_proj" | "mlp.up_proj" => !fused_gate_up,
+        "mlp.gate_up_proj" => fused_gate_up,
+        _ => true,
+    })
+}
 
 /// The token embedding, [vocab, hidden].
 pub const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -10,23 +10,34 @@ use candle_core::DType;
 use indicatif::ProgressBar;
 
 #[test]
-fn both_dialects_of_gemma_3_are_one_model() {
-    let dir = fixture("gemma3_text");
-    assert_eq!(ModelSpec::load(&dir.join("model")).unwrap(), ModelSpec::load(&dir.join("model4")).unwrap());
+fn both_dialects_are_one_model() {
+    let with_both = CASES.into_iter().filter(|case| fixture(case).join("model4").is_dir());
+    let compared = with_both.map(|case| {
+        let dir = fixture(case);
+        let [five, four] = ["model", "model4"].map(|part| ModelSpec::load(&dir.join(part)).unwrap());
+        assert_eq!(five, four, "{case}");
+    });
+    assert_eq!(compared.count(), 7);
 }
 
 #[test]
 fn rope_scalings_equal_transformers() {
-    for kind in ["dynamic", "yarn", "yarn_mscale", "longrope"] {
+    for (kind, case) in [
+        ("dynamic", "llama_gqa"),
+        ("yarn", "llama_gqa"),
+        ("yarn_mscale", "llama_gqa"),
+        ("longrope", "llama_gqa"),
+        ("phi3_longrope", "phi3"),
+    ] {
         let dir = fixture("rope").join(kind);
         let golden = Golden::load(&dir.join("expected.safetensors"));
         let spec = ModelSpec::load(&dir).unwrap();
         let place = (device(), DType::F32);
-        let weights = base_checkpoint("llama_gqa");
+        let weights = base_checkpoint(case);
         let mut model = Decoder::load(&spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
-        attach(&mut model, &golden_adapter("llama_gqa"));
+        attach(&mut model, &golden_adapter(case));
 
-        let batch = GoldenBatch::load("llama_gqa");
+        let batch = GoldenBatch::load(case);
         let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
         let expected = batch.live(&golden.values("lora.logits"), spec.vocab_size);
         assert!(max_difference(&logits, &expected) <= 1e-4, "{kind}: {}", max_difference(&logits, &expected));

@@ -21,9 +21,9 @@ fn batches(case: &str, size: usize) -> Vec<Batch> {
     GoldenBatch::load(case).examples().chunks(size).map(collate).collect()
 }
 
-/// The golden pair's direction, at full rank.
-fn directions(dir: &std::path::Path) -> Directions {
-    let resolve = |part: &str| hub::resolve(&fixture("llama_gqa").join(part).display().to_string(), true).unwrap();
+/// The direction of a case's pair, at full rank.
+fn directions(case: &str, dir: &std::path::Path) -> Directions {
+    let resolve = |part: &str| hub::resolve(&fixture(case).join(part).display().to_string(), true).unwrap();
     let request = DirectionRequest {
         aligned: resolve("model"),
         unaligned: resolve("unaligned"),
@@ -47,8 +47,8 @@ fn lora_trainer(case: &str, checkpointing: bool) -> (Trainer, Adapter) {
     let mut model = base(case, false);
     let adapter = golden_adapter(case);
     attach(&mut model, &adapter);
-    let with_penalty = case == "llama_gqa";
-    let directions = with_penalty.then(|| directions(scratch.path()));
+    let with_penalty = fixture(case).join("unaligned").is_dir();
+    let directions = with_penalty.then(|| directions(case, scratch.path()));
     let asft = if with_penalty {
         AsftOptions { lambda: 0.5.into(), ..Default::default() }
     } else {
@@ -110,7 +110,7 @@ fn ten_full_steps_equal_transformers() {
         .filter(|module| module.ends_with("q_proj") || module.ends_with("v_proj"))
         .collect();
     let asft = AsftOptions { lambda: 0.5.into(), ..Default::default() };
-    let penalties = Penalties::new(&asft, &targets, Some(&directions(scratch.path())), None, &model).unwrap();
+    let penalties = Penalties::new(&asft, &targets, Some(&directions(case, scratch.path())), None, &model).unwrap();
     let mut trainer = Trainer::new(model, penalties, &options(1e-3, 0.0, true), false);
     let outcomes = ten_steps(&mut trainer, &batches(case, 4), 1e-3);
     check_curve(&golden, "fullcurve", &outcomes);

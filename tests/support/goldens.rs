@@ -13,8 +13,22 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 8] =
-    ["llama_gqa", "llama3_rope", "llama_linear_bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"];
+pub const CASES: [&str; 14] = [
+    "llama_gqa",
+    "llama3_rope",
+    "llama_linear_bias",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "glm4",
+];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.
 pub fn device() -> &'static Device {

@@ -5,25 +5,70 @@ use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
+/// A family's defaults for absent fields.
+pub struct RopeDefaults {
+    pub theta: f64,
+    /// The share of a head that is rotated, if the family reads `partial_rotary_factor`.
+    pub partial: Option<f64>,
+    /// Whether pairs of neighbours are rotated.
+    pub interleaved: bool,
+    /// Takes precedence over the one in the set.
+    pub original_max_position_embeddings: Option<f64>,
+    /// One rope for layers with full attention, and one of this theta for those with a window.
+    pub sliding: Option<Sliding>,
+}
+
+/// The rope of layers with a window.
+#[derive(Clone, Copy)]
+pub struct Sliding {
+    /// The field with its theta in the dialect of transformers 4, if there is one.
+    pub key: Option<&'static str>,
+    pub theta: f64,
+}
+
+pub const PLAIN: RopeDefaults = RopeDefaults {
+    theta: 10_000.0,
+    partial: None,
+    interleaved: false,
+    original_max_position_embeddings: None,
+    sliding: None,
+};
+
+pub const GEMMA_3: RopeDefaults = RopeDefaults {
+    theta: 1_000_000.0,
+    sliding: Some(Sliding { key: Some("rope_local_base_freq"), theta: 10_000.0 }),
+    ..PLAIN
+};
+
 /// What matters for a set of parameters besides itself.
-struct Surroundings {
+struct Surroundings<'a> {
     /// The base frequency if the set has none.
     theta: f64,
     max_position_embeddings: usize,
     /// `original_max_position_embeddings` beside the set rather than in it; there it takes precedence.
     original: Option<f64>,
+    /// `partial_rotary_factor` beside the set; the set's own takes precedence.
+    partial: Option<f64>,
+    defaults: &'a RopeDefaults,
 }
 
-fn plain(theta: f64) -> Rope {
-    Rope { theta, scaling: RopeScaling::None }
+/// A model's ropes: one, or full attention's and then sliding attention's.
+pub fn of(config: &Config, context: usize, defaults: &RopeDefaults) -> Result<Vec<Rope>> {
+    match defaults.sliding {
+        None => Ok(vec![single(config, context, defaults)?]),
+        Some(sliding) => by_layer_type(config, context, defaults, sliding),
+    }
 }
 
-/// The one rope of most families.
-pub(super) fn single(config: &Config, context: usize) -> Result<Rope> {
+fn single(config: &Config, context: usize, defaults: &RopeDefaults) -> Result<Rope> {
+    let original = config.number("original_max_position_embeddings")?;
+    let partial = config.number("partial_rotary_factor")?.filter(|_| defaults.partial.is_some());
     let surroundings = Surroundings {
-        theta: config.number("rope_theta")?.unwrap_or(10_000.0),
+        theta: config.number("rope_theta")?.unwrap_or(defaults.theta),
         max_position_embeddings: context,
-        original: config.number("original_max_position_embeddings")?,
+        original: original.or(defaults.original_max_position_embeddings),
+        partial: partial.or(defaults.partial),
+        defaults,
     };
     let read = |key: &str| {
         let Some(parameters) = written(config, key)? else { return Ok(None) };
@@ -35,14 +80,26 @@ pub(super) fn single(config: &Config, context: usize) -> Result<Rope> {
         rope_parameters(&parameters, &surroundings).map(Some)
     };
     let rope = agreed(config, read("rope_parameters")?, read("rope_scaling")?)?;
-    Ok(rope.unwrap_or(plain(surroundings.theta)))
+    Ok(rope.unwrap_or(surroundings.rope(surroundings.theta, RopeScaling::None, None)))
 }
 
-/// Gemma 3's two: full attention's rope, then sliding attention's.
-pub(super) fn by_layer_type(config: &Config, context: usize) -> Result<Vec<Rope>> {
-    let around = |theta| Surroundings { theta, max_position_embeddings: context, original: None };
-    let global = config.number("rope_theta")?.unwrap_or(1_000_000.0);
-    let local = config.number("rope_local_base_freq")?.unwrap_or(10_000.0);
+impl Surroundings<'_> {
+    fn rope(&self, theta: f64, scaling: RopeScaling, partial: Option<f64>) -> Rope {
+        let partial = partial.or(self.partial).unwrap_or(1.0);
+        Rope { theta, scaling, partial, interleaved: self.defaults.interleaved }
+    }
+}
+
+/// Full attention's rope, then sliding attention's, which is never scaled in the dialect of transformers 4.
+fn by_layer_type(config: &Config, context: usize, defaults: &RopeDefaults, sliding: Sliding) -> Result<Vec<Rope>> {
+    let around =
+        |theta| Surroundings { theta, max_position_embeddings: context, original: None, partial: None, defaults };
+    let global = config.number("rope_theta")?.unwrap_or(defaults.theta);
+    let local = match sliding.key {
+        Some(key) => config.number(key)?.unwrap_or(sliding.theta),
+        None => sliding.theta,
+    };
+    let plain = |theta| Rope::new(theta, RopeScaling::None);
     let part = |nested: &Config, name: &str, theta: f64| match nested.object(name)? {
         Some(parameters) => rope_parameters(&parameters, &around(theta)),
         None => Ok(plain(theta)),
@@ -80,13 +137,16 @@ fn agreed<T: PartialEq>(config: &Config, five: Option<T>, four: Option<T>) -> Re
 fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
     let theta = rope.number("rope_theta")?.unwrap_or(surroundings.theta);
     let context = surroundings.max_position_embeddings;
-    if let Some(got) = rope.get("partial_rotary_factor").filter(|got| got.as_f64() != Some(1.0)) {
+    let partial = rope.number("partial_rotary_factor")?;
+    if let Some(got) = partial.filter(|&got| got != 1.0 && surroundings.defaults.partial.is_none()) {
         return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
     }
     let kind = match rope.string("rope_type")? {
         Some(kind) => kind,
         None => rope.string("type")?.unwrap_or("default"),
     };
+    let kind =
+        if surroundings.defaults.original_max_position_embeddings.is_some() { phi3_kind(rope, kind)? } else { kind };
     let inside = rope.number("original_max_position_embeddings")?;
     let original = surroundings.original.or(inside).unwrap_or(context as f64);
     let scaling = match kind {
@@ -110,7 +170,19 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
             ));
         }
     };
-    Ok(Rope { theta, scaling })
+    Ok(surroundings.rope(theta, scaling, partial))
+}
+
+/// What Phi-3 calls `su` or `yarn` is LongRoPE; it has nothing else.
+fn phi3_kind<'a>(rope: &Config, kind: &'a str) -> Result<&'a str> {
+    match kind {
+        "su" | "yarn" | "longrope" => Ok("longrope"),
+        "default" => Ok(kind),
+        other => Err(invalid!(
+            "{}: rope_type `{other}` is not supported for this model_type; supported: default, longrope",
+            rope.origin
+        )),
+    }
 }
 
 fn yarn(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {

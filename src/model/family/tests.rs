@@ -1,6 +1,8 @@
 use super::*;
 use crate::model::rope::Rope;
-use serde_json::json;
+use crate::model::rope::RopeScaling;
+use crate::model::spec::{BlockNorms, QkNorm};
+use serde_json::{Value, json};
 
 fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
     let mut value = json!({
@@ -56,7 +58,7 @@ fn two_dialects_in_one_file_have_to_agree() {
                "rope_scaling": scaling})
     };
     let spec = llama_with(both(json!({"type": "linear", "factor": 2}))).unwrap();
-    assert_eq!(spec.ropes[0], Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
+    assert_eq!(spec.ropes[0], Rope::new(5e5, RopeScaling::Linear { factor: 2.0 }));
     assert_eq!(llama_with(both(json!(null))).unwrap(), spec);
     let nested = json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
                         "rope_scaling": {"rope_type": "linear", "factor": 8}});
@@ -90,13 +92,13 @@ fn windows_follow_each_family_s_rules() {
 #[test]
 fn families_differ_by_fields() {
     let qwen2 = parse_with("qwen2", json!({})).unwrap();
-    assert!((qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (true, false, false));
+    assert!((qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (true, false, None));
     let qwen3 = parse_with("qwen3", json!({})).unwrap();
-    assert!((qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim) == (false, true, 128));
+    assert!((qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim) == (false, Some(QkNorm::Heads), 128));
     let gemma2 = parse_with("gemma2", json!({"query_pre_attn_scalar": 64})).unwrap();
     assert_eq!((gemma2.attention_softcap, gemma2.logit_softcap), (Some(50.0), Some(30.0)));
     assert_eq!((gemma2.attention_scale, gemma2.head_dim, gemma2.tie_word_embeddings), (0.125, 256, true));
-    assert!(gemma2.post_norms && gemma2.norm_offset && !gemma2.qk_norm);
+    assert!(gemma2.norms == BlockNorms::AROUND && gemma2.norm_offset && gemma2.qk_norm.is_none());
     let uncapped = parse_with("gemma2", json!({"attn_logit_softcapping": null})).unwrap();
     assert_eq!((uncapped.attention_softcap, uncapped.logit_softcap), (None, Some(30.0)));
 }
@@ -109,9 +111,9 @@ fn gemma_3_has_two_ropes_in_either_dialect() {
                                           "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}});
     let spec = parse_with("gemma3_text", four).unwrap();
     assert_eq!(spec, parse_with("gemma3_text", five.clone()).unwrap());
-    assert_eq!(spec.ropes[0], Rope { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } });
-    assert_eq!(spec.ropes[1], Rope { theta: 1e4, scaling: RopeScaling::None });
-    assert!(spec.layers.iter().all(|layer| layer.rope == usize::from(layer.window.is_some())));
+    assert_eq!(spec.ropes[0], Rope::new(1e6, RopeScaling::Linear { factor: 8.0 }));
+    assert_eq!(spec.ropes[1], Rope::new(1e4, RopeScaling::None));
+    assert!(spec.layers.iter().all(|layer| layer.rope == Some(usize::from(layer.window.is_some()))));
     let error = parse_with("qwen3", five).unwrap_err().to_string();
     assert!(error.contains("by layer type"), "{error}");
 }
@@ -127,7 +129,7 @@ fn what_changes_the_maths_is_refused_by_name() {
         (
             "llama",
             json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}}),
-            "head_dim / 2",
+            "half of what is rotated",
         ),
         ("llama", json!({"attention_dropout": 0.1}), "attention_dropout"),
         ("llama", json!({"sliding_window": 8}), "sliding_window"),
@@ -164,6 +166,51 @@ fn what_changes_the_maths_is_refused_by_name() {
     ] {
         let error = parse_with(model_type, overrides).unwrap_err();
         assert!(error.to_string().contains(needle), "{error:#}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+}
+
+#[test]
+fn windows_and_rotations_of_the_newer_families() {
+    let rotated = |spec: &ModelSpec| -> Vec<Option<usize>> { spec.layers.iter().map(|layer| layer.rope).collect() };
+    let smollm3 = |fields| parse_with("smollm3", fields).unwrap();
+    let every_second = smollm3(json!({"no_rope_layer_interval": 2}));
+    assert_eq!(rotated(&every_second), [Some(0), None, Some(0)]);
+    assert_eq!((every_second.ropes[0].theta, every_second.tie_word_embeddings), (2e6, true));
+    assert_eq!(rotated(&smollm3(json!({"no_rope_layers": [0, 1, 1, 1]}))), [None, Some(0), Some(0)]);
+    // A window is for layers without a rotation.
+    let windowed = smollm3(json!({"no_rope_layers": [1, 0, 1], "use_sliding_window": true, "sliding_window": 8}));
+    assert_eq!(windows(&windowed), [None, Some(8), None]);
+    let olmo3 = parse_with("olmo3", json!({"num_hidden_layers": 4, "rope_theta": 7e3})).unwrap();
+    assert_eq!(windows(&olmo3), [Some(4096), Some(4096), Some(4096), None]);
+    assert_eq!(rotated(&olmo3), [Some(1), Some(1), Some(1), Some(0)]);
+    assert_eq!((olmo3.ropes[0].theta, olmo3.ropes[1].theta), (7e3, 5e5));
+    let phi3 = |fields| parse_with("phi3", fields).unwrap();
+    assert_eq!(windows(&phi3(json!({"sliding_window": 5}))), [Some(5); 3]);
+    let long = json!({"type": "su", "short_factor": [1, 1, 1], "long_factor": [1, 2, 3]});
+    let long = phi3(json!({"partial_rotary_factor": 0.5, "rope_scaling": long}));
+    let RopeScaling::LongRope { original_max_position_embeddings, .. } = long.ropes[0].scaling else { panic!() };
+    assert_eq!((long.ropes[0].partial, original_max_position_embeddings), (0.5, 4096.0));
+    assert_eq!(parse_with("glm4", json!({})).unwrap().ropes[0].partial, 0.5);
+}
+
+#[test]
+fn what_the_newer_families_cannot_have_is_refused_by_name() {
+    for (model_type, fields, needle) in [
+        ("smollm3", json!({"no_rope_layers": [1, 0]}), "no_rope_layers holds 2 values"),
+        ("smollm3", json!({"no_rope_layers": [1, 2, 1]}), "expected a 0 or 1"),
+        ("granite", json!({"logits_scaling": 0}), "logits_scaling"),
+        ("granite", json!({"num_local_experts": 4}), "num_local_experts"),
+        ("olmo2", json!({"sliding_window": 8}), "sliding_window"),
+        ("olmo3", json!({"layer_types": ["full_attention", "sliding_attention", "x"]}), "layer type `x`"),
+        ("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}}), "default, longrope"),
+        ("phi3", json!({"resid_pdrop": 0.1}), "resid_pdrop"),
+        ("phi3", json!({"partial_rotary_factor": 1.5}), "at most 1"),
+        ("glm4", json!({"partial_rotary_factor": 0.01}), "at least two values"),
+        ("llama", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+    ] {
+        let error = parse_with(model_type, fields).unwrap_err();
+        assert!(error.to_string().contains(needle), "{model_type} {needle}: {error:#}");
         assert_eq!(crate::error::exit_code(&error), 2);
     }
 }

@@ -9,7 +9,7 @@
 
 use super::estimate::Estimate;
 use super::workload::Workload;
-use crate::names::{BLOCK_LINEARS, HEAD, in_block};
+use crate::names::{HEAD, in_block};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::train::options::Tuning;
 use serde::Serialize;
@@ -104,8 +104,8 @@ impl<'a> Costs<'a> {
 
     /// Widths of q and of k (or v).
     fn heads(&self) -> (f64, f64) {
-        let spec = self.run.spec;
-        ((spec.num_attention_heads * spec.head_dim) as f64, (spec.num_key_value_heads * spec.head_dim) as f64)
+        let (queries, keys) = self.run.spec.head_widths();
+        (queries as f64, keys as f64)
     }
 
     fn is_full(&self) -> bool {
@@ -137,7 +137,7 @@ impl<'a> Costs<'a> {
         let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
         let spec = self.run.spec;
         let (heads, inner) = (spec.num_attention_heads as f64, spec.intermediate_size as f64);
-        for linear in BLOCK_LINEARS {
+        for linear in self.run.spec.block_linears() {
             self.linear_forward(layer, linear, adapted);
         }
         self.norm(h, 2.0);
@@ -146,7 +146,7 @@ impl<'a> Costs<'a> {
         self.launch(Part::Attention, Unit::Attention, 2.0 * self.squares * q, bytes);
         self.norm(h, 4.0); // with the residual sum
         self.rows(Part::Rows, 3.0 * n * inner * w); // the gate
-        for _ in 0..if spec.post_norms { 2 } else { 0 } {
+        for _ in 0..spec.norms.after() {
             self.norm(h, 2.0);
         }
         self.rows(Part::Rows, 3.0 * n * h * w); // the residual sum
@@ -156,13 +156,13 @@ impl<'a> Costs<'a> {
         let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
         let spec = self.run.spec;
         let (heads, inner) = (spec.num_attention_heads as f64, spec.intermediate_size as f64);
-        for linear in BLOCK_LINEARS {
+        for linear in self.run.spec.block_linears() {
             self.linear_backward(layer, linear);
         }
         for _ in 0..3 {
             self.rows(Part::Rows, 3.0 * n * h * w); // sums of dx: two of q, k and v, one of gate and up
         }
-        for _ in 0..if spec.post_norms { 2 } else { 0 } {
+        for _ in 0..spec.norms.after() {
             self.norm_backward(h, 3.0);
         }
         self.rows(Part::Rows, 5.0 * n * inner * w); // the gate
@@ -180,7 +180,7 @@ impl<'a> Costs<'a> {
     fn heads_pass(&mut self, q: f64, kv: f64) {
         let (n, w, d) = (self.n, self.w, self.run.spec.head_dim as f64);
         for width in [q, kv] {
-            if self.run.spec.qk_norm {
+            if self.run.spec.qk_norm.is_some() {
                 self.rows(Part::Rows, 2.0 * n * width * w + n * width / d * F32);
             }
             self.rows(Part::Rows, 2.0 * n * width * w + n * d * F32);

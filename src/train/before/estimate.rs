@@ -9,7 +9,7 @@ use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::ModelSpec;
-use crate::names::{BLOCK_LINEARS, EMBEDDING, HEAD};
+use crate::names::{EMBEDDING, HEAD};
 use crate::ops::attention::MAX_SCORES;
 use crate::ops::cross_entropy::chunk_rows;
 use crate::train::defence::{self, Needs};
@@ -210,7 +210,7 @@ impl<'a> Estimate<'a> {
     }
 
     fn linear_elements(&self) -> usize {
-        let shapes = BLOCK_LINEARS.iter().filter_map(|linear| self.spec.linear_shape(linear));
+        let shapes = self.spec.block_linears().filter_map(|linear| self.spec.linear_shape(linear));
         self.spec.num_hidden_layers * shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
     }
 
@@ -258,11 +258,11 @@ impl<'a> Estimate<'a> {
     fn block_bytes(&self) -> usize {
         let spec = self.spec;
         let (h, inner) = (spec.hidden_size, spec.intermediate_size);
-        let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
+        let (q, kv) = spec.head_widths();
         // Inputs of the norms and of the linear layers, q, k, v and the attention's output, gate, up and their product.
         let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
-        values += if spec.qk_norm { q + kv } else { 0 };
-        values += if spec.post_norms { 2 * h } else { 0 };
+        values += if spec.qk_norm.is_some() { q + kv } else { 0 };
+        values += spec.norms.after() * h;
         values * self.width() + self.lora_bytes()
     }
 
@@ -300,7 +300,7 @@ impl<'a> Estimate<'a> {
     /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, per token.
     fn traffic_per_token(&self) -> usize {
         let spec = self.spec;
-        let (q, kv) = (spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim);
+        let (q, kv) = spec.head_widths();
         let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.intermediate_size;
         let lora: usize = match self.settings.train.method {
             Tuning::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
