@@ -6,7 +6,7 @@ use super::fast_math::vectorised;
 use super::matrix::{Matrix, prefetch};
 use super::thin;
 use super::widen::Values;
-use crate::quant::Quantised;
+use crate::quant::{Quantised, Vector};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -145,8 +145,8 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Stored, out: Matrix, accumula
     }
 }
 
-/// out = a · wᵀ for a few rows of a and any number of (w, out), f32 or bf16, in one go: every row of w is read once, at
-/// memory speed.
+/// out = a · wᵀ for a few rows of a and any number of (w, out) in one go. Every row of w, f32, half precision or quantised, is
+/// read from memory once.
 ///
 /// # Safety
 /// As [`product`], with m rows of a whose elements are contiguous.
@@ -156,6 +156,9 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
         .enumerate()
         .flat_map(|(part, (w, _))| (0..w.rows).step_by(TASK_ROWS).map(move |first| (part, first)))
         .collect();
+    let cols = parts.first().map_or(0, |(w, _)| w.cols);
+    // SAFETY: row 0 of a holds `cols` contiguous values, by the caller's promise.
+    let vector = Vector::new(unsafe { a.row(0, cols) });
     tasks.par_iter().for_each(|&(part, first)| {
         let (w, out) = parts[part];
         let rows = first..(first + TASK_ROWS).min(w.rows);
@@ -170,7 +173,7 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
                     rows_of(m, a, (&values[elements], w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16));
                 }
                 Values::F16(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x.to_f32()),
-                Values::Quantised(matrix) => quantised_rows(m, a, (matrix, rows), out),
+                Values::Quantised(matrix) => quantised_rows(m, a, &vector, (matrix, rows), out),
             }
         }
     });
@@ -191,25 +194,23 @@ unsafe fn rows_of<T: Copy>(m: usize, a: Matrix, (w, cols): (&[T], usize), out: M
     }
 }
 
-/// As [`rows_of`], for the rows `rows` of a quantised w, each widened once.
+/// As [`rows_of`], for the rows `rows` of a quantised w: of one row of a, `x`, straight from the blocks; for several each is
+/// widened once.
 ///
 /// # Safety
 /// As there.
-unsafe fn quantised_rows(m: usize, a: Matrix, (w, rows): (&Quantised, Range<usize>), out: Matrix) {
+unsafe fn quantised_rows(m: usize, a: Matrix, x: &Vector, (w, rows): (&Quantised, Range<usize>), out: Matrix) {
     let (_, cols) = w.shape();
-    let mut wide = vec![];
+    if m == 1 {
+        // SAFETY: row 0 of out from its first column on, by the caller's promise.
+        return w.dots(rows.start, x, unsafe { out.row_mut(0, rows.len()) });
+    }
+    let mut wide = vec![0f32; cols];
     for (j, row) in rows.enumerate() {
         // SAFETY: rows of a hold `cols` contiguous values, by the caller's promise.
         let x = |i: usize| unsafe { a.row(i, cols) };
         // SAFETY: element (i, j) of out, by the caller's promise.
         let set = |i: usize, sum: f32| unsafe { out.set(i, j, sum) };
-        if m == 1
-            && let Some(sum) = w.dot(row, x(0))
-        {
-            set(0, sum);
-            continue;
-        }
-        wide.resize(cols, 0.0);
         w.widen(row * cols, &mut wide);
         (0..m).for_each(|i| set(i, dot(&wide, x(i), |w| w)));
     }

@@ -5,6 +5,7 @@
 //! themselves multiples of one f16. Values are widened as the formats' reference does, operation by operation in f32,
 //! so that they have its bits: <https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/quants.py>.
 
+mod dots;
 mod factor;
 mod k_blocks;
 mod small_blocks;

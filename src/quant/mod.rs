@@ -2,8 +2,10 @@
 
 mod four_bit;
 pub mod ggml;
+mod vector;
 
 pub use four_bit::{FourBit, Kind, Nested, Parts, Rounding, Scales};
+pub use vector::Vector;
 
 use crate::ensure_valid;
 use anyhow::Result;
@@ -192,11 +194,14 @@ impl Quantised {
         out
     }
 
-    /// Row `i` · x, if there is a way to it that is faster than by widening the row.
-    pub fn dot(&self, i: usize, x: &[f32]) -> Option<f32> {
+    /// `out[i]` = row `first + i` · x, without widening rows.
+    pub fn dots(&self, first: usize, x: &Vector, out: &mut [f32]) {
         match &self.blocks {
-            Blocks::FourBit(values) => Some(values.dot(i * self.columns, x)),
-            Blocks::Ggml(_) => None,
+            Blocks::FourBit(values) => values.dots(first * self.columns, self.columns, x, out),
+            Blocks::Ggml(Ggml { kind, bytes }) => {
+                let row = self.columns / kind.block_len() * kind.block_bytes();
+                kind.dots(&bytes[first * row..][..out.len() * row], x, out);
+            }
         }
     }
 }
@@ -231,6 +236,23 @@ impl Ggml {
 mod tests {
     use super::*;
     use crate::ops::testing::random;
+
+    #[test]
+    fn rows_of_every_type_are_multiplied_as_they_are() {
+        let values: Vec<f32> = random(&[5 * 512], 1).to_vec1().unwrap();
+        let x: Vec<f32> = random(&[512], 2).to_vec1().unwrap();
+        let types = GgmlType::ALL.into_iter().filter(|kind| kind.is_quantised()).map(Format::Ggml);
+        for format in types.chain([Kind::Nf4, Kind::Fp4].map(Format::FourBit)) {
+            let matrix = format.quantise((5, 512), &values).unwrap();
+            let (vector, mut got) = (Vector::new(&x), [0f32; 3]);
+            matrix.dots(1, &vector, &mut got);
+            for (got, row) in got.iter().zip(matrix.widened().chunks(512).skip(1)) {
+                let products = || row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (expected, size): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+                assert!((f64::from(*got) - expected).abs() < 3e-7 * size, "{format}: {got} {expected}");
+            }
+        }
+    }
 
     #[test]
     fn every_format_widens_from_anywhere_and_knows_its_size() {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::ops::testing::random;
+use crate::quant::Vector;
 use std::path::Path;
 
 /// Cases made by bitsandbytes.
@@ -98,15 +99,33 @@ fn quantising_gives_the_bytes_of_bitsandbytes() {
 
 #[test]
 fn a_product_is_that_with_the_values() {
-    for (start, length) in [(0, 1), (0, 64), (0, 640), (64, 100), (7, 333), (10, 71)] {
-        let values: Vec<f32> = random(&[1000], 3).to_vec1().unwrap();
-        let matrix = FourBit::quantise(Kind::Nf4, &values).unwrap();
-        let x: Vec<f32> = random(&[length], 4).to_vec1().unwrap();
-        let mut wide = vec![0f32; length];
-        matrix.widen(start, &mut wide);
-        let expected: f64 = wide.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-        let got = f64::from(matrix.dot(start, &x));
-        assert!((got - expected).abs() < 1e-5, "{got} for {expected} ({start}, {length})");
+    let values: Vec<f32> = random(&[3000], 3).to_vec1().unwrap();
+    let nested = FourBit::quantise(Kind::Nf4, &values).unwrap();
+    let scales: Vec<f32> = (0..values.len().div_ceil(128)).map(|i| nested.scales().get(2 * i)).collect();
+    let with = |rounding| {
+        let (packed, scales) = (nested.packed().to_vec(), Scales::Plain(scales.clone()));
+        FourBit::new(values.len(), Parts { packed, block: 128, table: Kind::Nf4.table(), scales, rounding }).unwrap()
+    };
+    for matrix in [&nested, &with(Rounding::F32), &with(Rounding::Bf16), &with(Rounding::F16)] {
+        for (start, columns, rows) in
+            [(0, 1, 1), (0, 64, 2), (0, 640, 1), (64, 100, 3), (64, 192, 3), (7, 333, 2), (10, 71, 2), (128, 1024, 2)]
+        {
+            let x: Vec<f32> = random(&[columns], 4).to_vec1().unwrap();
+            let mut got = vec![0f32; rows];
+            matrix.dots(start, columns, &Vector::new(&x), &mut got);
+            let mut wide = vec![0f32; rows * columns];
+            matrix.widen(start, &mut wide);
+            // Of a part, and of a single value, the values are the same.
+            let mut single = [0f32];
+            for (i, value) in wide.iter().enumerate().step_by(5) {
+                matrix.widen(start + i, &mut single);
+                assert_eq!(single, [*value], "{start} {i}");
+            }
+            for (got, row) in got.iter().zip(wide.chunks(columns)) {
+                let expected: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} for {expected} ({start}, {columns})");
+            }
+        }
     }
 }
 

@@ -29,15 +29,21 @@ pub fn q3(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = half_at(block, 108);
     let (third, quants, scales) = (&block[..32], &block[32..96], &block[96..108]);
     for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let low = scales[group % 8] >> (4 * (group / 8)) & 15;
-        let high = scales[8 + group % 4] >> (2 * (group / 4)) & 3;
-        let scale = d * (f32::from(low | high << 4) - 32.0);
+        let scale = d * q3_scale(scales, group);
         let (start, shift) = two_bits(group);
         let (quants, third) = (&quants[start..start + 16], &third[16 * (group % 2)..][..16]);
         for (out, (q, third)) in out.iter_mut().zip(quants.iter().zip(third)) {
             *out = scale * (f32::from((q >> shift & 3) | (third >> (group / 2) & 1) << 2) - 4.0);
         }
     }
+}
+
+/// The scale of one of 16 groups, of 6 bits less 32.
+#[inline(always)]
+pub fn q3_scale(packed: &[u8], group: usize) -> f32 {
+    let low = packed[group % 8] >> (4 * (group / 8)) & 15;
+    let high = packed[8 + group % 4] >> (2 * (group / 4)) & 3;
+    f32::from(low | high << 4) - 32.0
 }
 
 /// d, dmin, 8 scales and minima of 6 bits, 128 bytes: (d·s) · q − (dmin·m), 32 values for each scale.
