@@ -34,9 +34,9 @@ use std::path::{Path, PathBuf};
 pub struct Resolved {
     /// Its folder, or its GGUF file.
     pub place: PathBuf,
-    /// The folder of a tokenizer to use in place of its own.
+    /// The folder, or GGUF file, of a tokenizer to use in place of its own.
     pub tokenizer: Option<PathBuf>,
-    /// The hub id, if it came from the hub.
+    /// The hub id, if it came from the hub; of a GGUF file with `:FILE.gguf` after it.
     pub id: Option<String>,
     /// The commit, if it came from the hub.
     pub revision: Option<String>,
@@ -52,31 +52,26 @@ impl Resolved {
         Ok(Self { tokenizer: found.map(|found| found.place).or(self.tokenizer), ..self })
     }
 
-    /// The folder of the model's tokenizer.
-    ///
-    /// # Errors
-    /// A GGUF file without a tokenizer beside it.
-    pub fn tokenizer_dir(&self) -> Result<&Path> {
-        let own = Some(self.place.as_path()).filter(|place| !is_gguf(place));
-        self.tokenizer.as_deref().or(own).ok_or_else(|| {
-            invalid!(
-                "{} needs the tokenizer of its model: name a folder or hub id that has it, with model.tokenizer in a \
-                 config or --tokenizer",
-                self.place.display()
-            )
-        })
+    /// The folder, or GGUF file, that the tokenizer is in.
+    pub fn tokenizer_place(&self) -> &Path {
+        self.tokenizer.as_ref().unwrap_or(&self.place)
+    }
+
+    /// Whether there is a tokenizer, as far as can be said without a doubt about what it is.
+    pub fn has_tokenizer(&self) -> bool {
+        let place = self.tokenizer_place();
+        if is_gguf(place) { self.load_tokenizer().is_ok() } else { place.join("tokenizer.json").is_file() }
     }
 
     /// Loads the tokenizer.
     ///
     /// # Errors
-    /// As [`Resolved::tokenizer_dir`] and [`Tokenizer::load`]; the tokenizer of another model beside a GGUF file.
+    /// As [`Tokenizer::load`]; the tokenizer of another model beside a GGUF file.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        let dir = self.tokenizer_dir()?;
-        let tokenizer = Tokenizer::load(dir)?;
-        if let Some(vocabulary) = vocabulary(&self.place)? {
+        let tokenizer = Tokenizer::load(self.tokenizer_place())?;
+        if let (Some(other), Some(vocabulary)) = (&self.tokenizer, vocabulary(&self.place)?) {
             tokenizer.check_vocabulary(&vocabulary).with_context(|| {
-                format!("the tokenizer of {} is not that of {}", dir.display(), self.place.display())
+                format!("the tokenizer of {} is not that of {}", other.display(), self.place.display())
             })?;
         }
         Ok(tokenizer)
@@ -157,7 +152,18 @@ fn resolve_parts(id_or_dir: &str, parts: Parts, quiet: bool) -> Result<Resolved>
     };
     let folder = cache.snapshot(&commit);
     let place = file.map_or(folder.clone(), |file| folder.join(file));
-    Ok(Resolved { place, tokenizer: None, id: Some(id.id()), revision: Some(commit) })
+    let name = file.map_or(id.id(), |file| format!("{}:{file}", id.id()));
+    Ok(Resolved { place, tokenizer: None, id: Some(name), revision: Some(commit) })
+}
+
+/// A model's name with its commit, as [`resolve`] reads it: `org/name@commit`, or `org/name@commit:FILE.gguf`. Without a
+/// commit the name of a folder or file, as it is.
+pub fn at_revision(id: &str, revision: Option<&str>) -> String {
+    match (revision, id.split_once(':')) {
+        (None, _) => id.to_string(),
+        (Some(commit), Some((id, file))) => format!("{id}@{commit}:{file}"),
+        (Some(commit), None) => format!("{id}@{commit}"),
+    }
 }
 
 /// Refuses what differs from a path on this machine by no more than a typing mistake, before the hub is asked for it. A

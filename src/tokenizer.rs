@@ -1,21 +1,25 @@
-//! A Hugging Face tokenizer folder: text to ids and back, its special tokens and its chat template.
+//! A model's tokenizer: text to ids and back, its special tokens and its chat template.
 //!
-//! Reads `tokenizer.json` and, as transformers 4 and 5 write them, `tokenizer_config.json`, `special_tokens_map.json`,
-//! `chat_template.jinja`, `generation_config.json` and `config.json`. Ids equal those of transformers: settings for
+//! It comes from a Hugging Face folder or, where that is exact, from a GGUF file. Ids equal those of transformers: settings for
 //! truncation and padding inside `tokenizer.json` are switched off. What surrounds a text is its post-processor's choice:
 //! `add_bos_token` and `add_eos_token` do not count where there is a `tokenizer.json` (transformers 5.24; 4.57 honoured them
 //! for Llama's classes).
 //! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
 mod gguf;
+mod source;
 mod stand_ins;
 
+pub use gguf::unpack;
+pub use source::hash_companions;
 pub use stand_ins::{ControlToken, StandIns};
 
+use crate::checkpoint::is_gguf;
 use crate::untrusted;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value};
+use source::Source;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,16 +28,6 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 /// Names of special tokens in tokenizer_config.json and special_tokens_map.json; templates see them too.
 const SPECIAL_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// All that a tokenizer is loaded from.
-const FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-];
 
 /// Ids of one text, and where in it each came from. All vectors have the same length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,35 +50,30 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     chat_template: Option<String>,
     vocab_size: usize,
-    dir: PathBuf,
+    /// What it was loaded from.
+    place: PathBuf,
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a Hugging Face model folder.
+    /// Loads the tokenizer of a Hugging Face model folder, or of a GGUF file.
     ///
     /// # Errors
-    /// No `tokenizer.json`; a file that is not what its name says; a special token whose id is not the declared one.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let folder = dir.to_path_buf();
-        untrusted::run(move || Self::read(&folder))
-            .map_err(|why| invalid!("the tokenizer of {} cannot be used: {why}", dir.display()))?
+    /// No `tokenizer.json`; a file that is not what its name says; a special token whose id is not the declared one; a
+    /// GGUF file that does not say all that its tokenizer does.
+    pub fn load(place: &Path) -> Result<Self> {
+        let own = place.to_path_buf();
+        untrusted::run(move || Self::read(&own))
+            .map_err(|why| invalid!("the tokenizer of {} cannot be used: {why}", place.display()))?
     }
 
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        ensure_valid!(
-            path.is_file(),
-            "no tokenizer.json in {} (a tokenizer.model alone is not read: load the folder with transformers' \
-             AutoTokenizer and save_pretrained it)",
-            dir.display()
-        );
-        let mut inner = read_inner(&path)?;
-        let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let special_tokens = special_tokens(&config, &read_object(&dir.join("special_tokens_map.json"))?);
-        add_declared_tokens(&mut inner, &config, &special_tokens, dir)?;
+    fn read(place: &Path) -> Result<Self> {
+        let mut source = if is_gguf(place) { gguf::source(place) } else { Source::of_folder(place) }?;
+        let special_tokens = special_tokens(&source.config, &source.special);
+        let mut inner = source.inner(place)?;
+        add_declared_tokens(&mut inner, &source.config, &special_tokens, place)?;
         let id_of = |name: &str| named(&special_tokens, name).and_then(|token| inner.token_to_id(token));
         let mut eos_ids: Vec<u32> = id_of("eos_token").into_iter().collect();
-        for id in generation_eos_ids(dir)? {
+        for id in source.eos_ids {
             if !eos_ids.contains(&id) {
                 eos_ids.push(id);
             }
@@ -94,11 +83,9 @@ impl Tokenizer {
         let special_ids: HashSet<u32> = special_ids.chain(eos_ids.iter().copied()).collect();
         let added_ids = added.keys().copied().collect();
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
-        ensure_valid!(vocab_size > 0, "{}: the vocabulary is empty", path.display());
-        let chat_template = chat_template(dir, &config)?;
-        let inner = Arc::new(inner);
-        let dir = dir.to_path_buf();
-        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size, dir })
+        ensure_valid!(vocab_size > 0, "{}: the vocabulary is empty", place.display());
+        let (chat_template, inner, place) = (source.template, Arc::new(inner), place.to_path_buf());
+        Ok(Self { inner, special_tokens, special_ids, added_ids, eos_ids, chat_template, vocab_size, place })
     }
 
     /// Ids of `text`; `add_special_tokens` adds the tokenizer's own beginning and end of text, if it has any.
@@ -179,19 +166,13 @@ impl Tokenizer {
         &self.eos_ids
     }
 
-    /// A hash of the files that it was loaded from.
+    /// A hash of what it was loaded from.
     ///
     /// # Errors
     /// A file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
-        for name in FILES {
-            let path = self.dir.join(name);
-            if path.is_file() {
-                let bytes = std::fs::read(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-                hasher.update(format!("{name} {}\n", blake3::hash(&bytes).to_hex()).as_bytes());
-            }
-        }
+        hash_companions(&self.place, &mut hasher)?;
         Ok(hasher.finalize().to_hex().to_string())
     }
 
@@ -258,34 +239,6 @@ fn encode_with_offsets(inner: &Inner, text: &str, add_special_tokens: bool) -> R
 
 fn named<'a>(tokens: &'a [(String, String)], name: &str) -> Option<&'a str> {
     tokens.iter().find(|(n, _)| n == name).map(|(_, token)| token.as_str())
-}
-
-/// tokenizer.json without truncation and padding, and with offsets that keep leading whitespace (ids are unaffected).
-fn read_inner(path: &Path) -> Result<Inner> {
-    let mut json = Value::Object(read_object(path)?);
-    json["truncation"] = Value::Null;
-    json["padding"] = Value::Null;
-    keep_whitespace_in_offsets(&mut json["post_processor"]);
-    Inner::from_bytes(serde_json::to_vec(&json)?)
-        .map_err(|e| invalid!("{} is not a tokenizer this program can read: {e}", path.display()))
-}
-
-fn keep_whitespace_in_offsets(processor: &mut Value) {
-    if let Some(trim) = processor.get_mut("trim_offsets") {
-        *trim = Value::Bool(false);
-    }
-    if let Some(inner) = processor.get_mut("processors").and_then(Value::as_array_mut) {
-        inner.iter_mut().for_each(keep_whitespace_in_offsets);
-    }
-}
-
-/// A JSON object from a file; empty if there is no such file.
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    if !path.is_file() {
-        return Ok(Map::new());
-    }
-    let bytes = std::fs::read(path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-    serde_json::from_slice(&bytes).map_err(|e| invalid!("{} is not a JSON object: {e}", path.display()))
 }
 
 /// A token as a string or as transformers 4's `{"content": ...}`.
@@ -355,44 +308,6 @@ fn bad_token(dir: &Path, id: &str, token: &Value) -> anyhow::Error {
         "{}: tokenizer_config.json: added_tokens_decoder holds {id:?}: {token}; expected a number and a token",
         dir.display()
     )
-}
-
-/// `eos_token_id` (an int or a list) of generation_config.json, else of config.json.
-fn generation_eos_ids(dir: &Path) -> Result<Vec<u32>> {
-    for file in ["generation_config.json", "config.json"] {
-        let config = read_object(&dir.join(file))?;
-        let Some(value) = config.get("eos_token_id").filter(|v| !v.is_null()) else { continue };
-        let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match value {
-            Value::Array(ids) => ids.iter().map(one).collect::<Option<Vec<u32>>>(),
-            id => one(id).map(|id| vec![id]),
-        };
-        return ids.ok_or_else(|| {
-            invalid!("{}/{file}: eos_token_id is {value}, expected a token id or a list of ids", dir.display())
-        });
-    }
-    Ok(vec![])
-}
-
-/// `chat_template.jinja`, else `chat_template` of tokenizer_config.json: a string, or a list of named templates.
-fn chat_template(dir: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
-    let path = dir.join("chat_template.jinja");
-    if path.is_file() {
-        let text = std::fs::read_to_string(&path).map_err(|e| invalid!("cannot read {}: {e}", path.display()))?;
-        return Ok(Some(text));
-    }
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Array(list)) => {
-            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            Ok(default.and_then(|t| t.get("template")?.as_str()).map(str::to_string))
-        }
-        Some(_) => Err(invalid!(
-            "{}/tokenizer_config.json: chat_template is neither a string nor a list of named templates",
-            dir.display()
-        )),
-    }
 }
 
 #[cfg(test)]

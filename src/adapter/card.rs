@@ -1,6 +1,7 @@
 //! The model card (README.md) of an exported adapter.
 
 use super::Adapter;
+use crate::checkpoint::is_gguf_name;
 use std::fmt::Write;
 
 /// Markdown with the front matter that hubs read. `objective`, printed after a colon, says what the adapter was trained
@@ -23,7 +24,7 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
     let base = adapter.base.as_deref().unwrap_or("unknown");
     let mut card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n- asft\n---\n\n",
-        serde_json::Value::from(base)
+        serde_json::Value::from(of_model(base).0)
     );
     let _infallible = write!(card, "# LoRA adapter for {base}\n\n{text}\n\n| setting | value |\n| --- | --- |\n");
     for (name, value) in settings {
@@ -32,9 +33,13 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
     card.push_str(
         "\nLoad it with PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n",
     );
+    let source = match of_model(base) {
+        (place, Some(file)) => format!("{place:?}, gguf_file={file:?}"),
+        (place, None) => format!("{place:?}"),
+    };
     let _infallible = write!(
         card,
-        "model = AutoModelForCausalLM.from_pretrained({base:?})\nmodel = PeftModel.from_pretrained(model, \"this \
+        "model = AutoModelForCausalLM.from_pretrained({source})\nmodel = PeftModel.from_pretrained(model, \"this \
          folder\")\n```\n"
     );
     if adapter.use_rslora {
@@ -44,4 +49,10 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
         let _infallible = write!(card, "\nNote: {warning}.\n");
     }
     card
+}
+
+/// The repository or folder of a base, and its GGUF file there, if it is one.
+fn of_model(base: &str) -> (&str, Option<&str>) {
+    let parts = base.split_once(':').or_else(|| base.rsplit_once('/')).filter(|(_, file)| is_gguf_name(file));
+    parts.map_or((base, None), |(place, file)| (place, Some(file)))
 }

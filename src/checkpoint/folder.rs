@@ -18,7 +18,7 @@ const COMPANIONS: [&str; 6] = ["json", "jinja", "txt", "model", "md", "tiktoken"
 /// How the names of texts begin that have to go where a model goes, whatever their ending.
 const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 
-/// Values in a shard of a model that comes in one file: what is in memory at a time.
+/// Values in a shard of a model whose own shards would not do: what is in memory at a time.
 const SHARD_ELEMENTS: usize = 1 << 30;
 
 /// One tensor as written to a file.
@@ -78,7 +78,7 @@ pub fn rewrite_into(
         source.display()
     );
     copy_companions(source, out, dtype)?;
-    let files = files(checkpoint)?;
+    let files = files(checkpoint, SHARD_ELEMENTS)?;
     progress.set_length(files.len() as u64);
     let (mut total, mut weight_map) = (0, serde_json::Map::new());
     for (file, names) in &files {
@@ -107,22 +107,22 @@ pub fn rewrite_into(
     Ok(())
 }
 
-/// The files to be written with the tensors of each: the shards of the source, or, for a GGUF file, shards of
-/// [`SHARD_ELEMENTS`] or a little more.
-fn files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<&str>)>> {
+/// The files to be written with the tensors of each: the shards of the source or, where weights become larger than they are
+/// stored, shards of `limit` values or a little more.
+fn files(checkpoint: &Checkpoint, limit: usize) -> Result<Vec<(String, Vec<&str>)>> {
     let shards = checkpoint.shards();
-    let [(path, names)] = &shards[..] else { return shards.into_iter().map(named).collect() };
-    if !is_gguf(path) {
+    let is_folder = !shards.iter().any(|(path, _)| is_gguf(path));
+    if is_folder && !checkpoint.is_quantised() {
         return shards.into_iter().map(named).collect();
     }
     let (mut parts, mut elements) = (vec![vec![]], 0);
-    for name in names {
-        if elements > SHARD_ELEMENTS {
+    for name in shards.into_iter().flat_map(|(_, names)| names) {
+        if elements > limit {
             parts.push(vec![]);
             elements = 0;
         }
         elements += checkpoint.required(name)?.elements();
-        parts.last_mut().context("there is a first shard")?.push(*name);
+        parts.last_mut().context("there is a first shard")?.push(name);
     }
     let count = parts.len();
     let file = |i: usize| match count {
@@ -137,15 +137,17 @@ fn named<'a>((path, names): (&Path, Vec<&'a str>)) -> Result<(String, Vec<&'a st
     Ok((file.to_string_lossy().into_owned(), names))
 }
 
-/// A folder with all that the folder of a GGUF file's model has besides weights: its config.json, and the files of its
-/// tokenizer's folder.
+/// A folder with what the folder of a GGUF file's model has besides weights: its config.json, and the files of its
+/// tokenizer's folder, if it has one.
 ///
 /// # Errors
 /// A malformed file, or a folder that cannot be read.
-pub fn companions_of_gguf(place: &Path, tokenizer: &Path, dtype: DType) -> Result<TempDir> {
+pub fn companions_of_gguf(place: &Path, tokenizer: Option<&Path>, dtype: DType) -> Result<TempDir> {
     let (config, _) = model_config(place)?;
     let dir = tempfile::tempdir().context("making a temporary folder")?;
-    copy_companions(tokenizer, dir.path(), None)?;
+    if let Some(tokenizer) = tokenizer.filter(|place| !is_gguf(place)) {
+        copy_companions(tokenizer, dir.path(), None)?;
+    }
     let path = dir.path().join("config.json");
     std::fs::write(&path, Value::Object(config).to_string()).with_context(|| format!("writing {}", path.display()))?;
     set_dtype(&path, &path, dtype)?;
@@ -215,4 +217,56 @@ fn set_dtype(source: &Path, target: &Path, dtype: DType) -> Result<()> {
     }
     let text = serde_json::to_string_pretty(&config)? + "\n";
     write_atomic(target, |file| Ok(file.write_all(text.as_bytes())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Checkpoint, save_tensors};
+    use std::collections::BTreeMap;
+
+    /// Two shards with weights and, if wanted, one in four bits.
+    fn sharded(dir: &Path, quantised: bool) -> Checkpoint {
+        let cpu = &Device::Cpu;
+        let plain = |rows: usize| Tensor::zeros((rows, 64), DType::F32, cpu).unwrap();
+        let mut shards = [BTreeMap::from([("a".to_string(), plain(2))]), BTreeMap::from([("b".to_string(), plain(2))])];
+        if quantised {
+            let state = json!({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [4, 64]}).to_string();
+            shards[1].extend([
+                ("c".to_string(), Tensor::zeros((128, 1), DType::U8, cpu).unwrap()),
+                ("c.absmax".to_string(), Tensor::ones(4, DType::F32, cpu).unwrap()),
+                ("c.quant_map".to_string(), Tensor::zeros(16, DType::F32, cpu).unwrap()),
+                ("c.quant_state.bitsandbytes__nf4".to_string(), Tensor::new(state.as_bytes(), cpu).unwrap()),
+            ]);
+        }
+        let mut map = serde_json::Map::new();
+        for (shard, file) in shards.iter().zip(["model-1.safetensors", "model-2.safetensors"]) {
+            save_tensors(&dir.join(file), shard).unwrap();
+            map.extend(shard.keys().map(|name| (name.clone(), json!(file))));
+        }
+        std::fs::write(dir.join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
+        Checkpoint::open(dir).unwrap()
+    }
+
+    #[test]
+    fn widened_weights_are_written_in_shards_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = |checkpoint: &Checkpoint, limit| -> Vec<(String, Vec<String>)> {
+            let files = files(checkpoint, limit).unwrap();
+            files.into_iter().map(|(file, names)| (file, names.into_iter().map(String::from).collect())).collect()
+        };
+        let own = names(&sharded(dir.path(), false), 1);
+        assert_eq!(
+            own.iter().map(|(file, _)| file.as_str()).collect::<Vec<_>>(),
+            ["model-1.safetensors", "model-2.safetensors"]
+        );
+        let checkpoint = sharded(dir.path(), true);
+        let parts = names(&checkpoint, 200);
+        assert_eq!(
+            parts.iter().map(|(file, _)| file.as_str()).collect::<Vec<_>>(),
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        );
+        assert_eq!(parts.iter().map(|(_, names)| names.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(names(&checkpoint, 1 << 20).len(), 1);
+    }
 }

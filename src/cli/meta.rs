@@ -29,7 +29,7 @@ pub struct InitArgs {
     /// The model to fine-tune: a folder, a GGUF file, or a hub id with an optional @revision
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Folder or hub id of the tokenizer, if it is not the model's own; a GGUF file needs one
+    /// Folder or hub id of the tokenizer, if it is not the model's own; some GGUF files need one
     #[arg(long, value_name = "ID|DIR")]
     pub tokenizer: Option<String>,
     /// The base model that it was tuned from: a folder or a hub id (default: guessed from the model's name)

@@ -12,7 +12,7 @@ pub struct BaseArgs {
     /// Model folder, GGUF file, or hub id with an optional @revision and, for a GGUF file, :FILE
     #[arg(long, value_name = "ID|DIR")]
     pub model: String,
-    /// Folder or hub id of the tokenizer, if it is not the model's own; a GGUF file needs one
+    /// Folder or hub id of the tokenizer, if it is not the model's own; some GGUF files need one
     #[arg(long, value_name = "ID|DIR")]
     pub tokenizer: Option<String>,
     /// Device to compute on

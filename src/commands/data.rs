@@ -24,9 +24,7 @@ pub fn run(args: DataArgs) -> Result<()> {
     let Inputs { tokenizer, train, validation, .. } = inputs;
     let tokenizer = match tokenizer {
         // Samples that are tokenized already can be shown without one, but not as text.
-        None if base.tokenizer_dir().is_ok_and(|dir| dir.join("tokenizer.json").is_file()) => {
-            Some(base.load_tokenizer()?)
-        }
+        None if base.has_tokenizer() => Some(base.load_tokenizer()?),
         tokenizer => tokenizer,
     };
     let count = train.len();

@@ -13,11 +13,12 @@ use candle_core::Device;
 use serde_json::json;
 
 pub fn run(args: ExportArgs) -> Result<()> {
-    let read = Outputs::new(args.overwrite).reads("--model", &args.model).reads("--adapter", [&args.adapter]);
-    read.reads("--tokenizer", &args.tokenizer).file("--out", [&args.out]).check()?;
     let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
     let model = args.model.clone().or_else(|| base(&adapter));
     let model = model.ok_or_else(|| invalid!("the adapter does not name its base; name it with --model"))?;
+    let named_by = if args.model.is_some() { "--model" } else { "the adapter's base" };
+    let read = Outputs::new(args.overwrite).reads(named_by, [&model]).reads("--adapter", [&args.adapter]);
+    read.reads("--tokenizer", &args.tokenizer).file("--out", [&args.out]).check()?;
     match args.format {
         FileFormat::Gguf if args.merged => merged(&args, &adapter, &model)?,
         FileFormat::Gguf => {
@@ -33,8 +34,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
 
 /// What the adapter says it was trained on.
 fn base(adapter: &Adapter) -> Option<String> {
-    let base = adapter.base.as_ref()?;
-    Some(adapter.revision.as_ref().map_or(base.clone(), |revision| format!("{base}@{revision}")))
+    Some(hub::at_revision(adapter.base.as_ref()?, adapter.revision.as_deref()))
 }
 
 fn merged(args: &ExportArgs, adapter: &Adapter, model: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `asft init`
 
 use super::print;
-use crate::checkpoint::write_atomic;
+use crate::checkpoint::{is_gguf, write_atomic};
 use crate::cli::InitArgs;
 use crate::config::suggest;
 use crate::console::log;
@@ -28,7 +28,9 @@ pub fn run(args: InitArgs) -> Result<()> {
     }
     let base = hub::resolve_without_weights(&args.model, false)?;
     let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
-    base.tokenizer_dir()?;
+    if is_gguf(base.tokenizer_place()) {
+        base.load_tokenizer()?;
+    }
     let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.place)?;
     let given = suggest::Given { tokenizer: args.tokenizer, ..given };
     let suggestion = suggest::for_model(&args.model, &base, given)?;

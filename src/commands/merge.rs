@@ -9,6 +9,7 @@ use crate::hub;
 use crate::model::ModelSpec;
 use crate::names::EMBEDDING;
 use crate::outputs::Outputs;
+use crate::tokenizer::unpack;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use safetensors::Dtype;
@@ -36,7 +37,11 @@ pub fn run(args: MergeArgs) -> Result<()> {
         let of_all = dtype.unwrap_or_else(|| float_type(&checkpoint));
         dtype = Some(of_all);
         base.load_tokenizer()?;
-        Some(companions_of_gguf(&base.place, base.tokenizer_dir()?, of_all)?)
+        let folder = companions_of_gguf(&base.place, base.tokenizer.as_deref(), of_all)?;
+        if is_gguf(base.tokenizer_place()) {
+            unpack(base.tokenizer_place(), folder.path())?;
+        }
+        Some(folder)
     } else {
         None
     };

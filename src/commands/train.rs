@@ -115,6 +115,9 @@ fn eval_command(settings: &Settings, result: &Path) -> String {
         Tuning::Lora => add(&["--model", &model.aligned, "--baseline", "--adapter", &result]),
         Tuning::Full => add(&["--model", &result]),
     }
+    if let (Tuning::Lora, Some(tokenizer)) = (settings.train.method, &model.tokenizer) {
+        add(&["--tokenizer", tokenizer]);
+    }
     if model.dtype != Dtype::F32 {
         add(&["--dtype", &name(model.dtype)]);
     }

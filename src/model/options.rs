@@ -162,7 +162,7 @@ pub struct ModelOptions {
     /// The safety-aligned model, which is the one fine-tuned: a folder, a GGUF file, or a hub id with an optional
     /// `@revision`, and `:FILE.gguf` after it for a GGUF file.
     pub aligned: String,
-    /// A folder or hub id with the model's tokenizer, if it is not its own; a GGUF file needs one.
+    /// A folder or hub id with the model's tokenizer, if it is not its own; some GGUF files need one.
     pub tokenizer: Option<String>,
     /// Its base model, before alignment. The difference of the two is the direction that the penalty anchors to.
     /// Not read when `asft.direction` names a file that holds this difference already.

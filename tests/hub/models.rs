@@ -1,8 +1,10 @@
 //! What goes well with models: fetched once, only what is needed, with and without a token, shared with Python.
 
 use super::server::{Hub, Repository};
+use super::support::command::{succeeds, text};
 use super::support::{command, files};
 use super::{asft, assert_cache_is_right, eval, fails, file_requests, loss};
+use serde_json::{Value, json};
 use std::path::Path;
 
 fn tiny(part: &str) -> Repository {
@@ -106,6 +108,41 @@ fn a_gguf_file_is_fetched_alone() {
     fails(offline("org/gguf:qwen2.gguf"), 2, &["qwen2.gguf is not in the local cache"]);
     fails(evaluated("org/gguf:tony.gguf"), 2, &["no file tony.gguf", "qwen3.gguf, tiny.gguf"]);
     fails(evaluated("org/gguf"), 2, &["it has GGUF files", "ORG/NAME:"]);
+}
+
+#[test]
+fn a_gguf_file_keeps_its_name() {
+    let home = tempfile::tempdir().unwrap();
+    let repository = Repository::of(&files::fixture("gguf"));
+    let hub = Hub::with("models", "org/gguf", repository.clone());
+    let place = |name: &str| home.path().join(name);
+    let (run, direction) = (place("run"), place("direction.safetensors"));
+    let name = "org/gguf:tiny.gguf";
+    let with_commit = format!("org/gguf@{}:tiny.gguf", repository.commit);
+    let mut compute = asft(&hub, home.path());
+    compute.args(["direction", "--aligned", name, "--unaligned", "tests/tiny/unaligned", "--out", text(&direction)]);
+    succeeds(compute);
+    let header: Value = serde_json::from_str(&files::header_metadata(&direction)["aligned"]).unwrap();
+    assert_eq!((&header["id"], &header["revision"]), (&json!(name), &json!(repository.commit)));
+    let mut train = asft(&hub, home.path());
+    let aligned = format!("model.aligned={name}");
+    command::train_arguments(
+        &mut train,
+        &run,
+        &[&aligned, "model.tokenizer=tests/tiny/aligned", "train.max_steps=1"],
+        &[],
+    );
+    succeeds(train);
+    let record = files::read_json(&run.join("run.json"));
+    assert_eq!(record["inputs"]["aligned"]["source"], json!(with_commit));
+    let config = files::read_json(&run.join("adapter/adapter_config.json"));
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&json!(name), &json!(repository.commit)));
+    let card = std::fs::read_to_string(run.join("adapter/README.md")).unwrap();
+    assert!(card.contains("base_model: \"org/gguf\"\n"), "{card}");
+    assert!(card.contains("from_pretrained(\"org/gguf\", gguf_file=\"tiny.gguf\")"), "{card}");
+    let mut export = asft(&hub, home.path());
+    export.args(["export", "--format", "gguf", "--adapter", text(&run), "--out", text(&place("lora.gguf"))]);
+    succeeds(export);
 }
 
 #[test]

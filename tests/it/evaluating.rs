@@ -12,6 +12,8 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// The tiny model as a file that does not say how its tokenizer splits text.
+const TINY_GGUF: &str = "tests/fixtures/gguf/tiny.gguf";
 const LOSS: &str = "[[eval]]\nname = 'task loss'\ndata = 'tests/tiny/train.jsonl'\nlimit = 8\n";
 
 /// A refusal of `limit` prompts.
@@ -255,8 +257,14 @@ fn mistakes_of_a_suite_are_told_before_the_run() {
 fn without_a_suite_the_last_line_says_how_to_measure() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("run");
-    for (method, model) in [("lora", "tests/tiny/aligned"), ("full", text(&dir.join("model")))] {
-        let sets = [&format!("train.method={method}"), "train.max_steps=1", "model.dtype=bf16"];
+    let tokenizer = "model.tokenizer=tests/tiny/aligned";
+    for (method, base, model) in [
+        ("lora", "tests/tiny/aligned", "tests/tiny/aligned"),
+        ("lora", TINY_GGUF, TINY_GGUF),
+        ("full", "tests/tiny/aligned", text(&dir.join("model"))),
+    ] {
+        let (method_set, base) = (format!("train.method={method}"), format!("model.aligned={base}"));
+        let sets = [&method_set, "train.max_steps=1", "model.dtype=bf16", &base, tokenizer];
         let told = succeeds(train(&dir, &sets, &["--overwrite"]));
         let command = told.lines().last().unwrap().strip_prefix("to measure what it answers: asft ").unwrap();
         let words: Vec<String> = shlex::split(command).unwrap();

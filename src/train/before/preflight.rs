@@ -18,7 +18,7 @@ use crate::device;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::eval::{Located, Prepared as Suite};
-use crate::hub::{self, Resolved};
+use crate::hub::{self, Resolved, at_revision};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
@@ -337,8 +337,8 @@ pub fn open_direction(
     directions.check_against(&target_shapes(spec, targets), Some(checkpoint))?;
     record.input("direction", &path.display().to_string(), hash_file(path)?);
     let unaligned = &directions.header().unaligned;
-    let revision = unaligned.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
-    record.input("unaligned", &format!("{}{revision}", unaligned.id), unaligned.hash.clone());
+    let name = at_revision(&unaligned.id, unaligned.revision.as_deref());
+    record.input("unaligned", &name, unaligned.hash.clone());
     Ok(directions)
 }
 

@@ -8,6 +8,7 @@
 
 use super::{ids, labelled, sample};
 use crate::support::files::{fixture, read_json, root};
+use asft::checkpoint::gguf::write;
 use asft::data::{DataOptions, Format, Template};
 use asft::tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -103,6 +104,18 @@ fn a_template_may_stand_in_a_file_of_its_own() {
     std::fs::write(copy.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     std::fs::copy(dir.join("tokenizer.json"), copy.path().join("tokenizer.json")).unwrap();
     compare("qwen3", copy.path(), "tokenizer");
+}
+
+#[test]
+fn a_tokenizer_may_come_from_a_gguf_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    for name in ["llama3", "qwen3"] {
+        let Some(dir) = folder(name) else { return };
+        let own = Tokenizer::load(&dir).unwrap();
+        let path = scratch.path().join(format!("{name}.gguf"));
+        write(&path, &own.gguf(own.vocab_size()).unwrap(), &[], |_| unreachable!("no tensors")).unwrap();
+        compare(name, &path, "tokenizer");
+    }
 }
 
 #[test]
