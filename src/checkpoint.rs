@@ -1,4 +1,4 @@
-//! Safetensors checkpoints by tensor name: sharded or single-file, read and written.
+//! Checkpoints by tensor name: safetensors, sharded or in a single file, read and written, and GGUF files ([`gguf`]).
 //!
 //! Reading uses positioned reads into our own buffers rather than a memory map: resident memory is then exactly what
 //! the caller asked for, and a file that shrinks while it is read is an error, not a SIGBUS. Writing goes to a
@@ -46,7 +46,7 @@ struct Shard {
     file: Mutex<File>,
 }
 
-/// An open checkpoint: every tensor of a folder's `model.safetensors`, or of the shards that its index lists.
+/// An open checkpoint: every tensor of a folder's `model.safetensors`, of the shards that its index lists, or of a GGUF file.
 #[derive(Default)]
 pub struct Checkpoint {
     shards: Vec<Shard>,
@@ -103,8 +103,9 @@ impl Checkpoint {
         for (name, gguf::Entry { shape, kind, start, end, .. }, arrangement) in
             gguf::tensors(&gguf::Header::read(path)?)?
         {
-            let stored = Stored::of_ggml(kind);
-            tensors.insert(name, TensorInfo { shape, stored, arrangement, shard: 0, start, end });
+            let info = TensorInfo { shape, stored: Stored::of_ggml(kind), arrangement, shard: 0, start, end };
+            let is_new = tensors.insert(name.clone(), info).is_none();
+            ensure_valid!(is_new, "{} has two tensors that are both {name}", path.display());
         }
         let file = File::open(path).map_err(|e| invalid!("cannot open {}: {e}", path.display()))?;
         let shards = vec![Shard { path: path.to_path_buf(), file: Mutex::new(file) }];

@@ -4,25 +4,25 @@
 use super::{Adapter, AdapterModule};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
 
 impl Adapter {
     /// The same updates with lora_alpha = r for every module, so that each scale is 1: B ← s B. Modules of lower rank than
     /// r, the largest, get zeros: A [r', d_in] → [r, d_in], B [d_out, r'] → [d_out, r].
     pub fn folded(&self) -> Result<Self> {
         let rank = self.modules.values().map(AdapterModule::rank).max().unwrap_or(1);
-        let mut folded = Self { use_rslora: false, ..self.clone() };
-        for (name, module) in &mut folded.modules {
-            let scale = self.modules.get(name).map_or(1.0, |module| self.scale(module));
+        let mut modules = BTreeMap::new();
+        for (name, module) in &self.modules {
             let missing = rank - module.rank();
-            let (mut a, mut b) = (module.a.clone(), (&module.b * scale)?);
+            let (mut a, mut b) = (module.a.clone(), (&module.b * self.scale(module))?);
             if missing > 0 {
                 let (rows, columns) = ((missing, a.dims2()?.1), (b.dims2()?.0, missing));
                 a = Tensor::cat(&[&a, &Tensor::zeros(rows, DType::F32, a.device())?], 0)?;
                 b = Tensor::cat(&[&b, &Tensor::zeros(columns, DType::F32, b.device())?], 1)?;
             }
-            *module = AdapterModule { a, b, alpha: rank as f64 };
+            modules.insert(name.clone(), AdapterModule { a, b, alpha: rank as f64 });
         }
-        Ok(folded)
+        Ok(Self { modules, use_rslora: false, ..self.clone() })
     }
 }
 

@@ -1,8 +1,8 @@
 //! An adapter as llama.cpp loads it: one GGUF file with A and B of every module, in f32.
 //!
-//! llama.cpp knows one α for all modules, and scales B A by α / r. α is therefore chosen so that α / r is the first
-//! module's scale, and B of a module with another scale is multiplied by what is left: ΔW is the same, whether the scale
-//! is rsLoRA's or differs from module to module. Rows of B of q and k are in the order of the file's family; the columns
+//! llama.cpp knows one α for all modules, and scales B A by α / r, or by 1 if α is 0. α is therefore chosen so that α / r is the
+//! first scale that is not 0, and B of a module with another scale is multiplied by what is left: ΔW is the same, whether the
+//! scale is rsLoRA's or differs from module to module. Rows of B of q and k are in the order of the file's family; the columns
 //! of A, which meet the hidden state, are in the same order everywhere.
 
 use super::{Adapter, AdapterModule};
@@ -22,8 +22,8 @@ use std::path::Path;
 /// A model that has no GGUF architecture; a module that llama.cpp does not know.
 pub fn save_gguf(adapter: &Adapter, spec: &ModelSpec, path: &Path) -> Result<()> {
     let family = Family::of_model_type(&spec.model_type)?;
-    let alpha = adapter.modules.values().next().map_or(1.0, |module| adapter.scale(module) * module.rank() as f64);
-    let alpha = alpha as f32;
+    let alphas = adapter.modules.values().map(|module| (adapter.scale(module) * module.rank() as f64) as f32);
+    let alpha = alphas.into_iter().find(|alpha| *alpha != 0.0).unwrap_or(1.0);
     let (mut tensors, mut values) = (vec![], BTreeMap::new());
     for (module, matrices) in &adapter.modules {
         let linear = split_block(module).and_then(|(block, part)| family.module_name(block, part));
@@ -75,7 +75,7 @@ fn second(adapter: &Adapter, module: &AdapterModule, alpha: f32, heads: Option<u
     let (shape, mut b) = values(&module.b)?;
     let (rank, rows) = (module.rank(), shape.first().copied().unwrap_or(0));
     let scale = adapter.scale(module);
-    let rest = if alpha == 0.0 { 1.0 } else { scale * rank as f64 / f64::from(alpha) };
+    let rest = scale * rank as f64 / f64::from(alpha);
     ensure_valid!(rest.is_finite(), "lora_alpha is out of the range of f32");
     // A rest of one to the rounding of α is one: what llama.cpp reads is then bit for bit what PEFT does.
     if (rest - 1.0).abs() > f64::from(f32::EPSILON) {

@@ -104,8 +104,11 @@ fn an_exported_adapter_is_the_same_update_in_the_order_of_the_file() {
         ("lora_options", "llama_gqa"),
     ] {
         let (mut adapter, spec) = (golden_adapter(adapter), spec(case));
-        for use_rslora in [false, true] {
+        for (use_rslora, scaled_to_nothing) in [(false, false), (true, false), (false, true)] {
             adapter.use_rslora = use_rslora;
+            if scaled_to_nothing {
+                adapter.modules.values_mut().next().unwrap().alpha = 0.0;
+            }
             save_gguf(&adapter, &spec, &path).unwrap();
             let mut file = File::open(&path).unwrap();
             let content = Content::read(&mut file).unwrap();
@@ -130,6 +133,8 @@ fn an_exported_adapter_is_the_same_update_in_the_order_of_the_file() {
                 };
                 let (a, b) = (read("a"), read("b"));
                 assert_eq!(to_vec(&a), to_vec(&own.a), "{case} {module}");
+                // llama.cpp takes an alpha of 0 for none.
+                assert!(alpha != 0.0);
                 let update = (b.matmul(&a).unwrap() * (alpha / a.dims()[0] as f64)).unwrap();
                 let expected = (own.b.matmul(&own.a).unwrap() * adapter.scale(own)).unwrap();
                 let heads = heads.filter(|_| ["llama", "mistral"].contains(&spec.model_type.as_str()));
@@ -178,6 +183,17 @@ fn a_merged_file_is_the_merged_folder() {
     assert_eq!(content.metadata["tokenizer.ggml.pre"].to_string().unwrap(), "smollm");
     assert_eq!(content.metadata["tokenizer.ggml.bos_token_id"].to_u32().unwrap(), 1);
     assert_eq!(content.metadata["tokenizer.ggml.tokens"].to_vec().unwrap().len(), 448);
+    // The file's own tokenizer is the same.
+    assert_eq!(answer(&file, &[]), same_tokenizer);
+    // Its base is an input, though only the adapter names it.
+    let own_base = place("base.gguf");
+    std::fs::copy(&file, &own_base).unwrap();
+    let before = std::fs::read(&own_base).unwrap();
+    let run_on_file = place("run_on_file");
+    succeeds(train(&run_on_file, &[&format!("model.aligned={}", own_base.display()), "train.max_steps=1"], &["-q"]));
+    let export = ["export", "--format", "gguf", "--merged", "--overwrite", "--adapter", text(&run_on_file)];
+    refused(asft(&export).arg("--out").arg(&own_base), &["is an input, the adapter's base", "give another path"]);
+    assert_eq!(std::fs::read(&own_base).unwrap(), before);
     // What splits text in a way without a name is refused.
     let other = place("other");
     copy_files(&tiny("aligned"), &other);
@@ -189,7 +205,7 @@ fn a_merged_file_is_the_merged_folder() {
     .unwrap();
     let export =
         ["export", "--format", "gguf", "--merged", "--adapter", text(&run), "--out", text(&file), "--overwrite"];
-    refused(asft(&export).args(["--model", text(&other)]), &["splits text in a way that has no name"]);
+    refused(asft(&export).args(["--model", text(&other)]), &["in a way that has no name here"]);
 }
 
 const TINY: &str = "tests/fixtures/gguf/tiny.gguf";

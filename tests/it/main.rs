@@ -22,6 +22,7 @@ mod factorize;
 mod families;
 mod following;
 mod gguf;
+mod gguf_types;
 mod init;
 mod lambda;
 mod looking_ahead;

@@ -118,14 +118,15 @@ fn common(facts: &Facts) -> Result<Map<String, Value>> {
 
 /// `rope_scaling`, from the metadata or from the factors that Llama 3.1's scaling is stored as.
 fn rope_scaling(facts: &Facts) -> Result<Option<Value>> {
-    let kind = facts.text("rope.scaling.type")?.unwrap_or("none");
+    // Older files give a factor without a type.
+    let kind = facts.text("rope.scaling.type")?.unwrap_or("linear");
     let factor = facts.number("rope.scaling.factor")?.or(facts.number("rope.scale_linear")?);
     let context = facts.required_size("context_length")?;
     let scaling = match (kind, factor) {
-        ("none", None) => None,
-        ("none" | "linear", Some(factor)) => {
-            // Older files give a factor without a type, and 1 where there is none.
-            (factor != 1.0).then(|| json!({"rope_type": "linear", "factor": factor}))
+        ("none", _) | ("linear", None) => None,
+        // Where there is none, some give 0 or 1.
+        ("linear", Some(factor)) => {
+            (factor != 0.0 && factor != 1.0).then(|| json!({"rope_type": "linear", "factor": factor}))
         }
         ("yarn", Some(factor)) => Some(yarn(facts, factor)?),
         _ => return Err(invalid!("{} `{kind}` is not supported", facts.key("rope.scaling.type"))),

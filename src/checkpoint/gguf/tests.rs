@@ -72,6 +72,44 @@ fn llama(tensors: u64) -> Bytes {
     Bytes::new(tensors, 2).text("general.architecture", "llama").whole("llama.attention.head_count", 1)
 }
 
+/// What `rope_scaling` becomes of these metadata.
+fn rope_scaling(kind: Option<&str>, factor: Option<f32>) -> serde_json::Value {
+    let bytes = Bytes::new(1, 7 + u64::from(kind.is_some()) + u64::from(factor.is_some()));
+    let bytes = bytes.text("general.architecture", "llama").string("llama.attention.layer_norm_rms_epsilon").u32(6);
+    let bytes =
+        bytes.raw(&1e-5f32.to_le_bytes()).whole("llama.attention.head_count", 1).whole("llama.context_length", 64);
+    let bytes =
+        bytes.whole("llama.embedding_length", 8).whole("llama.feed_forward_length", 8).whole("llama.block_count", 1);
+    let bytes = kind.iter().fold(bytes, |bytes, kind| bytes.text("llama.rope.scaling.type", kind));
+    let bytes = factor
+        .iter()
+        .fold(bytes, |bytes, factor| bytes.string("llama.rope.scaling.factor").u32(6).raw(&factor.to_le_bytes()));
+    let bytes = bytes.tensor("token_embd.weight", &[8, 4], 0, 0).data(128);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes.0).unwrap();
+    let header = Header::read(&path).unwrap();
+    let config = model_config(&header).map_err(|e| panic!("{e:#}")).unwrap();
+    config.get("rope_scaling").cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_rope_that_is_not_scaled_may_be_said_in_several_ways() {
+    let linear = serde_json::json!({"rope_type": "linear", "factor": 2.0});
+    for (kind, factor, expected) in [
+        (None, None, None),
+        (None, Some(2.0), Some(&linear)),
+        (Some("linear"), Some(2.0), Some(&linear)),
+        (Some("linear"), None, None),
+        (Some("linear"), Some(1.0), None),
+        (Some("linear"), Some(0.0), None),
+        (Some("none"), None, None),
+        (Some("none"), Some(2.0), None),
+    ] {
+        assert_eq!(rope_scaling(kind, factor), expected.cloned().unwrap_or_default(), "{kind:?} {factor:?}");
+    }
+}
+
 #[test]
 fn quantised_rows_are_read_in_the_order_of_transformers() {
     let (file, expected) =
@@ -138,6 +176,13 @@ fn tensors_that_cannot_be_are_refused() {
         (one(&[32], 1000, 0, 256), "unknown"),
         (llama(2).tensor(name, &[8], 0, 0).tensor(norm, &[8], 0, 0).data(64), "overlap"),
         (llama(2).tensor(name, &[8], 0, 0).tensor(name, &[8], 0, 32).data(64), "twice"),
+        (
+            llama(2)
+                .tensor("blk.0.ffn_norm.weight", &[8], 0, 0)
+                .tensor("blk.0.post_attention_norm.weight", &[8], 0, 32)
+                .data(64),
+            "two tensors that are both model.layers.0.post_attention_layernorm.weight",
+        ),
         (llama(1).tensor("blk.00.attn_v.weight", &[8], 0, 0).data(32), "blk.00.attn_v.weight is not part of"),
         (llama(1).tensor("blk.0.ffn_gate_inp.weight", &[8], 0, 0).data(32), "ffn_gate_inp.weight is not part of"),
         (llama(1).tensor("blk.0.attn_q.weight", &[8, 3], 0, 0).data(96), "3 rows are not 1 heads"),
