@@ -59,7 +59,8 @@ impl Scales {
         }
     }
 
-    /// The scales of `out.len()` blocks from block `first` on.
+    /// The scales of `out.len()` blocks from block `first` on, for the vector instructions of lookup.rs.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn read(&self, first: usize, out: &mut [f32]) {
         match self {
             Self::Plain(scales) => out.copy_from_slice(&scales[first..][..out.len()]),
