@@ -118,20 +118,20 @@ def measured(side, tokens, flops, peak_flops):
                 losses=side["losses"])
 
 
-def planned(args, work, *flags):
+def dry_run(args, work, *flags):
     """What a dry run of the same step says."""
     command = [args.asft, "train", "--config", work / "run.toml", "--dry-run", "--json", *flags]
     return json.loads(called(command))
 
 
-def predicted(args, work, name):
-    """What a dry run predicts of the same step for a card of this name; None if it knows none. A name that was given is known."""
+def planned(args, work, name):
+    """The same with a prediction for the card of this name, if it is known. A name that was given is known."""
     try:
-        return planned(args, work, "--gpu", name)["prediction"]
+        return dry_run(args, work, "--gpu", name)
     except RuntimeError:
         if args.card:
             raise
-        return None
+        return dry_run(args, work)
 
 
 def total(plan):
@@ -145,12 +145,12 @@ def compare(args, work, made, case):
     place = "mps" if args.device == "metal" else args.device
     run_torch = lambda: json.loads(in_a_process("torch_side", dict(it, device=place)).splitlines()[-1])
     theirs = attempt(args.device, run_torch)
-    plan = planned(args, work)
-    once = planned(args, work, "--set", "train.gradient_checkpointing=false")
+    plan = planned(args, work, args.card or (gpu() or {}).get("name", ""))
+    once = dry_run(args, work, "--set", "train.gradient_checkpointing=false")
     # The same for both sides: forward and backward, without the frozen weights' gradients. What checkpointing computes
     # again is work, but not of use: it counts in `executed_flops` only.
     flops, executed, tokens = total(once), total(plan), batch * length
-    prediction = predicted(args, work, args.card or (gpu() or {}).get("name", ""))
+    prediction = plan["prediction"]
     peak = prediction and prediction["assumed"]["peak_flops_per_second"]
     comparable = dropout == 0 and not any("failure" in side for side in (ours, theirs))
     return dict(batch=batch, length=length, dropout=dropout, penalty=penalty, nf4=nf4, flops=flops, executed_flops=executed,
@@ -210,6 +210,8 @@ def markdown(result):
            "| PyTorch + PEFT share | asft share | largest loss difference |")
     yield "| --- |" + " --- |" * 13
     yield from map(row, result["steps"])
+    if not result["complete"]:
+        yield "\nNot all steps were taken: the check ended before."
     failed = [(step, name) for step in result["steps"] for name in ("torch", "asft") if "failure" in step[name]]
     for step, name in failed:
         yield f"\n{name}, {step['batch']} x {step['length']}: {step[name]['failure']}"
@@ -246,21 +248,29 @@ def main():
     import torch
     import transformers
     sizes = [(args.batch, args.length)] if args.batch else SIZES[args.shape]
-    with tempfile.TemporaryDirectory() as work:
-        made = inputs(args, Path(work))
-        steps = []
-        quantised = product(sizes, (0.0,), (False,), (True,))
-        for case in [*product(sizes, (0.0, DROPOUT), (False, True), (False,)), *quantised]:
-            steps.append(compare(args, Path(work), made, case))
-            print(row(steps[-1]), flush=True)
     versions = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
     result = dict(made=datetime.now(timezone.utc).isoformat(timespec="seconds"), asft=called([args.asft, "--version"]).strip(),
                   device=args.device, gpu=gpu(), versions=versions, model=str(args.model or args.shape), dtype="bf16",
                   targets=QV, gradient_checkpointing=True, steps_each=STEPS,
                   doctor=args.doctor and json.loads(args.doctor.read_text()), tests=tests(args.tests), nccl=tests(args.nccl),
-                  steps=steps)
-    written(args.out, json.dumps(result, indent=2) + "\n")
-    written(args.out.with_suffix(".md"), "\n".join(markdown(result)) + "\n")
+                  complete=False, steps=[])
+
+    def save():
+        written(args.out, json.dumps(result, indent=2) + "\n")
+        written(args.out.with_suffix(".md"), "\n".join(markdown(result)) + "\n")
+
+    save()
+    steps = result["steps"]
+    with tempfile.TemporaryDirectory() as work:
+        made = inputs(args, Path(work))
+        quantised = product(sizes, (0.0,), (False,), (True,))
+        for case in [*product(sizes, (0.0, DROPOUT), (False, True), (False,)), *quantised]:
+            steps.append(compare(args, Path(work), made, case))
+            print(row(steps[-1]), flush=True)
+            # An hour of steps must not be lost with the last.
+            save()
+    result["complete"] = True
+    save()
     failures = [check["name"] for check in (result["doctor"] or {}).get("checks", []) if not check["ok"]]
     failures += [name for found in (result["tests"], result["nccl"]) for name in (found or {}).get("failures", [])]
     failures += [f"a step in asft ({step['batch']} x {step['length']})" for step in steps if "failure" in step["asft"]]
