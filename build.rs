@@ -1,5 +1,5 @@
 //! Compiles the GPU kernels of src/ops/gpu: with nvcc to PTX for the feature `cuda`, with the C++ compiler for the tests'
-//! feature `shim`. Other builds have no kernels and nothing to compile.
+//! feature `shim`. For `metal` it puts together the texts that Metal compiles at run time. Other builds have no kernels.
 //!
 //! PTX is for compute capability 8.0 and is translated by the driver, for newer GPUs too. nvcc is found as `NVCC`, in
 //! `CUDA_HOME`, `CUDA_PATH` or `CUDA_ROOT`, on the path, or in /usr/local/cuda, as candle's own kernels find it.
@@ -12,6 +12,8 @@ use std::process::Command;
 const KERNELS: &str = "src/ops/gpu";
 const SOURCES: [&str; 7] =
     ["attention", "cross_entropy", "elementwise", "parameters", "penalty", "quantised", "rms_norm"];
+/// Those that Metal's compiler takes too.
+const ON_METAL: [&str; 4] = ["cross_entropy", "elementwise", "quantised", "rms_norm"];
 /// Suffixes, and the types in CUDA C.
 const TYPES: [(&str, &str); 3] = [("f32", "float"), ("bf16", "__nv_bfloat16"), ("f16", "__half")];
 const ARCHITECTURE: &str = "compute_80";
@@ -19,11 +21,14 @@ const ARCHITECTURE: &str = "compute_80";
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
-    if has("CUDA") || has("SHIM") {
+    if has("CUDA") || has("METAL") || has("SHIM") {
         println!("cargo::rerun-if-changed={KERNELS}");
     }
     if has("CUDA") {
         compile_ptx();
+    }
+    if has("METAL") || has("SHIM") {
+        write_metal();
     }
     #[cfg(feature = "shim")]
     cc::Build::new()
@@ -33,7 +38,9 @@ fn main() {
         .flag_if_supported("-ftls-model=initial-exec")
         .flag_if_supported("-ffp-contract=off")
         .warnings(false)
-        .file(format!("{KERNELS}/shim/shim.cpp"))
+        .include(format!("{KERNELS}/shim"))
+        .include(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
+        .files(["shim", "metal"].map(|name| format!("{KERNELS}/shim/{name}.cpp")))
         .compile("asft_shim");
 }
 
@@ -45,15 +52,38 @@ fn compile_ptx() {
     }
     let names = SOURCES.iter().flat_map(|source| TYPES.map(|(suffix, value)| (*source, suffix, value)));
     let running: Vec<_> = names.map(|name| (name, start(&nvcc, name, &out))).collect();
-    let mut list = String::from("&[");
+    let mut names = vec![];
     for ((source, suffix, _), mut compiler) in running {
         let ended = compiler.wait().expect("nvcc was started");
         assert!(ended.success(), "nvcc cannot compile {KERNELS}/{source}.cu for {suffix}");
-        let path = out.join(format!("{source}_{suffix}.ptx"));
-        write!(list, "({:?}, include_str!({path:?})),", format!("{source}_{suffix}")).expect("a string grows");
+        names.push(format!("{source}_{suffix}"));
+    }
+    write_list(&out, "ptx", &names);
+}
+
+/// Writes the text of every source that Metal takes, in one file each, and `gpu_metal.rs`: a list of them.
+fn write_metal() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let read = |name: &str| std::fs::read_to_string(Path::new(KERNELS).join(name)).expect("a source can be read");
+    let common = read("metal.h") + &read("common.cuh");
+    for source in ON_METAL {
+        let text = common.clone() + &read(&format!("{source}.cu"));
+        let is_whole = |line: &&str| !line.starts_with("#include \"") && !line.starts_with("#pragma once");
+        let text: Vec<&str> = text.lines().filter(is_whole).collect();
+        std::fs::write(out.join(format!("{source}.metal")), text.join("\n") + "\n").expect("OUT_DIR can be written to");
+    }
+    write_list(&out, "metal", &ON_METAL.map(String::from));
+}
+
+/// Writes `gpu_<extension>.rs`: names, and the texts of their files.
+fn write_list(out: &Path, extension: &str, names: &[String]) {
+    let mut list = String::from("&[");
+    for name in names {
+        let path = out.join(format!("{name}.{extension}"));
+        write!(list, "({name:?}, include_str!({path:?})),").expect("a string grows");
     }
     list.push(']');
-    std::fs::write(out.join("gpu_ptx.rs"), list).expect("OUT_DIR can be written to");
+    std::fs::write(out.join(format!("gpu_{extension}.rs")), list).expect("OUT_DIR can be written to");
 }
 
 fn start(nvcc: &Path, (source, suffix, value): (&str, &str, &str), out: &Path) -> std::process::Child {

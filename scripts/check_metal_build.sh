@@ -2,7 +2,8 @@
 # Compiles asft with Metal on a machine that is not a Mac, and links it: scripts/check_metal_build.sh [--keep-zig]
 #
 # zig, installed from PyPI into target/metal/, brings a C compiler with macOS's headers and a linker. The build goes there
-# too: about 4 GB. The linker gets empty stubs in place of Apple's frameworks; every symbol left to be found at run time must
+# too: about 4 GB. The texts that Metal would compile are compiled as C++, in which clang has address spaces, against
+# src/ops/gpu/shim/metal_stdlib. The linker gets empty stubs in place of Apple's frameworks; every symbol left to be found at run time must
 # be named as those frameworks name theirs. Nothing built is run. Run this script when dependencies or device code change; CI
 # does not. --keep-zig uses what an earlier call installed.
 set -euo pipefail
@@ -72,6 +73,17 @@ export CARGO_TARGET_DIR=$root/build CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=
 step "lint"
 cargo clippy --locked --target "$target" --features metal --all-targets -- -D warnings
 cargo clippy --locked --target "$target" --no-default-features --lib --bins -- -D warnings
+
+step "texts for Metal"
+texts=("$CARGO_TARGET_DIR/$target"/debug/build/asft-*/out/*.metal)
+[ "${#texts[@]}" -ge 4 ] || fail "build.rs wrote no texts for Metal"
+for text in "${texts[@]}"; do
+    for value in float half bfloat; do
+        "$root/venv/bin/python" -m ziglang c++ -std=c++17 -Wall -Wno-unused -Wno-unknown-attributes -Werror \
+            -I src/ops/gpu/shim -DVALUE="$value" -x c++ -c "$text" -o "$root/text.o" ||
+            fail "$(basename "$text") with $value"
+    done
+done
 
 step "build"
 cargo build --locked --target "$target" --features metal

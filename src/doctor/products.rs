@@ -3,9 +3,13 @@
 use super::check::Check;
 use super::subject::{Lie, Subject, Tolerance, Worst, exact, oracle};
 use crate::model::{Gradients, Parameters};
-use crate::ops::low_rank::grouped::{self, Adapted, Image};
-use crate::ops::{gpu, linear, low_rank};
+use crate::ops::low_rank::grouped::{self, Adapted};
+use crate::ops::low_rank::{self, Image};
+use crate::ops::weight::Weight;
+use crate::ops::{gpu, linear};
 use crate::optim::AdamW;
+use crate::quant::ggml::GgmlType;
+use crate::quant::{Format, Kind};
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 
@@ -15,6 +19,8 @@ pub const CHECKS: &[Check] = &[
         .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses)
         .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
+    Check::new("quantised", "weights of four and eight bits, widened", Tolerance { wide: 4.0, narrow: 1.0 }, quantised)
+        .by("quantised", || gpu::QUANTISED.switch_off()),
     Check::new("penalty", "the r x r products and their images", Tolerance { wide: 256.0, narrow: 2.0 }, low_ranks),
     Check::new("penalties", "those of several modules together", Tolerance { wide: 256.0, narrow: 2.0 }, penalties)
         .by("penalty", || gpu::PENALTY.switch_off()),
@@ -89,6 +95,21 @@ fn losses(subject: &Subject, worst: &mut Worst) -> Result<()> {
     Ok(())
 }
 
+fn quantised(subject: &Subject, worst: &mut Worst) -> Result<()> {
+    let ggml = [GgmlType::Q8_0, GgmlType::Q4K].map(Format::Ggml);
+    // Metal has no such weights.
+    let ggml = ggml.into_iter().filter(|_| !subject.device.is_metal()).map(|format| (format, (5, 512)));
+    let of_four = [(33, 65), (7, 1030)].map(|shape| (Format::FourBit(Kind::Nf4), shape));
+    for (format, (rows, columns)) in ggml.chain(of_four) {
+        let values = subject.values_of(DType::F32, &[rows * columns], 1)?.to_vec1::<f32>()?;
+        let matrix = format.quantise((rows, columns), &values)?;
+        let expected = exact(&Tensor::from_vec(matrix.widened(), (rows, columns), &Device::Cpu)?)?;
+        let got = Weight::quantised(matrix, &subject.device)?.dense(subject.dtype)?;
+        worst.note(format!("{format}, {rows} x {columns}"), subject.dtype, &got, &expected)?;
+    }
+    Ok(())
+}
+
 fn low_ranks(subject: &Subject, worst: &mut Worst) -> Result<()> {
     for (r, d_in, d_out) in subject.sizes(&[(8, 131, 67)], &[(1, 33, 5), (16, 1031, 513)]) {
         let of = |rows, columns, seed| subject.values_of(DType::F32, &[rows, columns], seed);
@@ -143,9 +164,7 @@ fn penalties(subject: &Subject, worst: &mut Worst) -> Result<()> {
 
 /// The same where no kernel does it for all modules.
 fn one_by_one([a, b, basis, c, of_a, of_b]: &[Tensor; 6]) -> Result<(Tensor, Tensor, Tensor)> {
-    let y = linear::backward_weight(basis, b)?;
-    let both = low_rank::weighted_twice(&y, c, &((c * 2.0)? - c.sqr()?)?)?;
-    let (g, h) = low_rank::halves(&linear::backward_input(basis, &both)?, Some(b))?;
+    let (g, h) = low_rank::images(basis, c, b, Image::Rest)?;
     let (value, grad_a, grad_b) = low_rank::products(a, &g, &h, 1.4)?;
     let value = Tensor::new(value.times(0.7).read()?, &Device::Cpu)?;
     Ok((value, (of_a + grad_a)?, (of_b + grad_b)?))

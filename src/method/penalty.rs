@@ -23,8 +23,8 @@ use super::sign::Sign;
 use super::spectral::Direction;
 use super::term::{FullTerm, Term};
 use crate::ops::linear;
-use crate::ops::low_rank;
-use crate::ops::low_rank::grouped::{self, Adapted, Image};
+use crate::ops::low_rank::grouped::{self, Adapted};
+use crate::ops::low_rank::{self, Image};
 use crate::ops::scalar::{Scalar, wide};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -253,22 +253,19 @@ impl Penalty {
 
     /// M x and M M x of a thin x.
     fn apply_twice(&self, operator: Option<&Operator>, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let aligned = match self.penalize {
-            Penalize::Orthogonal | Penalize::OrthogonalReverse => false,
-            Penalize::Aligned => true,
+        let image = match self.penalize {
+            Penalize::Orthogonal | Penalize::OrthogonalReverse => Image::Rest,
+            Penalize::Aligned => Image::Aligned,
             Penalize::All | Penalize::None => return Ok((self.apply(operator, x)?, self.apply(operator, x)?)),
         };
         let operator = operator.context("a penalty by direction without a direction")?;
-        let Some((basis, c)) = &operator.parts else {
-            let zero_or_x = self.apply(Some(operator), x)?;
-            return Ok((zero_or_x.clone(), zero_or_x));
-        };
-        let y = transposed_product(basis, x)?; // [k, n]
-        let square = c.sqr()?;
-        let second = if aligned { square } else { ((c * 2.0)? - square)? };
-        let both = low_rank::weighted_twice(&y, c, &second)?; // [k, 2 n]
-        let both = linear::backward_input(basis, &both)?; // [d_out, 2 n]
-        low_rank::halves(&both, (!aligned).then_some(x))
+        match &operator.parts {
+            Some((basis, c)) => low_rank::images(basis, c, x, image),
+            None => {
+                let zero_or_x = self.apply(Some(operator), x)?;
+                Ok((zero_or_x.clone(), zero_or_x))
+            }
+        }
     }
 }
 

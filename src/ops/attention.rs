@@ -20,6 +20,7 @@ mod tiles;
 
 pub use groups::MAX_SCORES;
 pub use layout::Layout;
+pub use on_gpu::MAX_HEAD_DIM;
 pub use saved::Saved;
 pub use shape::{Shape, Span};
 

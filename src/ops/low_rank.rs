@@ -11,12 +11,33 @@ use super::fast_math::vectorised;
 use super::scalar::{Scalar, wide};
 use super::sum::scaled;
 use super::traffic::counted;
-use super::{cast, fused, output, with_f32};
+use super::{cast, fused, linear, output, with_f32};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
 /// Sums side by side in a product of two rows.
 const LANES: usize = 16;
+
+/// What is penalised of B, with C = U diag(c) Uᵀ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// G = (I − C) B, and H = (I − C) G.
+    Rest,
+    /// G = C B, and H = C G.
+    Aligned,
+}
+
+/// G and H of B [d_out, r] for U [d_out, k] and c [k, 1], in two products with U.
+pub fn images(basis: &Tensor, c: &Tensor, b: &Tensor, image: Image) -> Result<(Tensor, Tensor)> {
+    let y = linear::backward_weight(basis, &b.contiguous()?)?; // [k, r]
+    let square = c.sqr()?;
+    let second = match image {
+        Image::Rest => ((c * 2.0)? - square)?,
+        Image::Aligned => square,
+    };
+    let both = linear::backward_input(basis, &weighted_twice(&y, c, &second)?)?; // [d_out, 2 r]
+    halves(&both, (image == Image::Rest).then_some(b))
+}
 
 /// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩ and, times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 if
 /// the device has it (all but Metal).

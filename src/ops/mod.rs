@@ -2,7 +2,8 @@
 //!
 //! Each has one generic body in candle tensor ops, for any device, and, where it pays, a fused multi-threaded CPU
 //! kernel behind the same function; some have GPU kernels too (gpu/). `ASFT_OPS=generic` turns all kernels off, so that the
-//! code any device runs can be tested without one, and `ASFT_OPS=shim`, in builds for tests, runs the GPU's on the CPU. Activations are matrices of N rows, one for each token of the batch; sequences follow one another
+//! code any device runs can be tested without one, and `ASFT_OPS=shim` or `shim-metal`, in builds for tests, runs those of NVIDIA's
+//! or Apple's GPUs on the CPU. Activations are matrices of N rows, one for each token of the batch; sequences follow one another
 //! without padding. Kernels split their work by rows or by heads, never by a sum, so that results do not depend on the
 //! number of threads.
 //!
@@ -53,6 +54,8 @@ enum Bodies {
     Generic,
     /// The GPU's kernels, run by the shim.
     Shim,
+    /// The same as Metal has them.
+    MetalShim,
 }
 
 /// What the environment variable `ASFT_OPS` asks for.
@@ -65,6 +68,7 @@ fn bodies() -> Bodies {
     *BODIES.get_or_init(|| match std::env::var("ASFT_OPS").as_deref() {
         Ok("generic") => Bodies::Generic,
         Ok("shim") => Bodies::Shim,
+        Ok("shim-metal") => Bodies::MetalShim,
         _ => Bodies::Kernels,
     })
 }
@@ -77,9 +81,9 @@ pub fn check_environment() -> Result<()> {
     let Some(value) = std::env::var_os("ASFT_OPS") else { return Ok(()) };
     match value.to_str() {
         Some("" | "generic") => Ok(()),
-        Some("shim") if cfg!(feature = "shim") => Ok(()),
-        Some("shim") => Err(invalid!(
-            "ASFT_OPS is \"shim\", but this build has no shim; build it with --features shim, or unset ASFT_OPS"
+        Some("shim" | "shim-metal") if cfg!(feature = "shim") => Ok(()),
+        Some(shim @ ("shim" | "shim-metal")) => Err(invalid!(
+            "ASFT_OPS is {shim:?}, but this build has no shim; build it with --features shim, or unset ASFT_OPS"
         )),
         _ => Err(invalid!("ASFT_OPS is {value:?}; it may be \"generic\", or unset")),
     }

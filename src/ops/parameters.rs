@@ -102,20 +102,15 @@ impl Tables {
     /// Of (three addresses, gradient) each.
     fn new(rows: &[(Vec<u64>, &Tensor)]) -> Result<Self> {
         let device = rows.first().map_or(&Device::Cpu, |(_, gradient)| gradient.device());
-        let (mut addresses, mut chunks) = (vec![], vec![]);
-        for (number, (written, gradient)) in rows.iter().enumerate() {
+        let (mut addresses, mut counts) = (vec![], vec![]);
+        for (written, gradient) in rows {
             let n = gradient.elem_count();
             let row = written.iter().copied().chain([gpu::address::of(gradient)?, n as u64]);
             addresses.extend(row.map(u64::cast_signed));
-            for chunk in 0..n.div_ceil(CHUNK) {
-                chunks.extend([u32::try_from(number)?, u32::try_from(chunk)?]);
-            }
+            counts.push(n.div_ceil(CHUNK));
         }
-        let count = chunks.len() / 2;
-        Ok(Self {
-            parameters: Tensor::from_vec(addresses, (rows.len(), 5), device)?,
-            chunks: Tensor::from_vec(chunks, (count, 2), device)?,
-        })
+        let parameters = Tensor::from_vec(addresses, (rows.len(), 5), device)?;
+        Ok(Self { parameters, chunks: gpu::chunks(&counts, device)? })
     }
 
     fn launch(&self, entry: &str) -> Launch {

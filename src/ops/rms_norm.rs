@@ -124,12 +124,11 @@ mod on_gpu {
         unsafe {
             let sum = if added.is_some() { unwritten((n, d), x.dtype(), device)? } else { x.clone() };
             let (y, scale) = (unwritten((n, d), x.dtype(), device)?, unwritten((n, 1), DType::F32, device)?);
-            let written = if added.is_some() { Arg::Out(&sum) } else { Arg::Maybe(None) };
             launch.run(&[
                 Arg::In(x),
                 Arg::Maybe(added),
                 Arg::In(&weight),
-                written,
+                Arg::MaybeOut(added.map(|_| &sum)),
                 Arg::Out(&y),
                 Arg::Out(&scale),
                 Arg::Small(d),

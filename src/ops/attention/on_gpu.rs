@@ -10,6 +10,9 @@ use crate::ops::gpu::{ATTENTION, Arg, Launch, unwritten};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
+/// Most values of a head.
+pub const MAX_HEAD_DIM: usize = 256;
+
 /// Rows of a warp's tile, and threads of a warp.
 const WARP_ROWS: usize = 16;
 const WARP: usize = 32;
@@ -21,7 +24,7 @@ const MAX_KEYS_STEP: usize = 32;
 /// Whether the kernels serve heads of this shape.
 pub fn serves(tensors: &[&Tensor], shape: Shape) -> bool {
     let alike = tensors.windows(2).all(|pair| pair[0].dtype() == pair[1].dtype());
-    alike && shape.head_dim <= 256 && ATTENTION.serve(tensors)
+    alike && shape.head_dim <= MAX_HEAD_DIM && ATTENTION.serve(tensors)
 }
 
 /// The sizes of the kernels for one type and head: as OWN and STRIDE_OF in attention.cu.

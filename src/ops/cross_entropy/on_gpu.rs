@@ -28,7 +28,7 @@ pub fn losses(
             Arg::In(logits),
             Arg::In(ids),
             Arg::Out(&losses),
-            gradients.as_ref().map_or(Arg::Maybe(None), Arg::Out),
+            Arg::MaybeOut(gradients.as_ref()),
             Arg::Small(vocab),
             Arg::Float(scale.unwrap_or(0.0)),
             Arg::Float(cap.unwrap_or(0.0)),

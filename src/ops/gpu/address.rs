@@ -11,7 +11,7 @@ pub fn of(x: &Tensor) -> Result<u64> {
     match &*storage {
         Storage::Cpu(storage) => host(storage, range),
         Storage::Cuda(storage) => device(storage, range.0),
-        Storage::Metal(_) => bail!("there are no kernels for Metal"),
+        Storage::Metal(_) => bail!("a buffer on Metal has no address"),
     }
 }
 

@@ -1,91 +1,60 @@
-// What every kernel here uses. The files are CUDA C. nvcc compiles each three times, with VALUE one of float,
-// __nv_bfloat16 and __half; a C++ compiler compiles them with shim/shim.h in the place of CUDA's own headers.
+// What the kernels share: reading and writing values in packs, and sums over a warp or a block. Kernels of rows and of values
+// are written in words that cuda.cuh has for nvcc and metal.h for Metal's compiler; attention, the penalty and AdamW are CUDA C.
 //
 // Tensors are contiguous. T is the type of activations; everything is computed in f32, widened as it is read and rounded
 // to nearest even as it is written. No kernel adds atomically, so results do not depend on the order of blocks.
 #pragma once
+#include "cuda.cuh"
 
-#ifdef ASFT_SHIM
-#include "shim/shim.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
-// An entry point. Its threads do not return before a barrier that others wait at.
-#define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
-#define DEVICE static __device__ __forceinline__
-#define DEVICE_MEMBER __device__ __forceinline__
-// The block's dynamic shared memory, of which a launch gives `bytes`.
-#define DYNAMIC_SHARED(Type, name, bytes)                         \
-    extern __shared__ __align__(16) unsigned char dynamic_memory[]; \
-    Type* name = reinterpret_cast<Type*>(dynamic_memory)
-using T = VALUE;
-#endif
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-constexpr u32 WARP = 32;
-constexpr u32 ALL_LANES = 0xffffffffu;
+CONSTANT u32 WARP = 32;
+CONSTANT u32 ALL_LANES = 0xffffffffu;
 // Values that a thread reads or writes at once.
-constexpr u32 PACK = 8;
-
-DEVICE float wide(float x) { return x; }
-DEVICE float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
-DEVICE float wide(__half x) { return __half2float(x); }
-
-DEVICE void narrow(float x, float& out) { out = x; }
-DEVICE void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16(x); }
-DEVICE void narrow(float x, __half& out) { out = __float2half(x); }
-
-// x, rounded to the type V.
-template <class V> DEVICE V rounded(float x) {
-    V out;
-    narrow(x, out);
-    return out;
-}
+CONSTANT u32 PACK = 8;
 
 struct Pack {
     float v[PACK];
 };
 
+#ifdef HAS_WIDE_ACCESS
 template <class V> struct alignas(sizeof(V) * PACK > 16 ? 16 : sizeof(V) * PACK) Packed {
     V v[PACK];
 };
-
-// Whether the values at `p` can be accessed 16 bytes at a time.
-DEVICE bool aligned(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+#endif
 
 // PACK values from p[at] on; 0 in the place of those at `end` and beyond.
-template <class V> DEVICE Pack load(const V* p, u64 at, u64 end) {
+template <class V> DEVICE Pack load(GLOBAL const V* p, u64 at, u64 end) {
     Pack out;
+#ifdef HAS_WIDE_ACCESS
     if (at + PACK <= end && aligned(p + at)) {
         const Packed<V> packed = *reinterpret_cast<const Packed<V>*>(p + at);
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) out.v[i] = wide(packed.v[i]);
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) out.v[i] = at + i < end ? wide(p[at + i]) : 0.f;
+        return out;
     }
+#endif
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) out.v[i] = at + i < end ? wide(p[at + i]) : 0.f;
     return out;
 }
 
 // Writes PACK values from p[at] on, but none at `end` or beyond.
-template <class V> DEVICE void store(V* p, u64 at, u64 end, const Pack& x) {
+template <class V> DEVICE void store(GLOBAL V* p, u64 at, u64 end, Pack x) {
+#ifdef HAS_WIDE_ACCESS
     if (at + PACK <= end && aligned(p + at)) {
         Packed<V> packed;
 #pragma unroll
-        for (u32 i = 0; i < PACK; i++) narrow(x.v[i], packed.v[i]);
+        for (u32 i = 0; i < PACK; i++) packed.v[i] = rounded<V>(x.v[i]);
         *reinterpret_cast<Packed<V>*>(p + at) = packed;
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++)
-            if (at + i < end) narrow(x.v[i], p[at + i]);
+        return;
     }
+#endif
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++)
+        if (at + i < end) p[at + i] = rounded<V>(x.v[i]);
 }
 
-// The first value of this thread, if a row or tensor is shared out in packs.
-DEVICE u64 first_value() { return ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK; }
+// The first value of a kernel's thread, if a row or tensor is shared out in packs.
+#define FIRST_VALUE (((u64)BLOCK_X * THREADS + THREAD) * PACK)
 
 struct Add {
     static DEVICE_MEMBER float of(float a, float b) { return a + b; }
@@ -97,19 +66,19 @@ struct Max {
 // The combination of all lanes' values, in the same order on every lane.
 template <class Combine> DEVICE float across_warp(float x) {
 #pragma unroll
-    for (u32 offset = WARP / 2; offset > 0; offset /= 2) x = Combine::of(x, __shfl_xor_sync(ALL_LANES, x, offset));
+    for (u32 offset = WARP / 2; offset > 0; offset /= 2) x = Combine::of(x, FROM_LANE_XOR(x, offset));
     return x;
 }
 
 // The combination of all threads' values. Blocks are of whole warps, and at most 32 of them. `neutral` changes nothing.
-template <class Combine> DEVICE float across_block(float x, float neutral) {
-    __shared__ float partial[WARP];
+template <class Combine>
+DEVICE float across_block(float x, float neutral, SHARED float* partial, u32 place, u32 threads) {
     x = across_warp<Combine>(x);
-    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
-    __syncthreads();
-    x = threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : neutral;
+    if (place % WARP == 0) partial[place / WARP] = x;
+    BARRIER;
+    x = place % WARP < threads / WARP ? partial[place % WARP] : neutral;
     // Before the next combination writes to `partial`.
-    __syncthreads();
+    BARRIER;
     return across_warp<Combine>(x);
 }
 

@@ -6,11 +6,13 @@
 DEVICE float capped(float x, float cap) { return cap > 0.f ? cap * tanhf(x / cap) : x; }
 
 // `cap` is 0 if there is none, `gradients` null if none are wanted; they may be in the place of the logits.
-KERNEL(cross_entropy, const float* logits, const u32* targets, float* losses, T* gradients, u32 vocab, float scale, float cap) {
-    const float* row = logits + (u64)blockIdx.x * vocab;
+KERNEL(cross_entropy, IN(float, logits), IN(u32, targets), OUT(float, losses), MAYBE_OUT(T, gradients), NUMBER(u32, vocab),
+       NUMBER(float, scale), NUMBER(float, cap)) {
+    PARTIAL;
+    GLOBAL const float* row = logits + (u64)BLOCK_X * vocab;
     // The largest value so far, and the sum of e^(x - largest).
     float largest = -INFINITY, sum = 0.f;
-    for (u32 at = threadIdx.x * PACK; at < vocab; at += blockDim.x * PACK) {
+    for (u32 at = THREAD * PACK; at < vocab; at += THREADS * PACK) {
         const Pack v = load(row, at, vocab);
         float x[PACK], top = largest;
 #pragma unroll
@@ -25,18 +27,19 @@ KERNEL(cross_entropy, const float* logits, const u32* targets, float* losses, T*
         for (u32 i = 0; i < PACK; i++) sum += expf(x[i] - base);
         largest = top;
     }
-    const float highest = across_block<Max>(largest, -INFINITY);
-    const float total = across_block<Add>(largest == -INFINITY ? 0.f : sum * expf(largest - highest), 0.f);
-    const u32 target = targets[blockIdx.x];
+    const float highest = across_block<Max>(largest, -INFINITY, partial, THREAD, THREADS);
+    sum = largest == -INFINITY ? 0.f : sum * expf(largest - highest);
+    const float total = across_block<Add>(sum, 0.f, partial, THREAD, THREADS);
+    const u32 target = targets[BLOCK_X];
     // No loss is a number if its target is none of the vocabulary.
-    if (threadIdx.x == 0)
-        losses[blockIdx.x] = target < vocab ? logf(total) + highest - capped(row[target], cap) : NAN;
-    if (gradients == nullptr) return;
-    T* out = gradients + (u64)blockIdx.x * vocab;
+    if (THREAD == 0)
+        losses[BLOCK_X] = target < vocab ? logf(total) + highest - capped(row[target], cap) : NAN;
+    if (!GIVEN(gradients)) return;
+    GLOBAL T* out = gradients + (u64)BLOCK_X * vocab;
     // The target's logit has been read before another thread replaces it.
-    __syncthreads();
+    BARRIER;
     const float share = scale / total;
-    for (u32 at = threadIdx.x * PACK; at < vocab; at += blockDim.x * PACK) {
+    for (u32 at = THREAD * PACK; at < vocab; at += THREADS * PACK) {
         Pack v = load(row, at, vocab);
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {

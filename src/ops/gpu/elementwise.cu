@@ -2,26 +2,26 @@
 // src/ops/ that launch them.
 #include "common.cuh"
 
-// Rotates the halves of every head by the angles of its row; x, y: [N, H * 2 * half], cos, sin: [N, half] of f32. `sign`
-// is 1, or -1 for the inverse. `chunks` is half / PACK, rounded up, `width` H * 2 * half, `places` N * H * chunks.
-KERNEL(rope, const T* x, const float* cosines, const float* sines, T* y, u32 width, u32 half, u32 chunks, float sign,
-       u64 places) {
-    const u64 place = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+// Rotates the halves of every head by the angles of its row; x, y: [N, H * 2 * turns], cos, sin: [N, turns] of f32. `sign`
+// is 1, or -1 for the inverse. `chunks` is turns / PACK, rounded up, `width` H * 2 * turns, `places` N * H * chunks.
+KERNEL(rope, IN(T, x), IN(float, cosines), IN(float, sines), OUT(T, y), NUMBER(u32, width), NUMBER(u32, turns),
+       NUMBER(u32, chunks), NUMBER(float, sign), NUMBER(u64, places)) {
+    const u64 place = (u64)BLOCK_X * THREADS + THREAD;
     if (place >= places) return;
-    const u32 per_row = width / (2 * half) * chunks;
+    const u32 per_row = width / (2 * turns) * chunks;
     const u64 row = place / per_row;
     const u32 head = place % per_row / chunks, at = place % chunks * PACK;
-    const u64 first = row * width + (u64)head * 2 * half;
-    const Pack a = load(x + first, at, half), b = load(x + first + half, at, half);
-    const Pack c = load(cosines + row * half, at, half), s = load(sines + row * half, at, half);
+    const u64 first = row * width + (u64)head * 2 * turns;
+    const Pack a = load(x + first, at, turns), b = load(x + first + turns, at, turns);
+    const Pack c = load(cosines + row * turns, at, turns), s = load(sines + row * turns, at, turns);
     Pack front, back;
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) {
         front.v[i] = a.v[i] * c.v[i] - b.v[i] * (s.v[i] * sign);
         back.v[i] = b.v[i] * c.v[i] + a.v[i] * (s.v[i] * sign);
     }
-    store(y + first, at, half, front);
-    store(y + first + half, at, half, back);
+    store(y + first, at, turns, front);
+    store(y + first + turns, at, turns, back);
 }
 
 struct Gate {
@@ -37,8 +37,8 @@ DEVICE Gate activation(float x, u32 gelu) {
     return {value, sigma + value * (1.f - sigma) * du};
 }
 
-KERNEL(gated_mlp_forward, const T* gate, const T* up, T* y, u32 gelu, u64 n) {
-    const u64 at = first_value();
+KERNEL(gated_mlp_forward, IN(T, gate), IN(T, up), OUT(T, y), NUMBER(u32, gelu), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     const Pack g = load(gate, at, n), u = load(up, at, n);
     Pack out;
@@ -47,8 +47,9 @@ KERNEL(gated_mlp_forward, const T* gate, const T* up, T* y, u32 gelu, u64 n) {
     store(y, at, n, out);
 }
 
-KERNEL(gated_mlp_backward, const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, u32 gelu, u64 n) {
-    const u64 at = first_value();
+KERNEL(gated_mlp_backward, IN(T, gate), IN(T, up), IN(T, dy), OUT(T, d_gate), OUT(T, d_up), NUMBER(u32, gelu),
+       NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     const Pack g = load(gate, at, n), u = load(up, at, n), d = load(dy, at, n);
     Pack dg, du;
@@ -64,44 +65,47 @@ KERNEL(gated_mlp_backward, const T* gate, const T* up, const T* dy, T* d_gate, T
 
 // 0 or `keep` for value `at`: the mask that src/ops/dropout.rs draws on the host, by SplitMix64's output function.
 DEVICE float mask(u64 key, u64 at, u64 threshold, float keep) {
-    u64 z = key + at + 0x9e3779b97f4a7c15ULL;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    u64 z = key + at + 0x9e3779b97f4a7c15UL;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9UL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebUL;
     z ^= z >> 31;
     return (z >> 32) < threshold ? 0.f : keep;
 }
 
-template <class In, class Out>
-DEVICE void drop(const In* x, const Out* added, Out* y, u64 key, u64 threshold, float keep, u64 n) {
-    const u64 at = first_value();
-    if (at >= n) return;
+// The values of x at `at` that the mask keeps.
+template <class V> DEVICE Pack kept(GLOBAL const V* x, u64 at, u64 key, u64 threshold, float keep, u64 n) {
     Pack v = load(x, at, n);
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) v.v[i] *= mask(key, at + i, threshold, keep);
-    if (added) {
-        const Pack a = load(added, at, n);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) v.v[i] += a.v[i];
-    }
-    store(y, at, n, v);
+    return v;
 }
 
-KERNEL(dropout, const T* x, T* y, u64 key, u64 threshold, float keep, u64 n) {
-    drop<T, T>(x, nullptr, y, key, threshold, keep, n);
+KERNEL(dropout, IN(T, x), OUT(T, y), NUMBER(u64, key), NUMBER(u64, threshold), NUMBER(float, keep), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
+    if (at < n) store(y, at, n, kept(x, at, key, threshold, keep, n));
 }
 
 // From T to f32.
-KERNEL(dropout_widened, const T* x, float* y, u64 key, u64 threshold, float keep, u64 n) {
-    drop<T, float>(x, nullptr, y, key, threshold, keep, n);
+KERNEL(dropout_widened, IN(T, x), OUT(float, y), NUMBER(u64, key), NUMBER(u64, threshold), NUMBER(float, keep),
+       NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
+    if (at < n) store(y, at, n, kept(x, at, key, threshold, keep, n));
 }
 
-// added + drop(x), x in f32.
-KERNEL(dropout_added, const float* x, const T* added, T* y, u64 key, u64 threshold, float keep, u64 n) {
-    drop<float, T>(x, added, y, key, threshold, keep, n);
+// added + dropout(x), x in f32.
+KERNEL(dropout_added, IN(float, x), IN(T, added), OUT(T, y), NUMBER(u64, key), NUMBER(u64, threshold), NUMBER(float, keep),
+       NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
+    if (at >= n) return;
+    Pack v = kept(x, at, key, threshold, keep, n);
+    const Pack a = load(added, at, n);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) v.v[i] += a.v[i];
+    store(y, at, n, v);
 }
 
-KERNEL(softcap_forward, const T* x, T* y, float cap, u64 n) {
-    const u64 at = first_value();
+KERNEL(softcap_forward, IN(T, x), OUT(T, y), NUMBER(float, cap), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     Pack v = load(x, at, n);
 #pragma unroll
@@ -109,8 +113,8 @@ KERNEL(softcap_forward, const T* x, T* y, float cap, u64 n) {
     store(y, at, n, v);
 }
 
-KERNEL(softcap_backward, const T* y, const T* dy, T* dx, float cap, u64 n) {
-    const u64 at = first_value();
+KERNEL(softcap_backward, IN(T, y), IN(T, dy), OUT(T, dx), NUMBER(float, cap), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     const Pack v = load(y, at, n), g = load(dy, at, n);
     Pack out;
@@ -123,8 +127,8 @@ KERNEL(softcap_backward, const T* y, const T* dy, T* dx, float cap, u64 n) {
 }
 
 // x + y, y in f32.
-KERNEL(add_narrowed, const T* x, const float* y, T* sum, u64 n) {
-    const u64 at = first_value();
+KERNEL(add_narrowed, IN(T, x), IN(float, y), OUT(T, sum), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     Pack v = load(x, at, n);
     const Pack a = load(y, at, n);

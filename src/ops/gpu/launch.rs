@@ -3,8 +3,8 @@
 #![allow(unsafe_code, reason = "kernels read and write memory by their arguments")]
 
 use super::address;
-use super::call::Call;
-use super::registry::Kernels;
+use super::call::{Arg, Call, Language};
+use super::registry::{self, Kernels};
 use crate::ops::traffic;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -16,27 +16,6 @@ const WARP: usize = 32;
 const BLOCK: usize = 256;
 /// Most threads of a block that has a row: across_block in common.cuh.
 const MAX_BLOCK: usize = WARP * WARP;
-
-/// An argument of a kernel. Tensors are passed as addresses; the kernel must have their types.
-#[derive(Clone, Copy)]
-pub enum Arg<'a> {
-    /// A contiguous tensor that is read.
-    In(&'a Tensor),
-    /// One that is written.
-    Out(&'a Tensor),
-    /// One that is read and written.
-    Both(&'a Tensor),
-    /// A null pointer, or a tensor that is read.
-    Maybe(Option<&'a Tensor>),
-    /// Memory of another form than a tensor's, that is read.
-    Raw { address: u64, bytes: usize },
-    /// A `u32`.
-    Small(usize),
-    /// A `u64`.
-    Large(u64),
-    /// An `f32`.
-    Float(f64),
-}
 
 /// How a kernel is launched.
 pub struct Launch(Call);
@@ -88,46 +67,57 @@ impl Launch {
             return Ok(());
         }
         let tensor = |argument: &Arg<'_>| match *argument {
-            Arg::In(x) | Arg::Out(x) | Arg::Both(x) => Some(x.device().clone()),
+            Arg::In(x) | Arg::Out(x) | Arg::Both(x) => Some(x.clone()),
             _ => None,
         };
-        let device = arguments.iter().find_map(tensor).context("a launch without tensors")?;
+        let any = arguments.iter().find_map(tensor).context("a launch without tensors")?;
         for argument in arguments {
             match *argument {
                 Arg::In(x) | Arg::Maybe(Some(x)) => traffic::moved(&[x], &[]),
-                Arg::Out(x) => traffic::moved(&[], &[x]),
+                Arg::Out(x) | Arg::MaybeOut(Some(x)) => traffic::moved(&[], &[x]),
                 Arg::Both(x) => traffic::moved(&[x], &[x]),
                 Arg::Raw { bytes, .. } => traffic::read(bytes),
                 _ => {}
             }
         }
         traffic::launch(&[], &[]);
-        let slots = arguments.iter().map(Self::slot).collect::<Result<Vec<u64>>>()?;
-        let run = || match &device {
+        let language = registry::language(any.device()).context("this build has no kernels for the device");
+        let run = |language| match any.device() {
+            #[cfg(feature = "metal")]
+            // SAFETY: promised by the caller.
+            Device::Metal(device) => unsafe { super::metal::run(device, &self.0, arguments, &any) },
             #[cfg(feature = "shim")]
             // SAFETY: promised by the caller.
-            Device::Cpu => unsafe { super::shim::run(&self.0, &slots) },
+            Device::Cpu => unsafe { super::shim::run(&self.0, language, &slots(arguments, language)?) },
             #[cfg(feature = "cuda")]
             // SAFETY: promised by the caller.
-            Device::Cuda(device) => unsafe { super::cuda::run(device, &self.0, &slots) },
-            _ => anyhow::bail!("this build has no kernels for {device:?}, and {} arguments", slots.len()),
+            Device::Cuda(device) => unsafe { super::cuda::run(device, &self.0, &slots(arguments, language)?) },
+            device => anyhow::bail!("this build has no kernels for {device:?}, which are {language:?}"),
         };
-        run().with_context(|| format!("the kernel {} in {:?}", self.0.entry, self.0.dtype))
+        language.and_then(run).with_context(|| format!("the kernel {} in {:?}", self.0.entry, self.0.dtype))
     }
+}
 
-    /// An argument in the eight bytes that the kernel finds it in: smaller ones are in the first, as on every GPU and on
-    /// little-endian CPUs.
-    fn slot(argument: &Arg<'_>) -> Result<u64> {
-        Ok(match *argument {
-            Arg::In(x) => address::of(x)?,
-            Arg::Out(x) | Arg::Both(x) => address::to_write(x)?,
-            Arg::Maybe(x) => x.map_or(Ok(0), address::of)?,
+/// The arguments in eight bytes each, as the kernel finds them: smaller ones are in the first, as on every GPU and on
+/// little-endian CPUs. In Metal's language a number follows what may be missing, and says whether it is there.
+#[cfg_attr(not(any(feature = "cuda", feature = "shim")), allow(dead_code, reason = "Metal binds tensors"))]
+fn slots(arguments: &[Arg<'_>], language: Language) -> Result<Vec<u64>> {
+    let mut slots = vec![];
+    for argument in arguments {
+        slots.push(match *argument {
+            Arg::In(x) | Arg::Maybe(Some(x)) => address::of(x)?,
+            Arg::Out(x) | Arg::Both(x) | Arg::MaybeOut(Some(x)) => address::to_write(x)?,
+            Arg::Maybe(None) | Arg::MaybeOut(None) => 0,
             Arg::Raw { address, .. } => address,
             Arg::Small(number) => u32::try_from(number)?.into(),
             Arg::Large(number) => number,
             Arg::Float(number) => (number as f32).to_bits().into(),
-        })
+        });
+        if let (Arg::Maybe(x) | Arg::MaybeOut(x), Language::Metal) = (argument, language) {
+            slots.push(x.is_some().into());
+        }
     }
+    Ok(slots)
 }
 
 /// A tensor for a kernel to write, its values anything until then.

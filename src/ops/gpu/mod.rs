@@ -1,7 +1,9 @@
 //! Kernels for GPUs, in CUDA C beside this file: which there are, whether they serve, and how one is launched.
 //!
-//! A build with the feature `cuda` embeds them as PTX, which the driver translates for its GPU. The tests' feature `shim`
-//! compiles the same files for the CPU (`shim/`), where `ASFT_OPS=shim` sends whole training steps through them. What a
+//! A build with the feature `cuda` embeds them as PTX, which the driver translates for its GPU. Those of rows and of values are
+//! written in words that Metal's compiler takes too (`cuda.cuh`, `metal.h`); a build with `metal` embeds their texts. The tests'
+//! feature `shim` compiles both for the CPU (`shim/`), where `ASFT_OPS=shim` and `ASFT_OPS=shim-metal` send whole training steps
+//! through them. What a
 //! launch needs is said once, in the operation's own file: its entry, its grid, and its arguments with what is read and what
 //! is written.
 //!
@@ -13,12 +15,17 @@ mod call;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod launch;
+#[cfg(feature = "metal")]
+mod metal;
 pub(super) mod products;
 mod registry;
 #[cfg(feature = "shim")]
 mod shim;
+mod tables;
 #[cfg(all(test, feature = "shim"))]
 pub(super) mod tests;
 
-pub use launch::{Arg, Launch, PACK, unwritten};
+pub use call::Arg;
+pub use launch::{Launch, PACK, unwritten};
 pub use registry::*;
+pub use tables::{chunks, kept};

@@ -39,6 +39,7 @@ KERNEL(adamw, const u64* parameters, const float* rates, const u32* chunks, floa
 
 // The sum of squares of every chunk: [chunks] of f32. Only the gradients' addresses are read.
 KERNEL(squares, const u64* parameters, const u32* chunks, float* sums) {
+    PARTIAL;
     const Parameter p = reinterpret_cast<const Parameter*>(parameters)[chunks[2 * blockIdx.x]];
     const u64 first = (u64)chunks[2 * blockIdx.x + 1] * CHUNK, end = first + CHUNK < p.n ? first + CHUNK : p.n;
     float sum = 0.f;
@@ -47,6 +48,6 @@ KERNEL(squares, const u64* parameters, const u32* chunks, float* sums) {
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) sum += g.v[i] * g.v[i];
     }
-    sum = across_block<Add>(sum, 0.f);
+    sum = across_block<Add>(sum, 0.f, partial, THREAD, THREADS);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

@@ -19,7 +19,9 @@ pub fn wide(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     }
     let y = match x.device() {
         #[cfg(feature = "shim")]
-        Device::Cpu => Some(x.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?),
+        Device::Cpu if super::registry::language(&Device::Cpu) == Some(super::call::Language::Cuda) => {
+            Some(x.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?)
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => Some(cublas(device, x, weight)?),
         _ => None::<Tensor>,

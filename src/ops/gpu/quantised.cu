@@ -2,59 +2,58 @@
 // that in f32 the bits are the CPU's.
 #include "common.cuh"
 
-typedef unsigned char u8;
-
 // The values of a byte's two codes, its scale from a table of its own or, if `plain` is not there, from a byte: value
 // `at` has scale `at / block`, and scale i is codebook[codes[i]] * absmax[i / scale_block] + offset. `rounding` is 1 for
 // values that are rounded to bf16, 2 for f16, else 0. `block` is a multiple of PACK.
-KERNEL(four_bit, const u8* bytes, const float* pairs, const float* plain, const u8* codes, const float* codebook,
-       const float* absmax, T* out, u32 block, u32 scale_block, float offset, u32 rounding, u64 n) {
-    const u64 at = first_value();
+KERNEL(four_bit, IN(u8, bytes), IN(float, pairs), MAYBE_IN(float, plain), MAYBE_IN(u8, codes), MAYBE_IN(float, codebook),
+       MAYBE_IN(float, absmax), OUT(T, out), NUMBER(u32, block), NUMBER(u32, scale_block), NUMBER(float, offset),
+       NUMBER(u32, rounding), NUMBER(u64, n)) {
+    const u64 at = FIRST_VALUE;
     if (at >= n) return;
     const u64 i = at / block;
     const float scale =
-        plain ? plain[i] : __fadd_rn(__fmul_rn(codebook[codes[i]], absmax[i / scale_block]), offset);
+        GIVEN(plain) ? plain[i] : __fadd_rn(__fmul_rn(codebook[codes[i]], absmax[i / scale_block]), offset);
     Pack values;
 #pragma unroll
     for (u32 j = 0; j < PACK; j++) {
         const u64 pair = at + j < n ? bytes[(at + j) / 2] : 0;
         float value = pairs[2 * pair + j % 2] * scale;
-        if (rounding == 1) value = wide(rounded<__nv_bfloat16>(value));
-        if (rounding == 2) value = wide(rounded<__half>(value));
+        if (rounding == 1) value = wide(rounded<Bfloat>(value));
+        if (rounding == 2) value = wide(rounded<Half>(value));
         values.v[j] = value;
     }
     store(out, at, n, values);
 }
 
 // An f16 number at an even address.
-DEVICE float factor(const u8* at) { return wide(*reinterpret_cast<const __half*>(at)); }
+DEVICE float factor(GLOBAL const u8* at) { return wide(*reinterpret_cast<GLOBAL const Half*>(at)); }
 
 // ggml's formats: the values and bytes of a block, and its value v.
 struct Q4_0 {
-    static constexpr u32 LENGTH = 32, BYTES = 18;
-    static DEVICE_MEMBER float value(const u8* block, u32 v) {
+    static CONSTANT u32 LENGTH = 32, BYTES = 18;
+    static DEVICE_MEMBER float value(GLOBAL const u8* block, u32 v) {
         const int code = block[2 + v % 16] >> (v / 16 * 4) & 15;
         return factor(block) * (float)(code - 8);
     }
 };
 
 struct Q4_1 {
-    static constexpr u32 LENGTH = 32, BYTES = 20;
-    static DEVICE_MEMBER float value(const u8* block, u32 v) {
+    static CONSTANT u32 LENGTH = 32, BYTES = 20;
+    static DEVICE_MEMBER float value(GLOBAL const u8* block, u32 v) {
         const int code = block[4 + v % 16] >> (v / 16 * 4) & 15;
         return __fadd_rn(__fmul_rn(factor(block), (float)code), factor(block + 2));
     }
 };
 
 struct Q8_0 {
-    static constexpr u32 LENGTH = 32, BYTES = 34;
-    static DEVICE_MEMBER float value(const u8* block, u32 v) { return factor(block) * (float)(signed char)block[2 + v]; }
+    static CONSTANT u32 LENGTH = 32, BYTES = 34;
+    static DEVICE_MEMBER float value(GLOBAL const u8* block, u32 v) { return factor(block) * (float)(signed char)block[2 + v]; }
 };
 
 struct Q4K {
-    static constexpr u32 LENGTH = 256, BYTES = 144;
-    static DEVICE_MEMBER float value(const u8* block, u32 v) {
-        const u8 *scales = block + 4, *codes = block + 16;
+    static CONSTANT u32 LENGTH = 256, BYTES = 144;
+    static DEVICE_MEMBER float value(GLOBAL const u8* block, u32 v) {
+        GLOBAL const u8 *scales = block + 4, *codes = block + 16;
         const u32 group = v / 32, low = group % 4;
         // Six bits each: of the last four groups, the upper two are above the first four's.
         const u32 scale = group < 4 ? scales[low] & 63 : (scales[low + 8] & 15) | scales[low] >> 6 << 4;
@@ -66,22 +65,21 @@ struct Q4K {
 };
 
 struct Q6K {
-    static constexpr u32 LENGTH = 256, BYTES = 210;
-    static DEVICE_MEMBER float value(const u8* block, u32 v) {
-        const u8 *low = block, *high = block + 128;
-        const signed char* scales = reinterpret_cast<const signed char*>(block + 192);
-        const u32 half = v / 128, quarter = v % 128 / 32, l = v % 32;
-        const int code = (low[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15) |
-                         (high[half * 32 + l] >> (quarter * 2) & 3) << 4;
-        const float d = __fmul_rn(factor(block + 208), (float)scales[half * 8 + quarter * 2 + l / 16]);
+    static CONSTANT u32 LENGTH = 256, BYTES = 210;
+    static DEVICE_MEMBER float value(GLOBAL const u8* block, u32 v) {
+        GLOBAL const u8 *low = block, *high = block + 128;
+        const u32 upper = v / 128, quarter = v % 128 / 32, l = v % 32;
+        const int code = (low[upper * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15) |
+                         (high[upper * 32 + l] >> (quarter * 2) & 3) << 4;
+        const signed char scale = (signed char)block[192 + upper * 8 + quarter * 2 + l / 16];
+        const float d = __fmul_rn(factor(block + 208), (float)scale);
         return d * (float)(code - 32);
     }
 };
 
-template <class Format> DEVICE void widen(const u8* blocks, T* out, u64 n) {
-    const u64 at = first_value();
+template <class Format> DEVICE void widen(GLOBAL const u8* blocks, GLOBAL T* out, u64 at, u64 n) {
     if (at >= n) return;
-    const u8* block = blocks + at / Format::LENGTH * Format::BYTES;
+    GLOBAL const u8* block = blocks + at / Format::LENGTH * Format::BYTES;
     Pack values;
 #pragma unroll
     for (u32 j = 0; j < PACK; j++) values.v[j] = Format::value(block, at % Format::LENGTH + j);
@@ -89,8 +87,8 @@ template <class Format> DEVICE void widen(const u8* blocks, T* out, u64 n) {
 }
 
 // n values of whole blocks.
-KERNEL(q4_0, const u8* blocks, T* out, u64 n) { widen<Q4_0>(blocks, out, n); }
-KERNEL(q4_1, const u8* blocks, T* out, u64 n) { widen<Q4_1>(blocks, out, n); }
-KERNEL(q8_0, const u8* blocks, T* out, u64 n) { widen<Q8_0>(blocks, out, n); }
-KERNEL(q4_k, const u8* blocks, T* out, u64 n) { widen<Q4K>(blocks, out, n); }
-KERNEL(q6_k, const u8* blocks, T* out, u64 n) { widen<Q6K>(blocks, out, n); }
+KERNEL(q4_0, IN(u8, blocks), OUT(T, out), NUMBER(u64, n)) { widen<Q4_0>(blocks, out, FIRST_VALUE, n); }
+KERNEL(q4_1, IN(u8, blocks), OUT(T, out), NUMBER(u64, n)) { widen<Q4_1>(blocks, out, FIRST_VALUE, n); }
+KERNEL(q8_0, IN(u8, blocks), OUT(T, out), NUMBER(u64, n)) { widen<Q8_0>(blocks, out, FIRST_VALUE, n); }
+KERNEL(q4_k, IN(u8, blocks), OUT(T, out), NUMBER(u64, n)) { widen<Q4K>(blocks, out, FIRST_VALUE, n); }
+KERNEL(q6_k, IN(u8, blocks), OUT(T, out), NUMBER(u64, n)) { widen<Q6K>(blocks, out, FIRST_VALUE, n); }

@@ -1,12 +1,13 @@
 //! Which kernels there are, and whether they serve.
 
+use super::call::Language;
 use crate::ops::{Bodies, bodies};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The kernels of one operation, which serve or are switched off together.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only CUDA loads kernels"))]
+#[cfg_attr(not(any(feature = "cuda", feature = "metal")), expect(dead_code, reason = "only a GPU loads kernels"))]
 pub struct Kernels {
     /// The operation's name, which warnings and `asft doctor` use.
     pub name: &'static str,
@@ -16,6 +17,9 @@ pub struct Kernels {
     pub(super) entry: &'static str,
     pub(super) is_off: AtomicBool,
 }
+
+/// The sources that are written for Metal too; the others are CUDA C.
+const ON_METAL: [&str; 4] = ["cross_entropy", "elementwise", "quantised", "rms_norm"];
 
 macro_rules! kernels {
     ($($name:ident = $operation:literal: $entry:literal in $source:literal;)*) => {
@@ -40,12 +44,43 @@ kernels! {
     SUM = "sum": "add_narrowed" in "elementwise";
 }
 
+/// Which of the kernels that save memory compute on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serving {
+    pub attention: bool,
+    pub gated_mlp: bool,
+    pub cross_entropy: bool,
+}
+
+impl Serving {
+    /// As in a build for NVIDIA's GPUs, whatever this one is for.
+    pub const CUDA: Self = Self { attention: true, gated_mlp: true, cross_entropy: true };
+    /// As in a build for Apple's.
+    pub const METAL: Self = Self { attention: false, ..Self::CUDA };
+
+    /// Those of this build, as far as they are not switched off.
+    pub fn on(device: &Device) -> Self {
+        let serves = |kernels: &Kernels| kernels.is_for(device) && !kernels.is_off.load(Ordering::Relaxed);
+        let [attention, gated_mlp, cross_entropy] = [&ATTENTION, &GATED_MLP, &CROSS_ENTROPY].map(serves);
+        Self { attention, gated_mlp, cross_entropy }
+    }
+}
+
 impl Kernels {
+    /// Whether this build has these kernels for a device.
+    fn is_for(&self, device: &Device) -> bool {
+        match language(device) {
+            Some(Language::Cuda) => true,
+            Some(Language::Metal) => ON_METAL.contains(&self.source),
+            None => false,
+        }
+    }
+
     /// Whether these kernels may compute with such tensors: contiguous ones of floats, on a GPU for which this build has
-    /// kernels.
+    /// them.
     pub fn serve(&self, tensors: &[&Tensor]) -> bool {
         let Some(first) = tensors.first() else { return false };
-        has_kernels(first.device())
+        self.is_for(first.device())
             && tensors
                 .iter()
                 .all(|t| is_float(t.dtype()) && t.is_contiguous() && t.device().same_device(first.device()))
@@ -85,24 +120,30 @@ fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// Whether this build has kernels for a device.
-fn has_kernels(device: &Device) -> bool {
+/// What this build's kernels for a device are written in, if it has some.
+pub(super) fn language(device: &Device) -> Option<Language> {
     match device {
-        Device::Cpu => cfg!(feature = "shim") && bodies() == Bodies::Shim,
-        Device::Cuda(_) => cfg!(feature = "cuda"),
-        Device::Metal(_) => false,
+        Device::Cpu if cfg!(feature = "shim") => match bodies() {
+            Bodies::Shim => Some(Language::Cuda),
+            Bodies::MetalShim => Some(Language::Metal),
+            _ => None,
+        },
+        Device::Cpu => None,
+        Device::Cuda(_) => cfg!(feature = "cuda").then_some(Language::Cuda),
+        Device::Metal(_) => cfg!(feature = "metal").then_some(Language::Metal),
     }
 }
 
-#[cfg(feature = "cuda")]
+#[cfg_attr(
+    not(any(feature = "cuda", feature = "metal")),
+    expect(unused_variables, reason = "only a GPU loads kernels")
+)]
 fn back_end_load(kernels: &Kernels, x: &Tensor) -> Result<()> {
     match x.device() {
+        #[cfg(feature = "cuda")]
         Device::Cuda(device) => super::cuda::load(device, (kernels.source, kernels.entry), x.dtype()),
+        #[cfg(feature = "metal")]
+        Device::Metal(device) => super::metal::load(device, (kernels.source, kernels.entry), x.dtype()),
         _ => Ok(()),
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn back_end_load(_: &Kernels, _: &Tensor) -> Result<()> {
-    Ok(())
 }

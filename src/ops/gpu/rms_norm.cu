@@ -3,12 +3,14 @@
 #include "common.cuh"
 
 // With `added`, x + added takes the place of x and is written to `sum`.
-KERNEL(rms_norm_forward, const T* x, const T* added, const float* w, T* sum, T* y, float* s, u32 d, float eps) {
-    const u64 row = (u64)blockIdx.x * d, end = row + d;
+KERNEL(rms_norm_forward, IN(T, x), MAYBE_IN(T, added), IN(float, w), MAYBE_OUT(T, sum), OUT(T, y), OUT(float, s),
+       NUMBER(u32, d), NUMBER(float, eps)) {
+    PARTIAL;
+    const u64 row = (u64)BLOCK_X * d, end = row + d;
     float squares = 0.f;
-    for (u64 at = row + threadIdx.x * PACK; at < end; at += blockDim.x * PACK) {
+    for (u64 at = row + THREAD * PACK; at < end; at += THREADS * PACK) {
         Pack v = load(x, at, end);
-        if (added) {
+        if (GIVEN(added)) {
             const Pack a = load(added, at, end);
 #pragma unroll
             // As it is stored: the row is read again below, and once more in the backward pass.
@@ -18,11 +20,12 @@ KERNEL(rms_norm_forward, const T* x, const T* added, const float* w, T* sum, T* 
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) squares += v.v[i] * v.v[i];
     }
-    squares = across_block<Add>(squares, 0.f);
+    squares = across_block<Add>(squares, 0.f, partial, THREAD, THREADS);
     const float scale = 1.f / sqrtf(squares / d + eps);
-    if (threadIdx.x == 0) s[blockIdx.x] = scale;
-    const T* input = added ? sum : x;
-    for (u32 at = threadIdx.x * PACK; at < d; at += blockDim.x * PACK) {
+    if (THREAD == 0) s[BLOCK_X] = scale;
+    GLOBAL const T* input = x;
+    if (GIVEN(added)) input = sum;
+    for (u32 at = THREAD * PACK; at < d; at += THREADS * PACK) {
         Pack v = load(input, row + at, end);
         const Pack weight = load(w, at, d);
 #pragma unroll
@@ -32,22 +35,23 @@ KERNEL(rms_norm_forward, const T* x, const T* added, const float* w, T* sum, T* 
 }
 
 // dx = s z - x s^3 <z, x> / d, z = w dy; with `added`, plus that.
-KERNEL(rms_norm_backward, const T* x, const float* s, const float* w, const T* dy, const T* added, T* dx, u32 d) {
-    const u64 row = (u64)blockIdx.x * d, end = row + d;
+KERNEL(rms_norm_backward, IN(T, x), IN(float, s), IN(float, w), IN(T, dy), MAYBE_IN(T, added), OUT(T, dx), NUMBER(u32, d)) {
+    PARTIAL;
+    const u64 row = (u64)BLOCK_X * d, end = row + d;
     float inner = 0.f;
-    for (u32 at = threadIdx.x * PACK; at < d; at += blockDim.x * PACK) {
+    for (u32 at = THREAD * PACK; at < d; at += THREADS * PACK) {
         const Pack v = load(x, row + at, end), g = load(dy, row + at, end), weight = load(w, at, d);
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) inner += v.v[i] * (g.v[i] * weight.v[i]);
     }
-    inner = across_block<Add>(inner, 0.f);
-    const float scale = s[blockIdx.x], pull = inner / d * scale * scale * scale;
-    for (u32 at = threadIdx.x * PACK; at < d; at += blockDim.x * PACK) {
+    inner = across_block<Add>(inner, 0.f, partial, THREAD, THREADS);
+    const float scale = s[BLOCK_X], pull = inner / d * scale * scale * scale;
+    for (u32 at = THREAD * PACK; at < d; at += THREADS * PACK) {
         const Pack v = load(x, row + at, end), g = load(dy, row + at, end), weight = load(w, at, d);
         Pack out;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) out.v[i] = g.v[i] * weight.v[i] * scale - v.v[i] * pull;
-        if (added) {
+        if (GIVEN(added)) {
             const Pack a = load(added, row + at, end);
 #pragma unroll
             for (u32 i = 0; i < PACK; i++) out.v[i] += a.v[i];
@@ -56,16 +60,16 @@ KERNEL(rms_norm_backward, const T* x, const float* s, const float* w, const T* d
     }
 }
 
-// dw = sum over rows of dy x s, in parts: [gridDim.y, d] of f32. A thread has PACK columns and every gridDim.y-th row.
-KERNEL(rms_norm_backward_weight, const T* x, const float* s, const T* dy, float* parts, u32 n, u32 d) {
-    const u64 at = first_value();
+// dw = sum over rows of dy x s, in parts: [BLOCKS_Y, d] of f32. A thread has PACK columns and every BLOCKS_Y-th row.
+KERNEL(rms_norm_backward_weight, IN(T, x), IN(float, s), IN(T, dy), OUT(float, parts), NUMBER(u32, n), NUMBER(u32, d)) {
+    const u64 at = FIRST_VALUE;
     if (at >= d) return;
     Pack sums = {};
-    for (u64 row = blockIdx.y; row < n; row += gridDim.y) {
+    for (u64 row = BLOCK_Y; row < n; row += BLOCKS_Y) {
         const Pack v = load(x + row * d, at, d), g = load(dy + row * d, at, d);
         const float scale = s[row];
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) sums.v[i] += g.v[i] * (v.v[i] * scale);
     }
-    store(parts + (u64)blockIdx.y * d, at, d, sums);
+    store(parts + (u64)BLOCK_Y * d, at, d, sums);
 }

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "the interface of C++")]
 
-use super::call::{Call, suffix};
+use super::call::{Call, Language, suffix};
 use anyhow::{Result, bail};
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -28,8 +28,9 @@ thread_local! {
 ///
 /// # Safety
 /// As of [`super::Launch::run`].
-pub unsafe fn run(call: &Call, slots: &[u64]) -> Result<()> {
-    let name = CString::new(format!("{}_{}", call.entry, suffix(call.dtype)?))?;
+pub unsafe fn run(call: &Call, language: Language, slots: &[u64]) -> Result<()> {
+    let ending = if language == Language::Metal { "_metal" } else { "" };
+    let name = CString::new(format!("{}_{}{ending}", call.entry, suffix(call.dtype)?))?;
     let [x, y, z] = call.grid;
     let grid = [u32::try_from(x)?, u32::try_from(y)?, u32::try_from(z)?];
     let arguments: Vec<*const c_void> = slots.iter().map(|slot| (slot as *const u64).cast()).collect();

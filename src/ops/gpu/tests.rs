@@ -45,14 +45,25 @@ fn bits(x: &Tensor) -> Vec<u32> {
     wide.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// Asserts that the kernels give the same bits in either order of threads, and what the other bodies give.
+/// Asserts that the kernels, in CUDA's words and in Metal's, give the same bits in either order of threads, and what the other
+/// bodies give.
 #[track_caller]
 fn check(what: impl std::fmt::Debug, body: impl Fn() -> Vec<Tensor>) {
     let got = with(Bodies::Shim, &body);
-    let backwards = backwards(|| with(Bodies::Shim, &body));
-    for (i, (got, backwards)) in got.iter().zip(&backwards).enumerate() {
-        assert!(bits(got) == bits(backwards), "result {i} of {what:?} depends on the order of threads");
+    let of_metal = with(Bodies::MetalShim, &body);
+    for (got, shim) in [(&got, Bodies::Shim), (&of_metal, Bodies::MetalShim)] {
+        let backwards = backwards(|| with(shim, &body));
+        for (i, (got, backwards)) in got.iter().zip(&backwards).enumerate() {
+            assert!(bits(got) == bits(backwards), "result {i} of {what:?} depends on the order of threads by {shim:?}");
+        }
     }
+    compare(&what, &got, &body);
+    compare(&what, &of_metal, &body);
+}
+
+/// Asserts that these are what the other bodies give.
+#[track_caller]
+fn compare(what: impl std::fmt::Debug, got: &[Tensor], body: impl Fn() -> Vec<Tensor>) {
     for bodies in [Bodies::Kernels, Bodies::Generic] {
         let expected = with(bodies, &body);
         assert_eq!(got.len(), expected.len());
@@ -126,9 +137,11 @@ fn masks_are_those_of_the_cpu_bit_for_bit() {
         for dtype in TYPES {
             let (x, key) = (tensor(&shape, dtype, 5), u64::MAX - 77);
             let dropped = || bits(&dropout::apply(&x, probability, key).unwrap());
-            assert_eq!(with(Bodies::Shim, dropped), with(Bodies::Kernels, dropped), "{shape:?} {dtype:?}");
             let widened = || bits(&dropout::apply_widened(&x, probability, key).unwrap());
-            assert_eq!(with(Bodies::Shim, widened), with(Bodies::Kernels, widened), "{shape:?} {dtype:?}");
+            for shim in [Bodies::Shim, Bodies::MetalShim] {
+                assert_eq!(with(shim, dropped), with(Bodies::Kernels, dropped), "{shape:?} {dtype:?} {shim:?}");
+                assert_eq!(with(shim, widened), with(Bodies::Kernels, widened), "{shape:?} {dtype:?} {shim:?}");
+            }
             let part = random(&shape, 6);
             check(("dropped part", shape, dtype), || vec![dropout::add(&x, &part, probability, key).unwrap()]);
         }
@@ -279,7 +292,7 @@ fn quantised_weights_are_widened_to_the_same_bits() {
     for (what, matrix) in whole.into_iter().chain(four).chain([("plain scales".to_string(), plain)]) {
         let exact = Tensor::from_vec(matrix.widened(), matrix.shape(), &Device::Cpu).unwrap();
         for dtype in TYPES {
-            for bodies in [Bodies::Shim, Bodies::Generic] {
+            for bodies in [Bodies::Shim, Bodies::MetalShim, Bodies::Generic] {
                 let got =
                     with(bodies, || Weight::quantised(matrix.clone(), &Device::Cpu).unwrap().dense(dtype).unwrap());
                 assert_eq!(got.dtype(), dtype);
@@ -309,7 +322,7 @@ fn products_by_shuffles_are_products() {
     let c = Tensor::zeros((2, 16, 8), DType::F32, &Device::Cpu).unwrap();
     let launch = Launch::new(&registry::ATTENTION, "multiply_both_ways", DType::F32, [1, 1, 1], (32, 0));
     // SAFETY: whole matrices of the sizes that the kernel has.
-    unsafe { launch.run(&[Arg::In(&a), Arg::In(&b), Arg::Out(&c)]) }.unwrap();
+    with(Bodies::Shim, || unsafe { launch.run(&[Arg::In(&a), Arg::In(&b), Arg::Out(&c)]) }).unwrap();
     let expected = a.matmul(&b.t().unwrap()).unwrap();
     close(&c.get(0).unwrap(), &expected, 1e-6);
     close(&c.get(1).unwrap(), &expected, 1e-6);
@@ -325,6 +338,11 @@ fn kernels_serve_what_they_can_until_they_are_switched_off() {
     assert!(!with(Bodies::Generic, || kernels.serve(&[&x])) && !with(Bodies::Kernels, || kernels.serve(&[&x])));
     kernels.switch_off();
     assert!(!serve(&[&x, &y]));
+    // Attention, the penalty and AdamW are not written for Metal.
+    let on_metal: Vec<&str> = with(Bodies::MetalShim, || {
+        registry::ALL.iter().filter(|kernels| kernels.serve(&[&x])).map(|kernels| kernels.name).collect()
+    });
+    assert_eq!(on_metal, ["cross_entropy", "dropout", "gated_mlp", "quantised", "rms_norm", "rope", "softcap", "sum"]);
 }
 
 #[test]
@@ -332,12 +350,15 @@ fn a_launch_that_no_kernel_fits_is_an_error() {
     let x = random(&[4, 6], 1);
     let launch = |entry| Launch::map(&registry::SOFTCAP, entry, DType::F32, 24);
     // SAFETY: no kernel runs.
-    let errors =
-        unsafe { [launch("no_such_kernel").run(&[Arg::In(&x)]), launch("softcap_forward").run(&[Arg::In(&x)])] };
+    let errors = with(Bodies::Shim, || unsafe {
+        [launch("no_such_kernel").run(&[Arg::In(&x)]), launch("softcap_forward").run(&[Arg::In(&x)])]
+    });
     let errors = errors.map(|error| format!("{:#}", error.unwrap_err()));
     assert_eq!(errors[0], "the kernel no_such_kernel in F32: there is no such kernel");
     assert_eq!(errors[1], "the kernel softcap_forward in F32: it does not take 1 arguments");
     // SAFETY: as above.
-    let error = unsafe { launch("softcap_forward").run(&[Arg::Small(1 << 32), Arg::In(&x)]) };
-    assert!(error.is_err());
+    let run = |first| unsafe { launch("softcap_forward").run(&[first, Arg::In(&x)]) };
+    assert!(with(Bodies::Shim, || run(Arg::Small(1 << 32))).is_err());
+    // Without the shim there is nothing to run.
+    assert!(with(Bodies::Generic, || run(Arg::Small(1))).is_err());
 }

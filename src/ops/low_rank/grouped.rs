@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "GPU kernels")]
 
+use super::Image;
 use crate::ops::gpu::{self, Arg, Launch, PENALTY, unwritten};
 use crate::ops::{linear, traffic};
 use anyhow::Result;
@@ -27,21 +28,12 @@ pub struct Adapted<'a> {
     pub a: &'a Tensor,
     /// B: [d_out, r]
     pub b: &'a Tensor,
-    /// U [d_out, k] and c [k, 1] of C = U diag(c) Uᵀ; none where C is 0, or does not count.
+    /// U [d_out, k] and c [k, 1] of C = U diag(c) Uᵀ; none where C is 0, or does not count: then G and H are B itself.
     pub direction: Option<(&'a Tensor, &'a Tensor)>,
     /// Of ‖G A‖² in the value.
     pub weight: f64,
     /// The gradients of A and B so far.
     pub gradients: [&'a Tensor; 2],
-}
-
-/// What is penalised of B.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Image {
-    /// G = (I − C) B, and B itself without a direction.
-    Rest,
-    /// G = C B
-    Aligned,
 }
 
 impl Image {
@@ -153,18 +145,18 @@ impl<'a> Group<'a> {
         let ranks: Vec<usize> = modules.iter().map(|module| module.a.dim(0)).collect::<candle_core::Result<_>>()?;
         let most = ranks.into_iter().max().unwrap_or(0);
         let chunk = PER_RANK * most.max(LEAST_RANK);
-        let (mut blocks, mut count) = (vec![], 0u64);
-        for (number, (module, row)) in modules.iter().zip(rows).enumerate() {
-            let parts = [module.a.dim(1)?, module.b.dim(0)?].map(|length| length.div_ceil(chunk));
-            row.blocks = [count, parts[0] as u64, parts[1] as u64];
-            for (matrix, parts) in (0u32..).zip(parts) {
-                count += parts as u64;
-                for part in 0..parts {
-                    blocks.extend([u32::try_from(number)?, matrix, u32::try_from(part)?]);
-                }
-            }
+        let (mut parts, mut count) = (vec![], 0);
+        for (module, row) in modules.iter().zip(rows) {
+            let of = [module.a.dim(1)?, module.b.dim(0)?].map(|length| length.div_ceil(chunk));
+            row.blocks = [count, of[0] as u64, of[1] as u64];
+            count += (of[0] + of[1]) as u64;
+            parts.extend(of);
         }
-        let blocks = Tensor::from_vec(blocks, (usize::try_from(count)?, 3), device)?;
+        let blocks = gpu::kept("penalty_blocks", &parts, device, |parts| {
+            let of_matrix =
+                |(number, &parts): (usize, &usize)| (0..parts).flat_map(move |part| [number / 2, number % 2, part]);
+            (parts.iter().enumerate().flat_map(of_matrix).collect(), 3)
+        })?;
         Ok(Self { modules, device, most, chunk, blocks })
     }
 
@@ -176,18 +168,13 @@ impl<'a> Group<'a> {
 
     /// (c ∘ y, c' ∘ y) of all modules, and U times each.
     fn weigh(&self, rows: &mut [Row], image: Image) -> Result<()> {
-        let mut chunks = vec![];
-        for (number, row) in rows.iter().enumerate() {
-            let values = row.inner.as_ref().map_or(0, |(y, _)| y.elem_count());
-            for chunk in 0..values.div_ceil(WEIGHED) {
-                chunks.extend([u32::try_from(number)?, u32::try_from(chunk)?]);
-            }
-        }
-        let count = chunks.len() / 2;
+        let values = |row: &Row| row.inner.as_ref().map_or(0, |(y, _)| y.elem_count().div_ceil(WEIGHED));
+        let counts: Vec<usize> = rows.iter().map(values).collect();
+        let count = counts.iter().sum();
         if count == 0 {
             return Ok(());
         }
-        let (table, chunks) = (self.table(rows)?, Tensor::from_vec(chunks, (count, 2), self.device)?);
+        let (table, chunks) = (self.table(rows)?, gpu::chunks(&counts, self.device)?);
         let launch = Launch::new(&PENALTY, "penalty_weights", TYPE, [count, 1, 1], (BLOCK, 0));
         // SAFETY: the table has the addresses of tensors of f32 in the sizes that `check` has compared, which `rows` and the modules
         // hold to the end of the step.

@@ -1,6 +1,7 @@
 //! The penalty's kernels on the shim against the formulas in f64, with the threads of a block in either order.
 
-use super::grouped::{self, Adapted, Image};
+use super::Image;
+use super::grouped::{self, Adapted};
 use crate::ops::gpu::tests::{backwards, with};
 use crate::ops::testing::{close, random};
 use crate::ops::{Bodies, owned};

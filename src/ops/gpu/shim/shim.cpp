@@ -196,11 +196,14 @@ void Registered::add(const std::string& name) const { registry().emplace(name, *
 // Runs the kernel `name`. Returns 0, or 1 if there is none, or 2 if it has another number of arguments.
 extern "C" int asft_shim_launch(const char* name, const unsigned* grid, unsigned block, size_t shared,
                                 void* const* arguments, unsigned count, bool backwards) {
+    shim::add_metal();
     const auto found = shim::registry().find(name);
     if (found == shim::registry().end()) return 1;
     if (found->second.count != count) return 2;
     shim::machine.kernel = &found->second;
-    shim::machine.arguments = arguments;
+    std::vector<void*> all(arguments, arguments + count);
+    all.insert(all.end(), {&threadIdx, &blockIdx, &blockDim, &gridDim});
+    shim::machine.arguments = all.data();
     shim::machine.shared.resize(shared);
     shim::machine.warps.resize((block + shim::LANES - 1) / shim::LANES);
     gridDim = {grid[0], grid[1], grid[2]};

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #define __global__
@@ -74,29 +75,32 @@ constexpr unsigned LANES = 32;
 constexpr size_t SLOT = 64;
 
 void wait_for_block();
+void add_metal();
 // Leaves `bytes` of this lane to its warp, waits for the others, and returns the first of all lanes' slots.
 const unsigned char* exchange(const void* mine, size_t bytes);
 void* dynamic_memory(size_t bytes, size_t alignment);
 
-// A kernel by its name, called with addresses of its arguments.
+// A kernel by its name, called with addresses of its arguments. The last `added` are the launch's own: the thread, its block,
+// and how many there are of each.
 struct Registered {
     void (*call)(void (*function)(), void* const* arguments);
     void (*function)();
     unsigned count;
 
-    template <class... A> Registered(const char* type, const char* name, void (*kernel)(A...)) {
+    template <class... A>
+    Registered(const char* type, const char* name, void (*kernel)(A...), unsigned added = 0) {
         call = [](void (*function)(), void* const* arguments) {
             apply<A...>(reinterpret_cast<void (*)(A...)>(function), arguments, std::index_sequence_for<A...>());
         };
         function = reinterpret_cast<void (*)()>(kernel);
-        count = sizeof...(A);
+        count = sizeof...(A) - added;
         add(std::string(name) + "_" + type);
     }
 
 private:
     template <class... A, size_t... I>
     static void apply(void (*kernel)(A...), void* const* arguments, std::index_sequence<I...>) {
-        kernel(*static_cast<A*>(arguments[I])...);
+        kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
     }
     void add(const std::string& name) const;
 };
