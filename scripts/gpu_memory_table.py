@@ -5,7 +5,7 @@ table of docs/gpu.md. Nothing is measured, and neither weights nor a GPU is need
     python scripts/gpu_memory_table.py [--asft target/release/asft] [--check docs/gpu.md]
 
 LoRA of rank 8 on q_proj and v_proj, dropout 0.05, bf16, gradient checkpointing, the penalty with U of full rank: what the
-AsFT reference trains. A card's memory counts as 95 % of its GiB, for what an allocator loses between blocks.
+AsFT reference trains. What a run can use of a card is what `--gpu` takes for it.
 """
 import argparse
 import json
@@ -30,11 +30,11 @@ MODELS = {
                        hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=256, attn_logit_softcapping=50.0,
                        final_logit_softcapping=30.0, sliding_window=4096, tie_word_embeddings=True),
 }
-LENGTHS, CARDS, USABLE, MOST = (512, 2048), (24, 48, 80), 0.95, 64
+LENGTHS, CARDS, MOST = (512, 2048), ("rtx4090", "l4", "l40s", "h100"), 64
 GIB = 1 << 30
 
 
-def forecast(asft, folder, model, length, batch):
+def forecast(asft, folder, model, length, batch, card=CARDS[0]):
     """The dry run of micro-batches of `batch` samples of `length` tokens."""
     place = folder / model
     for model_folder in (place, folder / f"{model}-base"):
@@ -62,14 +62,15 @@ batch_size = {batch}
 [output]
 dir = "{folder}/run"
 ''')
-    command = [asft, "train", "--config", folder / "run.toml", "--dry-run", "--json"]
+    command = [asft, "train", "--config", folder / "run.toml", "--dry-run", "--json", "--gpu", card]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def rows(asft, folder):
     yield "| model | length | weights | direction | activations | in all, batch 1 | " + " | ".join(
-        f"{card} GB: batch" for card in CARDS) + " |"
+        f"`{card}`: batch" for card in CARDS) + " |"
     yield "| --- |" + " --- |" * (5 + len(CARDS))
+    usable = {card: forecast(asft, folder, "Qwen2-7B", 512, 1, card)["available_memory_bytes"] for card in CARDS}
     for model in MODELS:
         for length in LENGTHS:
             peak = cache(lambda batch: forecast(asft, folder, model, length, batch))
@@ -83,7 +84,7 @@ def rows(asft, folder):
                 fits, beyond = 0, MOST + 1
                 while beyond - fits > 1:
                     middle = (fits + beyond) // 2
-                    fitting = peak(middle)["peak_memory_bytes"] <= card * GIB * USABLE
+                    fitting = peak(middle)["peak_memory_bytes"] <= usable[card]
                     fits, beyond = (middle, beyond) if fitting else (fits, middle)
                 return f"{MOST} or more" if fits == MOST else str(fits) if fits else "none"
 

@@ -260,22 +260,64 @@ fn the_penalty_of_all_modules_takes_few_launches() {
 /// Launches and bytes of the step above by a dry run, but for the penalty.
 #[cfg(feature = "shim")]
 fn predicted(model: &Path) -> [f64; 2] {
+    let forecast = forecast(model, "bf16", 64);
+    let parts = forecast["prediction"]["parts"].as_object().unwrap().iter().filter(|(part, _)| *part != "penalty");
+    let parts: Vec<_> = parts.map(|(_, part)| part.clone()).collect();
+    ["launches", "bytes"].map(|key| parts.iter().map(|part| part[key].as_f64().unwrap()).sum())
+}
+
+/// A dry run of steps of eight samples of so many tokens, with dropout and LoRA of rank 1, on a card.
+#[cfg(feature = "shim")]
+fn forecast(model: &Path, dtype: &str, length: u32) -> serde_json::Value {
     use asft::config::Settings;
     use asft::train::{Card, dry_run};
-    let (scratch, ids) = (tempfile::tempdir().unwrap(), (0..64).collect::<Vec<u32>>());
+    let (scratch, ids) = (tempfile::tempdir().unwrap(), (0..length).collect::<Vec<u32>>());
     let dir = scratch.path();
     let sample = serde_json::json!({"input_ids": ids, "labels": ids}).to_string() + "\n";
     std::fs::write(dir.join("data.jsonl"), sample.repeat(8)).unwrap();
     let config = format!(
-        "[model]\naligned = {model:?}\ndtype = 'bf16'\ndevice = 'cuda'\n[lora]\nrank = 1\nalpha = 2\ndropout = 0.05\n[asft]\n\
+        "[model]\naligned = {model:?}\ndtype = '{dtype}'\ndevice = 'cuda'\n[lora]\nrank = 1\nalpha = 2\ndropout = 0.05\n[asft]\n\
          penalize = 'all'\n[data]\ntrain = {:?}\nformat = 'tokenized'\n[train]\nbatch_size = 8\n[output]\ndir = {:?}\n",
         dir.join("data.jsonl"),
         dir.join("run")
     );
     std::fs::write(dir.join("run.toml"), config).unwrap();
     let settings = Settings::load(&dir.join("run.toml"), &[]).unwrap();
-    let forecast = serde_json::to_value(dry_run(&settings, Some(Card::named("h100").unwrap())).unwrap()).unwrap();
-    let parts = forecast["prediction"]["parts"].as_object().unwrap().iter().filter(|(part, _)| *part != "penalty");
-    let parts: Vec<_> = parts.map(|(_, part)| part.clone()).collect();
-    ["launches", "bytes"].map(|key| parts.iter().map(|part| part[key].as_f64().unwrap()).sum())
+    serde_json::to_value(dry_run(&settings, Some(Card::named("h100").unwrap())).unwrap()).unwrap()
+}
+
+/// The peak of two steps through the GPU's kernels, but for what a GPU's context takes, beside the plan.
+#[cfg(feature = "shim")]
+#[test]
+fn a_step_holds_what_was_planned_for_a_gpu() {
+    let _alone = ALONE.lock().unwrap();
+    // SAFETY: no other thread of this test reads the environment now.
+    unsafe { std::env::set_var("ASFT_OPS", "shim") };
+    for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
+        let (dir, length) = (tempfile::tempdir().unwrap(), 128);
+        let config = serde_json::json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
+            "intermediate_size": 512, "max_position_embeddings": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "num_hidden_layers": 3, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+            "vocab_size": 256,
+        });
+        write(dir.path(), &config);
+        let batch =
+            [collate(&vec![
+                Example { input_ids: (0..length).collect(), labels: (0..length).map(i64::from).collect() };
+                8
+            ])];
+        let (_, held) = peak(|| {
+            let mut trainer = trainer_of(dir.path(), dtype, 0.05, 1);
+            for step in 0..2 {
+                trainer.step(step, &batch, 1e-4).unwrap();
+            }
+        });
+        let parts = &forecast(dir.path(), name, length)["memory_bytes"];
+        let part = |name: &str| parts[name].as_u64().unwrap() as f64;
+        let planned = part("weights") + part("trained") + part("activations").max(part("logits"));
+        println!("{name}: {held} bytes held, {planned} planned: {parts}");
+        let ratio = held as f64 / planned;
+        assert!((0.8..1.2).contains(&ratio), "{name}: {held} bytes are held, {planned} were planned");
+    }
 }

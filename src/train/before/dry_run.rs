@@ -15,6 +15,7 @@ use crate::hub::{self, Resolved};
 use crate::memory::Capacity;
 use crate::method::direction_file::Directions;
 use crate::model::{DeviceKind, ModelSpec};
+use crate::ops::gpu::Serving;
 use crate::ops::machine::{copy_rate, gemm_rate};
 use crate::train::folder::output::OutputFolder;
 use crate::train::options::Tuning;
@@ -103,7 +104,8 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
     let is_cpu = settings.model.device.is_cpu();
     let quantised = sources.base.as_ref().map_or_else(BTreeMap::new, quantised_bytes);
     let estimate = Estimate::new(&spec, settings, &targets, &quantised).context("lora")?;
-    let estimate = if is_cpu { estimate } else { estimate.on_gpu() };
+    let kernels = if settings.model.device == DeviceKind::Metal { Serving::METAL } else { Serving::CUDA };
+    let estimate = if is_cpu { estimate } else { estimate.on_gpu(kernels) };
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest);
     let counts = inputs.train.counts;

@@ -10,8 +10,9 @@ use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::ModelSpec;
 use crate::names::{EMBEDDING, HEAD};
-use crate::ops::attention::MAX_SCORES;
+use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
 use crate::ops::cross_entropy::chunk_rows;
+use crate::ops::gpu::Serving;
 use crate::train::defence::{self, Needs};
 use crate::train::options::Tuning;
 use anyhow::Result;
@@ -25,7 +26,7 @@ const PROCESS_BYTES: usize = 60 << 20;
 
 /// A GPU's context, the code of its kernels and cuBLAS's workspace. Assumed, not measured.
 const CONTEXT_BYTES: usize = 700 << 20;
-/// f32 copies of a chunk of logits, besides the logits themselves, and one in the compute type.
+/// Without a kernel, f32 copies of a chunk of logits, besides the logits themselves, and one in the compute type.
 const LOGIT_COPIES: usize = 4;
 
 /// Bytes by part, at the peak.
@@ -38,7 +39,8 @@ pub struct Memory {
     pub trained: usize,
     /// The penalty's U and c, and V's right singular vectors if they are used.
     pub direction: usize,
-    /// What the forward pass keeps for the backward pass, and one block's temporaries; on a GPU, scores too.
+    /// What the forward pass keeps for the backward pass, and one block's temporaries; on a GPU without a kernel for them, scores
+    /// too.
     pub activations: usize,
     /// A chunk of logits, and the gradient of the hidden states at the labels.
     pub logits: usize,
@@ -73,7 +75,8 @@ pub struct Estimate<'a> {
     quantised: &'a BTreeMap<String, usize>,
     /// The defence's.
     pub(super) needs: Needs,
-    on_cpu: bool,
+    /// On a GPU, its kernels.
+    gpu: Option<Serving>,
 }
 
 impl<'a> Estimate<'a> {
@@ -88,12 +91,12 @@ impl<'a> Estimate<'a> {
         quantised: &'a BTreeMap<String, usize>,
     ) -> Result<Self> {
         let needs = defence::of(&settings.defence).needs();
-        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, on_cpu: true })
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, gpu: None })
     }
 
-    /// The same on a GPU, whose memory it then estimates.
-    pub fn on_gpu(self) -> Self {
-        Self { on_cpu: false, ..self }
+    /// The same on a GPU with these kernels, whose memory it then estimates.
+    pub fn on_gpu(self, kernels: Serving) -> Self {
+        Self { gpu: Some(kernels), ..self }
     }
 
     /// Memory at the peak: at the largest micro-batch, with all samples.
@@ -109,8 +112,13 @@ impl<'a> Estimate<'a> {
         } else {
             self.spec.num_hidden_layers * self.block_bytes()
         };
-        let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.on_cpu);
-        let copies = if self.on_cpu { F32 } else { LOGIT_COPIES * F32 + self.width() };
+        let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.gpu.is_none());
+        let copies = match self.gpu {
+            None => F32,
+            // The logits, and their gradient, which in f32 takes their place.
+            Some(kernels) if kernels.cross_entropy => F32 + if self.width() == F32 { 0 } else { self.width() },
+            Some(_) => LOGIT_COPIES * F32 + self.width(),
+        };
         // Hidden states at the labels: selected, normed, and their gradients.
         let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
         let kept_at_head = if self.settings.train.gradient_checkpointing {
@@ -126,7 +134,7 @@ impl<'a> Estimate<'a> {
                 + self.score_bytes(largest)
                 + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
-            process: if self.on_cpu { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
+            process: if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
         }
     }
 
@@ -190,13 +198,13 @@ impl<'a> Estimate<'a> {
             _ => None,
         };
         // Embedding and head of a quantised checkpoint are widened for a GPU.
-        let kept = self.on_cpu || ![EMBEDDING, HEAD].contains(&name);
+        let kept = self.gpu.is_none() || ![EMBEDDING, HEAD].contains(&name);
         self.quantised.get(name).copied().filter(|_| kept).or_else(as_loaded)
     }
 
     /// On a GPU, the largest quantised weight widened for its product: in f32 and in the compute type.
     fn widened_bytes(&self) -> usize {
-        if self.on_cpu {
+        if self.gpu.is_none() {
             return 0;
         }
         let tensors = self.spec.tensors().into_iter();
@@ -278,21 +286,29 @@ impl<'a> Estimate<'a> {
         bytes / self.spec.num_hidden_layers
     }
 
-    /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU with the
-    /// f32 tensors between its operations.
+    /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
+    /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
     fn transient_bytes(&self) -> usize {
-        let between = if self.on_cpu { 0 } else { 10 * self.spec.intermediate_size * F32 };
+        let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
+        let between = match self.gpu {
+            None => 0,
+            Some(kernels) if kernels.gated_mlp => widest() * F32,
+            Some(_) => 10 * self.spec.intermediate_size * F32,
+        };
         (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width() + between
     }
 
-    /// Attention's probabilities, which only the CPU's kernel does without, and a group's temporary scores.
+    /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
+    /// temporary scores.
     fn score_bytes(&self, largest: Micro) -> usize {
-        if self.on_cpu {
-            return 0;
-        }
+        let Some(kernels) = self.gpu else { return 0 };
         let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
-        let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
         let blocks = if self.settings.train.gradient_checkpointing { 1 } else { self.spec.num_hidden_layers };
+        if kernels.attention && self.spec.head_dim <= MAX_HEAD_DIM {
+            // The log-sum-exp of each block, and in one block's backward pass the sums that its gradient needs.
+            return (blocks + 1) * heads * largest.tokens * F32;
+        }
+        let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
         let group = largest.squares.min(MAX_SCORES / heads);
         blocks * kept + heads * group * F32 * if capped { 6 } else { 4 }
     }

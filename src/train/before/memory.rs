@@ -8,6 +8,7 @@ use crate::config::Settings;
 use crate::invalid;
 use crate::memory::Capacity;
 use crate::model::{Dtype, ModelSpec, Quantize};
+use crate::ops::gpu::Serving;
 use crate::train::options::Tuning;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
@@ -38,25 +39,26 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a run on the CPU or on a GPU. `quantised`: the bytes of each weight that the checkpoint holds quantised.
+    /// For a run on the CPU or on a GPU with these kernels. `quantised`: the bytes of each weight that the checkpoint holds
+    /// quantised.
     pub fn new(
         settings: &Settings,
         spec: &ModelSpec,
         targets: &[String],
         quantised: &BTreeMap<String, usize>,
         inputs: &Inputs,
-        on_cpu: bool,
+        gpu: Option<Serving>,
     ) -> Result<Self> {
         let workload = Workload::of(settings, inputs)?;
         let peak = |changed: &Settings| -> Result<Memory> {
             let estimate = Estimate::new(spec, changed, targets, quantised).context("lora")?;
-            let estimate = if on_cpu { estimate } else { estimate.on_gpu() };
+            let estimate = if let Some(kernels) = gpu { estimate.on_gpu(kernels) } else { estimate };
             let same_work = changed.train.batch_size == settings.train.batch_size;
             Ok(if same_work { estimate.memory(&workload) } else { estimate.memory(&Workload::of(changed, inputs)?) })
         };
         let memory = peak(settings)?;
         let advice = advice(settings, memory.total(), |changed| Ok(peak(changed)?.total()))?;
-        Ok(Self { memory, on_cpu, advice })
+        Ok(Self { memory, on_cpu: gpu.is_none(), advice })
     }
 
     /// Compares it with what there is.

@@ -178,7 +178,7 @@ impl fmt::Display for Prediction {
         write!(
             f,
             "         {:.0} % of the peak in products, {:.0} % in attention, {:.0} % of the bandwidth; {:.0} µs to begin a \
-             launch; every kernel of asft's own in use, but memory planned as without them",
+             launch; every kernel of asft's own in use, for memory too",
             self.assumed.product_share * 100.0,
             self.assumed.attention_share * 100.0,
             self.assumed.bandwidth_share * 100.0,
@@ -194,6 +194,7 @@ mod tests {
     use crate::config::Settings;
     use crate::method::Penalize;
     use crate::model::{ModelSpec, Quantize};
+    use crate::ops::gpu::Serving;
     use std::collections::BTreeMap;
 
     /// One layer with 8 values a token, two heads of four on one of keys, an MLP of 16 and ten words.
@@ -225,7 +226,7 @@ mod tests {
         settings.train.gradient_checkpointing = false;
         let targets = ["model.layers.0.self_attn.q_proj".to_string()];
         let none = BTreeMap::new();
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
         // Two micro-batches of one sequence of four tokens, three of them labels; one step of both.
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
         let workload = Workload {
@@ -268,19 +269,19 @@ mod tests {
         assert!(got.fits);
         // A direction of rank 8: two products with U, and four launches for A, B, their images and gradients of rank 2.
         settings.asft.penalize = Penalize::Orthogonal;
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
         let penalty = Prediction::new(card, &estimate, &workload).parts[&Part::Penalty];
         let bytes = 384.0 + 512.0 + 4.0 * (3.0 * 16.0 + 8.0) + 4.0 * 64.0 + 4.0 * (64.0 + 64.0);
         assert_eq!((penalty.launches, penalty.flops, penalty.bytes), (6.0, 256.0 + 512.0, bytes));
         // Each weight is widened for each of its products.
         settings.model.quantize = Some(Quantize::Q8_0);
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
         let linears = Prediction::new(card, &estimate, &workload).parts[&Part::Linears];
         assert_eq!(linears.launches, 2.0 * 28.0);
         assert!(linears.bytes > got.parts[&Part::Linears].bytes + 2.0 * 2.0 * 576.0 * 4.0);
         // The head once for losses and gradients together.
         settings.model.quantize_head = true;
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu();
+        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
         let head = Prediction::new(card, &estimate, &workload).parts[&Part::Head];
         assert_eq!(head.launches, 2.0 * 11.0);
     }

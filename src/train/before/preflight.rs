@@ -24,6 +24,7 @@ use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
 use crate::model::{DeviceKind, ModelSpec};
 use crate::names::Targets;
+use crate::ops::gpu::Serving;
 use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file};
 use crate::train::folder::origin::Origin;
@@ -270,7 +271,7 @@ impl Preflight<'_> {
             &model.targets,
             &model.checkpoint.quantised_bytes(),
             inputs,
-            on_cpu,
+            (!on_cpu).then(|| Serving::on(&model.device)),
         );
         let plan = self.problems.note(plan)?;
         // Each rank has a GPU of its own.
