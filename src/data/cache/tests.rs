@@ -24,11 +24,19 @@ fn names(folder: &Path) -> Vec<String> {
     names.collect()
 }
 
+fn sample(i: u32) -> (Example, Origin) {
+    let ids: Vec<u32> = (0..500).map(|k| i * 7 + k).collect();
+    let labels = ids.iter().map(|&id| i64::from(id)).collect();
+    (Example { input_ids: ids, labels }, Origin { file: 0, place: Place::Line(i as usize) })
+}
+
 fn make(sink: &mut Sink) -> Result<Told> {
-    for i in 0..3000_u32 {
-        let ids: Vec<u32> = (0..500).map(|k| i * 7 + k).collect();
-        let labels = ids.iter().map(|&id| i64::from(id)).collect();
-        sink(&Example { input_ids: ids, labels }, Origin { file: 0, place: Place::Line(i as usize) })?;
+    make_some(3000, sink)
+}
+
+fn make_some(count: u32, sink: &mut Sink) -> Result<Told> {
+    for (example, origin) in (0..count).map(sample) {
+        sink(&example, origin)?;
     }
     let warning = Warning { file: Some(0), text: "odd".to_string(), fields: json!({"n": 1}) };
     Ok(Told { warnings: vec![warning], ..Told::default() })
@@ -133,6 +141,27 @@ fn without_a_folder_samples_stay_in_memory_unless_one_was_named() {
     assert_eq!(crate::error::exit_code(&error), 2);
     let text = format!("{error:#}");
     assert!(text.contains("data.cache: cannot write") && text.contains("data.cache = false"), "{text}");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_costs_no_sample() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, named, made_of) = (folder(dir.path(), false), folder(dir.path(), true), json!({}));
+    let path = place.file(&made_of);
+    // Few samples are written at the end, many on the way.
+    for count in [10, 3000] {
+        let unwritable = || {
+            let mut partial = Partial::begin(&path).unwrap();
+            partial.file = std::fs::File::open(path.with_extension("partial")).unwrap();
+            partial
+        };
+        let (kept, _) = place.make(&path, &made_of, &unwritable(), |sink| make_some(count, sink)).unwrap();
+        assert_eq!(kept.len(), count as usize);
+        assert!((0..count).all(|i| kept.read(i as usize).unwrap() == sample(i)));
+        let refused = named.make(&path, &made_of, &unwritable(), |sink| make_some(count, sink)).unwrap_err();
+        assert!(format!("{refused:#}").contains("data.cache: cannot write"), "{refused:#}");
+    }
+    assert_eq!(names(dir.path()), [""; 0]);
 }
 
 #[test]
