@@ -2,7 +2,7 @@
 //! what base and adapter do.
 
 use crate::support::command::{asft, evaluation, refused, succeeds, train};
-use crate::support::files::{fixture, header_metadata, read_json};
+use crate::support::files::{copy_files, fixture, header_metadata, read_json, tiny};
 use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, to_vec};
 use asft::adapter;
@@ -119,4 +119,28 @@ fn a_folded_scale_changes_the_files_and_not_what_they_compute() {
     let mut data = asft(&["eval", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--adapter"]);
     data.arg(&folded);
     refused(data, &["has adapter_model.bin, which is pickled and never read", "save_pretrained"]);
+}
+
+#[test]
+fn what_stands_beside_the_weights_is_told_and_taken_along() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (base, dir, merged) = (scratch.path().join("base"), scratch.path().join("run"), scratch.path().join("merged"));
+    copy_files(&tiny("aligned"), &base);
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    let map: serde_json::Map<String, serde_json::Value> =
+        checkpoint.names().map(|name| (name.to_string(), "model-1.safetensors".into())).collect();
+    std::fs::copy(base.join("model.safetensors"), base.join("model-1.safetensors")).unwrap();
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(base.join("model.safetensors.index.json"), index).unwrap();
+    std::fs::write(base.join("LICENSE"), "as you like").unwrap();
+    let aligned = format!("model.aligned={}", base.display());
+    let sets = [&*aligned, "data.template_variables={mood = \"because\"}", "train.max_steps=1"];
+    let told = succeeds(train(&dir, &sets, &[]));
+    assert!(told.contains("model.safetensors is not read: ") && told.contains("remove one of the two"), "{told}");
+    let card = std::fs::read_to_string(dir.join("adapter/README.md")).unwrap();
+    assert!(card.contains("template variables") && card.contains("mood = \"because\""), "{card}");
+    let mut merge = asft(&["merge"]);
+    merge.arg("--model").arg(&base).arg("--adapter").arg(dir.join("adapter")).arg("--out").arg(&merged);
+    succeeds(merge);
+    assert_eq!(std::fs::read_to_string(merged.join("LICENSE")).unwrap(), "as you like");
 }
