@@ -4,6 +4,7 @@
 //! the caller asked for, and a file that shrinks while it is read is an error, not a SIGBUS. Writing goes to a
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
+mod experts;
 mod float;
 mod folder;
 mod four_bit;

@@ -6,8 +6,8 @@ mod tensors;
 
 pub use pattern::PathPattern;
 pub use tensors::{
-    BLOCK_LINEARS, BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, in_block, linears_of_block,
-    split_block,
+    BLOCK_LINEARS, BLOCKS, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, ROUTER, expert_part,
+    in_block, in_expert, linears_of_block, split_block,
 };
 
 use crate::error::{listing, nearest};
@@ -60,12 +60,12 @@ impl From<Targets> for Written {
     }
 }
 
-/// Every linear of the transformer blocks: modules `<...>.layers.N.<...>` whose `weight` is among the names of 2-D
-/// tensors, in natural order.
+/// Every linear of the transformer blocks but routers and experts: modules `<...>.layers.N.<...>` whose `weight` is among the
+/// names of 2-D tensors, in natural order.
 pub fn block_linears<'a>(matrices: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut modules: Vec<String> = matrices
         .filter_map(|name| name.strip_suffix(".weight"))
-        .filter(|module| layer_of(module).is_some())
+        .filter(|module| layer_of(module).is_some_and(|(_, _, part)| part != ROUTER && expert_part(part).is_none()))
         .map(str::to_string)
         .collect();
     sort_naturally(&mut modules);

@@ -184,5 +184,6 @@ pub fn fresh_modules(
 /// (d_out, d_in) of a block linear by its full module path.
 pub fn module_shape(spec: &ModelSpec, module: &str) -> Option<(usize, usize)> {
     let (layer, linear) = split_block(module)?;
-    (layer < spec.num_hidden_layers).then(|| spec.linear_shape(linear))?
+    let exists = layer < spec.num_hidden_layers && spec.block_linears(layer).any(|known| known == linear);
+    exists.then(|| spec.linear_shape(linear))?
 }

@@ -4,7 +4,7 @@ use super::options::LoraOptions;
 use super::patterns::Patterns;
 use crate::error::{listing, nearest};
 use crate::model::ModelSpec;
-use crate::names::{layer_number, resolve_targets, short_name};
+use crate::names::{Targets, in_block, layer_number, names_module, resolve_targets, short_name};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ impl LoraOptions {
     /// # Errors
     /// Targets or layers that the model does not have.
     pub fn targets(&self, spec: &ModelSpec) -> Result<Vec<String>> {
+        self.refuse_experts(spec)?;
         let mut targets = resolve_targets(&self.target_modules, &spec.linear_modules())?;
         let Some(layers) = &self.layers_to_transform else { return Ok(targets) };
         let count = spec.num_hidden_layers;
@@ -35,6 +36,27 @@ impl LoraOptions {
         targets.retain(|module| layer_number(module).is_some_and(|layer| layers.contains(&layer)));
         ensure_valid!(!targets.is_empty(), "layers_to_transform leaves none of the modules that target_modules names");
         Ok(targets)
+    }
+
+    /// Names that only a mixture's router or experts have.
+    fn refuse_experts(&self, spec: &ModelSpec) -> Result<()> {
+        let Targets::List(names) = &self.target_modules else { return Ok(()) };
+        let modules = spec.linear_modules();
+        let matrices = (0..spec.num_hidden_layers)
+            .flat_map(|layer| spec.mixture_matrices(layer).into_iter().map(move |part| in_block(layer, &part)));
+        let matrices: Vec<String> = matrices.collect();
+        let of_experts = |name: &&String| {
+            let is_in = |all: &[String]| all.iter().any(|module| names_module(name, module));
+            !is_in(&modules) && (is_in(&matrices) || name.ends_with("experts"))
+        };
+        let refused: Vec<String> = names.iter().filter(of_experts).cloned().collect();
+        ensure_valid!(
+            refused.is_empty() || matrices.is_empty(),
+            "target_modules: {} names experts or their router, which take no adapters: transformers holds all experts of a \
+             layer in one tensor, for which PEFT has no linear layer; target the layers of attention",
+            listing(&refused, 8)
+        );
+        Ok(())
     }
 
     /// Rank and alpha of each of `targets`.

@@ -1,14 +1,14 @@
 //! Weights of a checkpoint that are stored quantised.
 
 use super::stored::Stored;
-use super::{Checkpoint, four_bit};
+use super::{Checkpoint, experts, four_bit};
 use crate::invalid;
 use crate::quant::{Blocks, Ggml, Quantised};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 
 impl Checkpoint {
-    /// With weights in four bits shown as the matrices that they stand for.
+    /// With weights in four bits shown as the matrices that they stand for, and experts that lie in one tensor one by one.
     ///
     /// # Errors
     /// As [`four_bit::fold`].
@@ -17,6 +17,7 @@ impl Checkpoint {
         let place = self.shards.first().map_or(String::new(), |shard| shard.path.display().to_string());
         let folded = four_bit::fold(&mut tensors, |name, info| self.bytes_of(name, info));
         self.four_bit = folded.map_err(|e| e.context(place))?;
+        experts::split(&mut tensors);
         self.tensors = tensors;
         Ok(self)
     }

@@ -4,6 +4,7 @@ use super::{Settings, commented};
 use crate::hub::Resolved;
 use crate::method::Penalize;
 use crate::model::{Dtype, ModelSpec};
+use crate::names::Targets;
 use crate::{data::Format, ensure_valid};
 use anyhow::Result;
 use serde_json::Value;
@@ -57,6 +58,9 @@ pub fn for_model(source: &str, base: &Resolved, given: Given) -> Result<Suggesti
     if let Some(dtype) = stored_dtype(&base.place) {
         settings.model.dtype = dtype;
         notes.insert("model.dtype", "As the checkpoint has it.".to_string());
+    }
+    if spec.fused_qkv {
+        settings.lora.target_modules = Targets::List(vec!["qkv_proj".to_string()]);
     }
     // None of the default's names may be missing.
     let targets = settings.lora.targets(&spec)?;

@@ -3,6 +3,7 @@
 
 use super::attention::{Attention, Saved as AttentionSaved};
 use super::linear::Linear;
+use super::mixture::{Mixture, Saved as MixtureSaved};
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
@@ -17,7 +18,7 @@ pub struct Block {
     pub self_attn: Attention,
     pub attention_post_norm: Option<Norm>,
     pub mlp_norm: Option<Norm>,
-    pub mlp: Mlp,
+    pub mlp: Feedforward,
     pub mlp_post_norm: Option<Norm>,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: Option<f64>,
@@ -29,8 +30,49 @@ pub struct Saved {
     attention: AttentionSaved,
     attention_post_norm: Option<rms_norm::Saved>,
     mlp_norm: Option<rms_norm::Saved>,
-    mlp: MlpSaved,
+    mlp: FeedforwardSaved,
     mlp_post_norm: Option<rms_norm::Saved>,
+}
+
+/// What follows attention in a block.
+pub enum Feedforward {
+    Mlp(Box<Mlp>),
+    Mixture(Mixture),
+}
+
+/// What the backward pass of a [`Feedforward`] needs.
+enum FeedforwardSaved {
+    Mlp(MlpSaved),
+    Mixture(MixtureSaved),
+}
+
+impl Feedforward {
+    fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, FeedforwardSaved)> {
+        Ok(match self {
+            Self::Mlp(mlp) => {
+                let (y, saved) = mlp.forward(h, pass)?;
+                (y, FeedforwardSaved::Mlp(saved))
+            }
+            Self::Mixture(mixture) => {
+                let (y, saved) = mixture.forward(h, pass)?;
+                (y, FeedforwardSaved::Mixture(saved))
+            }
+        })
+    }
+
+    fn backward(
+        &self,
+        saved: &FeedforwardSaved,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        match (self, saved) {
+            (Self::Mlp(mlp), FeedforwardSaved::Mlp(saved)) => mlp.backward(saved, dy, pass, gradients),
+            (Self::Mixture(mixture), FeedforwardSaved::Mixture(saved)) => mixture.backward(saved, dy, pass, gradients),
+            _ => anyhow::bail!("a block was saved with another MLP"),
+        }
+    }
 }
 
 impl Block {
@@ -63,18 +105,34 @@ impl Block {
         self.residual_scale.map_or(Ok(x.clone()), |scale| scaled(&x, scale))
     }
 
-    /// The block's linears, in the order of [`crate::names::BLOCK_LINEARS`].
+    /// The block's linears that adapters may be attached to, in the order of [`crate::names::BLOCK_LINEARS`].
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let (attention, mlp) = (&self.self_attn, &self.mlp);
-        let inputs = attention.qkv.linears().iter().chain([&attention.o_proj]);
-        inputs.chain(mlp.gate_up.linears()).chain([&mlp.down_proj])
+        let attention = &self.self_attn;
+        let mlp = match &self.mlp {
+            Feedforward::Mlp(mlp) => Some(mlp.as_ref()),
+            Feedforward::Mixture(_) => None,
+        };
+        attention.qkv.linears().iter().chain([&attention.o_proj]).chain(mlp.into_iter().flat_map(Mlp::linears))
     }
 
     /// As [`Block::linears`], to attach adapters.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
+        let mlp = match mlp {
+            Feedforward::Mlp(mlp) => Some(mlp.as_mut()),
+            Feedforward::Mixture(_) => None,
+        };
         let inputs = attention.qkv.linears_mut().iter_mut().chain([&mut attention.o_proj]);
-        inputs.chain(mlp.gate_up.linears_mut()).chain([&mut mlp.down_proj])
+        inputs.chain(mlp.into_iter().flat_map(Mlp::linears_mut))
+    }
+
+    /// The linears of a mixture's experts, which take no adapters.
+    pub fn expert_linears(&self) -> impl Iterator<Item = &Linear> {
+        let mixture = match &self.mlp {
+            Feedforward::Mlp(_) => None,
+            Feedforward::Mixture(mixture) => Some(mixture),
+        };
+        mixture.into_iter().flat_map(Mixture::linears)
     }
 }
 

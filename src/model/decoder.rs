@@ -362,6 +362,9 @@ impl Decoder {
                 look(&LoraMatrix::B.name(&linear.module), is_finite(&lora.b)?);
             }
         }
+        for linear in self.blocks.iter().flat_map(Block::expert_linears) {
+            look(&format!("{}.weight", linear.module), linear.weight.is_finite()?);
+        }
         if let Some(head) = &self.lm_head {
             look(HEAD, head.is_finite()?);
         }

@@ -12,7 +12,7 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::path::Path;
 
-const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, gemma2, gemma3_text, smollm3, \
+const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, gemma2, gemma3_text, smollm3, \
                          granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3";
 
 impl ModelSpec {
@@ -33,6 +33,7 @@ fn parse(config: &Config) -> Result<ModelSpec> {
         "mistral" => llama::mistral(config),
         "qwen2" => qwen::qwen(config, false),
         "qwen3" => qwen::qwen(config, true),
+        "qwen3_moe" => qwen::qwen3_moe(config),
         "gemma2" => gemma::gemma(config, false),
         "gemma3_text" => gemma::gemma(config, true),
         "smollm3" => smollm3::smollm3(config),

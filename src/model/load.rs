@@ -1,14 +1,15 @@
 //! From a checkpoint's tensors to a [`Decoder`], with every missing or misshapen tensor in one error.
 
 use super::attention::Attention;
-use super::block::Block;
+use super::block::{Block, Feedforward};
 use super::linear::Linear;
+use super::mixture::Mixture;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::projection::Projection;
 use super::{Decoder, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
-use crate::names::{BLOCKS, EMBEDDING, FINAL_NORM, HEAD, in_block, split_block};
+use crate::names::{BLOCKS, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, ROUTER, in_block, in_expert, split_block};
 use crate::ops::attention::Shape;
 use crate::ops::weight::Weight;
 use crate::quant::Quantiser;
@@ -105,7 +106,7 @@ impl Loader<'_> {
             self_attn: self.attention(layer)?,
             attention_post_norm,
             mlp_norm,
-            mlp: self.mlp(layer)?,
+            mlp: self.feedforward(layer)?,
             mlp_post_norm,
             residual_scale: spec.residual_scale,
         };
@@ -115,7 +116,7 @@ impl Loader<'_> {
 
     fn attention(&mut self, layer: usize) -> Result<Attention> {
         let spec = self.spec;
-        let LayerSpec { window, rope } = spec.layers[layer];
+        let LayerSpec { window, rope, .. } = spec.layers[layer];
         let mut norm = |name: &str| self.norm(&in_block(layer, &format!("self_attn.{name}")));
         let qk_norm = if spec.qk_norm.is_some() { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
         let (queries, keys) = spec.head_widths();
@@ -139,6 +140,27 @@ impl Loader<'_> {
             },
             rope,
         })
+    }
+
+    fn feedforward(&mut self, layer: usize) -> Result<Feedforward> {
+        let Some(experts) = self.spec.experts.filter(|_| self.spec.has_mixture(layer)) else {
+            return Ok(Feedforward::Mlp(Box::new(self.mlp(layer)?)));
+        };
+        let module = in_block(layer, ROUTER);
+        Ok(Feedforward::Mixture(Mixture {
+            router: self.tensor(&format!("{module}.weight"))?.into(),
+            module,
+            experts: (0..experts.count).map(|expert| self.expert(layer, expert)).collect::<Result<_>>()?,
+            per_row: experts.per_token,
+            normalised: experts.normalised,
+            trains: self.weights.train(),
+        }))
+    }
+
+    fn expert(&mut self, layer: usize, expert: usize) -> Result<Mlp> {
+        let activation = self.spec.activation;
+        let [gate, up, down] = EXPERT_LINEARS.map(|part| self.linear(layer, &in_expert(expert, part)));
+        Ok(Mlp { gate_up: Projection::Separate([gate?, up?]), down_proj: down?, activation })
     }
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {
@@ -179,6 +201,10 @@ impl ModelSpec {
             }
         }
         for layer in 0..self.num_hidden_layers {
+            for matrix in self.mixture_matrices(layer) {
+                let (d_out, d_in) = self.linear_shape(&matrix).unwrap_or_default();
+                tensors.push((format!("{}.weight", in_block(layer, &matrix)), vec![d_out, d_in]));
+            }
             for (norm, size) in self.block_norms() {
                 tensors.push((format!("{}.weight", in_block(layer, norm)), vec![size]));
             }

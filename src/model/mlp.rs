@@ -33,6 +33,14 @@ impl Mlp {
         Ok((y, Saved { gate, up, gate_up, down }))
     }
 
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.gate_up.linears().iter().chain([&self.down_proj])
+    }
+
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.gate_up.linears_mut().iter_mut().chain([&mut self.down_proj])
+    }
+
     /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let key = pass.dropout_key;

@@ -10,6 +10,7 @@ mod gguf;
 mod kv_cache;
 mod linear;
 mod load;
+mod mixture;
 mod mlp;
 mod norm;
 mod options;
@@ -25,7 +26,7 @@ pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Rope, RopeScaling};
-pub use spec::{BlockNorms, LayerSpec, ModelSpec, QkNorm};
+pub use spec::{BlockNorms, Experts, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
 use crate::ops::rope::Angles;

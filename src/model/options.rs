@@ -1,7 +1,7 @@
 //! `[model]` of the config: the two checkpoints and where the arithmetic happens.
 
 use crate::device::{self, Accelerator};
-use crate::names::{BLOCK_LINEARS, EMBEDDING, HEAD, split_block};
+use crate::names::{BLOCK_LINEARS, EMBEDDING, HEAD, expert_part, split_block};
 use crate::quant::ggml::GgmlType;
 use crate::quant::{Format, Kind};
 use crate::ranks::Ranks;
@@ -100,7 +100,7 @@ impl Weights {
         let Self::Quantised { format, head } = self else { return None };
         let is_linear = || {
             let module = name.strip_suffix(".weight").and_then(split_block);
-            module.is_some_and(|(_, linear)| BLOCK_LINEARS.contains(&linear))
+            module.is_some_and(|(_, linear)| BLOCK_LINEARS.contains(&linear) || expert_part(linear).is_some())
         };
         (is_linear() || head && [EMBEDDING, HEAD].contains(&name)).then_some(format)
     }

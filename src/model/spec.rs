@@ -3,7 +3,7 @@
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::rope::Rope;
-use crate::names::{in_block, linears_of_block};
+use crate::names::{EXPERT_LINEARS, ROUTER, expert_part, in_block, in_expert, linears_of_block};
 use crate::ops::activation::Activation;
 
 /// The architecture of one checkpoint, in the terms of its `config.json`.
@@ -49,6 +49,8 @@ pub struct ModelSpec {
     pub embedding_scale: Option<f64>,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: Option<f64>,
+    /// The experts of layers with a mixture.
+    pub experts: Option<Experts>,
     /// The rotary embeddings that layers choose from.
     pub ropes: Vec<Rope>,
     /// One for each layer.
@@ -62,6 +64,19 @@ pub struct LayerSpec {
     pub window: Option<usize>,
     /// Index into [`ModelSpec::ropes`]; `None` where q and k are not rotated.
     pub rope: Option<usize>,
+    /// Whether the MLP is a mixture of experts.
+    pub mixture: bool,
+}
+
+/// A mixture of experts, alike in all layers that have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    pub count: usize,
+    /// How many experts a token goes to.
+    pub per_token: usize,
+    pub intermediate_size: usize,
+    /// Whether a token's weights add up to 1.
+    pub normalised: bool,
 }
 
 /// What a norm of queries and keys is taken over.
@@ -133,7 +148,12 @@ impl ModelSpec {
     /// Shape [d_out, d_in] of a block linear such as `self_attn.q_proj`.
     pub fn linear_shape(&self, linear: &str) -> Option<(usize, usize)> {
         let (queries, keys) = self.head_widths();
+        if let Some(part) = expert_part(linear) {
+            let inner = self.experts?.intermediate_size;
+            return Some(if part == "down_proj" { (self.hidden_size, inner) } else { (inner, self.hidden_size) });
+        }
         Some(match linear {
+            ROUTER => (self.experts?.count, self.hidden_size),
             "self_attn.q_proj" => (queries, self.hidden_size),
             "self_attn.k_proj" | "self_attn.v_proj" => (keys, self.hidden_size),
             "self_attn.qkv_proj" => (queries + 2 * keys, self.hidden_size),
@@ -173,15 +193,41 @@ impl ModelSpec {
         norms
     }
 
-    /// The linears of a block, in the order of the forward pass.
-    pub fn block_linears(&self) -> impl Iterator<Item = &'static str> {
-        linears_of_block(self.fused_qkv, self.fused_gate_up)
+    /// The linears of a block that adapters may be attached to, in the order of the forward pass.
+    pub fn block_linears(&self, layer: usize) -> impl Iterator<Item = &'static str> {
+        let mixture = self.has_mixture(layer);
+        let all = linears_of_block(self.fused_qkv, self.fused_gate_up);
+        all.filter(move |linear| !(mixture && linear.starts_with("mlp.")))
+    }
+
+    /// How many values a token has between gate and down, in all experts that it goes to.
+    pub fn inner_size(&self, layer: usize) -> usize {
+        match self.experts.filter(|_| self.has_mixture(layer)) {
+            Some(experts) => experts.per_token * experts.intermediate_size,
+            None => self.intermediate_size,
+        }
+    }
+
+    /// The largest of [`ModelSpec::inner_size`].
+    pub fn largest_inner_size(&self) -> usize {
+        (0..self.num_hidden_layers).map(|layer| self.inner_size(layer)).max().unwrap_or(self.intermediate_size)
+    }
+
+    pub fn has_mixture(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|layer| layer.mixture)
+    }
+
+    /// The matrices of a layer's mixture: its router and its experts' linears.
+    pub fn mixture_matrices(&self, layer: usize) -> Vec<String> {
+        let Some(experts) = self.experts.filter(|_| self.has_mixture(layer)) else { return vec![] };
+        let of_expert = |expert| EXPERT_LINEARS.map(|part| in_expert(expert, part));
+        std::iter::once(ROUTER.to_string()).chain((0..experts.count).flat_map(of_expert)).collect()
     }
 
     /// Hugging Face module paths of all block linears, layer by layer.
     pub fn linear_modules(&self) -> Vec<String> {
         (0..self.num_hidden_layers)
-            .flat_map(|layer| self.block_linears().map(move |linear| in_block(layer, linear)))
+            .flat_map(|layer| self.block_linears(layer).map(move |linear| in_block(layer, linear)))
             .collect()
     }
 }

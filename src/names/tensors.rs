@@ -14,6 +14,23 @@ pub const BLOCK_LINEARS: [&str; 9] = [
     "mlp.down_proj",
 ];
 
+/// The router of a block's mixture of experts.
+pub const ROUTER: &str = "mlp.gate";
+/// The linears of an expert, under [`in_expert`].
+pub const EXPERT_LINEARS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+const EXPERTS: &str = "mlp.experts.";
+
+/// A linear of an expert by its path in a block: `mlp.experts.3.up_proj`.
+pub fn in_expert(expert: usize, part: &str) -> String {
+    format!("{EXPERTS}{expert}.{part}")
+}
+
+/// The linear of an expert that a path in a block denotes, such as `up_proj`.
+pub fn expert_part(linear: &str) -> Option<&str> {
+    let (expert, part) = linear.strip_prefix(EXPERTS)?.split_once('.')?;
+    (expert.parse::<usize>().is_ok() && EXPERT_LINEARS.contains(&part)).then_some(part)
+}
+
 /// The linears of a family's blocks, in the order of the forward pass: q, k and v are one linear or three, gate and up one or
 /// two.
 pub fn linears_of_block(fused_qkv: bool, fused_gate_up: bool) -> impl Iterator<Item = &'static str> {

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod parameters;
 pub mod rms_norm;
 pub mod rope;
+pub mod routing;
 pub mod scalar;
 pub mod softcap;
 pub mod sum;

@@ -5,9 +5,13 @@
 use crate::support::files::fixture;
 use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, relative_error, to_vec};
+use asft::adapter::LoraOptions;
+use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::model::{Decoder, Gradients, ModelSpec, Sequences, Weights};
-use candle_core::DType;
+use asft::names::Targets;
+use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
+use std::collections::BTreeMap;
 
 #[test]
 fn both_dialects_are_one_model() {
@@ -17,7 +21,7 @@ fn both_dialects_are_one_model() {
         let [five, four] = ["model", "model4"].map(|part| ModelSpec::load(&dir.join(part)).unwrap());
         assert_eq!(five, four, "{case}");
     });
-    assert_eq!(compared.count(), 7);
+    assert_eq!(compared.count(), 8);
 }
 
 #[test]
@@ -137,4 +141,47 @@ fn full_tuning_in_half_precision_keeps_f32_parameters() {
             assert!(error <= 0.1, "{case} {name}: {error}");
         }
     }
+}
+
+/// Experts in one tensor a layer, as transformers 5 holds them, are the model whose experts lie one by one.
+#[test]
+fn fused_experts_are_the_same_model() {
+    let (one_by_one, scratch) = (base_checkpoint("qwen3_moe"), tempfile::tempdir().unwrap());
+    let mut tensors = BTreeMap::new();
+    for name in one_by_one.names().filter(|name| !name.contains(".experts.")) {
+        tensors.insert(name.to_string(), one_by_one.tensor(name, DType::F32, &Device::Cpu).unwrap());
+    }
+    for layer in [1, 2] {
+        let prefix = format!("model.layers.{layer}.mlp.experts");
+        let read = |expert: usize, part: &str| {
+            one_by_one.tensor(&format!("{prefix}.{expert}.{part}.weight"), DType::F32, &Device::Cpu).unwrap()
+        };
+        let both = (0..6).map(|expert| Tensor::cat(&[read(expert, "gate_proj"), read(expert, "up_proj")], 0).unwrap());
+        let down = (0..6).map(|expert| read(expert, "down_proj"));
+        for (name, parts) in [("gate_up_proj", both.collect::<Vec<_>>()), ("down_proj", down.collect())] {
+            tensors.insert(format!("{prefix}.{name}"), Tensor::stack(&parts, 0).unwrap());
+        }
+    }
+    save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
+    let fused = Checkpoint::open(scratch.path()).unwrap();
+    assert_eq!(fused.names().collect::<Vec<_>>(), one_by_one.names().collect::<Vec<_>>());
+    for name in one_by_one.names() {
+        assert_eq!(fused.read_f32(name).unwrap(), one_by_one.read_f32(name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn experts_and_routers_as_targets_are_refused_with_the_reason() {
+    let targets = |name: &str| {
+        let target_modules = Targets::List(vec!["q_proj".to_string(), name.to_string()]);
+        LoraOptions { target_modules, ..Default::default() }.targets(&spec("qwen3_moe"))
+    };
+    for name in ["experts.0.up_proj", "mlp.gate", "gate", "mlp.experts"] {
+        let error = targets(name).unwrap_err();
+        assert!(error.to_string().contains("take no adapters"), "{name}: {error:#}");
+        assert_eq!(asft::error::exit_code(&error), 2);
+    }
+    // The first layer has an MLP.
+    assert_eq!(targets("gate_proj").unwrap().len(), 4);
+    assert!(targets("gte_proj").unwrap_err().to_string().contains("did you mean"));
 }

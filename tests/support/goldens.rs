@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 14] = [
+pub const CASES: [&str; 16] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -28,6 +28,8 @@ pub const CASES: [&str; 14] = [
     "olmo3",
     "phi3",
     "glm4",
+    "qwen3_moe",
+    "qwen3_moe_raw",
 ];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.

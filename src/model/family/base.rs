@@ -73,8 +73,9 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         logit_scale: None,
         embedding_scale: None,
         residual_scale: None,
+        experts: None,
         ropes: ropes::of(config, context, &defaults.rope)?,
-        layers: vec![LayerSpec { window: None, rope: Some(0) }; num_hidden_layers],
+        layers: vec![LayerSpec { window: None, rope: Some(0), mixture: false }; num_hidden_layers],
     })
 }
 

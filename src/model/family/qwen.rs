@@ -1,10 +1,11 @@
-//! Qwen2 and Qwen3.
+//! Qwen2 and Qwen3, and Qwen3's mixtures of experts.
 
 use super::base::{Defaults, LLAMA, common};
 use super::refused::refuse_unsupported;
 use super::windows::{set_windows, sliding_layers, sliding_window};
+use crate::ensure_valid;
 use crate::model::config_json::Config;
-use crate::model::spec::{ModelSpec, QkNorm};
+use crate::model::spec::{Experts, ModelSpec, QkNorm};
 use anyhow::Result;
 
 pub fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
@@ -30,3 +31,43 @@ pub fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
     set_windows(config, &mut spec, &slides, window)?;
     Ok(spec)
 }
+
+/// Layers have experts in place of an MLP, unless `mlp_only_layers` names them or `decoder_sparse_step` passes them over.
+pub fn qwen3_moe(config: &Config) -> Result<ModelSpec> {
+    let defaults = Defaults { num_key_value_heads: Some(4), max_position_embeddings: 32_768, ..LLAMA };
+    let own = ["attention_bias", "sliding_window", "use_sliding_window", "num_experts", "num_local_experts"];
+    refuse_unsupported(config, &own)?;
+    let mut spec = common(config, &defaults)?;
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, Some(QkNorm::Heads));
+    let used = config.flag("use_sliding_window")?.unwrap_or(false);
+    let window = sliding_window(config)?.filter(|_| used);
+    let written = match config.size("num_experts")? {
+        Some(count) => Some(count),
+        None => config.size("num_local_experts")?,
+    };
+    let experts = Experts {
+        count: written.unwrap_or(128),
+        per_token: config.size("num_experts_per_tok")?.unwrap_or(8),
+        intermediate_size: config.size("moe_intermediate_size")?.unwrap_or(768),
+        normalised: config.flag("norm_topk_prob")?.unwrap_or(false),
+    };
+    ensure_valid!(
+        experts.per_token <= experts.count && experts.count <= MAX_EXPERTS,
+        "{}: num_experts_per_tok is {} of {} experts; expected at most as many, and at most {MAX_EXPERTS} experts",
+        config.origin,
+        experts.per_token,
+        experts.count
+    );
+    let dense = config.numbers("mlp_only_layers")?.unwrap_or_default();
+    let step = config.size("decoder_sparse_step")?.unwrap_or(1);
+    for (number, layer) in spec.layers.iter_mut().enumerate() {
+        layer.window = window;
+        layer.mixture = (number + 1).is_multiple_of(step) && !dense.contains(&(number as f64));
+    }
+    spec.experts = Some(experts);
+    Ok(spec)
+}
+
+/// More experts than any model has: tensors are listed before any weight is looked at.
+const MAX_EXPERTS: usize = 4096;

@@ -44,6 +44,8 @@ pub fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
         ("use_qk_norm", Neutral::Flag(false)),
         ("num_local_experts", Neutral::Null),
         ("num_experts", Neutral::Null),
+        // It adds a loss to the objective.
+        ("output_router_logits", Neutral::Flag(false)),
     ];
     for (key, neutral) in fields.into_iter().filter(|(key, _)| !own.contains(key)) {
         let Some(got) = config.get(key) else { continue };

@@ -201,6 +201,9 @@ fn what_the_newer_families_cannot_have_is_refused_by_name() {
         ("smollm3", json!({"no_rope_layers": [1, 2, 1]}), "expected a 0 or 1"),
         ("granite", json!({"logits_scaling": 0}), "logits_scaling"),
         ("granite", json!({"num_local_experts": 4}), "num_local_experts"),
+        ("qwen3_moe", json!({"num_experts": 4, "num_experts_per_tok": 5}), "5 of 4 experts"),
+        ("qwen3_moe", json!({"num_experts": 5000}), "at most 4096"),
+        ("qwen3_moe", json!({"output_router_logits": true}), "output_router_logits"),
         ("olmo2", json!({"sliding_window": 8}), "sliding_window"),
         ("olmo3", json!({"layer_types": ["full_attention", "sliding_attention", "x"]}), "layer type `x`"),
         ("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}}), "default, longrope"),
@@ -213,4 +216,21 @@ fn what_the_newer_families_cannot_have_is_refused_by_name() {
         assert!(error.to_string().contains(needle), "{model_type} {needle}: {error:#}");
         assert_eq!(crate::error::exit_code(&error), 2);
     }
+}
+
+#[test]
+fn some_layers_of_a_mixture_have_experts() {
+    let mixtures = |fields| -> Vec<bool> {
+        let spec = parse_with("qwen3_moe", fields).unwrap();
+        spec.layers.iter().map(|layer| layer.mixture).collect()
+    };
+    assert_eq!(mixtures(json!({})), [true; 3]);
+    assert_eq!(mixtures(json!({"mlp_only_layers": [1]})), [true, false, true]);
+    assert_eq!(mixtures(json!({"decoder_sparse_step": 2})), [false, true, false]);
+    let spec =
+        parse_with("qwen3_moe", json!({"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]})).unwrap();
+    assert_eq!(spec.block_linears(0).count(), 7);
+    assert_eq!(spec.block_linears(1).count(), 4);
+    assert_eq!(spec.mixture_matrices(1).len(), 1 + 4 * 3);
+    assert_eq!(spec.linear_shape("mlp.experts.3.down_proj"), Some((48, 768)));
 }

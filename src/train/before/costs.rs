@@ -136,12 +136,13 @@ impl<'a> Costs<'a> {
     fn block_forward(&mut self, layer: usize, adapted: bool) {
         let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
         let spec = self.run.spec;
-        let (heads, inner) = (spec.num_attention_heads as f64, spec.intermediate_size as f64);
-        for linear in self.run.spec.block_linears() {
+        let (heads, inner) = (spec.num_attention_heads as f64, spec.inner_size(layer) as f64);
+        for linear in spec.block_linears(layer) {
             self.linear_forward(layer, linear, adapted);
         }
+        self.mixture(layer, 1.0);
         self.norm(h, 2.0);
-        self.heads_pass(q, kv);
+        self.heads_pass(layer, q, kv);
         let bytes = n * (2.0 * q + 2.0 * kv) * w + heads * n * F32;
         self.launch(Part::Attention, Unit::Attention, 2.0 * self.squares * q, bytes);
         self.norm(h, 4.0); // with the residual sum
@@ -150,15 +151,24 @@ impl<'a> Costs<'a> {
             self.norm(h, 2.0);
         }
         self.rows(Part::Rows, 3.0 * n * h * w); // the residual sum
+        self.residual_scales();
+    }
+
+    /// Where what is added to the residual stream has a factor.
+    fn residual_scales(&mut self) {
+        for _ in 0..if self.run.spec.residual_scale.is_some() { 2 } else { 0 } {
+            self.rows(Part::Rows, 2.0 * self.n * self.hidden() * self.w);
+        }
     }
 
     fn block_backward(&mut self, layer: usize) {
         let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
         let spec = self.run.spec;
-        let (heads, inner) = (spec.num_attention_heads as f64, spec.intermediate_size as f64);
-        for linear in self.run.spec.block_linears() {
+        let (heads, inner) = (spec.num_attention_heads as f64, spec.inner_size(layer) as f64);
+        for linear in spec.block_linears(layer) {
             self.linear_backward(layer, linear);
         }
+        self.mixture(layer, if self.is_full() { 2.0 } else { 1.0 });
         for _ in 0..3 {
             self.rows(Part::Rows, 3.0 * n * h * w); // sums of dx: two of q, k and v, one of gate and up
         }
@@ -173,18 +183,38 @@ impl<'a> Costs<'a> {
         self.launch(Part::Attention, Unit::Memory, 0.0, 2.0 * n * q * w + sums);
         self.launch(Part::Attention, Unit::Attention, 3.0 * self.squares * q, seen + n * q * w);
         self.launch(Part::Attention, Unit::Attention, 4.0 * self.squares * q, seen + 2.0 * n * kv * w);
-        self.heads_pass(q, kv);
+        self.heads_pass(layer, q, kv);
+        self.residual_scales();
     }
 
     /// Norms of heads, if there are any, and rotations of q and k, either way.
-    fn heads_pass(&mut self, q: f64, kv: f64) {
+    fn heads_pass(&mut self, layer: usize, q: f64, kv: f64) {
         let (n, w, d) = (self.n, self.w, self.run.spec.head_dim as f64);
         for width in [q, kv] {
             if self.run.spec.qk_norm.is_some() {
                 self.rows(Part::Rows, 2.0 * n * width * w + n * width / d * F32);
             }
-            self.rows(Part::Rows, 2.0 * n * width * w + n * d * F32);
+            if self.run.spec.layers.get(layer).is_some_and(|layer| layer.rope.is_some()) {
+                self.rows(Part::Rows, 2.0 * n * width * w + n * d * F32);
+            }
         }
+    }
+
+    /// The products of a layer's experts, if it has any, `times` over: each expert's weights once, for the rows that it gets if
+    /// they are spread evenly.
+    fn mixture(&mut self, layer: usize, times: f64) {
+        let Some(experts) = self.run.spec.experts.filter(|_| self.run.spec.has_mixture(layer)) else { return };
+        let (h, inner, count) = (self.hidden(), experts.intermediate_size as f64, experts.count as f64);
+        self.product([self.n, count, h]);
+        let rows = self.n * experts.per_token as f64;
+        let used = count.min(rows);
+        let before = self.found.len();
+        for [d_out, d_in] in [[inner, h], [inner, h], [h, inner]] {
+            self.product([rows / used, d_out, d_in]);
+        }
+        self.found[before..].iter_mut().for_each(|cost| cost.launches *= used * times);
+        // Gathered, weighed and added up, in f32.
+        self.rows(Part::Rows, rows * h * (2.0 * self.w + 3.0 * F32));
     }
 
     /// A norm that moves `tensors` of [n, width].

@@ -218,8 +218,15 @@ impl<'a> Estimate<'a> {
     }
 
     fn linear_elements(&self) -> usize {
-        let shapes = self.spec.block_linears().filter_map(|linear| self.spec.linear_shape(linear));
-        self.spec.num_hidden_layers * shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
+        let modules = self.spec.linear_modules();
+        let shapes = modules.iter().filter_map(|module| crate::adapter::module_shape(self.spec, module));
+        let experts = |layer| match self.spec.experts.filter(|_| self.spec.has_mixture(layer)) {
+            // What a token's share of the work is: the router and the experts that it goes to.
+            Some(experts) => self.spec.hidden_size * (experts.count + 3 * self.spec.inner_size(layer)),
+            None => 0,
+        };
+        let experts: usize = (0..self.spec.num_hidden_layers).map(experts).sum();
+        experts + shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
     }
 
     /// Shapes (d_out, d_in) of the targeted linear layers.
@@ -265,7 +272,7 @@ impl<'a> Estimate<'a> {
     /// What a block keeps for its backward pass, per token.
     fn block_bytes(&self) -> usize {
         let spec = self.spec;
-        let (h, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (h, inner) = (spec.hidden_size, spec.largest_inner_size());
         let (q, kv) = spec.head_widths();
         // Inputs of the norms and of the linear layers, q, k, v and the attention's output, gate, up and their product.
         let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
@@ -293,9 +300,9 @@ impl<'a> Estimate<'a> {
         let between = match self.gpu {
             None => 0,
             Some(kernels) if kernels.gated_mlp => widest() * F32,
-            Some(_) => 10 * self.spec.intermediate_size * F32,
+            Some(_) => 10 * self.spec.largest_inner_size() * F32,
         };
-        (3 * self.spec.intermediate_size + 4 * self.spec.hidden_size) * self.width() + between
+        (3 * self.spec.largest_inner_size() + 4 * self.spec.hidden_size) * self.width() + between
     }
 
     /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
@@ -317,7 +324,7 @@ impl<'a> Estimate<'a> {
     fn traffic_per_token(&self) -> usize {
         let spec = self.spec;
         let (q, kv) = spec.head_widths();
-        let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.intermediate_size;
+        let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.largest_inner_size();
         let lora: usize = match self.settings.train.method {
             Tuning::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
             Tuning::Full => 0,

@@ -1,0 +1,118 @@
+//! A mixture of experts in place of a block's MLP: a router sends each row to a few gated MLPs and weighs what they return.
+//!
+//! y_n = Σ_{e in S_n} w_ne expert_e(h_n), with S and w of [`crate::ops::routing`]. Rows are gathered by expert, so each expert that
+//! has any is computed once; the host reads the router's logits, and in the backward pass the gradients of the weights.
+
+use super::Pass;
+use super::linear::Linear;
+use super::mlp::{Mlp, Saved as MlpSaved};
+use super::parameters::Gradients;
+use crate::ops::routing::Routing;
+use crate::ops::weight::Weight;
+use crate::ops::{cast, linear};
+use anyhow::Result;
+use candle_core::{D, DType, Tensor};
+
+pub struct Mixture {
+    /// The router's name, `…mlp.gate`.
+    pub module: String,
+    /// [E, hidden_size]
+    pub router: Weight,
+    pub experts: Vec<Mlp>,
+    /// How many experts a row goes to.
+    pub per_row: usize,
+    /// Whether a row's weights add up to 1.
+    pub normalised: bool,
+    /// Whether the router trains.
+    pub trains: bool,
+}
+
+/// What the backward pass needs.
+pub struct Saved {
+    h: Tensor,
+    routing: Routing,
+    parts: Vec<Part>,
+}
+
+/// What one expert computed.
+struct Part {
+    expert: usize,
+    /// [m] rows of h
+    rows: Tensor,
+    /// Where their weights are in [N, K].
+    places: Vec<usize>,
+    /// [m, 1] in the type of h
+    weights: Tensor,
+    /// [m, hidden_size], before it is weighed
+    y: Tensor,
+    saved: MlpSaved,
+}
+
+impl Mixture {
+    /// h: [N, hidden_size] -> [N, hidden_size]
+    pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
+        let logits = linear::forward(h, &self.router, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let routing = Routing::new(&logits, self.experts.len(), self.per_row, self.normalised)?;
+        let mut sum = h.zeros_like()?.to_dtype(DType::F32)?;
+        let mut parts = vec![];
+        for (expert, rows, places) in routing.by_expert() {
+            let weights: Vec<f32> = places.iter().map(|&place| routing.weights[place]).collect();
+            let weights = Tensor::from_vec(weights, (rows.len(), 1), h.device())?.to_dtype(h.dtype())?;
+            let rows = Tensor::new(rows, h.device())?;
+            let (y, saved) = self.experts[expert].forward(&h.index_select(&rows, 0)?, pass)?;
+            sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?.to_dtype(DType::F32)?, 0)?;
+            parts.push(Part { expert, rows, places, weights, y, saved });
+        }
+        Ok((sum.to_dtype(h.dtype())?, Saved { h: h.clone(), routing, parts }))
+    }
+
+    /// dy -> dh, both [N, hidden_size]
+    pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
+        let mut dh = dy.zeros_like()?.to_dtype(DType::F32)?;
+        let mut slopes = vec![];
+        for part in &saved.parts {
+            let dy = dy.index_select(&part.rows, 0)?;
+            slopes.push((cast(&dy, DType::F32)? * cast(&part.y, DType::F32)?)?.sum(D::Minus1)?);
+            let dy = dy.broadcast_mul(&part.weights)?;
+            let dx = self.experts[part.expert].backward(&part.saved, &dy, pass, gradients)?;
+            dh = dh.index_add(&part.rows, &dx.to_dtype(DType::F32)?, 0)?;
+        }
+        let dz = self.router_gradient(saved, &slopes)?;
+        if self.trains {
+            gradients.add(&format!("{}.weight", self.module), linear::backward_weight(&dz, &saved.h)?)?;
+            self.add_zeros(saved, gradients)?;
+        }
+        Ok((dh + linear::backward_input(&dz, &self.router)?.to_dtype(DType::F32)?)?.to_dtype(dy.dtype())?)
+    }
+
+    /// An expert without rows has a gradient of zero, so that the optimizer treats it as the others.
+    fn add_zeros(&self, saved: &Saved, gradients: &mut Gradients) -> Result<()> {
+        let idle = self.experts.iter().enumerate();
+        let idle = idle.filter(|(expert, _)| saved.parts.iter().all(|part| part.expert != *expert));
+        for linear in idle.flat_map(|(_, expert)| expert.linears()) {
+            gradients.add(&format!("{}.weight", linear.module), linear.weight.tensor()?.zeros_like()?)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of the weights, [m] for each part -> those of the logits, [N, E] in the type of h
+    fn router_gradient(&self, saved: &Saved, slopes: &[Tensor]) -> Result<Tensor> {
+        let (n, experts) = (saved.h.dim(0)?, self.experts.len());
+        if slopes.is_empty() {
+            return Ok(Tensor::zeros((n, experts), saved.h.dtype(), saved.h.device())?);
+        }
+        let slopes = Tensor::cat(slopes, 0)?.to_vec1::<f32>()?;
+        let mut dw = vec![0.0; n * self.per_row];
+        let places = saved.parts.iter().flat_map(|part| &part.places);
+        for (&place, slope) in places.zip(slopes) {
+            dw[place] = slope;
+        }
+        let dz = Tensor::from_vec(saved.routing.backward(&dw), (n, experts), saved.h.device())?;
+        Ok(dz.to_dtype(saved.h.dtype())?)
+    }
+
+    /// The experts' linears.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.experts.iter().flat_map(Mlp::linears)
+    }
+}
