@@ -17,12 +17,14 @@ use super::step::trainer::NotFinite;
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
+use crate::device;
 use crate::eval::{MeanLoss, Prepared as Suite, mean_loss};
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
 use crate::report::{LossEnds, SuiteEnds};
 use crate::stop::{self, Part, Place, Signal, StopRequest};
 use anyhow::{Result, anyhow};
+use candle_core::Device;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -100,6 +102,11 @@ fn newest(checkpoint: &Path) -> String {
     format!("the last checkpoint is {}", checkpoint.display())
 }
 
+/// What a device has free, if it says.
+fn free_memory(device: &Device) -> Option<usize> {
+    device::memory(device).map(|memory| memory.available)
+}
+
 struct Run<'a> {
     settings: &'a Settings,
     output: &'a OutputFolder,
@@ -117,9 +124,10 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn begin(settings: &'a Settings, output: &'a OutputFolder, start: &Start, prepared: Prepared) -> Result<Self> {
-        let Prepared { mut trained, train, validation, suite, record, memory } = prepared;
+        let Prepared { mut trained, train, validation, suite, record, mut memory } = prepared;
         let device = trained.trainer.model.device();
         trained.trainer.all_reduce = join(settings, device, trained.parameters())?;
+        memory.all_is_loaded(free_memory(trained.trainer.model.device()));
         Ok(Self {
             settings,
             output,
@@ -184,7 +192,9 @@ impl<'a> Run<'a> {
     /// The error of a step; if the device's memory ran out, with what to do, and the state before the step kept unless
     /// parameters have moved since or other ranks would have to take part.
     fn explained(&mut self, error: anyhow::Error, untouched: bool) -> anyhow::Error {
-        let Some(plan) = self.memory.exhausted(&error) else { return error };
+        let Some(plan) = self.memory.exhausted(&error, free_memory(self.trained.trainer.model.device())) else {
+            return error;
+        };
         let kept = if untouched && !Ranks::here().are_many() && self.ledger.go_back() {
             match self.keep() {
                 Ok(dir) => format!(

@@ -36,6 +36,8 @@ pub struct MemoryPlan {
     memory: Memory,
     on_cpu: bool,
     advice: String,
+    /// What was free once all was loaded.
+    free: Option<usize>,
 }
 
 impl MemoryPlan {
@@ -58,7 +60,7 @@ impl MemoryPlan {
         };
         let memory = peak(settings)?;
         let advice = advice(settings, memory.total(), |changed| Ok(peak(changed)?.total()))?;
-        Ok(Self { memory, on_cpu: gpu.is_none(), advice })
+        Ok(Self { memory, on_cpu: gpu.is_none(), advice, free: None })
     }
 
     /// Compares it with what there is.
@@ -87,24 +89,49 @@ impl MemoryPlan {
         Ok(Room::Tight(format!("{parts}, {} are available; {}", size(available), self.advice), fields))
     }
 
-    /// What to say if memory runs out all the same, if that is what `error` says.
-    pub fn exhausted(&self, error: &anyhow::Error) -> Option<String> {
+    /// Remembers what the device has free once all is loaded, to tell later what grew.
+    pub fn all_is_loaded(&mut self, free: Option<usize>) {
+        self.free = free;
+    }
+
+    /// What to say if memory runs out all the same, if that is what `error` says. `free`: what is still free.
+    pub fn exhausted(&self, error: &anyhow::Error, free: Option<usize>) -> Option<String> {
         let text = format!("{error:#}");
         NO_MEMORY.iter().any(|words| text.contains(words)).then(|| {
-            let Memory { weights, trained, direction, activations, logits, process } = self.memory;
-            let during = activations.max(logits);
+            let Memory { weights, trained, direction, process, .. } = self.memory;
+            let (during, of_step) = self.of_a_step();
             let parts = [
                 ("weights", weights),
                 ("what trains", trained),
                 ("the direction", direction),
-                (if activations >= logits { "activations" } else { "activations and logits" }, during),
+                (of_step, during),
                 ("the context", process),
             ];
             let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
             let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(*bytes))).collect();
             let (total, parts) = (size(self.memory.total()), parts.join(", "));
-            format!("the device has no memory left; the run was planned at {total} ({parts}); {}", self.advice)
+            let grown = self.grown(free);
+            format!("the device has no memory left; the run was planned at {total} ({parts}){grown}; {}", self.advice)
         })
+    }
+
+    /// What a step takes and gives back, and what it is.
+    fn of_a_step(&self) -> (usize, &'static str) {
+        let Memory { activations, logits, .. } = self.memory;
+        if activations >= logits { (activations, "activations") } else { (logits, "activations and logits") }
+    }
+
+    /// Whether a step took more than was planned for it, or had less to take from.
+    fn grown(&self, free: Option<usize>) -> String {
+        let (Some(at_first), Some(free)) = (self.free, free) else { return String::new() };
+        let ((planned, what), taken) = (self.of_a_step(), at_first.saturating_sub(free));
+        if taken > planned {
+            format!("; {what} grew beyond their part, to {} and more", size(taken))
+        } else if at_first < planned {
+            format!("; only {} were free when all was loaded", size(at_first))
+        } else {
+            "; something else on the device grew".to_string()
+        }
     }
 }
 
@@ -167,7 +194,7 @@ mod tests {
         let gib = |n: usize| n << 30;
         let (weights, activations) = (gib(14), gib(6));
         let memory = Memory { weights, trained: gib(1), direction: 0, activations, logits: gib(2), process: gib(1) };
-        MemoryPlan { memory, on_cpu, advice: "train less".to_string() }
+        MemoryPlan { memory, on_cpu, advice: "train less".to_string(), free: None }
     }
 
     #[test]
@@ -195,11 +222,22 @@ mod tests {
             "Metal error Failed to create metal resource: Buffer",
         ] {
             let error = anyhow::anyhow!("{text}").context("forward");
-            let told = plan.exhausted(&error).unwrap();
+            let told = plan.exhausted(&error, None).unwrap();
             let parts = "planned at 22.00 GiB (weights 14.00 GiB, what trains 1.00 GiB, activations 6.00 GiB, the context \
                          1.00 GiB); train less";
             assert!(told.contains(parts), "{told}");
         }
-        assert_eq!(plan.exhausted(&anyhow::anyhow!("disk full")), None);
+        let gib = |n: usize| n << 30;
+        for (at_first, free, grown) in [
+            (gib(9), gib(1), "; activations grew beyond their part, to 8.00 GiB and more; train less"),
+            (gib(5), 0, "; only 5.00 GiB were free when all was loaded; train less"),
+            (gib(7), gib(2), "; something else on the device grew; train less"),
+        ] {
+            let mut plan = plan.clone();
+            plan.all_is_loaded(Some(at_first));
+            let told = plan.exhausted(&anyhow::anyhow!("out of memory"), Some(free)).unwrap();
+            assert!(told.ends_with(grown), "{told}");
+        }
+        assert_eq!(plan.exhausted(&anyhow::anyhow!("disk full"), None), None);
     }
 }
