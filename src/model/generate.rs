@@ -32,9 +32,10 @@ impl GenerateOptions {
 }
 
 /// A sequence that is being continued.
-struct Running {
+struct Running<'a> {
     /// Which prompt it continues.
     index: usize,
+    prompt: &'a [u32],
     sampler: LogitsProcessor,
     /// Ids that the model has not seen yet.
     fresh: Vec<u32>,
@@ -95,7 +96,7 @@ impl Decoder {
     ) -> Result<()> {
         // All are checked first: a prompt that cannot be answered should not turn up after an hour.
         let running = prompts.iter().enumerate().map(|(index, prompt)| self.begin(index, prompt, options));
-        let mut waiting = running.collect::<Result<Vec<Running>>>()?.into_iter();
+        let mut waiting = running.collect::<Result<Vec<Running<'_>>>>()?.into_iter();
         let mut slots: Vec<Option<Running>> = (0..batch_size.clamp(1, prompts.len().max(1))).map(|_| None).collect();
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         let capacity = (longest + options.max_new_tokens).min(self.spec.context());
@@ -115,7 +116,8 @@ impl Decoder {
             }
             let logits = self.next_logits(&active, &mut cache)?;
             let best = self.likeliest(&logits)?;
-            for (row, running) in slots.iter_mut().filter(|running| running.is_some()).enumerate() {
+            let busy = slots.iter_mut().enumerate().filter(|(_, running)| running.is_some());
+            for (row, (slot, running)) in busy.enumerate() {
                 let Some(sequence) = running else { continue };
                 let token =
                     if options.temperature == 0.0 { best[row] } else { sequence.sampler.sample(&logits.get(row)?)? };
@@ -123,6 +125,12 @@ impl Decoder {
                 if !stop {
                     sequence.answer.push(token);
                     sequence.fresh = vec![token];
+                    let length = sequence.prompt.len() + sequence.answer.len();
+                    if self.spec.ropes.iter().any(|rope| rope.turns_at(length)) {
+                        // The cached keys were rotated by other frequencies.
+                        cache.clear(slot);
+                        sequence.fresh = [sequence.prompt, &sequence.answer].concat();
+                    }
                     on_token(sequence.index, token)?;
                 }
                 if stop || sequence.answer.len() >= sequence.room {
@@ -133,7 +141,7 @@ impl Decoder {
         }
     }
 
-    fn begin(&self, index: usize, prompt: &[u32], options: &GenerateOptions) -> Result<Running> {
+    fn begin<'a>(&self, index: usize, prompt: &'a [u32], options: &GenerateOptions) -> Result<Running<'a>> {
         ensure_valid!(!prompt.is_empty(), "prompt {} has no tokens", index + 1);
         let context = self.spec.context();
         ensure_valid!(
@@ -144,6 +152,7 @@ impl Decoder {
         );
         Ok(Running {
             index,
+            prompt,
             sampler: LogitsProcessor::from_sampling(options.seed, options.sampling()),
             fresh: prompt.to_vec(),
             answer: vec![],

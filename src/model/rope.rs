@@ -87,6 +87,18 @@ impl Rope {
         Stretch { start, length, frequencies, magnitude: self.magnitude() }
     }
 
+    /// Whether a sequence's frequencies, those of all its positions, become others as it grows to `length`.
+    pub fn turns_at(&self, length: usize) -> bool {
+        match &self.scaling {
+            RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings: original, .. } => {
+                let beyond = |length: usize| length as f64 > *original;
+                short_factor != long_factor && beyond(length) && !beyond(length.saturating_sub(1))
+            }
+            // Dynamic scaling changes with every position; keys stay as they were rotated, as in transformers.
+            _ => false,
+        }
+    }
+
     fn magnitude(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
@@ -203,5 +215,7 @@ mod tests {
         assert_eq!(long.frequencies(8, 16), plain);
         assert_eq!(long.frequencies(8, 17), [1.0, 0.05, 0.0025, 0.000125]);
         assert_eq!(long.stretch(8, 0, 3).magnitude, 1.5);
+        assert_eq!([15, 16, 17, 18].map(|length| long.turns_at(length)), [false, false, true, false]);
+        assert!(!dynamic.turns_at(17));
     }
 }

@@ -7,7 +7,7 @@ use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, relative_error, to_vec};
 use asft::adapter::LoraOptions;
 use asft::checkpoint::{Checkpoint, save_tensors};
-use asft::model::{Decoder, Gradients, ModelSpec, Sequences, Weights};
+use asft::model::{Decoder, GenerateOptions, Gradients, ModelSpec, Sequences, Weights};
 use asft::names::Targets;
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -184,4 +184,29 @@ fn experts_and_routers_as_targets_are_refused_with_the_reason() {
     // The first layer has an MLP.
     assert_eq!(targets("gate_proj").unwrap().len(), 4);
     assert!(targets("gte_proj").unwrap_err().to_string().contains("did you mean"));
+}
+
+/// Beyond the original context LongRoPE has other frequencies, for the positions before it too: cached keys must not stay.
+#[test]
+fn decoding_past_the_original_context_equals_the_whole_sequence() {
+    let spec = ModelSpec::load(&fixture("rope").join("phi3_longrope")).unwrap();
+    let place = (device(), DType::F32);
+    let weights = base_checkpoint("phi3");
+    let model = Decoder::load(&spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+    let ids = GoldenBatch::load("phi3").input_ids;
+    // The original context is 16 positions.
+    let prompts = [ids[..10].to_vec(), ids[10..15].to_vec()];
+    let options = GenerateOptions { max_new_tokens: 14, temperature: 0.0, top_p: 1.0, seed: 0, stop_ids: vec![] };
+    let keep = |index: usize, answer: Vec<u32>| {
+        let mut ids = prompts[index].clone();
+        for token in answer {
+            let logits = to_vec(&model.logits(&ids, &[ids.len()])?);
+            let last = &logits[logits.len() - spec.vocab_size..];
+            let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+            assert_eq!(token, best as u32, "prompt {index}, position {}", ids.len());
+            ids.push(token);
+        }
+        Ok(())
+    };
+    model.generate_all(&prompts, 2, &options, keep).unwrap();
 }
