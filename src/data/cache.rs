@@ -95,7 +95,8 @@ impl CacheFolder {
         let partial = match Partial::begin(path) {
             Ok(partial) => partial,
             Err(error) => {
-                self.give_up(path, invalid!("{error}; name another folder, or set data.cache = false"))?;
+                let error = invalid!("{error}; name another folder, or set data.cache = false");
+                self.give_up(path, error).context("data.cache")?;
                 return in_memory(make);
             }
         };
@@ -155,7 +156,7 @@ impl CacheFolder {
     /// Why samples cannot be kept, if they are to be kept in a certain folder.
     fn give_up(&self, path: &Path, error: Error) -> Result<()> {
         if self.is_named {
-            return Err(error.context(format!("data.cache: cannot write {}", path.display())));
+            return Err(error.context(format!("cannot write {}", path.display())));
         }
         if !self.is_told.swap(true, Ordering::Relaxed) {
             let text = format!(
