@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 failures = 0
 
@@ -42,7 +42,10 @@ def report(name, problems, good):
 
 
 def load_base(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """In the class that the folder is of: a text model's, or a multimodal one."""
+    multimodal = hasattr(AutoConfig.from_pretrained(folder), "vision_config")
+    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def check_keys(base, folder, stored):

@@ -4,6 +4,7 @@
 //! the caller asked for, and a file that shrinks while it is read is an error, not a SIGBUS. Writing goes to a
 //! temporary name in the target folder, is synced, and is renamed: a reader never meets half a file.
 
+mod compare;
 mod experts;
 mod float;
 mod folder;
@@ -15,6 +16,7 @@ mod quantised;
 pub mod sketch;
 mod staging;
 mod stored;
+mod wrapped;
 mod write;
 
 pub use float::all_finite;
@@ -36,11 +38,14 @@ use float::Float;
 use gguf::Arrangement;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
+
+/// Bytes that are compared before whole tensors are.
+const BEGINNING_BYTES: usize = 1 << 16;
 
 struct Shard {
     path: PathBuf,
@@ -54,12 +59,16 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, TensorInfo>,
     /// What belongs to weights in four bits, by their names.
     four_bit: BTreeMap<String, four_bit::Companions>,
+    /// Names on disk of tensors that are shown by others: a multimodal checkpoint's text model.
+    on_disk: BTreeMap<String, String>,
+    /// What of such a checkpoint is not the text model.
+    hidden: BTreeSet<String>,
     metadata: HashMap<String, String>,
 }
 
 impl Checkpoint {
     /// Opens a Hugging Face model folder, or a GGUF file, whose tensors then have the names, shapes and order of rows
-    /// that they have in such a folder. Reads headers only.
+    /// that they have in such a folder. Of a multimodal model's folder only the text model is shown. Reads headers only.
     ///
     /// # Errors
     /// A missing, truncated or corrupt file; an index that names a file outside the folder, a shard that is missing, or
@@ -81,7 +90,7 @@ impl Checkpoint {
                 );
                 log::warn(&text, json!({"file": single}));
             }
-            return checkpoint.folded();
+            return checkpoint.folded()?.unwrapped();
         }
         ensure_valid!(
             single.is_file(),
@@ -89,7 +98,7 @@ impl Checkpoint {
              never read; convert them with transformers' save_pretrained)",
             dir.display()
         );
-        Self::open_file(&single)?.folded()
+        Self::open_file(&single)?.folded()?.unwrapped()
     }
 
     /// Opens one safetensors file.
@@ -170,16 +179,20 @@ impl Checkpoint {
 
     /// Tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.shown().map(|(name, _)| name)
     }
 
     /// Names of 2-D tensors, sorted.
     pub fn matrices(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().filter(|(_, info)| info.shape.len() == 2).map(|(name, _)| name.as_str())
+        self.shown().filter(|(_, info)| info.shape.len() == 2).map(|(name, _)| name)
+    }
+
+    fn shown(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info)).filter(|(name, _)| !self.is_hidden(name))
     }
 
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name)
+        self.tensors.get(name).filter(|_| !self.is_hidden(name))
     }
 
     /// The `__metadata__` of the headers, merged over all shards.
@@ -187,7 +200,7 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// The files of the checkpoint with the names of the tensors in each, in file order.
+    /// The files of the checkpoint with the names of the tensors in each, hidden ones too, in file order.
     pub fn shards(&self) -> Vec<(&Path, Vec<&str>)> {
         let mut shards: Vec<(&Path, Vec<(u64, &str)>)> =
             self.shards.iter().map(|s| (s.path.as_path(), vec![])).collect();
@@ -299,18 +312,14 @@ impl Checkpoint {
         })
     }
 
-    /// Whether two tensors hold the same bytes in the same type and shape.
-    pub fn same(&self, one: &str, other: &str) -> Result<bool> {
-        let (a, b) = (self.required(one)?, self.required(other)?);
-        Ok((a.stored, &a.shape) == (b.stored, &b.shape) && self.hash(one)? == self.hash(other)?)
-    }
-
-    fn hash(&self, name: &str) -> Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        self.for_each_chunk(name, |chunk| {
-            hasher.update(chunk);
-        })?;
-        Ok(hasher.finalize())
+    /// The first bytes of a tensor as they are stored: tensors that differ usually do there.
+    fn beginning(&self, name: &str, info: &TensorInfo) -> Result<Vec<u8>> {
+        let path = self.path_of(info);
+        let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        file.seek(SeekFrom::Start(info.start))?;
+        let mut bytes = vec![0u8; info.bytes().min(BEGINNING_BYTES)];
+        file.read_exact(&mut bytes).with_context(|| format!("reading tensor {name} from {}", path.display()))?;
+        Ok(bytes)
     }
 
     /// All bytes of a tensor, and those of what belongs to it.
@@ -336,21 +345,6 @@ impl Checkpoint {
             left -= size;
         }
         Ok(())
-    }
-
-    /// A hash of the named tensors' names, shapes, types and bytes, independent of how they are sharded.
-    pub fn content_hash<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        let mut names: Vec<&str> = names.into_iter().collect();
-        names.sort_unstable();
-        let mut all = blake3::Hasher::new();
-        for name in names {
-            let info = self.required(name)?;
-            all.update(format!("{name} {} {:?}\n", info.stored, info.shape).as_bytes());
-            self.for_each_chunk(name, |chunk| {
-                all.update(chunk);
-            })?;
-        }
-        Ok(all.finalize().to_hex().to_string())
     }
 }
 

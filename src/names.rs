@@ -3,18 +3,21 @@
 
 mod pattern;
 mod tensors;
+mod wrapped;
 
 pub use pattern::PathPattern;
 pub use tensors::{
     BLOCK_LINEARS, BLOCKS, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, ROUTER, expert_part,
     in_block, in_expert, linears_of_block, split_block,
 };
+pub use wrapped::{Naming, text_name};
 
 use crate::error::{listing, nearest};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// `target_modules`, with PEFT's meaning of each form.
@@ -114,13 +117,13 @@ pub fn resolve_targets(targets: &Targets, modules: &[String]) -> Result<Vec<Stri
         Targets::AllLinear => modules.to_vec(),
         Targets::List(names) => {
             check_every_name_matches(names, modules)?;
-            modules.iter().filter(|module| names.iter().any(|name| names_module(name, module))).cloned().collect()
+            modules.iter().filter(|module| names.iter().any(|name| targets_module(name, module))).cloned().collect()
         }
         Targets::Regex(pattern) => {
             let whole = PathPattern::new("target_modules", pattern)?;
             let mut chosen = vec![];
             for module in modules {
-                if whole.matches(module)? {
+                if whole.matches(&path_for(pattern, module))? {
                     chosen.push(module.clone());
                 }
             }
@@ -144,10 +147,19 @@ pub fn names_module(name: &str, module: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
+/// A module's path in the terms of a target, which may be those of a multimodal class.
+fn path_for<'a>(target: &str, module: &'a str) -> Cow<'a, str> {
+    if wrapped::is_meant(target) { Naming::Wrapper.name(module) } else { module.into() }
+}
+
+fn targets_module(name: &str, module: &str) -> bool {
+    names_module(name, &path_for(name, module))
+}
+
 fn check_every_name_matches(names: &[String], modules: &[String]) -> Result<()> {
     ensure_valid!(!names.is_empty(), "target_modules is empty; the linears are {}", candidates(modules));
     let unmatched: Vec<&String> =
-        names.iter().filter(|name| !modules.iter().any(|module| names_module(name, module))).collect();
+        names.iter().filter(|name| !modules.iter().any(|module| targets_module(name, module))).collect();
     if unmatched.is_empty() {
         return Ok(());
     }

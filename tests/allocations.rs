@@ -113,7 +113,8 @@ fn trainer_of(dir: &Path, dtype: DType, dropout: f64, rank: usize) -> Trainer {
     let targets: Vec<String> = targets.collect();
     let sizes = targets.iter().map(|module| (module.clone(), ModuleSize { rank, alpha: 2 * rank })).collect();
     let modules = fresh_modules(&spec, &sizes, 1, &Device::Cpu).unwrap();
-    let adapter = Adapter { modules, use_rslora: false, dropout, base: None, revision: None };
+    let adapter =
+        Adapter { modules, use_rslora: false, dropout, base: None, revision: None, layout: Default::default() };
     let (loras, parameters) = adapter.trainable().unwrap();
     model.attach(loras, parameters).unwrap();
     let asft = AsftOptions { penalize: Penalize::All, ..AsftOptions::default() };

@@ -7,7 +7,7 @@ use asft::data::{Batch, Example, collate};
 use asft::method::direction_file::{self, Directions, Header, Identity};
 use asft::method::{AsftOptions, Direction, Penalize};
 use asft::model::{Decoder, ModelSpec, Weights};
-use asft::names::{Targets, resolve_targets};
+use asft::names::{Naming, Targets, resolve_targets};
 use asft::train::{Penalties, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -53,6 +53,7 @@ pub fn adapter(spec: &ModelSpec, targets: &Targets) -> anyhow::Result<(Vec<Strin
         dropout: 0.0,
         base: None,
         revision: None,
+        layout: Naming::Text,
     };
     Ok((modules, adapter))
 }

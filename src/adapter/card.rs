@@ -2,6 +2,7 @@
 
 use super::Adapter;
 use crate::checkpoint::is_gguf_name;
+use crate::names::Naming;
 use std::fmt::Write;
 
 /// Markdown with the front matter that hubs read. `objective`, printed after a colon, says what the adapter was trained
@@ -30,18 +31,25 @@ fn card(adapter: &Adapter, text: &str, settings: &[(&str, String)]) -> String {
     for (name, value) in settings {
         let _infallible = writeln!(card, "| {name} | {} |", value.replace('|', "\\|"));
     }
-    card.push_str(
-        "\nLoad it with PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n",
-    );
+    let class = match adapter.layout {
+        Naming::Text => "AutoModelForCausalLM",
+        Naming::Wrapper | Naming::OlderWrapper => "AutoModelForImageTextToText",
+    };
     let source = match of_model(base) {
         (place, Some(file)) => format!("{place:?}, gguf_file={file:?}"),
         (place, None) => format!("{place:?}"),
     };
     let _infallible = write!(
         card,
-        "model = AutoModelForCausalLM.from_pretrained({source})\nmodel = PeftModel.from_pretrained(model, \"this \
-         folder\")\n```\n"
+        "\nLoad it with PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
+         model = {class}.from_pretrained({source})\nmodel = PeftModel.from_pretrained(model, \"this folder\")\n```\n"
     );
+    if adapter.layout != Naming::Text {
+        card.push_str(
+            "\nIt adapts the text model of a multimodal class, by that class's names; loaded into the text model's own class it \
+             does nothing. asft reads it for either.\n",
+        );
+    }
     if adapter.use_rslora {
         card.push_str("\nThe adapter uses rsLoRA scaling (lora_alpha / √r), which llama.cpp's converter ignores.\n");
     }

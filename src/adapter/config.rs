@@ -2,12 +2,14 @@
 
 use super::patterns::Patterns;
 use super::reach::{Reach, is_empty};
+use super::stored_targets::targets;
 use super::{Adapter, AdapterModule};
-use crate::names::{layer_number, short_name};
+use crate::names::short_name;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The fields of an `adapter_config.json` that asft uses.
@@ -139,9 +141,12 @@ pub fn to_json(adapter: &Adapter, all_modules: &[String]) -> Value {
     // vLLM allots memory by `r`.
     let general_rank = adapter.modules.values().map(AdapterModule::rank).max().unwrap_or(1);
     let general_alpha = most_common(adapter.modules.values().map(|module| module.alpha as usize));
-    let ranks = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.rank() as f64));
-    let alphas = adapter.modules.iter().map(|(name, module)| (name.as_str(), module.alpha));
-    let (target_modules, layers_to_transform) = targets(adapter, all_modules);
+    let stored: Vec<(Cow<'_, str>, &AdapterModule)> =
+        adapter.modules.iter().map(|(name, module)| (adapter.layout.name(name), module)).collect();
+    let ranks = stored.iter().map(|(name, module)| (name.as_ref(), module.rank() as f64));
+    let alphas = stored.iter().map(|(name, module)| (name.as_ref(), module.alpha));
+    let adapted: Vec<&String> = adapter.modules.keys().collect();
+    let (target_modules, layers_to_transform) = targets(adapter.layout, &adapted, all_modules);
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -189,31 +194,10 @@ fn exceptions<'a>(values: impl Iterator<Item = (&'a str, f64)> + Clone, general:
     found
 }
 
-/// `target_modules` and `layers_to_transform`: short names (`q_proj`) if they name exactly the adapted modules, in all
-/// layers or in some; full paths otherwise.
-fn targets(adapter: &Adapter, all_modules: &[String]) -> (Vec<String>, Option<Vec<usize>>) {
-    let mut names: Vec<String> = vec![];
-    let mut layers = BTreeSet::new();
-    for module in all_modules.iter().filter(|module| adapter.modules.contains_key(*module)) {
-        if !names.iter().any(|name| name == short_name(module)) {
-            names.push(short_name(module).to_string());
-        }
-        layers.extend(layer_number(module));
-    }
-    let named: Vec<&String> = all_modules.iter().filter(|m| names.iter().any(|name| name == short_name(m))).collect();
-    if named.len() == adapter.modules.len() {
-        return (names, None);
-    }
-    let in_layers = named.iter().filter(|module| layer_number(module).is_some_and(|n| layers.contains(&n))).count();
-    if in_layers == adapter.modules.len() {
-        return (names, Some(layers.into_iter().collect()));
-    }
-    (adapter.modules.keys().cloned().collect(), None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Naming;
     use candle_core::{DType, Device, Tensor};
 
     fn parse(value: Value) -> Result<PeftConfig> {
@@ -246,7 +230,8 @@ mod tests {
                 (name.clone(), AdapterModule { a, b, alpha })
             };
             let modules = all.iter().filter(|name| keep(name)).map(module).collect();
-            let adapter = Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None };
+            let adapter =
+                Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None, layout: Naming::Text };
             let json = to_json(&adapter, &all);
             ["target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"].map(|key| json[key].to_string())
         };

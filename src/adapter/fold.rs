@@ -29,6 +29,7 @@ impl Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Naming;
     use candle_core::Device;
 
     #[test]
@@ -36,7 +37,8 @@ mod tests {
         let random = |shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
         let module = |rank, alpha| AdapterModule { a: random((rank, 5)), b: random((7, rank)), alpha };
         let modules = [("q_proj".to_string(), module(4, 16.0)), ("v_proj".to_string(), module(2, 6.0))].into();
-        let adapter = Adapter { modules, use_rslora: true, dropout: 0.0, base: None, revision: None };
+        let adapter =
+            Adapter { modules, use_rslora: true, dropout: 0.0, base: None, revision: None, layout: Naming::Text };
         let folded = adapter.folded().unwrap();
         assert!(adapter.portability().is_some() && folded.portability().is_none());
         for (name, module) in &adapter.modules {

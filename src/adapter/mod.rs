@@ -12,6 +12,7 @@ mod options;
 mod patterns;
 mod peft;
 mod reach;
+mod stored_targets;
 mod targets;
 
 pub use base::Base;
@@ -23,12 +24,12 @@ pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::{FileFormat, LoraOptions, ModelFile};
 pub use peft::CONFIG as ADAPTER_CONFIG;
-pub use peft::{WEIGHTS, content_hash, load, save, save_changed, write_into};
+pub use peft::{WEIGHTS, content_hash, load, save, save_changed, stored_name, write_into};
 pub use targets::ModuleSize;
 
 use crate::invalid;
 use crate::model::{Lora, ModelSpec, Parameters};
-use crate::names::{LoraMatrix, split_block};
+use crate::names::{LoraMatrix, Naming, split_block};
 use crate::ops::owned;
 use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
@@ -55,6 +56,8 @@ pub struct Adapter {
     pub base: Option<String>,
     /// Hub revision of the base.
     pub revision: Option<String>,
+    /// For which class its names are written; in memory they are the text model's own.
+    pub layout: Naming,
 }
 
 impl AdapterModule {

@@ -5,7 +5,7 @@ use super::{Adapter, AdapterModule, BaseIdentity};
 use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
 use crate::error::{listing, path_hint};
 use crate::model::ModelSpec;
-use crate::names::{LoraMatrix, PEFT_PREFIX};
+use crate::names::{LoraMatrix, Naming, PEFT_PREFIX, text_name};
 use crate::ops::sum::is_finite;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -19,7 +19,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What older releases of PEFT wrote instead.
 const PICKLED: &str = "adapter_model.bin";
 
-/// Reads a PEFT LoRA folder; matrices become f32.
+/// Reads a PEFT LoRA folder; matrices become f32. The names of a multimodal class become those of its text model.
 ///
 /// # Errors
 /// Missing files, tensors without their partner or with a rank other than the config's, and whatever the config asks
@@ -57,6 +57,8 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
         path.display(),
         listing(&contradictions, 8)
     );
+    let layout =
+        halves.keys().map(|module| Naming::of(module)).find(|layout| *layout != Naming::Text).unwrap_or_default();
     let mut modules = BTreeMap::new();
     for (module, pair) in halves {
         let [Some(a), Some(b)] = pair else {
@@ -71,10 +73,15 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
             b.dims()
         );
         let alpha = config.alpha_of(&module);
-        modules.insert(module, AdapterModule { a, b, alpha });
+        let name = text_name(&module).unwrap_or(module);
+        ensure_valid!(
+            modules.insert(name.clone(), AdapterModule { a, b, alpha }).is_none(),
+            "{}: {name} is there twice, with the names of two classes",
+            path.display()
+        );
     }
     let PeftConfig { use_rslora, dropout, base, revision, .. } = config;
-    Ok(Adapter { modules, use_rslora, dropout, base, revision })
+    Ok(Adapter { modules, use_rslora, dropout, base, revision, layout })
 }
 
 /// A hash of an adapter's matrices.
@@ -126,10 +133,19 @@ pub fn write_into(adapter: &Adapter, spec: &ModelSpec, identity: &BaseIdentity, 
 fn tensors(adapter: &Adapter) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, module) in &adapter.modules {
-        tensors.insert(peft_name(LoraMatrix::A, name), module.a.contiguous()?);
-        tensors.insert(peft_name(LoraMatrix::B, name), module.b.contiguous()?);
+        let name = adapter.layout.name(name);
+        tensors.insert(peft_name(LoraMatrix::A, &name), module.a.contiguous()?);
+        tensors.insert(peft_name(LoraMatrix::B, &name), module.b.contiguous()?);
     }
     Ok(tensors)
+}
+
+/// What the file of an adapter calls the parameter `name`, such as `model.layers.0.self_attn.q_proj.lora_A.weight`: the names
+/// may be those of a multimodal class.
+pub fn stored_name(file: &Checkpoint, name: &str) -> String {
+    let names = Naming::ALL.map(|layout| format!("{PEFT_PREFIX}{}", layout.name(name)));
+    let found = names.iter().find(|name| file.info(name).is_some());
+    found.unwrap_or(&names[0]).clone()
 }
 
 fn peft_name(matrix: LoraMatrix, module: &str) -> String {

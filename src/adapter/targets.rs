@@ -23,7 +23,12 @@ impl LoraOptions {
     /// Targets or layers that the model does not have.
     pub fn targets(&self, spec: &ModelSpec) -> Result<Vec<String>> {
         self.refuse_experts(spec)?;
-        let mut targets = resolve_targets(&self.target_modules, &spec.linear_modules())?;
+        let resolved = resolve_targets(&self.target_modules, &spec.linear_modules());
+        let mut targets = resolved.map_err(|error| match spec.wrapped {
+            true => error
+                .context("of a multimodal model only the text model's linears can be targets, not its vision tower's"),
+            false => error,
+        })?;
         let Some(layers) = &self.layers_to_transform else { return Ok(targets) };
         let count = spec.num_hidden_layers;
         let missing: Vec<String> = layers.iter().filter(|&&layer| layer >= count).map(usize::to_string).collect();

@@ -49,7 +49,8 @@ impl View for Blob {
 /// Writes a copy of the model folder `source` to `out`, shard by shard, with the weights that `replace` gives.
 ///
 /// `replace` is asked for every tensor by name: `None` keeps it, `Some` is written instead, in `dtype` or else in the
-/// source's type. Only one shard is in memory at a time; `out` appears only when it is complete.
+/// source's type. What of a multimodal model is not its text model keeps its type. Only one shard is in memory at a time;
+/// `out` appears only when it is complete.
 pub fn rewrite(
     source: &Path,
     checkpoint: &Checkpoint,
@@ -86,8 +87,9 @@ pub fn rewrite_into(
         for name in names {
             let blob = blob(checkpoint, name, dtype, replace(name)?)?;
             total += blob.bytes.len();
-            weight_map.insert((*name).to_string(), json!(file));
-            blobs.push((*name, blob));
+            let on_disk = checkpoint.name_on_disk(name);
+            weight_map.insert(on_disk.to_string(), json!(file));
+            blobs.push((on_disk, blob));
         }
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         let target = out.join(file);
@@ -156,6 +158,7 @@ pub fn companions_of_gguf(place: &Path, tokenizer: Option<&Path>, dtype: DType) 
 
 fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Option<Tensor>) -> Result<Blob> {
     let info: &TensorInfo = checkpoint.required(name)?;
+    let dtype = dtype.filter(|_| !checkpoint.is_hidden(name));
     let kept = |dtype| Ok(Blob { dtype, shape: info.shape.clone(), bytes: checkpoint.read_bytes(name)? });
     let (stored, source) = match info.stored {
         Stored::Plain(plain @ Dtype::F32) => (DType::F32, Some(plain)),
@@ -211,6 +214,11 @@ fn set_dtype(source: &Path, target: &Path, dtype: DType) -> Result<()> {
     };
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = json!(name);
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(of_text) = config.get_mut("text_config").and_then(|text| text.get_mut(key)) {
+            *of_text = json!(name);
+        }
+    }
     // Weights that were quantised are written value by value.
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");

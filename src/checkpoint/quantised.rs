@@ -24,16 +24,16 @@ impl Checkpoint {
 
     /// Whether any weight is stored quantised.
     pub fn is_quantised(&self) -> bool {
-        self.tensors.values().any(|info| info.stored.is_quantised())
+        self.shown().any(|(_, info)| info.stored.is_quantised())
     }
 
     /// The bytes of each weight that is stored quantised, by name, with those of what belongs to it.
     pub fn quantised_bytes(&self) -> BTreeMap<String, usize> {
-        let quantised = self.tensors.iter().filter(|(_, info)| info.stored.is_quantised());
+        let quantised = self.shown().filter(|(_, info)| info.stored.is_quantised());
         quantised
             .map(|(name, info)| {
                 let companions = self.four_bit.get(name).into_iter().flat_map(|companions| companions.tensors());
-                (name.clone(), info.bytes() + companions.map(|info| info.bytes()).sum::<usize>())
+                (name.to_string(), info.bytes() + companions.map(|info| info.bytes()).sum::<usize>())
             })
             .collect()
     }

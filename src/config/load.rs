@@ -142,6 +142,7 @@ train = "train.jsonl"
             "data.max_samples=7",
             "data.cache=cache",
             "export.fold_scale=true",
+            "export.layout=wrapper",
             "data.mix=[{file=\"a.jsonl\", share=0.1}, {file=\"b.jsonl\", count=3, prefix=\"x \"}]",
             "data.train=[\"t.jsonl\", {path=\"u.jsonl\", format=\"sharegpt\", columns={conversations=\"c\"}, count=2}]",
             "train.patience=4",

@@ -104,6 +104,7 @@ fn lora(settings: &Settings, found: &mut Mistakes) {
             ("lora.rank_pattern` and `lora.alpha_pattern", patterns),
             ("lora.loraplus_lr_ratio", lora.loraplus_lr_ratio.is_some()),
             ("export.fold_scale", settings.export.fold_scale),
+            ("export.layout", settings.export.layout.is_some()),
         ];
         for (key, _) in unused.into_iter().filter(|(_, given)| *given) {
             found.add(format!("`{key}` has no use with `train.method = \"full\"`"));

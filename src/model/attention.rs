@@ -5,7 +5,7 @@ use super::linear::{Linear, Saved as LinearSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
 use super::projection::{Projection, Saved as ProjectionSaved};
-use super::{LayerCache, Pass};
+use super::{LayerCache, Pass, Rotations};
 use crate::ops::{attention, rms_norm, rope};
 use anyhow::Result;
 use candle_core::Tensor;
@@ -17,7 +17,7 @@ pub struct Attention {
     /// Norms of queries and keys, before the rotation.
     pub qk_norm: Option<(Norm, Norm)>,
     pub shape: attention::Shape,
-    /// Index of the pass's angles that rotate this layer, if it is rotated.
+    /// Index of the pass's rotations that turn this layer, if it is rotated.
     pub rope: Option<usize>,
 }
 
@@ -41,8 +41,8 @@ impl Attention {
             (q, k, norms_saved) = (q_normed, k_normed, Some((q_saved, k_saved)));
         }
         if let Some(rope) = self.rope {
-            let angles = &pass.angles[rope];
-            (q, k) = (rope::forward(&q, angles)?, rope::forward(&k, angles)?);
+            let Rotations { queries, keys } = &pass.rotations[rope];
+            (q, k) = (rope::forward(&q, queries)?, rope::forward(&k, keys)?);
         }
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v, &pass.layout.spans)?,
@@ -60,8 +60,8 @@ impl Attention {
         let d_core = self.o_proj.backward(&saved.o, dy, key, gradients)?;
         let (mut dq, mut dk, dv) = attention::backward(&saved.core, &d_core, self.shape, &pass.layout)?;
         if let Some(rope) = self.rope {
-            let angles = &pass.angles[rope];
-            (dq, dk) = (rope::backward(&dq, angles)?, rope::backward(&dk, angles)?);
+            let Rotations { queries, keys } = &pass.rotations[rope];
+            (dq, dk) = (rope::backward(&dq, queries)?, rope::backward(&dk, keys)?);
         }
         if let (Some((q_norm, k_norm)), Some((q_saved, k_saved))) = (&self.qk_norm, &saved.qk_norm) {
             dq = q_norm.backward_heads(q_saved, &dq, gradients)?;

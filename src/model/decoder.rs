@@ -6,12 +6,11 @@
 
 use super::block::{Block, Saved};
 use super::norm::Norm;
-use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope};
+use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations};
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
-use crate::ops::rope::{Angles, Stretch};
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::{is_finite, scaled};
 use crate::ops::weight::Weight;
@@ -117,16 +116,12 @@ impl Decoder {
     /// A pass over whole sequences.
     fn pass(&self, lengths: &[usize], dropout_key: Option<DropoutKey>) -> Result<Pass> {
         let stretches: Vec<(usize, usize)> = lengths.iter().map(|&length| (0, length)).collect();
-        Ok(Pass { layout: Layout::new(lengths), angles: self.angles(&stretches)?, dropout_key })
+        Ok(Pass { layout: Layout::new(lengths), rotations: self.rotations(&stretches)?, dropout_key })
     }
 
-    /// For each of the spec's ropes, the angles of the (start, length) stretches.
-    fn angles(&self, stretches: &[(usize, usize)]) -> Result<Vec<Angles>> {
-        let of = |rope: &Rope| {
-            let stretches: Vec<Stretch> =
-                stretches.iter().map(|&(start, length)| rope.stretch(self.spec.head_dim, start, length)).collect();
-            Ok(Angles::new(&stretches, self.device())?.of(rope.heads(self.spec.head_dim)))
-        };
+    /// For each of the spec's ropes, the rotations of the (start, length) stretches.
+    fn rotations(&self, stretches: &[(usize, usize)]) -> Result<Vec<Rotations>> {
+        let of = |rope: &Rope| rope.rotations(self.spec.head_dim, stretches, self.device());
         self.spec.ropes.iter().map(of).collect()
     }
 
@@ -207,7 +202,7 @@ impl Decoder {
         let spans = cache.extend(&counts)?;
         let stretches: Vec<(usize, usize)> = spans.iter().map(|span| (span.k_len - span.q_len, span.q_len)).collect();
         let last: Vec<u32> = spans.iter().map(|span| (span.q_start + span.q_len - 1) as u32).collect();
-        let pass = Pass { layout: Layout::cached(spans), angles: self.angles(&stretches)?, dropout_key: None };
+        let pass = Pass { layout: Layout::cached(spans), rotations: self.rotations(&stretches)?, dropout_key: None };
         let ids: Vec<u32> = fresh.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
         let mut x = self.embed(&ids)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {

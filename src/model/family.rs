@@ -12,28 +12,44 @@ use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::path::Path;
 
-const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, gemma2, gemma3_text, smollm3, \
-                         granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3";
+const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, ministral3, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, gemma2, \
+                         gemma3_text, smollm3, granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3, and the text models of gemma3, mistral3 and \
+                         qwen3_vl";
 
 impl ModelSpec {
-    /// Reads `config.json` in a checkpoint folder, or what a GGUF file says in its place.
+    /// Reads `config.json` in a checkpoint folder, or what a GGUF file says in its place; of a multimodal class only the text
+    /// model. If the folder has weights with a head that differs from the embedding, the two are not tied, whatever
+    /// `config.json` says.
     ///
     /// # Errors
     /// A missing or malformed file, an unsupported `model_type`, or an unsupported field, named.
     pub fn load(place: &Path) -> Result<Self> {
         let (fields, origin) = model_config(place)?;
-        parse(&Config { fields: &fields, origin: origin.display().to_string() })
+        let mut spec = parse(&Config { fields: &fields, origin: origin.display().to_string() })?;
+        if spec.tie_word_embeddings && head::differs(place)? {
+            head::tell(place);
+            spec.tie_word_embeddings = false;
+        }
+        Ok(spec)
     }
 }
 
 fn parse(config: &Config) -> Result<ModelSpec> {
+    let Some(fields) = wrapper::text_fields(config)? else { return text_model(config) };
+    let text = Config { fields: &fields, origin: format!("{}: text_config", config.origin) };
+    Ok(ModelSpec { wrapped: true, ..text_model(&text)? })
+}
+
+fn text_model(config: &Config) -> Result<ModelSpec> {
     let model_type = config.string("model_type")?.unwrap_or_default();
     let spec = match model_type {
         "llama" => llama::llama(config),
         "mistral" => llama::mistral(config),
         "qwen2" => qwen::qwen(config, false),
+        "ministral3" => ministral3::ministral3(config),
         "qwen3" => qwen::qwen(config, true),
         "qwen3_moe" => qwen::qwen3_moe(config),
+        "qwen3_vl_text" => qwen::qwen3_vl(config),
         "gemma2" => gemma::gemma(config, false),
         "gemma3_text" => gemma::gemma(config, true),
         "smollm3" => smollm3::smollm3(config),
@@ -42,11 +58,6 @@ fn parse(config: &Config) -> Result<ModelSpec> {
         "olmo3" => olmo::olmo3(config),
         "phi3" => phi3::phi3(config),
         "glm4" => glm4::glm4(config),
-        "gemma3" => Err(invalid!(
-            "{}: model_type `gemma3` is the multimodal Gemma 3, which is not supported; a text-only checkpoint has \
-             model_type `gemma3_text`",
-            config.origin
-        )),
         "" => Err(config.missing("model_type")),
         other => Err(invalid!("{}: model_type `{other}` is not supported; supported: {SUPPORTED}", config.origin)),
     }?;
@@ -88,7 +99,9 @@ mod base;
 mod gemma;
 mod glm4;
 mod granite;
+mod head;
 mod llama;
+mod ministral3;
 mod olmo;
 mod phi3;
 mod quantisation;
@@ -97,6 +110,7 @@ mod refused;
 mod ropes;
 mod smollm3;
 mod windows;
+mod wrapper;
 
 #[cfg(test)]
 mod tests;

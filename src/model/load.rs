@@ -218,6 +218,11 @@ impl ModelSpec {
 }
 
 fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    ensure_valid!(
+        !spec.wrapped || checkpoint.is_wrapped(),
+        "the weights do not fit config.json: it is of a multimodal class, and no tensor is in model.language_model or \
+         language_model.model; the text model alone has the config that stands in text_config"
+    );
     let mut problems = vec![];
     for (name, expected) in spec.tensors() {
         match checkpoint.info(&name) {

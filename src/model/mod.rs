@@ -25,18 +25,17 @@ pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Growth, Rope, RopeScaling, Rotations};
 pub use spec::{BlockNorms, Experts, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
-use crate::ops::rope::Angles;
 
 /// What all layers share in one pass.
 pub struct Pass {
     /// Which rows belong to which sequence.
     pub layout: Layout,
     /// For each of the spec's ropes.
-    pub angles: Vec<Angles>,
+    pub rotations: Vec<Rotations>,
     /// Set while training.
     pub dropout_key: Option<DropoutKey>,
 }

@@ -3,7 +3,9 @@
 //! The formulas are those of transformers' `modeling_rope_utils`: linear, dynamic (NTK), YaRN (arXiv 2309.00071),
 //! LongRoPE (arXiv 2402.13753) and Llama 3.1's.
 
-use crate::ops::rope::{Heads, Stretch};
+use crate::ops::rope::{Angles, Heads, Stretch};
+use anyhow::Result;
+use candle_core::Device;
 use std::f64::consts::TAU;
 
 /// The rotary embedding of one kind of layer.
@@ -15,6 +17,28 @@ pub struct Rope {
     pub partial: f64,
     /// Whether pairs of neighbours are rotated, rather than the halves of what is rotated.
     pub interleaved: bool,
+    /// How queries grow with the position, if they do.
+    pub growth: Option<Growth>,
+}
+
+/// A query at position p counts 1 + β ln(1 + ⌊p / original context⌋)-fold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    pub beta: f64,
+    pub original_max_position_embeddings: f64,
+}
+
+impl Growth {
+    fn at(self, position: usize) -> f32 {
+        let contexts = (position as f64 / self.original_max_position_embeddings).floor();
+        (1.0 + self.beta * (1.0 + contexts).ln()) as f32
+    }
+}
+
+/// The rotations of a pass by one rope: they differ where queries grow.
+pub struct Rotations {
+    pub queries: Angles,
+    pub keys: Angles,
 }
 
 /// How rotary frequencies are stretched for contexts longer than the pre-training's.
@@ -58,7 +82,7 @@ pub enum RopeScaling {
 impl Rope {
     /// Whole heads in halves.
     pub fn new(theta: f64, scaling: RopeScaling) -> Self {
-        Self { theta, scaling, partial: 1.0, interleaved: false }
+        Self { theta, scaling, partial: 1.0, interleaved: false, growth: None }
     }
 
     /// What of heads of `head_dim` values is rotated.
@@ -97,6 +121,21 @@ impl Rope {
             // Dynamic scaling changes with every position; keys stay as they were rotated, as in transformers.
             _ => false,
         }
+    }
+
+    /// The rotations of rows at the positions of (start, length) stretches, one after another.
+    pub fn rotations(&self, head_dim: usize, stretches: &[(usize, usize)], device: &Device) -> Result<Rotations> {
+        let parts: Vec<Stretch> =
+            stretches.iter().map(|&(start, length)| self.stretch(head_dim, start, length)).collect();
+        let keys = Angles::new(&parts, device)?.of(self.heads(head_dim));
+        let positions = stretches.iter().flat_map(|&(start, length)| start..start + length);
+        let factors: Option<Vec<f32>> =
+            self.growth.map(|growth| positions.map(|position| growth.at(position)).collect());
+        let queries = match factors.filter(|factors| factors.iter().any(|&factor| factor != 1.0)) {
+            Some(factors) => keys.times(factors)?,
+            None => keys.clone(),
+        };
+        Ok(Rotations { queries, keys })
     }
 
     fn magnitude(&self) -> f32 {

@@ -9,6 +9,8 @@ use crate::ops::activation::Activation;
 /// The architecture of one checkpoint, in the terms of its `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
+    /// Whether this is the text model of a multimodal class, whose names its adapters have.
+    pub wrapped: bool,
     pub model_type: String,
     pub vocab_size: usize,
     pub hidden_size: usize,

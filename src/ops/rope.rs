@@ -75,6 +75,13 @@ impl Angles {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, heads: Heads::whole(2 * half) })
     }
 
+    /// The same angles with magnitudes `factors` times as large, one for each row. Heads have to be rotated whole.
+    pub fn times(&self, factors: Vec<f32>) -> Result<Self> {
+        let factors = Tensor::from_vec(factors, (self.cos.dim(0)?, 1), self.cos.device())?;
+        let scaled = |table: &Tensor| table.broadcast_mul(&factors);
+        Ok(Self { cos: scaled(&self.cos)?, sin: scaled(&self.sin)?, heads: self.heads })
+    }
+
     /// The same angles for heads that are rotated as `heads` says; R is twice the number of frequencies.
     pub fn of(self, heads: Heads) -> Self {
         Self { heads, ..self }

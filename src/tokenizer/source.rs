@@ -113,11 +113,12 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
     serde_json::from_slice(&bytes).map_err(|e| invalid!("{} is not a JSON object: {e}", path.display()))
 }
 
-/// `eos_token_id` (an int or a list) of generation_config.json, else of config.json.
+/// `eos_token_id` (an int or a list) of generation_config.json, else of config.json, for its text model or at all.
 fn generation_eos_ids(dir: &Path) -> Result<Vec<u32>> {
     for file in [GENERATION, MODEL] {
         let config = read_object(&dir.join(file))?;
-        let Some(value) = config.get("eos_token_id").filter(|v| !v.is_null()) else { continue };
+        let of_text = || config.get("text_config").and_then(|text| text.get("eos_token_id"));
+        let Some(value) = config.get("eos_token_id").or_else(of_text).filter(|v| !v.is_null()) else { continue };
         let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
             Value::Array(ids) => ids.iter().map(one).collect::<Option<Vec<u32>>>(),

@@ -1,5 +1,6 @@
 //! `[train]`, `[eval]` and `[output]` of the config: how long, how fast, what is measured, and where the results go.
 
+use crate::names::Naming;
 use crate::optim::{Schedule, ScheduleKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,10 @@ pub struct ExportOptions {
     /// with zeros). Every reader of PEFT adapters then computes the same, also those that ignore rsLoRA or the patterns of
     /// ranks and alphas. Checkpoints stay as they are.
     pub fold_scale: bool,
+    /// For which class the adapter's names are written: "text", a text model of its own (`model.layers.N`), or "wrapper", a
+    /// multimodal class (`model.language_model.layers.N`), such as Gemma3ForConditionalGeneration. Loaded into the other class
+    /// an adapter does nothing. Without it, that of the base.
+    pub layout: Option<Naming>,
 }
 
 /// `[output]`

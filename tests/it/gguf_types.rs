@@ -10,6 +10,7 @@ use asft::checkpoint::{Checkpoint, Stored, model_config, save_tensors};
 use asft::data::{Batch, collate};
 use asft::method::{AsftOptions, Penalize};
 use asft::model::{Decoder, ModelSpec, Weights};
+use asft::names::Naming;
 use asft::quant::ggml::GgmlType;
 use asft::tokenizer::Tokenizer;
 use asft::train::{Penalties, TrainOptions, Trainer};
@@ -96,7 +97,8 @@ fn ten_steps(place: &Path) -> Vec<(f64, f64)> {
     let targets: Vec<String> = parts.iter().map(|part| format!("model.layers.0.{part}")).collect();
     let sizes = targets.iter().map(|target| (target.clone(), ModuleSize { rank: 4, alpha: 8 })).collect();
     let modules = adapter::fresh_modules(&spec, &sizes, 3, device()).unwrap();
-    let adapter = Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None };
+    let adapter =
+        Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None, layout: Naming::Text };
     attach(&mut model, &adapter);
     let asft = AsftOptions { penalize: Penalize::None, ..Default::default() };
     let penalties = Penalties::new(&asft, &targets, None, Some(&adapter), &model).unwrap();

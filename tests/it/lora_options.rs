@@ -9,6 +9,7 @@ use asft::adapter::{self, Adapter, LoraOptions, ModuleSize, fresh_modules};
 use asft::config::Settings;
 use asft::data::collate;
 use asft::method::{AsftOptions, Penalize};
+use asft::names::Naming;
 use asft::train::{Penalties, TrainOptions, Trainer};
 
 /// The golden case's settings, as overrides on the command line.
@@ -53,7 +54,8 @@ fn what_is_exported_reads_back_with_the_same_ranks_alphas_and_layers() {
     let base = base_checkpoint("llama_gqa");
     let sizes = options.sizes(&options.targets(&spec).unwrap()).unwrap();
     let modules = fresh_modules(&spec, &sizes, 1, device()).unwrap();
-    let adapter = Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None };
+    let adapter =
+        Adapter { modules, use_rslora: false, dropout: 0.0, base: None, revision: None, layout: Naming::Text };
     adapter::save(&adapter, &spec, &base, "", &dir).unwrap();
     let (written, golden) = (
         read_json(&dir.join("adapter_config.json")),

@@ -46,5 +46,6 @@ mod shipped_configs;
 mod training;
 mod whole_runs;
 mod with_direction;
+mod wrappers;
 mod wrong_data;
 mod wrong_inputs;

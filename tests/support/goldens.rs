@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 16] = [
+pub const CASES: [&str; 19] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -30,6 +30,9 @@ pub const CASES: [&str; 16] = [
     "glm4",
     "qwen3_moe",
     "qwen3_moe_raw",
+    "gemma3",
+    "mistral3",
+    "qwen3_vl",
 ];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.

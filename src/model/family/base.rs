@@ -47,6 +47,7 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         config.size("head_dim")?.or(head_default).unwrap_or_else(|| (hidden_size / num_attention_heads).max(1));
     let context = config.size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
     Ok(ModelSpec {
+        wrapped: false,
         model_type: config.string("model_type")?.unwrap_or_default().to_string(),
         vocab_size: config.required_size("vocab_size")?,
         hidden_size,

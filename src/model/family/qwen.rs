@@ -1,7 +1,8 @@
-//! Qwen2 and Qwen3, and Qwen3's mixtures of experts.
+//! Qwen2 and Qwen3, Qwen3's mixtures of experts, and the text model of Qwen3-VL.
 
 use super::base::{Defaults, LLAMA, common};
 use super::refused::refuse_unsupported;
+use super::ropes::{PLAIN, RopeDefaults};
 use super::windows::{set_windows, sliding_layers, sliding_window};
 use crate::ensure_valid;
 use crate::model::config_json::Config;
@@ -71,3 +72,19 @@ pub fn qwen3_moe(config: &Config) -> Result<ModelSpec> {
 
 /// More experts than any model has: tensors are listed before any weight is looked at.
 const MAX_EXPERTS: usize = 4096;
+
+/// A Qwen3 without windows. The three positions of a token are equal in text, so its sections of frequencies are one rotation.
+pub fn qwen3_vl(config: &Config) -> Result<ModelSpec> {
+    let defaults = Defaults {
+        num_key_value_heads: Some(32),
+        head_dim: Some(128),
+        max_position_embeddings: 128_000,
+        rope: RopeDefaults { theta: 500_000.0, ..PLAIN },
+        ..LLAMA
+    };
+    refuse_unsupported(config, &["attention_bias"])?;
+    let mut spec = common(config, &defaults)?;
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, Some(QkNorm::Heads));
+    Ok(spec)
+}

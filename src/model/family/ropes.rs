@@ -1,7 +1,7 @@
 //! The rotary part of a `config.json`, in the dialects of transformers 4 and 5.
 
 use crate::model::config_json::Config;
-use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
+use crate::model::rope::{Growth, Rope, RopeScaling, yarn_attention_factor};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
@@ -14,6 +14,8 @@ pub struct RopeDefaults {
     pub interleaved: bool,
     /// Takes precedence over the one in the set.
     pub original_max_position_embeddings: Option<f64>,
+    /// Whether queries grow with the position, by `llama_4_scaling_beta`.
+    pub grows: bool,
     /// One rope for layers with full attention, and one of this theta for those with a window.
     pub sliding: Option<Sliding>,
 }
@@ -31,6 +33,7 @@ pub const PLAIN: RopeDefaults = RopeDefaults {
     partial: None,
     interleaved: false,
     original_max_position_embeddings: None,
+    grows: false,
     sliding: None,
 };
 
@@ -86,7 +89,7 @@ fn single(config: &Config, context: usize, defaults: &RopeDefaults) -> Result<Ro
 impl Surroundings<'_> {
     fn rope(&self, theta: f64, scaling: RopeScaling, partial: Option<f64>) -> Rope {
         let partial = partial.or(self.partial).unwrap_or(1.0);
-        Rope { theta, scaling, partial, interleaved: self.defaults.interleaved }
+        Rope { theta, scaling, partial, interleaved: self.defaults.interleaved, growth: None }
     }
 }
 
@@ -170,7 +173,20 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
             ));
         }
     };
-    Ok(surroundings.rope(theta, scaling, partial))
+    let growth = growth(rope, original, surroundings.defaults.grows)?;
+    Ok(Rope { growth, ..surroundings.rope(theta, scaling, partial) })
+}
+
+fn growth(rope: &Config, original: f64, grows: bool) -> Result<Option<Growth>> {
+    const KEY: &str = "llama_4_scaling_beta";
+    match rope.get(KEY) {
+        None if grows => Err(rope.missing(KEY)),
+        None => Ok(None),
+        Some(got) if !grows => {
+            Err(invalid!("{}: `{KEY}` = {got} is not supported for this model_type; expected null", rope.origin))
+        }
+        Some(_) => Ok(Some(Growth { beta: rope.required_number(KEY)?, original_max_position_embeddings: original })),
+    }
 }
 
 /// What Phi-3 calls `su` or `yarn` is LongRoPE; it has nothing else.

@@ -122,7 +122,16 @@ fn gemma_3_has_two_ropes_in_either_dialect() {
 fn what_changes_the_maths_is_refused_by_name() {
     for (model_type, overrides, needle) in [
         ("mamba", json!({}), "mamba"),
-        ("gemma3", json!({}), "gemma3_text"),
+        ("gemma3", json!({"text_config": {"model_type": "llama"}}), "supported: gemma3_text"),
+        ("mistral3", json!({"text_config": {"model_type": "llama"}}), "supported: mistral, ministral3"),
+        ("mistral3", json!({"quantization_config": {"quant_method": "fp8"}}), "quantised by fp8"),
+        ("qwen3_vl", json!({"text_config": {"num_experts": 4}}), "text_config: `num_experts` = 4"),
+        (
+            "ministral3",
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 2}}),
+            "`llama_4_scaling_beta` is missing",
+        ),
+        ("mistral", json!({"rope_scaling": {"llama_4_scaling_beta": 0.1}}), "`llama_4_scaling_beta` = 0.1"),
         ("", json!({"model_type": null}), "`model_type` is missing"),
         ("llama", json!({"hidden_act": "gelu"}), "gelu"),
         ("llama", json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}), "mrope"),
@@ -233,4 +242,43 @@ fn some_layers_of_a_mixture_have_experts() {
     assert_eq!(spec.block_linears(1).count(), 4);
     assert_eq!(spec.mixture_matrices(1).len(), 1 + 4 * 3);
     assert_eq!(spec.linear_shape("mlp.experts.3.down_proj"), Some((48, 768)));
+}
+
+#[test]
+fn text_models_of_multimodal_classes_have_their_classes_defaults() {
+    let sizes = |spec: &ModelSpec| {
+        let ModelSpec { vocab_size, hidden_size, num_hidden_layers, num_attention_heads, .. } = *spec;
+        (vocab_size, hidden_size, num_hidden_layers, num_attention_heads, spec.num_key_value_heads, spec.head_dim)
+    };
+    let parsed = |model_type: &str, text: Value| parse_with(model_type, json!({"text_config": text})).unwrap();
+    let gemma3 = parsed("gemma3", json!({"hidden_size": 2560, "sliding_window": 1024, "num_hidden_layers": 34}));
+    assert_eq!(sizes(&gemma3), (262_208, 2560, 34, 8, 4, 256));
+    assert!(gemma3.wrapped && gemma3.tie_word_embeddings && gemma3.model_type == "gemma3_text");
+    assert_eq!(sizes(&parsed("qwen3_vl", json!({}))), (151_936, 4096, 32, 32, 32, 128));
+    let mistral3 = parsed("mistral3", json!({"tie_word_embeddings": false}));
+    assert_eq!(sizes(&mistral3), (32_000, 4096, 32, 32, 8, 128));
+    // What stands in text_config does not count.
+    assert!(mistral3.tie_word_embeddings && mistral3.layers[0].window == Some(4096));
+    let untied = parse_with("mistral3", json!({"tie_word_embeddings": false})).unwrap();
+    assert_eq!((sizes(&untied), untied.tie_word_embeddings), ((131_072, 5120, 40, 32, 8, 128), false));
+    assert_eq!((untied.ropes[0].theta, untied.layers[0].window), (1e9, None));
+    let ministral3 = parsed("mistral3", json!({"model_type": "ministral3"}));
+    let Rope { theta, growth, .. } = ministral3.ropes[0];
+    let growth = growth.unwrap();
+    assert_eq!((theta, growth.beta, growth.original_max_position_embeddings), (1e6, 0.1, 16384.0));
+    let RopeScaling::Yarn { factor, attention_factor, .. } = ministral3.ropes[0].scaling else { panic!() };
+    assert_eq!((factor, attention_factor, ministral3.context()), (16.0, 1.0, 262_144));
+}
+
+#[test]
+fn text_models_of_multimodal_classes_stand_alone_too() {
+    let alone = |model_type: &str, fields| parse_with(model_type, fields).unwrap();
+    let sections =
+        json!({"rope_type": "default", "mrope_section": [3, 2, 1], "mrope_interleaved": true, "rope_theta": 5e6});
+    let qwen3_vl = alone("qwen3_vl_text", json!({"rope_parameters": sections}));
+    assert_eq!(qwen3_vl.ropes[0], Rope::new(5e6, RopeScaling::None));
+    assert!(!qwen3_vl.wrapped && !qwen3_vl.tie_word_embeddings && qwen3_vl.qk_norm == Some(QkNorm::Heads));
+    assert_eq!(alone("qwen3_vl_text", json!({})).ropes[0].theta, 5e5);
+    assert_eq!(windows(&alone("ministral3", json!({}))), [None; 3]);
+    assert_eq!(windows(&alone("ministral3", json!({"sliding_window": 9}))), [Some(9); 3]);
 }

@@ -23,7 +23,7 @@ use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
 use crate::model::{DeviceKind, ModelSpec};
-use crate::names::Targets;
+use crate::names::{Naming, Targets};
 use crate::ops::gpu::Serving;
 use crate::ranks::Ranks;
 use crate::report::{RunRecord, hash_file};
@@ -199,12 +199,20 @@ impl Preflight<'_> {
                 check_shapes(&model.spec, &model.checkpoint, &sizes)?;
                 check_ranks(&model.spec, &sizes)?;
                 let modules = adapter::fresh_modules(&model.spec, &sizes, seed, &model.device)?;
-                Adapter { modules, use_rslora: options.use_rslora, dropout: 0.0, base: None, revision: None }
+                Adapter {
+                    modules,
+                    use_rslora: options.use_rslora,
+                    dropout: 0.0,
+                    base: None,
+                    revision: None,
+                    layout: Naming::Text,
+                }
             }
         };
         adapter.dropout = options.dropout;
         adapter.base = Some(base.id.clone().unwrap_or_else(|| self.settings.model.aligned.clone()));
         adapter.revision = base.revision.clone();
+        adapter.layout = if model.spec.wrapped { Naming::Wrapper } else { Naming::Text };
         Ok(adapter)
     }
 

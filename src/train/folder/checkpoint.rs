@@ -18,7 +18,6 @@ use crate::checkpoint::{
 };
 use crate::config::Settings;
 use crate::model::Parameters;
-use crate::names::PEFT_PREFIX;
 use crate::ops::sum::is_finite;
 use crate::report::hash_file;
 use crate::train::evaluating::SUITE;
@@ -123,7 +122,7 @@ impl Saved {
 pub fn restore_parameters(dir: &Path, is_lora: bool, parameters: &Parameters) -> Result<()> {
     let file = if is_lora { Checkpoint::open_file(&dir.join(adapter::WEIGHTS))? } else { Checkpoint::open(dir)? };
     for (name, parameter) in parameters {
-        let key = if is_lora { format!("{}{name}", PEFT_PREFIX) } else { name.clone() };
+        let key = if is_lora { adapter::stored_name(&file, name) } else { name.clone() };
         let value = file.tensor(&key, DType::F32, parameter.device())?;
         let (found, expected) = (value.dims(), parameter.dims());
         ensure!(found == expected, "{name} has shape {found:?} in {}, expected {expected:?}", dir.display());

@@ -34,7 +34,8 @@ pub fn result(settings: &Settings, trained: &Trained, output: &OutputFolder, ste
 /// Writes the adapter as trained up to `step` to `dir`, and reads it back to compare.
 fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> Result<()> {
     let adapter = trained.adapter.as_ref().context("no adapter was trained")?;
-    let adapter = adapter.with_values(trained.parameters())?;
+    let mut adapter = adapter.with_values(trained.parameters())?;
+    adapter.layout = settings.export.layout.unwrap_or(adapter.layout);
     let adapter = if settings.export.fold_scale { adapter.folded()? } else { adapter };
     let asft = &settings.asft;
     let direction = match (&asft.direction, &settings.model.unaligned) {

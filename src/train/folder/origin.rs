@@ -8,8 +8,9 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings that change where and when files are written and evaluations made, but nothing that is trained.
-const FREE_KEYS: [&str; 9] = [
+const FREE_KEYS: [&str; 10] = [
     "export.fold_scale",
+    "export.layout",
     "data.cache",
     "eval.every",
     "eval.batch_size",
