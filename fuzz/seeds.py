@@ -136,6 +136,12 @@ def gguf():
     write("gguf", "llama", file([*metadata("llama"), tokens], tensors))
     write("gguf", "gemma3", file([*metadata("gemma3"), flags, whole("gemma3.attention.sliding_window", 8)], tensors[:2]))
     write("gguf", "aligned", file([*metadata("qwen2"), whole("general.alignment", 64)], tensors[:3], 64))
+    write("gguf", "tokenizer", file([
+        *(string(f"tokenizer.ggml.{key}") + struct.pack("<I", 8) + string(value) for key, value in [("model", "gpt2"), ("pre", "qwen2")]),
+        string("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 6) + b"".join(map(string, ["<s>", "a", "b", "\u0120", "aa", "\u0120a"])),
+        string("tokenizer.ggml.token_type") + struct.pack("<IIQ6i", 9, 5, 6, 3, 1, 1, 1, 1, 4),
+        string("tokenizer.ggml.merges") + struct.pack("<IIQ", 9, 8, 2) + string("a a") + string("\u0120 a"),
+        whole("tokenizer.ggml.bos_token_id", 0), string("tokenizer.ggml.add_bos_token") + struct.pack("<IB", 7, 1)], []))
     write("gguf", "empty", file([], []))
 
 

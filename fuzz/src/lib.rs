@@ -159,6 +159,7 @@ pub fn gguf(bytes: &[u8]) {
         if let Some(spec) = accepted(ModelSpec::load(path)) {
             spec.tensors();
         }
+        accepted(Tokenizer::load(path)).iter().for_each(tokenize);
         let Some(file) = accepted(Checkpoint::open(path)) else { return };
         for name in file.names() {
             assert!(file.info(name).is_some_and(|info| info.bytes() <= bytes.len()));
@@ -212,17 +213,21 @@ pub fn tokenizer(bytes: &[u8]) {
     let (file, config) = (parts.next().unwrap_or_default(), parts.next().unwrap_or(b"{}"));
     with_file("tokenizer/tokenizer_config.json", config, |_, _| ());
     with_file("tokenizer/tokenizer.json", file, |path, _| {
-        let Some(tokenizer) = accepted(Tokenizer::load(path.parent().expect("it is in a folder"))) else { return };
-        for text in ["", "What is 3 and 19?\n  <s>Ünï🦀</s>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"] {
-            let Some(ids) = accepted(tokenizer.encode(text, true)) else { continue };
-            if let Some(encoded) = accepted(tokenizer.encode_with_offsets(text, true)) {
-                assert_eq!(encoded.ids, ids);
-                assert!(encoded.offsets.iter().all(|&(start, end)| start <= end && end <= text.len()));
-            }
-            accepted(tokenizer.decode(&ids, false));
-            accepted(tokenizer.pieces(&ids));
-        }
+        accepted(Tokenizer::load(path.parent().expect("it is in a folder"))).iter().for_each(tokenize);
     });
+}
+
+/// What a run asks of a tokenizer.
+fn tokenize(tokenizer: &Tokenizer) {
+    for text in ["", "What is 3 and 19?\n  <s>Ünï🦀</s>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"] {
+        let Some(ids) = accepted(tokenizer.encode(text, true)) else { continue };
+        if let Some(encoded) = accepted(tokenizer.encode_with_offsets(text, true)) {
+            assert_eq!(encoded.ids, ids);
+            assert!(encoded.offsets.iter().all(|&(start, end)| start <= end && end <= text.len()));
+        }
+        accepted(tokenizer.decode(&ids, false));
+        accepted(tokenizer.pieces(&ids));
+    }
 }
 
 /// A conversation with all that a template may look at.
