@@ -84,17 +84,24 @@ mod avx2 {
             && std::is_x86_feature_detected!("fma")
     }
 
-    /// Byte b of each of 16 values, twice.
+    /// Byte b of each of 16 values, twice. (No function of the library's calls a closure here or below: it would not be compiled
+    /// for these instructions.)
     type Planes = [__m256i; 4];
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn planes(table: &[f32; 16]) -> Planes {
-        std::array::from_fn(|byte| {
-            let plane = table.map(|value| value.to_le_bytes()[byte]);
+        let mut bytes = [[0u8; 16]; 4];
+        for (i, value) in table.iter().enumerate() {
+            let [a, b, c, d] = value.to_le_bytes();
+            (bytes[0][i], bytes[1][i], bytes[2][i], bytes[3][i]) = (a, b, c, d);
+        }
+        let mut planes = [_mm256_setzero_si256(); 4];
+        for (plane, bytes) in planes.iter_mut().zip(&bytes) {
             // SAFETY: 16 bytes.
-            _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(plane.as_ptr().cast()) })
-        })
+            *plane = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        }
+        planes
     }
 
     #[inline]
@@ -108,16 +115,16 @@ mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn look_up(planes: &Planes, codes: __m256i) -> [__m256; 4] {
-        let [a, b, c, d] = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
+        let (a, b) = (_mm256_shuffle_epi8(planes[0], codes), _mm256_shuffle_epi8(planes[1], codes));
+        let (c, d) = (_mm256_shuffle_epi8(planes[2], codes), _mm256_shuffle_epi8(planes[3], codes));
         let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
         let (low_later, high_later) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
         [
-            _mm256_unpacklo_epi16(low, high),
-            _mm256_unpackhi_epi16(low, high),
-            _mm256_unpacklo_epi16(low_later, high_later),
-            _mm256_unpackhi_epi16(low_later, high_later),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high)),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_later, high_later)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_later, high_later)),
         ]
-        .map(|bits| _mm256_castsi256_ps(bits))
     }
 
     /// The values at even places of a part, and those at odd ones.
@@ -146,16 +153,16 @@ mod avx2 {
     }
 
     /// Calls `take` with the number of each of `count` parts from the `first` on, its scale, its table and its codes. The scale
-    /// is 1 where the table has it already.
+    /// is 1 where the table has it already. `base`: of the table without a scale.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     fn each_part(
         matrix: &FourBit,
-        first: usize,
-        count: usize,
+        base: &Planes,
+        (first, count): (usize, usize),
         mut take: impl FnMut(usize, f32, &Planes, &[u8; PART / 2]),
     ) {
-        let (in_block, base) = (matrix.block() / PART, planes(matrix.table()));
+        let in_block = matrix.block() / PART;
         let codes = &matrix.packed[first * PART / 2..].as_chunks::<{ PART / 2 }>().0[..count];
         let mut scales = [0f32; BATCH];
         for (batch, codes) in codes.chunks(BATCH).enumerate() {
@@ -165,7 +172,7 @@ mod avx2 {
             for (i, codes) in codes.iter().enumerate() {
                 let number = (at + i) / in_block - block;
                 match matrix.rounding() {
-                    Rounding::F32 => take(batch * BATCH + i, scales[number], &base, codes),
+                    Rounding::F32 => take(batch * BATCH + i, scales[number], base, codes),
                     _ => take(batch * BATCH + i, 1.0, &planes(&matrix.table_of(block + number)), codes),
                 }
             }
@@ -175,10 +182,10 @@ mod avx2 {
     /// As [`FourBit::dots`], for rows and blocks of whole parts.
     #[target_feature(enable = "avx2,fma")]
     pub fn dots(matrix: &FourBit, start: usize, columns: usize, x: &Vector, out: &mut [f32]) {
-        let paired = x.paired().as_chunks::<PART>().0;
+        let (paired, base) = (x.paired().as_chunks::<PART>().0, planes(matrix.table()));
         for (i, out) in out.iter_mut().enumerate() {
             let mut sum = _mm256_setzero_ps();
-            each_part(matrix, (start + i * columns) / PART, columns / PART, |i, scale, planes, codes| {
+            each_part(matrix, &base, ((start + i * columns) / PART, columns / PART), |i, scale, planes, codes| {
                 sum = _mm256_fmadd_ps(_mm256_set1_ps(scale), part(codes, &paired[i], planes), sum);
             });
             let mut lanes = [0f32; 8];
@@ -192,7 +199,7 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma")]
     pub fn widen(matrix: &FourBit, start: usize, out: &mut [f32]) {
         let out = out.as_chunks_mut::<PART>().0;
-        each_part(matrix, start / PART, out.len(), |i, scale, planes, codes| {
+        each_part(matrix, &planes(matrix.table()), (start / PART, out.len()), |i, scale, planes, codes| {
             let [even, odd] = both(planes, codes);
             let scale = _mm256_set1_ps(scale);
             let (first, second) = out[i].split_at_mut(PART / 2);
