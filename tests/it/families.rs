@@ -210,3 +210,42 @@ fn decoding_past_the_original_context_equals_the_whole_sequence() {
     };
     model.generate_all(&prompts, 2, &options, keep).unwrap();
 }
+
+/// A golden is worth what it notices: each feature of the newer families switched off moves the logits far beyond the tolerance.
+#[test]
+fn every_feature_switched_off_shows_in_its_golden() {
+    type Off = fn(&mut ModelSpec);
+    let no_window: Off = |spec| spec.layers.iter_mut().for_each(|layer| layer.window = None);
+    let features: [(&str, &str, Off); 19] = [
+        ("smollm3", "layers without a rotation", |spec| spec.layers[1].rope = Some(0)),
+        ("smollm3", "window", no_window),
+        ("granite", "embedding_multiplier", |spec| spec.embedding_scale = None),
+        ("granite", "attention_multiplier", |spec| spec.attention_scale = (spec.head_dim as f64).powf(-0.5)),
+        ("granite", "residual_multiplier", |spec| spec.residual_scale = None),
+        ("granite", "logits_scaling", |spec| spec.logit_scale = None),
+        ("olmo3", "window", no_window),
+        ("olmo3", "a rope for full attention", |spec| spec.layers[1].rope = Some(1)),
+        ("olmo3", "a rope for windows", |spec| spec.layers[0].rope = Some(0)),
+        ("phi3", "partial rotation", |spec| spec.ropes[0].partial = 1.0),
+        ("phi3", "window", no_window),
+        ("glm4", "partial rotation", |spec| spec.ropes[0].partial = 1.0),
+        ("glm4", "pairs of neighbours", |spec| spec.ropes[0].interleaved = false),
+        ("qwen3_moe", "normalised weights", |spec| spec.experts.as_mut().unwrap().normalised = false),
+        ("qwen3_moe", "two experts", |spec| spec.experts.as_mut().unwrap().per_token = 1),
+        ("qwen3_moe_raw", "weights as they are", |spec| spec.experts.as_mut().unwrap().normalised = true),
+        ("qwen3_moe_raw", "window", no_window),
+        ("gemma3_text", "a rope for windows", |spec| spec.layers[0].rope = Some(0)),
+        ("qwen3", "theta", |spec| spec.ropes[0].theta = 10_000.0),
+    ];
+    for (case, feature, off) in features {
+        let (mut changed, batch) = (spec(case), GoldenBatch::load(case));
+        off(&mut changed);
+        let place = (device(), DType::F32);
+        let weights = base_checkpoint(case);
+        let model = Decoder::load(&changed, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+        let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+        let expected = batch.live(&Golden::expected(case).values("base.logits"), changed.vocab_size);
+        let difference = max_difference(&logits, &expected);
+        assert!(difference > 1e-2, "{case} without {feature}: {difference}");
+    }
+}
