@@ -55,7 +55,7 @@ export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$root/build
 # No kernel will run, so none needs to be fast: without optimisation nvcc takes a tenth of the time.
 export NVCC_APPEND_FLAGS=${NVCC_APPEND_FLAGS:--Xcicc -O0 -Xptxas -O0}
 unoptimised=()
-for package in asft candle-core candle-nn candle-transformers; do
+for package in asft candle-core candle-nn; do
     unoptimised+=(--config "profile.release.package.$package.opt-level=0")
 done
 asft=$CARGO_TARGET_DIR/release/asft

@@ -11,6 +11,7 @@ mod id;
 mod local;
 mod model;
 mod partial;
+mod question;
 mod refusal;
 mod repo;
 mod site;
@@ -24,8 +25,8 @@ use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use cache::RepoCache;
-use id::RepoId;
-use repo::{Kind, Repo};
+use id::{Kind, RepoId};
+use repo::Repo;
 use site::Site;
 use std::path::{Path, PathBuf};
 

@@ -6,6 +6,22 @@ use std::fmt;
 
 const DEFAULT_REVISION: &str = "main";
 
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+}
+
 /// A repository at a revision: a branch, a tag, `refs/...` or a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RepoId {

@@ -3,7 +3,6 @@
 use super::site::Site;
 use crate::invalid;
 use anyhow::anyhow;
-use hf_hub::HFError;
 use reqwest::blocking::Response;
 
 /// An HTTP response that is not a success.
@@ -26,7 +25,7 @@ impl Refusal {
         let said = format!("HTTP {}{said}", self.status);
         match (self.status, self.code.as_deref()) {
             (401 | 404, Some("RepoNotFound")) => missing_repository(site),
-            (404, Some("RevisionNotFound")) => invalid!("the hub has the repository but not this revision"),
+            (404, Some("RevisionNotFound")) => missing_revision(),
             (404, _) => invalid!("the hub has no such file at this revision"),
             (401 | 403, _) if site.has_token() => invalid!(
                 "the hub refuses access ({said}): the token in use may be wrong, or its account has no access yet; \
@@ -42,6 +41,10 @@ impl Refusal {
     }
 }
 
+pub(super) fn missing_revision() -> anyhow::Error {
+    invalid!("the hub has the repository but not this revision")
+}
+
 pub(super) fn missing_repository(site: &Site) -> anyhow::Error {
     let hint = if site.has_token() {
         "private, and the account of the token in use has no access"
@@ -49,20 +52,4 @@ pub(super) fn missing_repository(site: &Site) -> anyhow::Error {
         "private (set HF_TOKEN to a token of an account with access)"
     };
     invalid!("it is not on {}, or {hint}", site.endpoint())
-}
-
-/// An error of the hf-hub client.
-pub(super) fn explain(error: HFError, site: &Site, page: &str) -> anyhow::Error {
-    let context = match error {
-        HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => context,
-        HFError::RateLimited { context, .. } => context,
-        HFError::RepoNotFound { context: Some(context), .. }
-        | HFError::RevisionNotFound { context: Some(context), .. }
-        | HFError::EntryNotFound { context: Some(context), .. } => context,
-        HFError::Request { source, .. } => return site.silent(source),
-        other => return anyhow::Error::new(other).context("the hub's answer is not understood"),
-    };
-    let refusal =
-        Refusal { status: context.status.as_u16(), code: context.error_code, message: context.server_message };
-    refusal.explain(site, page)
 }

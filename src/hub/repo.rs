@@ -1,33 +1,18 @@
 //! A repository on the hub: what it holds, and fetching wanted files into the cache.
 
 use super::cache::RepoCache;
-use super::id::{RepoId, is_safe_name, is_safe_path};
-use super::refusal;
+use super::id::{Kind, RepoId, is_safe_name, is_safe_path};
+use super::question::{self, Entry, Information};
+use super::refusal::{self, Refusal};
 use super::site::Site;
 use super::transfer::Wanted;
 use crate::console::download_bar;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result, anyhow};
-use hf_hub::HFResult;
-use hf_hub::repository::RepoTreeEntry;
 use reqwest::Url;
+use reqwest::blocking::Response;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Model,
-    Dataset,
-}
-
-impl Kind {
-    pub fn plural(self) -> &'static str {
-        match self {
-            Self::Model => "models",
-            Self::Dataset => "datasets",
-        }
-    }
-}
 
 /// A repository, online.
 pub(super) struct Repo<'a> {
@@ -60,12 +45,12 @@ impl<'a> Repo<'a> {
     pub fn list(&self) -> Result<Listing> {
         let commit = self.commit()?;
         ensure_valid!(is_safe_name(&commit), "the hub gives a commit that is none: `{}`", commit.escape_debug());
-        let entries = self.tree(&commit).map_err(|error| refusal::explain(error, self.site, &self.page))?;
+        let entries = self.tree(&commit)?;
         let files: BTreeMap<String, u64> = entries
             .into_iter()
             .filter_map(|entry| match entry {
-                RepoTreeEntry::File { path, size, .. } => Some((path, size)),
-                RepoTreeEntry::Directory { .. } => None,
+                Entry::File { path, size } => Some((path, size)),
+                Entry::Directory => None,
             })
             .collect();
         let outside = files.keys().find(|path| !is_safe_path(path));
@@ -81,43 +66,37 @@ impl<'a> Repo<'a> {
 
     /// The commit that the revision points to.
     fn commit(&self) -> Result<String> {
-        let RepoId { org, name, revision } = self.id;
-        let hub = &self.site.hub;
-        let answer = match self.kind {
-            Kind::Model => hub.model(org, name).info().revision(revision).send().map(|info| info.sha),
-            Kind::Dataset => hub.dataset(org, name).info().revision(revision).send().map(|info| info.sha),
-        };
-        let error = match answer {
-            Ok(commit) => return commit.ok_or_else(|| anyhow!("the hub does not say which commit it is at")),
-            Err(error) => error,
-        };
-        if let hf_hub::HFError::RevisionNotFound { context: Some(context), .. } = &error
-            && context.error_code.is_none()
-        {
-            // The client reports every 404 here as a missing revision.
-            return Err(match self.exists() {
-                Ok(true) => invalid!("the hub has the repository but not this revision"),
-                Ok(false) => refusal::missing_repository(self.site),
-                Err(error) => refusal::explain(error, self.site, &self.page),
-            });
+        let response = self.site.get(self.question(&["revision", &self.id.revision])?.as_str(), 0)?;
+        if response.status().is_success() {
+            return Ok(question::answer::<Information>(self.site, response)?.sha);
         }
-        Err(refusal::explain(error, self.site, &self.page))
+        let refusal = Refusal::of(&response);
+        if refusal.status != 404 || refusal.code.is_some() {
+            return Err(refusal.explain(self.site, &self.page));
+        }
+        // Without a code it is the repository or the revision that is missing.
+        let response = self.site.get(self.question(&[])?.as_str(), 0)?;
+        Err(match response.status().as_u16() {
+            200 => refusal::missing_revision(),
+            404 => refusal::missing_repository(self.site),
+            _ => self.refused(&response),
+        })
     }
 
-    fn exists(&self) -> HFResult<bool> {
-        let (org, name) = (&self.id.org, &self.id.name);
-        match self.kind {
-            Kind::Model => self.site.hub.model(org, name).exists().send(),
-            Kind::Dataset => self.site.hub.dataset(org, name).exists().send(),
+    fn tree(&self, commit: &str) -> Result<Vec<Entry>> {
+        let mut url = self.question(&["tree", commit])?;
+        if self.kind == Kind::Dataset {
+            url.query_pairs_mut().append_pair("recursive", "true");
         }
+        question::entries(self.site, url, |response| self.refused(response))
     }
 
-    fn tree(&self, commit: &str) -> HFResult<Vec<RepoTreeEntry>> {
-        let (org, name) = (&self.id.org, &self.id.name);
-        match self.kind {
-            Kind::Model => self.site.hub.model(org, name).list_tree().revision(commit).send(),
-            Kind::Dataset => self.site.hub.dataset(org, name).list_tree().revision(commit).recursive(true).send(),
-        }
+    fn question(&self, rest: &[&str]) -> Result<Url> {
+        question::address(self.site, self.kind, (&self.id.org, &self.id.name), rest)
+    }
+
+    fn refused(&self, response: &Response) -> anyhow::Error {
+        Refusal::of(response).explain(self.site, &self.page)
     }
 
     /// Brings listed files into the cache; those already there are not requested.

@@ -2,11 +2,10 @@
 //! huggingface_hub.
 
 use crate::{ensure_valid, invalid};
-use anyhow::{Context, Result};
-use hf_hub::{HFClient, HFClientSync};
-use reqwest::StatusCode;
+use anyhow::Result;
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ use std::time::Duration;
 const PATIENCE: u64 = 30;
 /// Waits before a request is tried again.
 const WAITS: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1200)];
+const PUBLIC: &str = "https://huggingface.co";
 const USER_AGENT: &str = concat!("asft/", env!("CARGO_PKG_VERSION"));
 
 pub(super) const HOW_TO_GO_OFFLINE: &str = "if it is in the cache, HF_HUB_OFFLINE=1 uses that";
 
 /// A hub to fetch from.
 pub(super) struct Site {
-    /// Answers questions about repositories.
-    pub hub: HFClientSync,
+    /// Without a slash at its end.
     endpoint: String,
     token: Option<String>,
     patience: Duration,
@@ -36,9 +35,27 @@ pub(super) fn is_offline() -> bool {
         .is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
 }
 
-/// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else the user's cache folder.
+/// `HF_HUB_CACHE`, or `HUGGINGFACE_HUB_CACHE` as it was called once, else `hub` in [`home`].
 pub(super) fn cache_dir() -> PathBuf {
-    hf_hub::resolve_cache_dir()
+    let named = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+    named.map_or_else(|| home().join("hub"), PathBuf::from)
+}
+
+/// `HF_HOME`, else `huggingface` in the user's cache folder.
+fn home() -> PathBuf {
+    let cache = || match variable("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::home_dir().unwrap_or_default().join(".cache"),
+    };
+    variable("HF_HOME").map_or_else(|| cache().join("huggingface"), PathBuf::from)
+}
+
+/// `HF_ENDPOINT`, else the public hub.
+fn endpoint() -> Result<String> {
+    let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_string());
+    let is_usable = Url::parse(&endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    ensure_valid!(is_usable, "HF_ENDPOINT is `{endpoint}`; expected an address that begins with https:// or http://");
+    Ok(endpoint.trim_end_matches('/').to_string())
 }
 
 impl Site {
@@ -50,23 +67,11 @@ impl Site {
             })?,
         };
         let patience = Duration::from_secs(patience);
-        let token = token();
-        // The client's own has no timeouts.
-        let http = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(patience).read_timeout(patience);
-        let mut builder = HFClient::builder().client(http.build()?).retry_max_attempts(WAITS.len());
-        if let Some(token) = &token {
-            builder = builder.token(token);
-        }
-        let client = builder.build().map_err(|e| invalid!("HF_ENDPOINT is not usable: {e}"))?;
-        let endpoint = client.endpoint().to_string();
-        ensure_valid!(
-            endpoint.starts_with("http://") || endpoint.starts_with("https://"),
-            "HF_ENDPOINT is `{endpoint}`; expected an address that begins with https:// or http://"
-        );
+        // Fails only where there is one already.
+        let _there_is_one = rustls::crypto::ring::default_provider().install_default();
         let blocking = || Client::builder().user_agent(USER_AGENT).connect_timeout(patience).timeout(patience);
         let (following, direct) = (blocking().build()?, blocking().redirect(Policy::none()).build()?);
-        let hub = HFClientSync::from_inner(client).context("starting the hub client")?;
-        Ok(Self { hub, endpoint, token, patience, following, direct })
+        Ok(Self { endpoint: endpoint()?, token: token(), patience, following, direct })
     }
 
     pub fn endpoint(&self) -> &str {
@@ -145,7 +150,7 @@ fn token() -> Option<String> {
         return None;
     }
     let stored = || {
-        let path = variable("HF_TOKEN_PATH").map_or_else(|| hf_hub::hf_home().join("token"), PathBuf::from);
+        let path = variable("HF_TOKEN_PATH").map_or_else(|| home().join("token"), PathBuf::from);
         std::fs::read_to_string(path).ok().map(|text| text.trim().to_string()).filter(|token| !token.is_empty())
     };
     variable("HF_TOKEN").or_else(stored)

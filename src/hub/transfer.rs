@@ -1,10 +1,9 @@
 //! Fetches one file of a repository into the cache, completely or not at all.
 //!
-//! hf-hub 1.0 answers questions about repositories, but its own downloads start over after a break, keep whatever a
-//! server sends (an error page, a short body) as the file's content and take names from the server unchecked. So files
-//! are fetched here: HEAD says what a file is, GET (from where an earlier run stopped) brings it, its length and, if
-//! the hub gives it, its SHA-256 are checked, and only then does it get its name. Files in Xet storage come over the
-//! same plain HTTP.
+//! hf-hub's own downloads (1.0) start over after a break, keep whatever a server sends (an error page, a short body) as the
+//! file's content and take names from the server unchecked. So files are fetched here: HEAD says what a file is, GET (from
+//! where an earlier run stopped) brings it, its length and, if the hub gives it, its SHA-256 are checked, and only then does it
+//! get its name. Files in Xet storage come over the same plain HTTP.
 
 use super::cache::RepoCache;
 use super::id::is_safe_name;

@@ -1,10 +1,9 @@
-//! Continuing prompts token by token with the KV cache, several at once; candle's `LogitsProcessor` chooses the tokens.
+//! Continuing prompts token by token with the KV cache, several at once.
 
+use super::sampling::Sampler;
 use super::{Decoder, KvCache};
 use crate::ensure_valid;
 use anyhow::{Context, Result};
-use candle_core::Tensor;
-use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug)]
@@ -20,23 +19,13 @@ pub struct GenerateOptions {
     pub stop_ids: Vec<u32>,
 }
 
-impl GenerateOptions {
-    fn sampling(&self) -> Sampling {
-        let temperature = self.temperature;
-        match (temperature, self.top_p) {
-            (0.0, _) => Sampling::ArgMax,
-            (_, p) if p < 1.0 => Sampling::TopP { p, temperature },
-            _ => Sampling::All { temperature },
-        }
-    }
-}
-
 /// A sequence that is being continued.
 struct Running<'a> {
     /// Which prompt it continues.
     index: usize,
     prompt: &'a [u32],
-    sampler: LogitsProcessor,
+    /// `None`: the likeliest token.
+    sampler: Option<Sampler>,
     /// Ids that the model has not seen yet.
     fresh: Vec<u32>,
     answer: Vec<u32>,
@@ -115,12 +104,15 @@ impl Decoder {
                 return Ok(());
             }
             let logits = self.next_logits(&active, &mut cache)?;
+            let logits = logits.to_vec2::<f32>()?;
             let best = self.likeliest(&logits)?;
             let busy = slots.iter_mut().enumerate().filter(|(_, running)| running.is_some());
             for (row, (slot, running)) in busy.enumerate() {
                 let Some(sequence) = running else { continue };
-                let token =
-                    if options.temperature == 0.0 { best[row] } else { sequence.sampler.sample(&logits.get(row)?)? };
+                let token = match &mut sequence.sampler {
+                    Some(sampler) => sampler.draw(&logits[row])?,
+                    None => best[row],
+                };
                 let stop = options.stop_ids.contains(&token);
                 if !stop {
                     sequence.answer.push(token);
@@ -153,7 +145,8 @@ impl Decoder {
         Ok(Running {
             index,
             prompt,
-            sampler: LogitsProcessor::from_sampling(options.seed, options.sampling()),
+            sampler: (options.temperature != 0.0)
+                .then(|| Sampler::new(options.seed, options.temperature, options.top_p)),
             fresh: prompt.to_vec(),
             answer: vec![],
             room: options.max_new_tokens.min(context - prompt.len()),
@@ -161,8 +154,8 @@ impl Decoder {
     }
 
     /// The likeliest token of every row of the logits, [sequences, vocab_size].
-    fn likeliest(&self, logits: &Tensor) -> Result<Vec<u32>> {
-        let best: Option<Vec<u32>> = logits.to_vec2::<f32>()?.iter().map(|row| largest(row)).collect();
+    fn likeliest(&self, logits: &[Vec<f32>]) -> Result<Vec<u32>> {
+        let best: Option<Vec<u32>> = logits.iter().map(|row| largest(row)).collect();
         if best.is_none() {
             self.refuse_damaged_weights()?;
         }

@@ -17,6 +17,7 @@ mod options;
 mod parameters;
 mod projection;
 mod rope;
+mod sampling;
 mod spec;
 
 pub use decoder::{Decoder, Objective, Sequences};

@@ -145,6 +145,9 @@ impl Hub {
     }
 }
 
+/// Entries of a page of a listing.
+const PAGE: usize = 4;
+
 /// Status, headers, body.
 type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 
@@ -180,7 +183,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>, storage_address: &str, storage
             true => information(&key, repository),
             false => error(404, "RevisionNotFound", "Invalid rev id"),
         },
-        (true, ["tree", ..]) => tree(repository),
+        (true, ["tree", ..]) => tree(repository, &request.target),
         (false, ["resolve", revision, file @ ..]) if known(repository, revision) => {
             return serve_file(&mut stream, &request, repository, &file.join("/"), storage_address);
         }
@@ -226,7 +229,8 @@ fn information(key: &str, repository: &Repository) -> Answer {
     (200, vec![("Content-Type", "application/json".into())], body.to_string().into_bytes())
 }
 
-fn tree(repository: &Repository) -> Answer {
+/// A page of the listing, with the address of the next if there is one.
+fn tree(repository: &Repository, target: &str) -> Answer {
     let entry = |(path, file): (&String, &RepoFile)| {
         let mut entry = serde_json::json!({
             "type": "file", "oid": "0".repeat(40), "size": file.bytes.len(), "path": path,
@@ -236,8 +240,19 @@ fn tree(repository: &Repository) -> Answer {
         }
         entry
     };
-    let entries: Vec<_> = repository.files.iter().map(entry).collect();
-    (200, vec![("Content-Type", "application/json".into())], serde_json::to_vec(&entries).unwrap())
+    let (page, start) =
+        target.split_once("cursor=").map_or((target, 0), |(page, start)| (page, start.parse().unwrap()));
+    let mut entries: Vec<_> = repository.files.iter().skip(start).take(PAGE).map(entry).collect();
+    if start == 0 {
+        entries.push(serde_json::json!({ "type": "directory", "oid": "0".repeat(40), "size": 0, "path": "folder" }));
+    }
+    let mut headers = vec![("Content-Type", "application/json".to_string())];
+    if start + PAGE < repository.files.len() {
+        let separator = if page.ends_with(['?', '&']) || !page.contains('?') { "" } else { "&" };
+        let question = if page.contains('?') { "" } else { "?" };
+        headers.push(("Link", format!("<{page}{question}{separator}cursor={}>; rel=\"next\"", start + PAGE)));
+    }
+    (200, headers, serde_json::to_vec(&entries).unwrap())
 }
 
 pub fn sha256(bytes: &[u8]) -> String {

@@ -5,7 +5,6 @@
 mod support;
 
 mod adapter_settings;
-mod candle_llama;
 mod chat;
 mod comparison;
 mod constrained_sft;

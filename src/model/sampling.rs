@@ -1,0 +1,103 @@
+//! Choosing a token at random by the model's probabilities.
+
+use anyhow::{Context, Result};
+use rand::SeedableRng;
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+use rand::rngs::StdRng;
+
+/// Draws tokens of one sequence.
+pub struct Sampler {
+    rng: StdRng,
+    temperature: f64,
+    top_p: f64,
+}
+
+impl Sampler {
+    /// `temperature` > 0 divides the logits; `top_p`, in (0, 1]: the share of the probability to draw from.
+    pub fn new(seed: u64, temperature: f64, top_p: f64) -> Self {
+        Self { rng: StdRng::seed_from_u64(seed), temperature, top_p }
+    }
+
+    /// A token, of finite logits [vocab_size].
+    ///
+    /// # Errors
+    /// No logits.
+    pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut weights: Vec<f64> =
+            logits.iter().map(|&logit| (f64::from(logit - top) / self.temperature).exp()).collect();
+        if self.top_p < 1.0 {
+            keep_nucleus(&mut weights, self.top_p);
+        }
+        let token = WeightedIndex::new(weights).context("drawing a token")?.sample(&mut self.rng);
+        Ok(u32::try_from(token)?)
+    }
+}
+
+/// Nucleus sampling (arXiv 1904.09751): leaves the fewest tokens that have at least the share `top_p` together, and makes the
+/// weights of all others 0. Of equally likely ones the first count.
+fn keep_nucleus(weights: &mut [f64], top_p: f64) {
+    let enough = top_p * weights.iter().sum::<f64>();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+    let mut sum = 0.0;
+    for index in order {
+        if sum >= enough {
+            weights[index] = 0.0;
+        } else {
+            sum += weights[index];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_as_often_as_their_probabilities_say() {
+        let logits = [0.0f32, 1.0, -1.0, 2.0];
+        for temperature in [0.5, 2.0] {
+            let mut sampler = Sampler::new(3, temperature, 1.0);
+            let mut counts = [0u32; 4];
+            for _ in 0..20_000 {
+                counts[sampler.draw(&logits).unwrap() as usize] += 1;
+            }
+            let powers = logits.map(|logit| (f64::from(logit) / temperature).exp());
+            for (count, power) in counts.into_iter().zip(powers) {
+                let share = power / powers.iter().sum::<f64>();
+                // Five standard deviations.
+                assert!((f64::from(count) / 20_000.0 - share).abs() < 5.0 * (share * (1.0 - share) / 20_000.0).sqrt());
+            }
+        }
+    }
+
+    #[test]
+    fn the_nucleus_is_the_fewest_likely_tokens() {
+        let kept = |top_p| {
+            let mut weights = [1.0, 4.0, 3.0, 2.0];
+            keep_nucleus(&mut weights, top_p);
+            weights.map(|weight| weight > 0.0)
+        };
+        assert_eq!(kept(0.3), [false, true, false, false]);
+        assert_eq!(kept(0.4), [false, true, false, false]);
+        assert_eq!(kept(0.41), [false, true, true, false]);
+        assert_eq!(kept(0.95), [true; 4]);
+        let mut equal = [1.0; 4];
+        keep_nucleus(&mut equal, 0.5);
+        assert_eq!(equal, [1.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn draws_depend_on_the_seed_alone() {
+        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 * 0.3).collect();
+        let draws = |seed| {
+            let mut sampler = Sampler::new(seed, 1.0, 0.9);
+            (0..20).map(|_| sampler.draw(&logits).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
+        assert!(Sampler::new(1, 1.0, 1.0).draw(&[]).is_err());
+    }
+}
