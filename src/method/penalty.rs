@@ -33,6 +33,8 @@ use candle_core::{Device, Tensor};
 /// Elements widened to f64 at a time when a large matrix is squared and summed.
 const SUM_CHUNK: usize = 1 << 20;
 
+const WITHOUT_DIRECTION: &str = "a penalty by direction without a direction";
+
 /// What the penalty multiplies by: one module's C, or the projector that `asft.projector` puts in its place, on the
 /// training device. This is not another [`Direction`], which describes V as it is: here the eigenvalues are the
 /// projector's, and U has only the columns that it keeps. If those are all of U, on the same device, the two share its
@@ -80,7 +82,7 @@ impl Operator {
     fn apply(&self, x: &Tensor) -> Result<Option<Tensor>> {
         anyhow::ensure!(x.dim(0)? == self.d_out, "direction has {} rows, the update {:?}", self.d_out, x.shape());
         let Some((basis, c)) = &self.parts else { return Ok(None) };
-        let inner = transposed_product(basis, x)?; // [k, n]
+        let inner = low_rank::coordinates(basis, x)?; // [k, n]
         Ok(Some(linear::backward_input(basis, &inner.broadcast_mul(c)?)?))
     }
 }
@@ -190,8 +192,7 @@ impl Penalty {
     /// The penalties of several modules: their values, [modules] in f64, and their gradients added in place. None, and nothing
     /// done, where that is not one piece of work: then [`Penalty::lora`] does it module by module.
     pub fn lora_together(&self, modules: &[Together]) -> Result<Option<Tensor>> {
-        let by_direction = !matches!(self.penalize, Penalize::All | Penalize::None);
-        let image = if self.penalize == Penalize::Aligned { Image::Aligned } else { Image::Rest };
+        let (by_direction, image) = (self.image().is_some(), self.image().unwrap_or(Image::Rest));
         // C = 0 leaves nothing of an aligned part, and a sign is no matter of products alone.
         let apart = |module: &&Together| {
             (by_direction && module.operator.is_none()) || (image == Image::Aligned && module.parts().is_none())
@@ -234,44 +235,37 @@ impl Penalty {
         }
     }
 
-    /// M x.
+    /// What of an update is penalised by its direction; `None` where the direction does not count, and all of it is.
+    fn image(&self) -> Option<Image> {
+        match self.penalize {
+            Penalize::Orthogonal | Penalize::OrthogonalReverse => Some(Image::Rest),
+            Penalize::Aligned => Some(Image::Aligned),
+            Penalize::All | Penalize::None => None,
+        }
+    }
+
+    /// M x, of an active penalty.
     fn apply(&self, operator: Option<&Operator>, x: &Tensor) -> Result<Tensor> {
-        let c_times = |x: &Tensor| operator.context("a penalty by direction without a direction")?.apply(x);
-        Ok(match self.penalize {
-            Penalize::All => x.clone(),
-            Penalize::None => x.zeros_like()?,
-            Penalize::Orthogonal | Penalize::OrthogonalReverse => match c_times(x)? {
-                Some(aligned) => (x - aligned)?,
-                None => x.clone(),
-            },
-            Penalize::Aligned => match c_times(x)? {
-                Some(aligned) => aligned,
-                None => x.zeros_like()?,
-            },
+        let Some(image) = self.image() else { return Ok(x.clone()) };
+        let aligned = operator.context(WITHOUT_DIRECTION)?.apply(x)?;
+        Ok(match (image, aligned) {
+            (Image::Rest, Some(aligned)) => (x - aligned)?,
+            (Image::Rest, None) => x.clone(),
+            (Image::Aligned, Some(aligned)) => aligned,
+            (Image::Aligned, None) => x.zeros_like()?,
         })
     }
 
-    /// M x and M M x of a thin x.
+    /// M x and M M x of a thin x, of an active penalty.
     fn apply_twice(&self, operator: Option<&Operator>, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let image = match self.penalize {
-            Penalize::Orthogonal | Penalize::OrthogonalReverse => Image::Rest,
-            Penalize::Aligned => Image::Aligned,
-            Penalize::All | Penalize::None => return Ok((self.apply(operator, x)?, self.apply(operator, x)?)),
-        };
-        let operator = operator.context("a penalty by direction without a direction")?;
-        match &operator.parts {
-            Some((basis, c)) => low_rank::images(basis, c, x, image),
-            None => {
-                let zero_or_x = self.apply(Some(operator), x)?;
-                Ok((zero_or_x.clone(), zero_or_x))
-            }
+        if let Some(image) = self.image()
+            && let Some((basis, c)) = &operator.context(WITHOUT_DIRECTION)?.parts
+        {
+            return low_rank::images(basis, c, x, image);
         }
+        let zero_or_x = self.apply(operator, x)?;
+        Ok((zero_or_x.clone(), zero_or_x))
     }
-}
-
-/// Uᵀ x
-fn transposed_product(basis: &Tensor, x: &Tensor) -> Result<Tensor> {
-    linear::backward_weight(basis, &x.contiguous()?)
 }
 
 /// ⟨x, y⟩ of two small matrices.

@@ -21,6 +21,7 @@
 
 use super::spectral::Direction;
 use super::term::{FullTerm, Term};
+use crate::ops::low_rank;
 use crate::ops::scalar::{Scalar, wide};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -47,7 +48,7 @@ impl Sign {
 
     /// w ∘ Uᵀ x, [k, n], for x [d_out, n].
     fn weighted(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.left.t()?.matmul(x)?.broadcast_mul(&self.weights)?)
+        Ok(low_rank::coordinates(&self.left, x)?.broadcast_mul(&self.weights)?)
     }
 
     /// Adds this part of the penalty of ΔW = B A; `weight` is λ s².

@@ -29,7 +29,7 @@ pub enum Image {
 
 /// G and H of B [d_out, r] for U [d_out, k] and c [k, 1], in two products with U.
 pub fn images(basis: &Tensor, c: &Tensor, b: &Tensor, image: Image) -> Result<(Tensor, Tensor)> {
-    let y = linear::backward_weight(basis, &b.contiguous()?)?; // [k, r]
+    let y = coordinates(basis, b)?; // [k, r]
     let square = c.sqr()?;
     let second = match image {
         Image::Rest => ((c * 2.0)? - square)?,
@@ -37,6 +37,11 @@ pub fn images(basis: &Tensor, c: &Tensor, b: &Tensor, image: Image) -> Result<(T
     };
     let both = linear::backward_input(basis, &weighted_twice(&y, c, &second)?)?; // [d_out, 2 r]
     halves(&both, (image == Image::Rest).then_some(b))
+}
+
+/// y = Uᵀ x [k, n] for U [d_out, k] and x [d_out, n].
+pub fn coordinates(basis: &Tensor, x: &Tensor) -> Result<Tensor> {
+    linear::backward_weight(basis, &x.contiguous()?)
 }
 
 /// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩ and, times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 if

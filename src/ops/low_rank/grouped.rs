@@ -103,7 +103,7 @@ struct Row {
 impl Row {
     fn new(module: &Adapted<'_>) -> Result<Self> {
         let inner = module.direction.map(|(basis, _)| {
-            let (y, (k, r)) = (linear::backward_weight(basis, module.b)?, (basis.dim(1)?, module.b.dim(1)?));
+            let (y, (k, r)) = (super::coordinates(basis, module.b)?, (basis.dim(1)?, module.b.dim(1)?));
             // SAFETY: `penalty_weights` writes all of it before U is multiplied with it.
             Ok::<_, anyhow::Error>((y, unsafe { unwritten((k, 2 * r), TYPE, basis.device())? }))
         });
