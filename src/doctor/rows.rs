@@ -4,7 +4,7 @@ use super::check::Check;
 use super::subject::{Lie, Subject, Tolerance, Worst, exact, oracle};
 use crate::ops::activation::Activation;
 use crate::ops::dropout::mix;
-use crate::ops::rope::{Angles, Stretch};
+use crate::ops::rope::{Angles, Heads, Stretch};
 use crate::ops::{dropout, gpu, rms_norm, softcap, sum};
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -60,33 +60,49 @@ fn norms(subject: &Subject, worst: &mut Worst) -> Result<()> {
     Ok(())
 }
 
+/// By the definition: x [N, H · D], cos and sin [N, 1, R / 2].
+fn rotated(x: &Tensor, (cos, sin): (&Tensor, &Tensor), heads: Heads) -> candle_core::Result<Tensor> {
+    let Heads { head_dim, rotary_dim, interleaved } = heads;
+    let ((n, width), half) = (x.dims2()?, rotary_dim / 2);
+    let (count, pairs_at) = (width / head_dim, if interleaved { 3 } else { 2 });
+    let x = x.reshape((n, count, head_dim))?;
+    let (k, l) = if interleaved { (half, 2) } else { (2, half) };
+    let pairs = x.narrow(2, 0, rotary_dim)?.reshape((n, count, k, l))?;
+    let (a, b) = (pairs.narrow(pairs_at, 0, 1)?.squeeze(pairs_at)?, pairs.narrow(pairs_at, 1, 1)?.squeeze(pairs_at)?);
+    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+    let turned = Tensor::stack(&[first, second], pairs_at)?.reshape((n, count, rotary_dim))?;
+    if rotary_dim == head_dim {
+        return turned.reshape((n, width));
+    }
+    let rest = x.narrow(2, rotary_dim, head_dim - rotary_dim)?;
+    Tensor::cat(&[turned, rest], 2)?.reshape((n, width))
+}
+
 fn rotations(subject: &Subject, worst: &mut Worst) -> Result<()> {
     const HEADS: usize = 3;
     // Two sequences, the second from a far position on.
     let parts = [(0, 41), (31_000, 26)];
     let n = 67;
-    for (head_dim, magnitude) in [(64, 1.0f32), (66, 1.25)] {
-        let half = head_dim / 2;
+    let part = |interleaved| Heads { head_dim: 66, rotary_dim: 38, interleaved };
+    for (heads, magnitude) in
+        [(Heads::whole(64), 1.0f32), (Heads::whole(66), 1.25), (part(false), 1.0), (part(true), 1.0)]
+    {
+        let half = heads.rotary_dim / 2;
         let frequencies: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
         let stretches =
             parts.map(|(start, length)| Stretch { start, length, frequencies: frequencies.clone(), magnitude });
-        let angles = Angles::new(&stretches, &subject.device)?;
+        let angles = Angles::new(&stretches, &subject.device)?.of(heads);
         let positions = parts.iter().flat_map(|&(start, length)| start..start + length);
         let turns: Vec<f64> =
             positions.flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f))).collect();
         let turns = Tensor::from_vec(turns, (n, 1, half), &Device::Cpu)?;
         let (cos, sin) = ((turns.cos()? * f64::from(magnitude))?, (turns.sin()? * f64::from(magnitude))?);
         for lie in Lie::ALL {
-            let [x, dy] = [1, 2].map(|seed| subject.matrix(n, HEADS * head_dim, lie, seed));
+            let [x, dy] = [1, 2].map(|seed| subject.matrix(n, HEADS * heads.head_dim, lie, seed));
             let (x, dy) = (x?, dy?);
-            let (expected, gradients) = oracle(&[&x], &dy, |v| {
-                let heads = v[0].reshape((n, HEADS, head_dim))?;
-                let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-                let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-                let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-                Tensor::cat(&[first, second], 2)?.reshape((n, HEADS * head_dim))
-            })?;
-            let at = |what: &str| format!("{what}, heads of {head_dim}, {lie}");
+            let (expected, gradients) = oracle(&[&x], &dy, |v| rotated(&v[0], (&cos, &sin), heads))?;
+            let at = |what: &str| format!("{what}, {heads:?}, {lie}");
             worst.note(at("y"), subject.dtype, &(subject.operations.rope)(&x, &angles)?, &expected)?;
             worst.note(at("dx"), subject.dtype, &(subject.operations.rope_backward)(&dy, &angles)?, &gradients[0])?;
         }

@@ -30,10 +30,6 @@ impl Heads {
     pub fn whole(head_dim: usize) -> Self {
         Self { head_dim, rotary_dim: head_dim, interleaved: false }
     }
-
-    fn is_whole(self) -> bool {
-        self == Self::whole(self.head_dim)
-    }
 }
 
 /// cos and sin of every row's angles, [N, R / 2] each.
@@ -102,7 +98,7 @@ fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let all = [x, &angles.cos, &angles.sin];
     if fused(&all) {
         kernel(x, angles, sign)
-    } else if angles.heads.is_whole() && gpu::ROPE.serve(&all) {
+    } else if gpu::ROPE.serve(&all) {
         on_gpu(x, angles, sign)
     } else {
         generic(x, angles, sign)
@@ -155,8 +151,9 @@ fn sizes(x: &Tensor, angles: &Angles) -> Result<(usize, usize, usize)> {
 
 fn on_gpu(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let (n, width, half) = sizes(x, angles)?;
-    let chunks = half.div_ceil(gpu::PACK);
-    let places = n * (width / (2 * half)) * chunks;
+    let Heads { head_dim, rotary_dim, interleaved } = angles.heads;
+    let chunks = half.div_ceil(gpu::PACK) + (head_dim - rotary_dim).div_ceil(gpu::PACK);
+    let places = n * (width / head_dim) * chunks;
     let launch = Launch::threads(&gpu::ROPE, "rope", x.dtype(), places);
     // SAFETY: checked above; angles are f32. The kernel writes all of y.
     unsafe {
@@ -167,7 +164,9 @@ fn on_gpu(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
             Arg::In(&angles.sin),
             Arg::Out(&y),
             Arg::Small(width),
+            Arg::Small(head_dim),
             Arg::Small(half),
+            Arg::Small(interleaved.into()),
             Arg::Small(chunks),
             Arg::Float(sign.into()),
             Arg::Large(places as u64),

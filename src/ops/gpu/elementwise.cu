@@ -2,26 +2,69 @@
 // src/ops/ that launch them.
 #include "common.cuh"
 
-// Rotates the halves of every head by the angles of its row; x, y: [N, H * 2 * turns], cos, sin: [N, turns] of f32. `sign`
-// is 1, or -1 for the inverse. `chunks` is turns / PACK, rounded up, `width` H * 2 * turns, `places` N * H * chunks.
-KERNEL(rope, IN(T, x), IN(float, cosines), IN(float, sines), OUT(T, y), NUMBER(u32, width), NUMBER(u32, turns),
-       NUMBER(u32, chunks), NUMBER(float, sign), NUMBER(u64, places)) {
+// PACK pairs: their first values and their second, or the same 2 PACK values as they lie side by side.
+struct Pairs {
+    Pack a, b;
+};
+
+// Pairs of neighbours, to their first values and their second.
+DEVICE Pairs parted(Pairs x) {
+    Pairs y;
+#pragma unroll
+    for (u32 i = 0; i < PACK / 2; i++) {
+        y.a.v[i] = x.a.v[2 * i];
+        y.b.v[i] = x.a.v[2 * i + 1];
+        y.a.v[PACK / 2 + i] = x.b.v[2 * i];
+        y.b.v[PACK / 2 + i] = x.b.v[2 * i + 1];
+    }
+    return y;
+}
+
+// The way back.
+DEVICE Pairs side_by_side(Pairs x) {
+    Pairs y;
+#pragma unroll
+    for (u32 i = 0; i < PACK / 2; i++) {
+        y.a.v[2 * i] = x.a.v[i];
+        y.a.v[2 * i + 1] = x.b.v[i];
+        y.b.v[2 * i] = x.a.v[PACK / 2 + i];
+        y.b.v[2 * i + 1] = x.b.v[PACK / 2 + i];
+    }
+    return y;
+}
+
+// Rotates the first 2 * turns values of every head by the angles of its row, and copies the others; x, y: [N, H * head_dim],
+// cos, sin: [N, turns] of f32. Pairs are the halves of what is rotated or, if `neighbours` is 1, neighbours. `sign` is 1, or -1
+// for the inverse. `width` is H * head_dim, `chunks` turns / PACK plus what is left of a head / PACK, both rounded up, and
+// `places` N * H * chunks.
+KERNEL(rope, IN(T, x), IN(float, cosines), IN(float, sines), OUT(T, y), NUMBER(u32, width), NUMBER(u32, head_dim),
+       NUMBER(u32, turns), NUMBER(u32, neighbours), NUMBER(u32, chunks), NUMBER(float, sign), NUMBER(u64, places)) {
     const u64 place = (u64)BLOCK_X * THREADS + THREAD;
     if (place >= places) return;
-    const u32 per_row = width / (2 * turns) * chunks;
-    const u64 row = place / per_row;
-    const u32 head = place % per_row / chunks, at = place % chunks * PACK;
-    const u64 first = row * width + (u64)head * 2 * turns;
-    const Pack a = load(x + first, at, turns), b = load(x + first + turns, at, turns);
+    const u64 row = place / (width / head_dim * chunks);
+    const u64 first = place / chunks * head_dim;
+    const u32 chunk = place % chunks, turning = (turns + PACK - 1) / PACK;
+    if (chunk >= turning) {
+        const u32 at = 2 * turns + (chunk - turning) * PACK;
+        store(y + first, at, head_dim, load(x + first, at, head_dim));
+        return;
+    }
+    const u32 at = chunk * PACK;
+    // Where the two packs begin, and where the first may end.
+    const u32 left = neighbours ? 2 * at : at, right = neighbours ? left + PACK : left + turns;
+    const u32 end = neighbours ? 2 * turns : turns;
+    const Pairs read = {load(x + first, left, end), load(x + first, right, 2 * turns)};
+    const Pairs from = neighbours ? parted(read) : read;
     const Pack c = load(cosines + row * turns, at, turns), s = load(sines + row * turns, at, turns);
-    Pack front, back;
+    Pairs turned;
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) {
-        front.v[i] = a.v[i] * c.v[i] - b.v[i] * (s.v[i] * sign);
-        back.v[i] = b.v[i] * c.v[i] + a.v[i] * (s.v[i] * sign);
+        turned.a.v[i] = from.a.v[i] * c.v[i] - from.b.v[i] * (s.v[i] * sign);
+        turned.b.v[i] = from.b.v[i] * c.v[i] + from.a.v[i] * (s.v[i] * sign);
     }
-    store(y + first, at, turns, front);
-    store(y + first + turns, at, turns, back);
+    const Pairs out = neighbours ? side_by_side(turned) : turned;
+    store(y + first, left, end, out.a);
+    store(y + first, right, 2 * turns, out.b);
 }
 
 struct Gate {

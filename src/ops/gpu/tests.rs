@@ -132,6 +132,24 @@ fn maps_equal_the_other_bodies() {
 }
 
 #[test]
+/// Whole heads and beginnings of them, in halves and in neighbours, with beginnings and rests that fill no pack.
+#[test]
+fn rotations_of_any_part_and_pairing_equal_the_other_bodies() {
+    for (turns, rest) in [(1, 0), (1, 1), (3, 5), (4, 8), (7, 2), (8, 16), (9, 9), (16, 96), (33, 0), (20, 40)] {
+        for (interleaved, dtype) in [false, true].into_iter().flat_map(|pairs| TYPES.map(|dtype| (pairs, dtype))) {
+            let (n, head_dim) = (1 + turns % 5, 2 * turns + rest);
+            let frequencies = (0..turns).map(|i| 0.7 / (i + 1) as f32).collect();
+            let stretch = rope::Stretch { start: 3, length: n, frequencies, magnitude: 1.5 };
+            let heads = rope::Heads { head_dim, rotary_dim: 2 * turns, interleaved };
+            let angles = rope::Angles::new(&[stretch], &Device::Cpu).unwrap().of(heads);
+            let x = tensor(&[n, 3 * head_dim], dtype, 5);
+            check((heads, n, dtype), || {
+                vec![rope::forward(&x, &angles).unwrap(), rope::backward(&x, &angles).unwrap()]
+            });
+        }
+    }
+}
+
 fn masks_are_those_of_the_cpu_bit_for_bit() {
     for (shape, probability) in [([3, 7], 0.5), ([40, 41], 0.05), ([1, 20_001], 0.9)] {
         for dtype in TYPES {
