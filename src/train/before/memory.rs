@@ -89,7 +89,7 @@ impl MemoryPlan {
         Ok(Room::Tight(format!("{parts}, {} are available; {}", size(available), self.advice), fields))
     }
 
-    /// Remembers what the device has free once all is loaded, to tell later what grew.
+    /// Remembers what the device has free once all is loaded, to tell later what became of it.
     pub fn all_is_loaded(&mut self, free: Option<usize>) {
         self.free = free;
     }
@@ -98,40 +98,28 @@ impl MemoryPlan {
     pub fn exhausted(&self, error: &anyhow::Error, free: Option<usize>) -> Option<String> {
         let text = format!("{error:#}");
         NO_MEMORY.iter().any(|words| text.contains(words)).then(|| {
-            let Memory { weights, trained, direction, process, .. } = self.memory;
-            let (during, of_step) = self.of_a_step();
+            let Memory { weights, trained, direction, activations, logits, process } = self.memory;
+            let of_step = if activations >= logits { "activations" } else { "activations and logits" };
             let parts = [
                 ("weights", weights),
                 ("what trains", trained),
                 ("the direction", direction),
-                (of_step, during),
+                (of_step, activations.max(logits)),
                 ("the context", process),
             ];
             let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
             let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(*bytes))).collect();
             let (total, parts) = (size(self.memory.total()), parts.join(", "));
-            let grown = self.grown(free);
-            format!("the device has no memory left; the run was planned at {total} ({parts}){grown}; {}", self.advice)
+            let known = self.known(free);
+            format!("the device has no memory left; the run was planned at {total} ({parts}){known}; {}", self.advice)
         })
     }
 
-    /// What a step takes and gives back, and what it is.
-    fn of_a_step(&self) -> (usize, &'static str) {
-        let Memory { activations, logits, .. } = self.memory;
-        if activations >= logits { (activations, "activations") } else { (logits, "activations and logits") }
-    }
-
-    /// Whether a step took more than was planned for it, or had less to take from.
-    fn grown(&self, free: Option<usize>) -> String {
+    /// What the device had free and has now. Who has the difference, it does not say: steps, other processes, or memory that was
+    /// given back in pieces too small.
+    fn known(&self, free: Option<usize>) -> String {
         let (Some(at_first), Some(free)) = (self.free, free) else { return String::new() };
-        let ((planned, what), taken) = (self.of_a_step(), at_first.saturating_sub(free));
-        if taken > planned {
-            format!("; {what} grew beyond their part, to {} and more", size(taken))
-        } else if at_first < planned {
-            format!("; only {} were free when all was loaded", size(at_first))
-        } else {
-            "; something else on the device grew".to_string()
-        }
+        format!("; {} were free when all was loaded, {} are now", size(at_first), size(free))
     }
 }
 
@@ -227,16 +215,12 @@ mod tests {
                          1.00 GiB); train less";
             assert!(told.contains(parts), "{told}");
         }
-        let gib = |n: usize| n << 30;
-        for (at_first, free, grown) in [
-            (gib(9), gib(1), "; activations grew beyond their part, to 8.00 GiB and more; train less"),
-            (gib(5), 0, "; only 5.00 GiB were free when all was loaded; train less"),
-            (gib(7), gib(2), "; something else on the device grew; train less"),
-        ] {
-            let mut plan = plan.clone();
-            plan.all_is_loaded(Some(at_first));
-            let told = plan.exhausted(&anyhow::anyhow!("out of memory"), Some(free)).unwrap();
-            assert!(told.ends_with(grown), "{told}");
+        let mut loaded = plan.clone();
+        loaded.all_is_loaded(Some(9 << 30));
+        for (free, known) in [(Some(1 << 30), "; 9.00 GiB were free when all was loaded, 1.00 GiB are now"), (None, "")]
+        {
+            let told = loaded.exhausted(&anyhow::anyhow!("out of memory"), free).unwrap();
+            assert!(told.ends_with(&format!("the context 1.00 GiB){known}; train less")), "{told}");
         }
         assert_eq!(plan.exhausted(&anyhow::anyhow!("disk full"), None), None);
     }
