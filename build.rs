@@ -4,16 +4,16 @@
 //! PTX is for compute capability 8.0 and is translated by the driver, for newer GPUs too. nvcc is found as `NVCC`, in
 //! `CUDA_HOME`, `CUDA_PATH` or `CUDA_ROOT`, on the path, or in /usr/local/cuda, as candle's own kernels find it.
 
+#[path = "src/ops/gpu/sources.rs"]
+mod sources;
+
+use sources::SOURCES;
 use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KERNELS: &str = "src/ops/gpu";
-const SOURCES: [&str; 7] =
-    ["attention", "cross_entropy", "elementwise", "parameters", "penalty", "quantised", "rms_norm"];
-/// Those that Metal's compiler takes too.
-const ON_METAL: [&str; 4] = ["cross_entropy", "elementwise", "quantised", "rms_norm"];
 /// Suffixes, and the types in CUDA C.
 const TYPES: [(&str, &str); 3] = [("f32", "float"), ("bf16", "__nv_bfloat16"), ("f16", "__half")];
 const ARCHITECTURE: &str = "compute_80";
@@ -31,6 +31,24 @@ fn main() {
         write_metal();
     }
     #[cfg(feature = "shim")]
+    compile_shim();
+}
+
+/// Compiles the kernels for the CPU, in CUDA's words and in Metal's.
+#[cfg(feature = "shim")]
+fn compile_shim() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let includes = SOURCES.map(|(source, _)| format!("#include \"../{source}.cu\"\n")).concat();
+    std::fs::write(out.join("kernels.inc"), includes).expect("OUT_DIR can be written to");
+    let metal = on_metal().map(|source| {
+        let text = std::fs::read_to_string(out.join(format!("{source}.metal"))).expect("write_metal came first");
+        let names = text.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.split(',').next());
+        let register =
+            |name| format!("static const shim::Registered registered_{name}(TYPE_NAME, \"{name}\", &{name}, 4);\n");
+        let registered: String = names.map(register).collect();
+        format!("namespace {source}_metal {{\n#include \"{source}.metal\"\n{registered}}}\n")
+    });
+    std::fs::write(out.join("metal_kernels.inc"), metal.collect::<String>()).expect("OUT_DIR can be written to");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -39,7 +57,7 @@ fn main() {
         .flag_if_supported("-ffp-contract=off")
         .warnings(false)
         .include(format!("{KERNELS}/shim"))
-        .include(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
+        .include(out)
         .files(["shim", "metal"].map(|name| format!("{KERNELS}/shim/{name}.cpp")))
         .compile("asft_shim");
 }
@@ -50,7 +68,7 @@ fn compile_ptx() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVCC_APPEND_FLAGS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    let names = SOURCES.iter().flat_map(|source| TYPES.map(|(suffix, value)| (*source, suffix, value)));
+    let names = SOURCES.iter().flat_map(|(source, _)| TYPES.map(|(suffix, value)| (*source, suffix, value)));
     let running: Vec<_> = names.map(|name| (name, start(&nvcc, name, &out))).collect();
     let mut names = vec![];
     for ((source, suffix, _), mut compiler) in running {
@@ -61,18 +79,23 @@ fn compile_ptx() {
     write_list(&out, "ptx", &names);
 }
 
+/// The sources that Metal's compiler takes.
+fn on_metal() -> impl Iterator<Item = &'static str> {
+    SOURCES.into_iter().filter_map(|(source, on_metal)| on_metal.then_some(source))
+}
+
 /// Writes the text of every source that Metal takes, in one file each, and `gpu_metal.rs`: a list of them.
 fn write_metal() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let read = |name: &str| std::fs::read_to_string(Path::new(KERNELS).join(name)).expect("a source can be read");
     let common = read("metal.h") + &read("common.cuh");
-    for source in ON_METAL {
+    for source in on_metal() {
         let text = common.clone() + &read(&format!("{source}.cu"));
         let is_whole = |line: &&str| !line.starts_with("#include \"") && !line.starts_with("#pragma once");
         let text: Vec<&str> = text.lines().filter(is_whole).collect();
         std::fs::write(out.join(format!("{source}.metal")), text.join("\n") + "\n").expect("OUT_DIR can be written to");
     }
-    write_list(&out, "metal", &ON_METAL.map(String::from));
+    write_list(&out, "metal", &on_metal().map(String::from).collect::<Vec<_>>());
 }
 
 /// Writes `gpu_<extension>.rs`: names, and the texts of their files.

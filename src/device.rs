@@ -34,6 +34,15 @@ impl fmt::Display for Accelerator {
 }
 
 impl Accelerator {
+    /// What a device is; none is the CPU.
+    pub fn of(device: &Device) -> Option<Self> {
+        match device {
+            Device::Cpu => None,
+            Device::Cuda(_) => Some(Self::Cuda),
+            Device::Metal(_) => Some(Self::Metal),
+        }
+    }
+
     /// What this build supports, in order of preference.
     fn built() -> impl Iterator<Item = Self> {
         [Self::Cuda, Self::Metal].into_iter().filter(|accelerator| accelerator.is_built())

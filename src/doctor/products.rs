@@ -20,7 +20,10 @@ pub const CHECKS: &[Check] = &[
     Check::new("cross_entropy", "losses and gradients over the head", Tolerance { wide: 256.0, narrow: 8.0 }, losses)
         .by("cross_entropy", || gpu::CROSS_ENTROPY.switch_off()),
     Check::new("quantised", "weights of four and eight bits, widened", Tolerance { wide: 4.0, narrow: 1.0 }, quantised)
-        .by("quantised", || gpu::QUANTISED.switch_off()),
+        .by("quantised", || {
+            gpu::QUANTISED.switch_off();
+            gpu::GGML.switch_off();
+        }),
     Check::new("penalty", "the r x r products and their images", Tolerance { wide: 256.0, narrow: 2.0 }, low_ranks),
     Check::new("penalties", "those of several modules together", Tolerance { wide: 256.0, narrow: 2.0 }, penalties)
         .by("penalty", || gpu::PENALTY.switch_off()),

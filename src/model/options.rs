@@ -145,12 +145,13 @@ impl DeviceKind {
         Ok(device)
     }
 
-    /// Whether that is the CPU, without opening a GPU that is asked for by name.
-    pub fn is_cpu(self) -> bool {
+    /// What that is, without opening a GPU that is asked for by name; none is the CPU.
+    pub fn accelerator(self) -> Option<Accelerator> {
         match self {
-            Self::Auto => device::best(Ranks::here().local_rank()).is_cpu(),
-            Self::Cpu => true,
-            Self::Cuda | Self::Metal => false,
+            Self::Auto => Accelerator::of(&device::best(Ranks::here().local_rank())),
+            Self::Cpu => None,
+            Self::Cuda => Some(Accelerator::Cuda),
+            Self::Metal => Some(Accelerator::Metal),
         }
     }
 }
@@ -182,5 +183,17 @@ impl ModelOptions {
     pub fn compute(&self) -> Compute {
         let Self { device, dtype, quantize, quantize_head, .. } = *self;
         Compute { device, dtype, quantize, quantize_head }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_known_by_name_or_by_opening_the_best() {
+        let known = [DeviceKind::Cpu, DeviceKind::Cuda, DeviceKind::Metal].map(DeviceKind::accelerator);
+        assert_eq!(known, [None, Some(Accelerator::Cuda), Some(Accelerator::Metal)]);
+        assert_eq!(DeviceKind::Auto.accelerator(), Accelerator::of(&DeviceKind::Auto.open().unwrap()));
     }
 }

@@ -2,8 +2,11 @@
 
 #![allow(unsafe_code, reason = "kernels read and write memory by their arguments")]
 
-use super::address;
-use super::call::{Arg, Call, Language};
+#[cfg(any(feature = "cuda", feature = "shim"))]
+use super::call::Language;
+#[cfg(any(feature = "cuda", feature = "metal", feature = "shim"))]
+use super::call::Slot;
+use super::call::{Arg, Call};
 use super::registry::{self, Kernels};
 use crate::ops::traffic;
 use anyhow::{Context, Result};
@@ -85,13 +88,15 @@ impl Launch {
         let run = |language| match any.device() {
             #[cfg(feature = "metal")]
             // SAFETY: promised by the caller.
-            Device::Metal(device) => unsafe { super::metal::run(device, &self.0, arguments, &any) },
+            Device::Metal(device) => unsafe {
+                super::metal::run(device, &self.0, &Slot::all(arguments, language)?, &any)
+            },
             #[cfg(feature = "shim")]
             // SAFETY: promised by the caller.
-            Device::Cpu => unsafe { super::shim::run(&self.0, language, &slots(arguments, language)?) },
+            Device::Cpu => unsafe { super::shim::run(&self.0, language, &words(arguments, language)?) },
             #[cfg(feature = "cuda")]
             // SAFETY: promised by the caller.
-            Device::Cuda(device) => unsafe { super::cuda::run(device, &self.0, &slots(arguments, language)?) },
+            Device::Cuda(device) => unsafe { super::cuda::run(device, &self.0, &words(arguments, language)?) },
             device => anyhow::bail!("this build has no kernels for {device:?}, which are {language:?}"),
         };
         language.and_then(run).with_context(|| format!("the kernel {} in {:?}", self.0.entry, self.0.dtype))
@@ -99,25 +104,20 @@ impl Launch {
 }
 
 /// The arguments in eight bytes each, as the kernel finds them: smaller ones are in the first, as on every GPU and on
-/// little-endian CPUs. In Metal's language a number follows what may be missing, and says whether it is there.
-#[cfg_attr(not(any(feature = "cuda", feature = "shim")), allow(dead_code, reason = "Metal binds tensors"))]
-fn slots(arguments: &[Arg<'_>], language: Language) -> Result<Vec<u64>> {
-    let mut slots = vec![];
-    for argument in arguments {
-        slots.push(match *argument {
-            Arg::In(x) | Arg::Maybe(Some(x)) => address::of(x)?,
-            Arg::Out(x) | Arg::Both(x) | Arg::MaybeOut(Some(x)) => address::to_write(x)?,
-            Arg::Maybe(None) | Arg::MaybeOut(None) => 0,
-            Arg::Raw { address, .. } => address,
-            Arg::Small(number) => u32::try_from(number)?.into(),
-            Arg::Large(number) => number,
-            Arg::Float(number) => (number as f32).to_bits().into(),
-        });
-        if let (Arg::Maybe(x) | Arg::MaybeOut(x), Language::Metal) = (argument, language) {
-            slots.push(x.is_some().into());
-        }
-    }
-    Ok(slots)
+/// little-endian CPUs.
+#[cfg(any(feature = "cuda", feature = "shim"))]
+fn words(arguments: &[Arg<'_>], language: Language) -> Result<Vec<u64>> {
+    let word = |slot: &Slot<'_>| {
+        Ok(match *slot {
+            Slot::Read(x) => super::address::of(x)?,
+            Slot::Written(x) => super::address::to_write(x)?,
+            Slot::Missing => 0,
+            Slot::Address(address) | Slot::Large(address) => address,
+            Slot::Small(number) => number.into(),
+            Slot::Float(number) => number.to_bits().into(),
+        })
+    };
+    Slot::all(arguments, language)?.iter().map(word).collect()
 }
 
 /// A tensor for a kernel to write, its values anything until then.

@@ -2,10 +2,10 @@
 
 #![allow(unsafe_code, reason = "launches on a GPU")]
 
-use super::call::{Arg, Call, suffix};
+use super::call::{Call, Slot, suffix};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, MetalDevice, Storage, Tensor};
-use candle_metal_kernels::metal::{Buffer, ComputeCommandEncoder, ComputePipeline};
+use candle_metal_kernels::metal::{Buffer, ComputePipeline};
 use objc2_metal::{MTLCompileOptions, MTLComputePipelineState, MTLSize};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -78,44 +78,6 @@ fn compile(device: &MetalDevice, source: &str, dtype: DType) -> Result<Pipelines
     Ok(pipelines)
 }
 
-/// What an argument is bound as: buffers and numbers, one after another.
-enum Bound {
-    Read(Buffer, usize),
-    Written(Buffer, usize),
-    Small(u32),
-    Large(u64),
-    Float(f32),
-}
-
-impl Bound {
-    /// `any` takes the place of a tensor that is not there.
-    fn of(argument: &Arg<'_>, any: &Tensor) -> Result<Vec<Self>> {
-        let read = |x: &Tensor| buffer(x).map(|(buffer, offset)| Self::Read(buffer, offset));
-        let written = |x: &Tensor| buffer(x).map(|(buffer, offset)| Self::Written(buffer, offset));
-        Ok(match *argument {
-            Arg::In(x) => vec![read(x)?],
-            Arg::Out(x) | Arg::Both(x) => vec![written(x)?],
-            Arg::Maybe(Some(x)) => vec![read(x)?, Self::Small(1)],
-            Arg::MaybeOut(Some(x)) => vec![written(x)?, Self::Small(1)],
-            Arg::Maybe(None) | Arg::MaybeOut(None) => vec![read(any)?, Self::Small(0)],
-            Arg::Raw { .. } => bail!("memory that is no tensor cannot be bound on Metal"),
-            Arg::Small(number) => vec![Self::Small(u32::try_from(number)?)],
-            Arg::Large(number) => vec![Self::Large(number)],
-            Arg::Float(number) => vec![Self::Float(number as f32)],
-        })
-    }
-
-    fn bind(&self, encoder: &ComputeCommandEncoder, index: usize) {
-        match self {
-            Self::Read(buffer, offset) => encoder.set_input_buffer(index, Some(buffer), *offset),
-            Self::Written(buffer, offset) => encoder.set_output_buffer(index, Some(buffer), *offset),
-            Self::Small(number) => encoder.set_bytes(index, number),
-            Self::Large(number) => encoder.set_bytes(index, number),
-            Self::Float(number) => encoder.set_bytes(index, number),
-        }
-    }
-}
-
 /// A contiguous tensor's buffer, and where in it the first value is, in bytes.
 fn buffer(x: &Tensor) -> Result<(Buffer, usize)> {
     let (storage, layout) = x.storage_and_layout();
@@ -126,21 +88,38 @@ fn buffer(x: &Tensor) -> Result<(Buffer, usize)> {
     }
 }
 
+/// The buffer of an argument that is memory; `any` takes the place of a tensor that is not there.
+fn memory(slot: Slot<'_>, any: &Tensor) -> Result<Option<(Buffer, usize)>> {
+    Ok(match slot {
+        Slot::Read(x) | Slot::Written(x) => Some(buffer(x)?),
+        Slot::Missing => Some(buffer(any)?),
+        Slot::Address(address) => bail!("memory at {address:#x} is no tensor, and cannot be bound on Metal"),
+        Slot::Small(_) | Slot::Large(_) | Slot::Float(_) => None,
+    })
+}
+
 /// Puts a kernel among the device's commands. candle orders them by the buffers that they read and write.
 ///
 /// # Safety
 /// As of [`super::Launch::run`].
-pub unsafe fn run(device: &MetalDevice, call: &Call, arguments: &[Arg<'_>], any: &Tensor) -> Result<()> {
+pub unsafe fn run(device: &MetalDevice, call: &Call, slots: &[Slot<'_>], any: &Tensor) -> Result<()> {
     let pipeline = with_pipelines(device, (call.source, call.dtype), |pipelines| {
         pipelines.get(&call.entry).cloned().context("there is no such kernel")
     })?;
     ensure!(call.shared == 0, "no kernel on Metal has dynamic shared memory");
-    let bound: Vec<Vec<Bound>> = arguments.iter().map(|argument| Bound::of(argument, any)).collect::<Result<_>>()?;
+    let memory: Vec<_> = slots.iter().map(|slot| memory(*slot, any)).collect::<Result<_>>()?;
     let commands = device.command_encoder()?;
     let encoder = commands.as_ref();
     encoder.set_compute_pipeline_state(&pipeline);
-    for (index, bound) in bound.iter().flatten().enumerate() {
-        bound.bind(encoder, index);
+    for (index, (slot, memory)) in slots.iter().zip(&memory).enumerate() {
+        match (slot, memory) {
+            (Slot::Written(_), Some((buffer, offset))) => encoder.set_output_buffer(index, Some(buffer), *offset),
+            (_, Some((buffer, offset))) => encoder.set_input_buffer(index, Some(buffer), *offset),
+            (Slot::Small(number), None) => encoder.set_bytes(index, number),
+            (Slot::Large(number), None) => encoder.set_bytes(index, number),
+            (Slot::Float(number), None) => encoder.set_bytes(index, number),
+            (_, None) => {}
+        }
     }
     let [width, height, depth] = call.grid;
     let block = MTLSize { width: call.block, height: 1, depth: 1 };

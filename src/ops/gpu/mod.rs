@@ -21,6 +21,7 @@ pub(super) mod products;
 mod registry;
 #[cfg(feature = "shim")]
 mod shim;
+mod sources;
 mod tables;
 #[cfg(all(test, feature = "shim"))]
 pub(super) mod tests;

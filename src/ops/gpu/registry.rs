@@ -1,6 +1,8 @@
 //! Which kernels there are, and whether they serve.
 
 use super::call::Language;
+use super::sources::SOURCES;
+use crate::device::Accelerator;
 use crate::ops::{Bodies, bodies};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -18,9 +20,6 @@ pub struct Kernels {
     pub(super) is_off: AtomicBool,
 }
 
-/// The sources that are written for Metal too; the others are CUDA C.
-const ON_METAL: [&str; 4] = ["cross_entropy", "elementwise", "quantised", "rms_norm"];
-
 macro_rules! kernels {
     ($($name:ident = $operation:literal: $entry:literal in $source:literal;)*) => {
         $(pub static $name: Kernels =
@@ -35,6 +34,7 @@ kernels! {
     CROSS_ENTROPY = "cross_entropy": "cross_entropy" in "cross_entropy";
     DROPOUT = "dropout": "dropout" in "elementwise";
     GATED_MLP = "gated_mlp": "gated_mlp_forward" in "elementwise";
+    GGML = "ggml": "q4_k" in "ggml";
     PARAMETERS = "parameters": "adamw" in "parameters";
     PENALTY = "penalty": "penalty_sums" in "penalty";
     QUANTISED = "quantised": "four_bit" in "quantised";
@@ -53,14 +53,21 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// As in a build for NVIDIA's GPUs, whatever this one is for.
-    pub const CUDA: Self = Self { attention: true, gated_mlp: true, cross_entropy: true };
-    /// As in a build for Apple's.
-    pub const METAL: Self = Self { attention: false, ..Self::CUDA };
+    /// As in a build for such GPUs, whatever this one is for.
+    pub fn of(accelerator: Accelerator) -> Self {
+        let language = match accelerator {
+            Accelerator::Cuda => Language::Cuda,
+            Accelerator::Metal => Language::Metal,
+        };
+        Self::those(|kernels| kernels.are_in(language))
+    }
 
     /// Those of this build, as far as they are not switched off.
     pub fn on(device: &Device) -> Self {
-        let serves = |kernels: &Kernels| kernels.is_for(device) && !kernels.is_off.load(Ordering::Relaxed);
+        Self::those(|kernels| kernels.is_for(device) && !kernels.is_off.load(Ordering::Relaxed))
+    }
+
+    fn those(serves: impl Fn(&Kernels) -> bool) -> Self {
         let [attention, gated_mlp, cross_entropy] = [&ATTENTION, &GATED_MLP, &CROSS_ENTROPY].map(serves);
         Self { attention, gated_mlp, cross_entropy }
     }
@@ -69,10 +76,14 @@ impl Serving {
 impl Kernels {
     /// Whether this build has these kernels for a device.
     fn is_for(&self, device: &Device) -> bool {
-        match language(device) {
-            Some(Language::Cuda) => true,
-            Some(Language::Metal) => ON_METAL.contains(&self.source),
-            None => false,
+        language(device).is_some_and(|language| self.are_in(language))
+    }
+
+    /// Whether they are written in that language.
+    fn are_in(&self, language: Language) -> bool {
+        match language {
+            Language::Cuda => true,
+            Language::Metal => SOURCES.contains(&(self.source, true)),
         }
     }
 

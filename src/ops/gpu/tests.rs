@@ -3,7 +3,8 @@
 
 #![allow(unsafe_code, reason = "launches")]
 
-use super::{Arg, Kernels, Launch, registry, shim};
+use super::{Arg, Kernels, Launch, Serving, registry, shim};
+use crate::device::Accelerator;
 use crate::ops::activation::Activation;
 use crate::ops::attention::{Layout, Shape, Span};
 use crate::ops::parameters::{self, Moved, Step};
@@ -131,7 +132,6 @@ fn maps_equal_the_other_bodies() {
     }
 }
 
-#[test]
 /// Whole heads and beginnings of them, in halves and in neighbours, with beginnings and rests that fill no pack.
 #[test]
 fn rotations_of_any_part_and_pairing_equal_the_other_bodies() {
@@ -150,6 +150,7 @@ fn rotations_of_any_part_and_pairing_equal_the_other_bodies() {
     }
 }
 
+#[test]
 fn masks_are_those_of_the_cpu_bit_for_bit() {
     for (shape, probability) in [([3, 7], 0.5), ([40, 41], 0.05), ([1, 20_001], 0.9)] {
         for dtype in TYPES {
@@ -356,11 +357,19 @@ fn kernels_serve_what_they_can_until_they_are_switched_off() {
     assert!(!with(Bodies::Generic, || kernels.serve(&[&x])) && !with(Bodies::Kernels, || kernels.serve(&[&x])));
     kernels.switch_off();
     assert!(!serve(&[&x, &y]));
-    // Attention, the penalty and AdamW are not written for Metal.
+    // Attention, ggml's blocks, the penalty and AdamW are not written for Metal.
     let on_metal: Vec<&str> = with(Bodies::MetalShim, || {
         registry::ALL.iter().filter(|kernels| kernels.serve(&[&x])).map(|kernels| kernels.name).collect()
     });
     assert_eq!(on_metal, ["cross_entropy", "dropout", "gated_mlp", "quantised", "rms_norm", "rope", "softcap", "sum"]);
+}
+
+#[test]
+fn what_will_serve_on_a_gpu_is_known_without_one() {
+    for (bodies, accelerator) in [(Bodies::Shim, Accelerator::Cuda), (Bodies::MetalShim, Accelerator::Metal)] {
+        assert_eq!(with(bodies, || Serving::on(&Device::Cpu)), Serving::of(accelerator), "{bodies:?}");
+    }
+    assert!(Serving::of(Accelerator::Cuda).attention && !Serving::of(Accelerator::Metal).attention);
 }
 
 #[test]

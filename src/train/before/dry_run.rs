@@ -101,11 +101,12 @@ pub fn dry_run(settings: &Settings, card: Option<&Card>) -> Result<Forecast> {
         return Err(problems.into_error(START));
     };
     let workload = Workload::of(settings, &inputs)?;
-    let is_cpu = settings.model.device.is_cpu();
+    // Asked once: `auto` opens a GPU to know.
+    let accelerator = settings.model.device.accelerator();
+    let is_cpu = accelerator.is_none();
     let quantised = sources.base.as_ref().map_or_else(BTreeMap::new, quantised_bytes);
-    let estimate = Estimate::new(&spec, settings, &targets, &quantised).context("lora")?;
-    let kernels = if settings.model.device == DeviceKind::Metal { Serving::METAL } else { Serving::CUDA };
-    let estimate = if is_cpu { estimate } else { estimate.on_gpu(kernels) };
+    let estimate =
+        Estimate::new(&spec, settings, &targets, &quantised, accelerator.map(Serving::of)).context("lora")?;
     let memory = estimate.memory(&workload);
     let (work, largest) = (estimate.mean_work(&workload), workload.largest);
     let counts = inputs.train.counts;

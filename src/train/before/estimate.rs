@@ -75,12 +75,13 @@ pub struct Estimate<'a> {
     quantised: &'a BTreeMap<String, usize>,
     /// The defence's.
     pub(super) needs: Needs,
-    /// On a GPU, its kernels.
+    /// On a GPU, which kernels serve there.
     gpu: Option<Serving>,
 }
 
 impl<'a> Estimate<'a> {
-    /// On the CPU. `quantised`: the bytes of each weight that the checkpoint holds quantised.
+    /// On the CPU, or on a `gpu` where these kernels serve. `quantised`: the bytes of each weight that the checkpoint holds
+    /// quantised.
     ///
     /// # Errors
     /// `lora.rank_pattern` or `lora.alpha_pattern` that does not fit the targets.
@@ -91,12 +92,8 @@ impl<'a> Estimate<'a> {
         quantised: &'a BTreeMap<String, usize>,
     ) -> Result<Self> {
         let needs = defence::of(&settings.defence).needs();
-        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, gpu: None })
-    }
-
-    /// The same on a GPU with these kernels, whose memory it then estimates.
-    pub fn on_gpu(self, kernels: Serving) -> Self {
-        Self { gpu: Some(kernels), ..self }
+        gpu: Option<Serving>,
+        Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, gpu })
     }
 
     /// Memory at the peak: at the largest micro-batch, with all samples.

@@ -41,7 +41,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a run on the CPU or on a GPU with these kernels. `quantised`: the bytes of each weight that the checkpoint holds
+    /// For a run on the CPU, or on a `gpu` where these kernels serve. `quantised`: the bytes of each weight that the checkpoint holds
     /// quantised.
     pub fn new(
         settings: &Settings,
@@ -53,8 +53,7 @@ impl MemoryPlan {
     ) -> Result<Self> {
         let workload = Workload::of(settings, inputs)?;
         let peak = |changed: &Settings| -> Result<Memory> {
-            let estimate = Estimate::new(spec, changed, targets, quantised).context("lora")?;
-            let estimate = if let Some(kernels) = gpu { estimate.on_gpu(kernels) } else { estimate };
+            let estimate = Estimate::new(spec, changed, targets, quantised, gpu).context("lora")?;
             let same_work = changed.train.batch_size == settings.train.batch_size;
             Ok(if same_work { estimate.memory(&workload) } else { estimate.memory(&Workload::of(changed, inputs)?) })
         };

@@ -204,6 +204,7 @@ mod tests {
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 8,
             "intermediate_size": 16, "max_position_embeddings": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
             "num_hidden_layers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+    use crate::device::Accelerator;
             "vocab_size": 10,
         });
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -222,11 +223,20 @@ mod tests {
     #[test]
     fn a_small_step_is_as_counted_by_hand() {
         let (spec, mut settings) = (small_spec(), Settings::default());
+    /// A run that adapts q, on an NVIDIA card.
+    fn on_card<'a>(
+        spec: &'a ModelSpec,
+        settings: &'a Settings,
+        quantised: &'a BTreeMap<String, usize>,
+    ) -> Estimate<'a> {
+        let (targets, cuda) = (["model.layers.0.self_attn.q_proj".to_string()], Serving::of(Accelerator::Cuda));
+        Estimate::new(spec, settings, &targets, quantised, Some(cuda)).unwrap()
+    }
+
         (settings.lora.rank, settings.lora.dropout, settings.asft.penalize) = (2, 0.0, Penalize::None);
         settings.train.gradient_checkpointing = false;
-        let targets = ["model.layers.0.self_attn.q_proj".to_string()];
         let none = BTreeMap::new();
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
+        let estimate = on_card(&spec, &settings, &none);
         // Two micro-batches of one sequence of four tokens, three of them labels; one step of both.
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
         let workload = Workload {
@@ -269,19 +279,19 @@ mod tests {
         assert!(got.fits);
         // A direction of rank 8: two products with U, and four launches for A, B, their images and gradients of rank 2.
         settings.asft.penalize = Penalize::Orthogonal;
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
+        let estimate = on_card(&spec, &settings, &none);
         let penalty = Prediction::new(card, &estimate, &workload).parts[&Part::Penalty];
         let bytes = 384.0 + 512.0 + 4.0 * (3.0 * 16.0 + 8.0) + 4.0 * 64.0 + 4.0 * (64.0 + 64.0);
         assert_eq!((penalty.launches, penalty.flops, penalty.bytes), (6.0, 256.0 + 512.0, bytes));
         // Each weight is widened for each of its products.
         settings.model.quantize = Some(Quantize::Q8_0);
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
+        let estimate = on_card(&spec, &settings, &none);
         let linears = Prediction::new(card, &estimate, &workload).parts[&Part::Linears];
         assert_eq!(linears.launches, 2.0 * 28.0);
         assert!(linears.bytes > got.parts[&Part::Linears].bytes + 2.0 * 2.0 * 576.0 * 4.0);
         // The head once for losses and gradients together.
         settings.model.quantize_head = true;
-        let estimate = Estimate::new(&spec, &settings, &targets, &none).unwrap().on_gpu(Serving::CUDA);
+        let estimate = on_card(&spec, &settings, &none);
         let head = Prediction::new(card, &estimate, &workload).parts[&Part::Head];
         assert_eq!(head.launches, 2.0 * 11.0);
     }

@@ -34,7 +34,7 @@ impl GgmlBlocks {
     /// [rows, columns] in `dtype`
     pub fn dense(&self, dims: (usize, usize), dtype: DType) -> Result<Tensor> {
         let device = self.like.device();
-        let Some(entry) = self.entry().filter(|_| gpu::QUANTISED.serve(&[&self.like])) else {
+        let Some(entry) = self.entry().filter(|_| gpu::GGML.serve(&[&self.like])) else {
             return Ok(self.blocks.dequantize(device)?.to_dtype(dtype)?);
         };
         let n = dims.0 * dims.1;
@@ -42,7 +42,7 @@ impl GgmlBlocks {
         unsafe {
             let out = unwritten(dims, dtype, device)?;
             let bytes = Arg::Raw { address: self.address()?, bytes: self.blocks.storage_size_in_bytes() };
-            Launch::map(&gpu::QUANTISED, entry, dtype, n).run(&[bytes, Arg::Out(&out), Arg::Large(n as u64)])?;
+            Launch::map(&gpu::GGML, entry, dtype, n).run(&[bytes, Arg::Out(&out), Arg::Large(n as u64)])?;
             Ok(out)
         }
     }
