@@ -7,6 +7,8 @@ use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::data::{Example, collate};
 use asft::method::{AsftOptions, Penalize};
 use asft::model::{Decoder, ModelSpec, Weights};
+#[cfg(feature = "shim")]
+use asft::ops::traffic::Traffic;
 use asft::train::{Penalties, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
@@ -180,27 +182,18 @@ fn a_layer_takes_few_launches() {
 #[cfg(feature = "shim")]
 #[test]
 fn a_step_of_seven_billion_parameters_moves_few_bytes() {
-    use asft::ops::traffic::Traffic;
     let _alone = ALONE.lock().unwrap();
     // SAFETY: no other thread of this test reads the environment now.
     unsafe { std::env::set_var("ASFT_OPS", "shim") };
-    let step = |layers: usize| {
-        let dir = tempfile::tempdir().unwrap();
-        let config = serde_json::json!({
-            "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 3584 / 8,
-            "intermediate_size": 18_944 / 8, "max_position_embeddings": 64, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "num_hidden_layers": layers, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-            "tie_word_embeddings": false, "vocab_size": 152_064 / 8,
-        });
-        write(dir.path(), &config);
-        let mut trainer = trainer_of(dir.path(), DType::BF16, 0.05, 1);
-        let batch = [collate(&vec![Example { input_ids: (0..64).collect(), labels: (0..64).collect() }; 8])];
-        trainer.step(0, &batch, 1e-4).unwrap();
-        let before = Traffic::so_far();
-        trainer.step(1, &batch, 1e-4).unwrap();
-        (Traffic::so_far().since(before), predicted(dir.path()))
-    };
-    let ((one, predicted_one), (two, predicted_two)) = (step(1), step(2));
+    let config = serde_json::json!({
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 3584 / 8,
+        "intermediate_size": 18_944 / 8, "max_position_embeddings": 64, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": false,
+        "vocab_size": 152_064 / 8,
+    });
+    let [one, two] = [1, 2].map(|layers| second_step(&config, layers, DType::BF16));
+    assert_predicted("qwen2", one, two);
+    let (one, two) = (one.0, two.0);
     let gigabytes = |bytes: u64| (bytes * 64) as f64 / 1e9;
     let (launches, layer) = (two.launches - one.launches, gigabytes(two.bytes() - one.bytes()));
     let rest = gigabytes(one.bytes()) - layer;
@@ -208,11 +201,51 @@ fn a_step_of_seven_billion_parameters_moves_few_bytes() {
     println!("{launches} launches and {layer:.2} GB a layer, {rest:.1} GB besides, {whole:.0} GB a step");
     assert!(launches <= 150, "{launches} launches a layer");
     assert!(whole <= 300.0, "{whole} GB a step");
-    // What a dry run predicts of a layer: the same. The penalty's launches are for all layers together.
-    let [launches_predicted, bytes_predicted] = [0, 1].map(|i| predicted_two[i] - predicted_one[i]);
-    assert_eq!(launches as f64, launches_predicted);
-    let ratio = bytes_predicted / (two.bytes() - one.bytes()) as f64;
-    assert!((ratio - 1.0).abs() < 0.01, "the predicted bytes of a layer are {ratio} times those counted");
+}
+
+/// What a second step of eight samples of 64 tokens takes of a model with so many layers, counted, and as a dry run predicts it.
+#[cfg(feature = "shim")]
+fn second_step(config: &serde_json::Value, layers: usize, dtype: DType) -> (Traffic, [f64; 2]) {
+    let (dir, mut config) = (tempfile::tempdir().unwrap(), config.clone());
+    config["num_hidden_layers"] = layers.into();
+    write(dir.path(), &config);
+    let mut trainer = trainer_of(dir.path(), dtype, 0.05, 1);
+    let batch = [collate(&vec![Example { input_ids: (0..64).collect(), labels: (0..64).collect() }; 8])];
+    trainer.step(0, &batch, 1e-4).unwrap();
+    let before = Traffic::so_far();
+    trainer.step(1, &batch, 1e-4).unwrap();
+    (Traffic::so_far().since(before), predicted(dir.path(), dtype))
+}
+
+/// Asserts that what the second layer of two adds is what a dry run predicts. The penalty's launches are for all layers together.
+#[cfg(feature = "shim")]
+fn assert_predicted(what: &str, one: (Traffic, [f64; 2]), two: (Traffic, [f64; 2])) {
+    let [launches, bytes] = [0, 1].map(|i| two.1[i] - one.1[i]);
+    assert_eq!((two.0.launches - one.0.launches) as f64, launches, "{what}");
+    let ratio = bytes / (two.0.bytes() - one.0.bytes()) as f64;
+    assert!((ratio - 1.0).abs() < 0.01, "{what}: the predicted bytes of a layer are {ratio} times those counted");
+}
+
+/// Layers that differ from those above: with norms after attention and MLP, gate and up in one linear, and a part of each head
+/// rotated in pairs of neighbours.
+#[cfg(feature = "shim")]
+#[test]
+fn layers_of_other_kinds_take_what_is_predicted() {
+    let _alone = ALONE.lock().unwrap();
+    // SAFETY: no other thread of this test reads the environment now.
+    unsafe { std::env::set_var("ASFT_OPS", "shim") };
+    let glm4 = serde_json::json!({
+        "model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
+        "intermediate_size": 256, "max_position_embeddings": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 32, "rms_norm_eps": 1e-6, "attention_bias": true, "tie_word_embeddings": false, "vocab_size": 512,
+        "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4, "rope_type": "default"},
+    });
+    for (what, config) in [("glm4", glm4)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let [one, two] = [1, 2].map(|layers| second_step(&config, layers, dtype));
+            assert_predicted(what, one, two);
+        }
+    }
 }
 
 /// The penalty of 28 layers' q and v by a direction, all together and module by module.
@@ -220,7 +253,6 @@ fn a_step_of_seven_billion_parameters_moves_few_bytes() {
 #[test]
 fn the_penalty_of_all_modules_takes_few_launches() {
     use asft::method::{Direction, Keep, Operator, Penalty, Together};
-    use asft::ops::traffic::Traffic;
     let _alone = ALONE.lock().unwrap();
     // SAFETY: no other thread of this test reads the environment now.
     unsafe { std::env::set_var("ASFT_OPS", "shim") };
@@ -264,8 +296,8 @@ fn the_penalty_of_all_modules_takes_few_launches() {
 
 /// Launches and bytes of the step above by a dry run, but for the penalty.
 #[cfg(feature = "shim")]
-fn predicted(model: &Path) -> [f64; 2] {
-    let forecast = forecast(model, "bf16", 64);
+fn predicted(model: &Path, dtype: DType) -> [f64; 2] {
+    let forecast = forecast(model, dtype, 64);
     let parts = forecast["prediction"]["parts"].as_object().unwrap().iter().filter(|(part, _)| *part != "penalty");
     let parts: Vec<_> = parts.map(|(_, part)| part.clone()).collect();
     ["launches", "bytes"].map(|key| parts.iter().map(|part| part[key].as_f64().unwrap()).sum())
@@ -273,7 +305,7 @@ fn predicted(model: &Path) -> [f64; 2] {
 
 /// A dry run of steps of eight samples of so many tokens, with dropout and LoRA of rank 1, on a card.
 #[cfg(feature = "shim")]
-fn forecast(model: &Path, dtype: &str, length: u32) -> serde_json::Value {
+fn forecast(model: &Path, dtype: DType, length: u32) -> serde_json::Value {
     use asft::config::Settings;
     use asft::train::{Card, dry_run};
     let (scratch, ids) = (tempfile::tempdir().unwrap(), (0..length).collect::<Vec<u32>>());
@@ -281,8 +313,9 @@ fn forecast(model: &Path, dtype: &str, length: u32) -> serde_json::Value {
     let sample = serde_json::json!({"input_ids": ids, "labels": ids}).to_string() + "\n";
     std::fs::write(dir.join("data.jsonl"), sample.repeat(8)).unwrap();
     let config = format!(
-        "[model]\naligned = {model:?}\ndtype = '{dtype}'\ndevice = 'cuda'\n[lora]\nrank = 1\nalpha = 2\ndropout = 0.05\n[asft]\n\
+        "[model]\naligned = {model:?}\ndtype = '{}'\ndevice = 'cuda'\n[lora]\nrank = 1\nalpha = 2\ndropout = 0.05\n[asft]\n\
          penalize = 'all'\n[data]\ntrain = {:?}\nformat = 'tokenized'\n[train]\nbatch_size = 8\n[output]\ndir = {:?}\n",
+        dtype.as_str(),
         dir.join("data.jsonl"),
         dir.join("run")
     );
@@ -298,15 +331,26 @@ fn a_step_holds_what_was_planned_for_a_gpu() {
     let _alone = ALONE.lock().unwrap();
     // SAFETY: no other thread of this test reads the environment now.
     unsafe { std::env::set_var("ASFT_OPS", "shim") };
-    for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
+    let llama = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
+        "intermediate_size": 512, "max_position_embeddings": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 3, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+        "vocab_size": 256,
+    });
+    // Many small experts for each token, so that their rows count.
+    let mixture = serde_json::json!({
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
+        "intermediate_size": 512, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 8,
+        "norm_topk_prob": true, "decoder_sparse_step": 1, "max_position_embeddings": 256, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 4, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "tie_word_embeddings": false, "vocab_size": 256,
+    });
+    let models = [("llama", llama), ("mixture", mixture)];
+    for (name, config, dtype) in
+        models.iter().flat_map(|(name, config)| [DType::F32, DType::BF16].map(|d| (name, config, d)))
+    {
         let (dir, length) = (tempfile::tempdir().unwrap(), 128);
-        let config = serde_json::json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
-            "intermediate_size": 512, "max_position_embeddings": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "num_hidden_layers": 3, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
-            "vocab_size": 256,
-        });
-        write(dir.path(), &config);
+        write(dir.path(), config);
         let batch =
             [collate(&vec![
                 Example { input_ids: (0..length).collect(), labels: (0..length).map(i64::from).collect() };
@@ -318,11 +362,11 @@ fn a_step_holds_what_was_planned_for_a_gpu() {
                 trainer.step(step, &batch, 1e-4).unwrap();
             }
         });
-        let parts = &forecast(dir.path(), name, length)["memory_bytes"];
+        let parts = &forecast(dir.path(), dtype, length)["memory_bytes"];
         let part = |name: &str| parts[name].as_u64().unwrap() as f64;
         let planned = part("weights") + part("trained") + part("activations").max(part("logits"));
-        println!("{name}: {held} bytes held, {planned} planned: {parts}");
+        println!("{name}, {dtype:?}: {held} bytes held, {planned} planned: {parts}");
         let ratio = held as f64 / planned;
-        assert!((0.8..1.2).contains(&ratio), "{name}: {held} bytes are held, {planned} were planned");
+        assert!((0.8..1.2).contains(&ratio), "{name}, {dtype:?}: {held} bytes are held, {planned} were planned");
     }
 }

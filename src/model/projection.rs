@@ -3,6 +3,7 @@
 use super::DropoutKey;
 use super::linear::{Linear, Saved as LinearSaved};
 use super::parameters::Gradients;
+use crate::ops::traffic::counted;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -38,9 +39,9 @@ impl<const N: usize> Projection<N> {
                 let (y, saved) = linear.forward(x, key)?;
                 let mut start = 0;
                 let parts = widths.iter().map(|&width| {
-                    let part = y.narrow(1, start, width)?.contiguous()?;
+                    let part = y.narrow(1, start, width)?;
                     start += width;
-                    Ok(part)
+                    Ok(counted(part.contiguous()?, &[&part]))
                 });
                 Ok((all(parts.collect::<Result<_>>()?)?, Saved::Fused(saved)))
             }
@@ -63,7 +64,8 @@ impl<const N: usize> Projection<N> {
                 Linear::backward_each(&each, key, gradients)
             }
             (Self::Fused { linear, .. }, Saved::Fused(saved)) => {
-                linear.backward(saved, &Tensor::cat(dy, 1)?, key, gradients)
+                let dy = counted(Tensor::cat(dy, 1)?, &dy.each_ref());
+                linear.backward(saved, &dy, key, gradients)
             }
             _ => anyhow::bail!("a projection was saved in another form"),
         }

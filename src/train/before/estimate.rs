@@ -8,7 +8,7 @@ use super::workload::{Micro, Workload};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
-use crate::model::ModelSpec;
+use crate::model::{Experts, ModelSpec};
 use crate::names::{EMBEDDING, HEAD};
 use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
 use crate::ops::cross_entropy::chunk_rows;
@@ -28,6 +28,8 @@ const PROCESS_BYTES: usize = 60 << 20;
 const CONTEXT_BYTES: usize = 700 << 20;
 /// Without a kernel, f32 copies of a chunk of logits, besides the logits themselves, and one in the compute type.
 const LOGIT_COPIES: usize = 4;
+/// Rows in f32 in which a mixture's gradient is added up: before an expert's part and after it.
+const MIXTURE_SUMS: usize = 2;
 
 /// Bytes by part, at the peak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,9 +92,9 @@ impl<'a> Estimate<'a> {
         settings: &'a Settings,
         targets: &[String],
         quantised: &'a BTreeMap<String, usize>,
+        gpu: Option<Serving>,
     ) -> Result<Self> {
         let needs = defence::of(&settings.defence).needs();
-        gpu: Option<Serving>,
         Ok(Self { spec, settings, targets: settings.lora.sizes(targets)?, quantised, needs, gpu })
     }
 
@@ -104,10 +106,16 @@ impl<'a> Estimate<'a> {
             Tuning::Full => (self.full_bytes(), 0),
         };
         let trained = trained + self.needs.copies * self.trained_elements() * F32;
-        let kept_blocks = if self.settings.train.gradient_checkpointing {
-            self.spec.num_hidden_layers * self.spec.hidden_size * self.width() + self.block_bytes()
+        let layers = 0..self.spec.num_hidden_layers;
+        // Of all blocks, and of the one whose backward pass holds most.
+        let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {
+            let kept = self.spec.num_hidden_layers * self.spec.hidden_size * self.width();
+            (kept, layers.map(|layer| self.block_bytes(layer) + self.transient_bytes(layer)).max())
         } else {
-            self.spec.num_hidden_layers * self.block_bytes()
+            (
+                layers.clone().map(|layer| self.block_bytes(layer)).sum(),
+                layers.map(|layer| self.transient_bytes(layer)).max(),
+            )
         };
         let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.gpu.is_none());
         let copies = match self.gpu {
@@ -118,16 +126,11 @@ impl<'a> Estimate<'a> {
         };
         // Hidden states at the labels: selected, normed, and their gradients.
         let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
-        let kept_at_head = if self.settings.train.gradient_checkpointing {
-            self.spec.num_hidden_layers * self.spec.hidden_size * self.width()
-        } else {
-            kept_blocks
-        };
         Memory {
             weights,
             trained,
             direction: self.direction_bytes(),
-            activations: largest.tokens * (kept_blocks + self.transient_bytes())
+            activations: largest.tokens * (kept_at_head + in_a_block.unwrap_or(0))
                 + self.score_bytes(largest)
                 + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
@@ -217,7 +220,7 @@ impl<'a> Estimate<'a> {
     fn linear_elements(&self) -> usize {
         let modules = self.spec.linear_modules();
         let shapes = modules.iter().filter_map(|module| crate::adapter::module_shape(self.spec, module));
-        let experts = |layer| match self.spec.experts.filter(|_| self.spec.has_mixture(layer)) {
+        let experts = |layer| match self.mixture(layer) {
             // What a token's share of the work is: the router and the experts that it goes to.
             Some(experts) => self.spec.hidden_size * (experts.count + 3 * self.spec.inner_size(layer)),
             None => 0,
@@ -267,14 +270,18 @@ impl<'a> Estimate<'a> {
     }
 
     /// What a block keeps for its backward pass, per token.
-    fn block_bytes(&self) -> usize {
+    fn block_bytes(&self, layer: usize) -> usize {
         let spec = self.spec;
-        let (h, inner) = (spec.hidden_size, spec.largest_inner_size());
+        let (h, inner) = (spec.hidden_size, spec.inner_size(layer));
         let (q, kv) = spec.head_widths();
         // Inputs of the norms and of the linear layers, q, k, v and the attention's output, gate, up and their product.
         let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
         values += if spec.qk_norm.is_some() { q + kv } else { 0 };
         values += spec.norms.after() * h;
+        if let Some(experts) = self.mixture(layer) {
+            // A token's row for each of its experts, and what that made of it before it is weighed.
+            values += 2 * experts.per_token * h;
+        }
         values * self.width() + self.lora_bytes()
     }
 
@@ -292,14 +299,24 @@ impl<'a> Estimate<'a> {
 
     /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
     /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
-    fn transient_bytes(&self) -> usize {
+    fn transient_bytes(&self, layer: usize) -> usize {
+        // An expert at a time, which may get every token.
+        let (inner, sums) = match self.mixture(layer) {
+            Some(experts) => (experts.intermediate_size, MIXTURE_SUMS * self.spec.hidden_size * F32),
+            None => (self.spec.intermediate_size, 0),
+        };
         let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
         let between = match self.gpu {
             None => 0,
             Some(kernels) if kernels.gated_mlp => widest() * F32,
-            Some(_) => 10 * self.spec.largest_inner_size() * F32,
+            Some(_) => 10 * inner * F32,
         };
-        (3 * self.spec.largest_inner_size() + 4 * self.spec.hidden_size) * self.width() + between
+        (3 * inner + 4 * self.spec.hidden_size) * self.width() + between + sums
+    }
+
+    /// The mixture of a layer, if it has one.
+    pub(super) fn mixture(&self, layer: usize) -> Option<Experts> {
+        self.spec.experts.filter(|_| self.spec.has_mixture(layer))
     }
 
     /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's

@@ -39,6 +39,8 @@ pub struct Prediction {
     pub launches: f64,
     pub launch_seconds: f64,
     pub parts: BTreeMap<Part, Share>,
+    /// How often in a step the host waits to read a mixture's routing; what that takes is in no other number.
+    pub routing_waits: f64,
     pub assumed: Assumed,
 }
 
@@ -117,6 +119,7 @@ impl Prediction {
             launches,
             launch_seconds,
             parts,
+            routing_waits: Costs::routing_waits(estimate, workload),
             assumed,
         }
     }
@@ -183,7 +186,16 @@ impl fmt::Display for Prediction {
             self.assumed.attention_share * 100.0,
             self.assumed.bandwidth_share * 100.0,
             self.assumed.seconds_per_launch * 1e6
-        )
+        )?;
+        if self.routing_waits > 0.0 {
+            write!(
+                f,
+                "\n         tokens spread evenly over the experts; the host reads where they go, {:.0} times a step, and the GPU \
+                 waits meanwhile: that is not in the time",
+                self.routing_waits
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -192,6 +204,7 @@ mod tests {
     use super::super::workload::Micro;
     use super::*;
     use crate::config::Settings;
+    use crate::device::Accelerator;
     use crate::method::Penalize;
     use crate::model::{ModelSpec, Quantize};
     use crate::ops::gpu::Serving;
@@ -204,11 +217,20 @@ mod tests {
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 8,
             "intermediate_size": 16, "max_position_embeddings": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
             "num_hidden_layers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
-    use crate::device::Accelerator;
             "vocab_size": 10,
         });
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         ModelSpec::load(dir.path()).unwrap()
+    }
+
+    /// A run that adapts q, on an NVIDIA card.
+    fn on_card<'a>(
+        spec: &'a ModelSpec,
+        settings: &'a Settings,
+        quantised: &'a BTreeMap<String, usize>,
+    ) -> Estimate<'a> {
+        let (targets, cuda) = (["model.layers.0.self_attn.q_proj".to_string()], Serving::of(Accelerator::Cuda));
+        Estimate::new(spec, settings, &targets, quantised, Some(cuda)).unwrap()
     }
 
     #[test]
@@ -223,16 +245,6 @@ mod tests {
     #[test]
     fn a_small_step_is_as_counted_by_hand() {
         let (spec, mut settings) = (small_spec(), Settings::default());
-    /// A run that adapts q, on an NVIDIA card.
-    fn on_card<'a>(
-        spec: &'a ModelSpec,
-        settings: &'a Settings,
-        quantised: &'a BTreeMap<String, usize>,
-    ) -> Estimate<'a> {
-        let (targets, cuda) = (["model.layers.0.self_attn.q_proj".to_string()], Serving::of(Accelerator::Cuda));
-        Estimate::new(spec, settings, &targets, quantised, Some(cuda)).unwrap()
-    }
-
         (settings.lora.rank, settings.lora.dropout, settings.asft.penalize) = (2, 0.0, Penalize::None);
         settings.train.gradient_checkpointing = false;
         let none = BTreeMap::new();

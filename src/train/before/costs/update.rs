@@ -1,0 +1,51 @@
+//! What a step does once, whatever its micro-batches: the penalty and the optimizer.
+
+use super::{Costs, F32, Part};
+
+impl Costs<'_> {
+    /// As method/penalty.rs and ops/low_rank/grouped.rs have it, once a step.
+    pub(super) fn penalty(&mut self) {
+        let asft = &self.run.settings.asft;
+        if !asft.is_active() {
+            return;
+        }
+        let (part, by_direction) = (Part::Penalty, asft.needs_direction());
+        let modules: Vec<_> = self.run.sized_targets().collect();
+        // Values moved by the launches for all modules together: the weights of y, the parts of S and T, and the gradients.
+        let mut together = [0.0; 3];
+        for ((d_out, d_in), rank) in modules {
+            let (k, d_out, d_in, r) = (d_out.min(d_in) as f64, d_out as f64, d_in as f64, rank as f64);
+            if self.is_full() {
+                // M twice, each time Uᵀ x and U y, and what is left of x.
+                for _ in 0..if by_direction { 2 } else { 0 } {
+                    self.wide_product(part, [k, d_in, d_out]);
+                    self.wide_product(part, [d_out, d_in, k]);
+                    self.rows(part, 3.0 * d_out * d_in * F32);
+                }
+                self.rows(part, 6.0 * d_out * d_in * F32);
+                continue;
+            }
+            let (of_a, of_b, mut images) = (r * d_in, r * d_out, r * d_out);
+            if by_direction {
+                self.wide_product(part, [k, r, d_out]);
+                self.wide_product(part, [d_out, 2.0 * r, k]);
+                together[0] += 3.0 * k * r + k;
+                images += 2.0 * of_b;
+            }
+            together[1] += of_a + images;
+            together[2] += of_a + images + 2.0 * (of_a + of_b);
+        }
+        for values in together.into_iter().filter(|values| *values > 0.0) {
+            self.rows(part, values * F32);
+        }
+        if together[2] > 0.0 {
+            self.rows(part, 0.0); // the values, of r × r sums
+        }
+    }
+
+    pub(super) fn optimizer(&mut self) {
+        let values = self.run.trained_elements() as f64;
+        self.rows(Part::Optimizer, values * F32);
+        self.rows(Part::Optimizer, 7.0 * values * F32);
+    }
+}
