@@ -1,6 +1,7 @@
 //! Whether tensors are equal, and hashes of what is stored.
 
 use super::Checkpoint;
+use crate::names::{EMBEDDING, HEAD};
 use anyhow::Result;
 
 impl Checkpoint {
@@ -9,6 +10,16 @@ impl Checkpoint {
         let (a, b) = (self.required(one)?, self.required(other)?);
         let alike = (a.stored, &a.shape) == (b.stored, &b.shape);
         Ok(alike && self.beginning(one, a)? == self.beginning(other, b)? && self.hash(one)? == self.hash(other)?)
+    }
+
+    /// Whether there is an output head that is another matrix than the embedding. As in transformers, it is then used even if
+    /// `config.json` ties the two, as the configs of some multimodal models do by default.
+    ///
+    /// # Errors
+    /// A failed read.
+    pub fn has_own_head(&self) -> Result<bool> {
+        let both = self.info(HEAD).is_some() && self.info(EMBEDDING).is_some();
+        Ok(both && !self.same(HEAD, EMBEDDING)?)
     }
 
     fn hash(&self, name: &str) -> Result<blake3::Hash> {

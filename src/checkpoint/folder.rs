@@ -78,7 +78,7 @@ pub fn rewrite_into(
         "{} is a GGUF file; a model folder is written from one: give the folder or hub id of the model",
         source.display()
     );
-    copy_companions(source, out, dtype)?;
+    copy_companions(source, out, &ConfigEdits { dtype, untie: !is_untied(source)? && checkpoint.has_own_head()? })?;
     let files = files(checkpoint, SHARD_ELEMENTS)?;
     progress.set_length(files.len() as u64);
     let (mut total, mut weight_map) = (0, serde_json::Map::new());
@@ -148,11 +148,11 @@ pub fn companions_of_gguf(place: &Path, tokenizer: Option<&Path>, dtype: DType) 
     let (config, _) = model_config(place)?;
     let dir = tempfile::tempdir().context("making a temporary folder")?;
     if let Some(tokenizer) = tokenizer.filter(|place| !is_gguf(place)) {
-        copy_companions(tokenizer, dir.path(), None)?;
+        copy_companions(tokenizer, dir.path(), &ConfigEdits::default())?;
     }
     let path = dir.path().join("config.json");
     std::fs::write(&path, Value::Object(config).to_string()).with_context(|| format!("writing {}", path.display()))?;
-    set_dtype(&path, &path, dtype)?;
+    ConfigEdits { dtype: Some(dtype), untie: false }.write(&path, &path)?;
     Ok(dir)
 }
 
@@ -179,8 +179,8 @@ fn blob(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, tensor: Optio
     Ok(Blob { dtype, shape: tensor.dims().to_vec(), bytes })
 }
 
-/// Copies everything but weights; a new `dtype` is also written into config.json, whichever key it uses.
-fn copy_companions(source: &Path, out: &Path, dtype: Option<DType>) -> Result<()> {
+/// Copies everything but weights; config.json with `edits`.
+fn copy_companions(source: &Path, out: &Path, edits: &ConfigEdits) -> Result<()> {
     let reading = || format!("reading {}", source.display());
     for entry in std::fs::read_dir(source).with_context(reading)? {
         let path = entry.with_context(reading)?.path();
@@ -192,21 +192,53 @@ fn copy_companions(source: &Path, out: &Path, dtype: Option<DType>) -> Result<()
             continue;
         }
         let target = out.join(&name);
-        match (name.as_str(), dtype) {
-            ("config.json", Some(dtype)) => set_dtype(&path, &target, dtype)?,
-            _ => {
-                let copying = || format!("copying {}", path.display());
-                std::fs::copy(&path, &target).with_context(copying)?;
-                std::fs::File::open(&target)?.sync_all().with_context(copying)?;
-            }
+        if name == "config.json" && !edits.is_none() {
+            edits.write(&path, &target)?;
+        } else {
+            let copying = || format!("copying {}", path.display());
+            std::fs::copy(&path, &target).with_context(copying)?;
+            std::fs::File::open(&target)?.sync_all().with_context(copying)?;
         }
     }
     Ok(())
 }
 
-fn set_dtype(source: &Path, target: &Path, dtype: DType) -> Result<()> {
-    let text = std::fs::read_to_string(source).with_context(|| format!("reading {}", source.display()))?;
-    let mut config: Value = serde_json::from_str(&text)?;
+/// What a copy's config.json says other than the source's.
+#[derive(Default)]
+struct ConfigEdits {
+    /// The type of the weights.
+    dtype: Option<DType>,
+    /// Whether the stored head counts although the config ties it to the embedding. Not every reader looks at the weights to see it.
+    untie: bool,
+}
+
+impl ConfigEdits {
+    fn is_none(&self) -> bool {
+        self.dtype.is_none() && !self.untie
+    }
+
+    fn write(&self, source: &Path, target: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(source).with_context(|| format!("reading {}", source.display()))?;
+        let mut config: Value = serde_json::from_str(&text)?;
+        if let Some(dtype) = self.dtype {
+            set_dtype(&mut config, dtype);
+        }
+        if self.untie {
+            config["tie_word_embeddings"] = json!(false);
+        }
+        let text = serde_json::to_string_pretty(&config)? + "\n";
+        write_atomic(target, |file| Ok(file.write_all(text.as_bytes())?))
+    }
+}
+
+/// Whether a folder's config.json says that the head is not the embedding.
+fn is_untied(folder: &Path) -> Result<bool> {
+    let (config, _) = model_config(folder)?;
+    Ok(config.get("tie_word_embeddings") == Some(&Value::Bool(false)))
+}
+
+/// Sets the type of the weights, under whichever key the config has it. Weights that were quantised are written value by value.
+fn set_dtype(config: &mut Value, dtype: DType) {
     let name = match dtype {
         DType::F32 => "float32",
         DType::F16 => "float16",
@@ -219,12 +251,9 @@ fn set_dtype(source: &Path, target: &Path, dtype: DType) -> Result<()> {
             *of_text = json!(name);
         }
     }
-    // Weights that were quantised are written value by value.
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
     }
-    let text = serde_json::to_string_pretty(&config)? + "\n";
-    write_atomic(target, |file| Ok(file.write_all(text.as_bytes())?))
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use super::norm::Norm;
 use super::parameters::Gradients;
 use super::{LayerCache, Pass};
 use crate::ops::rms_norm;
-use crate::ops::sum::{add, scaled};
+use crate::ops::sum::{add, scaled_by};
+use crate::ops::weight::Weight;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -102,7 +103,7 @@ impl Block {
 
     /// What is added to the residual stream, or its gradient: both are scaled alike.
     fn residual(&self, x: Tensor) -> Result<Tensor> {
-        self.residual_scale.map_or(Ok(x.clone()), |scale| scaled(&x, scale))
+        scaled_by(x, self.residual_scale)
     }
 
     /// The block's linears that adapters may be attached to, in the order of [`crate::names::BLOCK_LINEARS`].
@@ -126,13 +127,13 @@ impl Block {
         inputs.chain(mlp.into_iter().flat_map(Mlp::linears_mut))
     }
 
-    /// The linears of a mixture's experts, which take no adapters.
-    pub fn expert_linears(&self) -> impl Iterator<Item = &Linear> {
+    /// The matrices of a mixture, which take no adapters, by module.
+    pub fn mixture_weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
         let mixture = match &self.mlp {
             Feedforward::Mlp(_) => None,
             Feedforward::Mixture(mixture) => Some(mixture),
         };
-        mixture.into_iter().flat_map(Mixture::linears)
+        mixture.into_iter().flat_map(Mixture::weights)
     }
 }
 

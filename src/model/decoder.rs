@@ -12,7 +12,7 @@ use crate::error::listing;
 use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
 use crate::ops::scalar::Scalar;
-use crate::ops::sum::{is_finite, scaled};
+use crate::ops::sum::{is_finite, scaled_by};
 use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, softcap};
 use anyhow::{Context, Result};
@@ -128,10 +128,7 @@ impl Decoder {
     /// ids -> [ids, hidden_size] in the compute type
     fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let rows = self.embed_tokens.rows(ids, self.dtype)?;
-        Ok(match self.embedding_scale() {
-            Some(scale) => (rows * scale)?,
-            None => rows,
-        })
+        scaled_by(rows, self.embedding_scale())
     }
 
     /// The embeddings' factor, rounded to the compute type as in transformers.
@@ -145,7 +142,7 @@ impl Decoder {
 
     /// x: [N, hidden_size] after the final norm, or its gradient, times the factor of the logits
     fn for_head(&self, x: Tensor) -> Result<Tensor> {
-        self.spec.logit_scale.map_or(Ok(x.clone()), |scale| scaled(&x, scale))
+        scaled_by(x, self.spec.logit_scale)
     }
 
     /// x: [N, hidden_size] after the final norm -> logits [N, vocab_size] in f32
@@ -357,8 +354,8 @@ impl Decoder {
                 look(&LoraMatrix::B.name(&linear.module), is_finite(&lora.b)?);
             }
         }
-        for linear in self.blocks.iter().flat_map(Block::expert_linears) {
-            look(&format!("{}.weight", linear.module), linear.weight.is_finite()?);
+        for (module, weight) in self.blocks.iter().flat_map(Block::mixture_weights) {
+            look(&format!("{module}.weight"), weight.is_finite()?);
         }
         if let Some(head) = &self.lm_head {
             look(HEAD, head.is_finite()?);

@@ -7,10 +7,14 @@
 use super::config_json::Config;
 use super::rope::RopeScaling;
 use super::spec::ModelSpec;
-use crate::checkpoint::model_config;
+use crate::checkpoint::{Checkpoint, is_gguf, model_config};
+use crate::console::log;
+use crate::names::HEAD;
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
+use serde_json::json;
 use std::path::Path;
+use std::sync::Once;
 
 const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, ministral3, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, gemma2, \
                          gemma3_text, smollm3, granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3, and the text models of gemma3, mistral3 and \
@@ -26,12 +30,32 @@ impl ModelSpec {
     pub fn load(place: &Path) -> Result<Self> {
         let (fields, origin) = model_config(place)?;
         let mut spec = parse(&Config { fields: &fields, origin: origin.display().to_string() })?;
-        if spec.tie_word_embeddings && head::differs(place)? {
-            head::tell(place);
+        // Weights that are missing or malformed are left to whoever loads them; a GGUF file says by its tensors what it ties.
+        if spec.tie_word_embeddings
+            && !is_gguf(place)
+            && let Ok(checkpoint) = Checkpoint::open(place)
+            && checkpoint.has_own_head()?
+        {
+            tell_untied(place);
             spec.tie_word_embeddings = false;
         }
         Ok(spec)
     }
+
+    /// Whether there is a multimodal class with such a text model.
+    pub fn has_wrapper(&self) -> bool {
+        self.wrapped || wrapper::has(&self.model_type)
+    }
+}
+
+/// Warns once that the tie does not hold.
+fn tell_untied(place: &Path) {
+    static TOLD: Once = Once::new();
+    let text = format!(
+        "{} ties the output head to the embedding, but {HEAD} of the weights differs from it and is used, as in transformers",
+        place.display()
+    );
+    TOLD.call_once(|| log::warn(&text, json!({"model": place})));
 }
 
 fn parse(config: &Config) -> Result<ModelSpec> {
@@ -79,7 +103,7 @@ fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
         let pairs = rope.heads(spec.head_dim).rotary_dim / 2;
         ensure_valid!(
             rope.partial > 0.0 && rope.partial <= 1.0 && pairs > 0,
-            "{}: partial_rotary_factor is {}; expected more than 0 and at most 1, and at least two values of a head",
+            "{}: partial_rotary_factor is {}; expected more than 0 and at most 1, and at least one value of a head",
             config.origin,
             rope.partial
         );
@@ -99,7 +123,6 @@ mod base;
 mod gemma;
 mod glm4;
 mod granite;
-mod head;
 mod llama;
 mod ministral3;
 mod olmo;

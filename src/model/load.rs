@@ -44,7 +44,6 @@ impl Decoder {
         progress: &ProgressBar,
     ) -> Result<Self> {
         check_shapes(spec, checkpoint)?;
-        check_tied_head(spec, checkpoint)?;
         progress.set_length(spec.num_hidden_layers as u64);
         let parameters = Parameters::new();
         let mut loader = Loader { spec, checkpoint, device, dtype, weights, parameters, progress };
@@ -249,16 +248,4 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     Err(invalid!("the weights do not fit config.json: {}", crate::error::listing(&problems, 12)))
-}
-
-/// A stored head beside a tied embedding is common and harmless as long as the two are equal.
-fn check_tied_head(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
-    if spec.tie_word_embeddings && checkpoint.info(HEAD).is_some() {
-        ensure_valid!(
-            checkpoint.same(HEAD, EMBEDDING)?,
-            "config.json says tie_word_embeddings = true, but the checkpoint's {HEAD} differs from {EMBEDDING}; set it to \
-             false to use the head that is stored"
-        );
-    }
-    Ok(())
 }

@@ -4,7 +4,6 @@
 //! has any is computed once; the host reads the router's logits, and in the backward pass the gradients of the weights.
 
 use super::Pass;
-use super::linear::Linear;
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::parameters::Gradients;
 use crate::ops::routing::Routing;
@@ -53,30 +52,43 @@ impl Mixture {
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
         let logits = linear::forward(h, &self.router, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let routing = Routing::new(&logits, self.experts.len(), self.per_row, self.normalised)?;
-        let mut sum = h.zeros_like()?.to_dtype(DType::F32)?;
-        let mut parts = vec![];
+        let (mut parts, mut weighed) = (vec![], vec![]);
         for (expert, rows, places) in routing.by_expert() {
             let weights: Vec<f32> = places.iter().map(|&place| routing.weights[place]).collect();
             let weights = Tensor::from_vec(weights, (rows.len(), 1), h.device())?.to_dtype(h.dtype())?;
             let rows = Tensor::new(rows, h.device())?;
             let (y, saved) = self.experts[expert].forward(&h.index_select(&rows, 0)?, pass)?;
-            sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?.to_dtype(DType::F32)?, 0)?;
+            weighed.push(y.broadcast_mul(&weights)?);
             parts.push(Part { expert, rows, places, weights, y, saved });
         }
-        Ok((sum.to_dtype(h.dtype())?, Saved { h: h.clone(), routing, parts }))
+        let sum = self.sum(&parts, &weighed, h)?.to_dtype(h.dtype())?;
+        Ok((sum, Saved { h: h.clone(), routing, parts }))
+    }
+
+    /// Adds up what the parts have for each row, [m, hidden_size] each -> [N, hidden_size] in f32. `like` has the sum's shape.
+    fn sum(&self, parts: &[Part], values: &[Tensor], like: &Tensor) -> Result<Tensor> {
+        let (n, hidden_size) = like.dims2()?;
+        let mut order = vec![0u32; n * self.per_row];
+        for (i, &place) in parts.iter().flat_map(|part| &part.places).enumerate() {
+            order[place] = i as u32;
+        }
+        if order.is_empty() {
+            return Ok(like.to_dtype(DType::F32)?);
+        }
+        let by_row = Tensor::cat(values, 0)?.index_select(&Tensor::new(order, like.device())?, 0)?;
+        Ok(by_row.reshape((n, self.per_row, hidden_size))?.to_dtype(DType::F32)?.sum(1)?)
     }
 
     /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
-        let mut dh = dy.zeros_like()?.to_dtype(DType::F32)?;
-        let mut slopes = vec![];
+        let (mut slopes, mut inner) = (vec![], vec![]);
         for part in &saved.parts {
             let dy = dy.index_select(&part.rows, 0)?;
             slopes.push((cast(&dy, DType::F32)? * cast(&part.y, DType::F32)?)?.sum(D::Minus1)?);
             let dy = dy.broadcast_mul(&part.weights)?;
-            let dx = self.experts[part.expert].backward(&part.saved, &dy, pass, gradients)?;
-            dh = dh.index_add(&part.rows, &dx.to_dtype(DType::F32)?, 0)?;
+            inner.push(self.experts[part.expert].backward(&part.saved, &dy, pass, gradients)?);
         }
+        let dh = self.sum(&saved.parts, &inner, dy)?;
         let dz = self.router_gradient(saved, &slopes)?;
         if self.trains {
             gradients.add(&format!("{}.weight", self.module), linear::backward_weight(&dz, &saved.h)?)?;
@@ -90,7 +102,10 @@ impl Mixture {
         let idle = self.experts.iter().enumerate();
         let idle = idle.filter(|(expert, _)| saved.parts.iter().all(|part| part.expert != *expert));
         for linear in idle.flat_map(|(_, expert)| expert.linears()) {
-            gradients.add(&format!("{}.weight", linear.module), linear.weight.tensor()?.zeros_like()?)?;
+            let name = format!("{}.weight", linear.module);
+            if gradients.get(&name).is_err() {
+                gradients.add(&name, linear.weight.tensor()?.zeros_like()?)?;
+            }
         }
         Ok(())
     }
@@ -111,8 +126,9 @@ impl Mixture {
         Ok(dz.to_dtype(saved.h.dtype())?)
     }
 
-    /// The experts' linears.
-    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.experts.iter().flat_map(Mlp::linears)
+    /// The frozen matrices: the router's and the experts', by module.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        let experts = self.experts.iter().flat_map(Mlp::linears).map(|linear| (linear.module.as_str(), &linear.weight));
+        std::iter::once((self.module.as_str(), &self.router)).chain(experts)
     }
 }

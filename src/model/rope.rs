@@ -87,8 +87,13 @@ impl Rope {
 
     /// What of heads of `head_dim` values is rotated.
     pub fn heads(&self, head_dim: usize) -> Heads {
-        let rotary_dim = (head_dim as f64 * self.partial) as usize;
-        Heads { head_dim, rotary_dim, interleaved: self.interleaved }
+        // The frequencies of an odd number rotate one value more.
+        Heads { head_dim, rotary_dim: self.dims(head_dim).next_multiple_of(2), interleaved: self.interleaved }
+    }
+
+    /// D of the frequencies: how many of `head_dim` values the config rotates, as transformers rounds it.
+    fn dims(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.partial) as usize
     }
 
     /// Positions that the scaling is made for, given `max_position_embeddings` of `config.json`. Some configs include
@@ -107,7 +112,7 @@ impl Rope {
     /// The stretch of `length` positions from `start` on, for heads of `head_dim`. Some scalings depend on where the
     /// sequence ends.
     pub fn stretch(&self, head_dim: usize, start: usize, length: usize) -> Stretch {
-        let frequencies = self.frequencies(self.heads(head_dim).rotary_dim, start + length);
+        let frequencies = self.frequencies(self.dims(head_dim), start + length);
         Stretch { start, length, frequencies, magnitude: self.magnitude() }
     }
 
@@ -147,7 +152,7 @@ impl Rope {
         }
     }
 
-    /// [rotary_dim / 2], for a sequence that ends before position `end`.
+    /// Half of `rotary_dim` values, rounded up, for a sequence that ends before position `end`.
     fn frequencies(&self, rotary_dim: usize, end: usize) -> Vec<f32> {
         let base = |theta: f64| {
             (0..rotary_dim).step_by(2).map(move |i| 1.0 / theta.powf(f64::from(i as f32 / rotary_dim as f32)) as f32)
@@ -205,7 +210,7 @@ impl Rope {
             high += 0.001;
         }
         let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..rotary_dim / 2).map(|i| ramp(i) / factor + 1.0 - ramp(i)).collect()
+        (0..rotary_dim.div_ceil(2)).map(|i| ramp(i) / factor + 1.0 - ramp(i)).collect()
     }
 }
 

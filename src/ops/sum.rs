@@ -51,6 +51,14 @@ pub fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(counted((x * factor)?, &[x]))
 }
 
+/// `factor` · x, or x where there is none.
+pub fn scaled_by(x: Tensor, factor: Option<f64>) -> Result<Tensor> {
+    match factor {
+        Some(factor) => scaled(&x, factor),
+        None => Ok(x),
+    }
+}
+
 /// Σ x², in f64 if the device has it, summed in a fixed order.
 pub fn square_sum(x: &Tensor) -> Result<Scalar> {
     if !fused(&[x]) {

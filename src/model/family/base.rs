@@ -80,6 +80,19 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
     })
 }
 
+/// Biases of attention, on q, k, v and o, where the config has them.
+pub fn read_attention_bias(config: &Config, spec: &mut ModelSpec) -> Result<()> {
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    (spec.qkv_bias, spec.o_bias) = (bias, bias);
+    Ok(())
+}
+
+/// Biases of attention and of the MLP, where the config has them.
+pub fn read_biases(config: &Config, spec: &mut ModelSpec) -> Result<()> {
+    spec.mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+    read_attention_bias(config, spec)
+}
+
 fn activation(config: &Config, defaults: &Defaults) -> Result<Activation> {
     let key = defaults.activation_key;
     match config.string(key)?.unwrap_or(defaults.activation) {

@@ -1,9 +1,9 @@
 //! Gemma 2 and Gemma 3 (text).
 
-use super::base::{Defaults, LLAMA, common};
+use super::base::{Defaults, LLAMA, common, read_attention_bias};
 use super::refused::refuse_unsupported;
 use super::ropes;
-use super::windows::{set_windows, sliding_layers, sliding_window};
+use super::windows::{set_windows, sliding_window};
 use crate::model::config_json::Config;
 use crate::model::spec::{BlockNorms, ModelSpec, QkNorm};
 use anyhow::Result;
@@ -25,8 +25,8 @@ pub fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
     let cap: &[&str] = if third { &[] } else { &["attn_logit_softcapping"] };
     refuse_unsupported(config, &[&own[..], cap].concat())?;
     let mut spec = common(config, &defaults)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, third.then_some(QkNorm::Heads));
+    read_attention_bias(config, &mut spec)?;
+    spec.qk_norm = third.then_some(QkNorm::Heads);
     (spec.norm_offset, spec.norms) = (true, BlockNorms::AROUND);
     spec.attention_scale = config.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
     spec.embedding_scale = Some((spec.hidden_size as f64).sqrt());
@@ -40,10 +40,6 @@ pub fn gemma(config: &Config, third: bool) -> Result<ModelSpec> {
         true => config.size("sliding_window_pattern")?.unwrap_or(6),
         false => 2,
     };
-    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| (layer + 1) % pattern != 0)?;
-    set_windows(config, &mut spec, &slides, sliding_window(config)?)?;
-    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
-        layer.rope = Some(usize::from(third && slides));
-    }
+    set_windows(config, &mut spec, sliding_window(config)?, |layer| (layer + 1) % pattern != 0)?;
     Ok(spec)
 }

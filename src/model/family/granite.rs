@@ -1,6 +1,6 @@
 //! Granite: a Llama with factors of the embeddings, the attention scores, the residual branches and the logits.
 
-use super::base::{LLAMA, common};
+use super::base::{LLAMA, common, read_biases};
 use super::refused::refuse_unsupported;
 use crate::model::config_json::Config;
 use crate::model::spec::ModelSpec;
@@ -10,9 +10,7 @@ pub fn granite(config: &Config) -> Result<ModelSpec> {
     let multipliers = ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"];
     refuse_unsupported(config, &[&["attention_bias", "mlp_bias"][..], &multipliers].concat())?;
     let mut spec = common(config, &LLAMA)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias) = (bias, bias);
-    spec.mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+    read_biases(config, &mut spec)?;
     let factor = |key: &str| Ok::<_, anyhow::Error>(config.number(key)?.unwrap_or(1.0));
     let unless_one = |factor: f64| Some(factor).filter(|&factor| factor != 1.0);
     spec.embedding_scale = unless_one(factor("embedding_multiplier")?);

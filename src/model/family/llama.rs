@@ -1,6 +1,6 @@
 //! Llama and Mistral.
 
-use super::base::{Defaults, LLAMA, common};
+use super::base::{Defaults, LLAMA, common, read_biases};
 use super::refused::refuse_unsupported;
 use super::windows::sliding_window;
 use crate::ensure_valid;
@@ -9,10 +9,10 @@ use crate::model::spec::ModelSpec;
 use anyhow::Result;
 
 pub fn llama(config: &Config) -> Result<ModelSpec> {
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    let mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
     refuse_unsupported(config, &["attention_bias", "mlp_bias"])?;
-    Ok(ModelSpec { qkv_bias: bias, o_bias: bias, mlp_bias, ..common(config, &LLAMA)? })
+    let mut spec = common(config, &LLAMA)?;
+    read_biases(config, &mut spec)?;
+    Ok(spec)
 }
 
 pub fn mistral(config: &Config) -> Result<ModelSpec> {

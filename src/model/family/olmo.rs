@@ -1,9 +1,9 @@
 //! OLMo 2 and 3: norms after attention and MLP instead of before, and of all queries and all keys together.
 
-use super::base::{Defaults, LLAMA, common};
+use super::base::{Defaults, LLAMA, common, read_attention_bias};
 use super::refused::refuse_unsupported;
 use super::ropes::{PLAIN, RopeDefaults, Sliding};
-use super::windows::{set_windows, sliding_layers, sliding_window};
+use super::windows::{set_windows, sliding_window};
 use crate::model::config_json::Config;
 use crate::model::spec::{BlockNorms, ModelSpec, QkNorm};
 use anyhow::Result;
@@ -22,18 +22,13 @@ pub fn olmo3(config: &Config) -> Result<ModelSpec> {
     let defaults = Defaults { rope: RopeDefaults { theta: THETA, sliding, ..PLAIN }, ..OLMO };
     refuse_unsupported(config, &["attention_bias", "sliding_window", "layer_types"])?;
     let mut spec = with_norms(config, &defaults)?;
-    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| !(layer + 1).is_multiple_of(4))?;
-    set_windows(config, &mut spec, &slides, sliding_window(config)?)?;
-    for (layer, slides) in spec.layers.iter_mut().zip(slides) {
-        layer.rope = Some(usize::from(slides));
-    }
+    set_windows(config, &mut spec, sliding_window(config)?, |layer| !(layer + 1).is_multiple_of(4))?;
     Ok(spec)
 }
 
 fn with_norms(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
     let mut spec = common(config, defaults)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias) = (bias, bias);
+    read_attention_bias(config, &mut spec)?;
     (spec.qk_norm, spec.norms) = (Some(QkNorm::Whole), BlockNorms::AFTER);
     Ok(spec)
 }

@@ -9,7 +9,12 @@ use crate::model::spec::ModelSpec;
 use anyhow::Result;
 
 pub fn phi3(config: &Config) -> Result<ModelSpec> {
-    let rope = RopeDefaults { partial: Some(1.0), original_max_position_embeddings: Some(4096.0), ..PLAIN };
+    let rope = RopeDefaults {
+        partial: Some(1.0),
+        original_max_position_embeddings: Some(4096.0),
+        longrope_only: true,
+        ..PLAIN
+    };
     let defaults = Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, rope, ..LLAMA };
     refuse_unsupported(config, &["sliding_window", "partial_rotary_factor"])?;
     let mut spec = common(config, &defaults)?;

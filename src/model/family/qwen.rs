@@ -1,9 +1,9 @@
 //! Qwen2 and Qwen3, Qwen3's mixtures of experts, and the text model of Qwen3-VL.
 
-use super::base::{Defaults, LLAMA, common};
+use super::base::{Defaults, LLAMA, common, read_attention_bias};
 use super::refused::refuse_unsupported;
 use super::ropes::{PLAIN, RopeDefaults};
-use super::windows::{set_windows, sliding_layers, sliding_window};
+use super::windows::{if_used, set_windows, sliding_window};
 use crate::ensure_valid;
 use crate::model::config_json::Config;
 use crate::model::spec::{Experts, ModelSpec, QkNorm};
@@ -17,19 +17,21 @@ pub fn qwen(config: &Config, third: bool) -> Result<ModelSpec> {
         ..LLAMA
     };
     let own = ["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"];
-    let bias = if third { config.flag("attention_bias")?.unwrap_or(false) } else { true };
     refuse_unsupported(config, &[&own[..], if third { &["attention_bias"] } else { &[] }].concat())?;
     let mut spec = common(config, &defaults)?;
-    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, third && bias, third.then_some(QkNorm::Heads));
+    if third {
+        read_attention_bias(config, &mut spec)?;
+        spec.qk_norm = Some(QkNorm::Heads);
+    } else {
+        spec.qkv_bias = true;
+    }
     // The window counts only if it is switched on, and then for the layers from max_window_layers on.
-    let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let window = sliding_window(config)?.filter(|_| used);
+    let window = if_used(config, sliding_window(config)?)?;
     let first = match config.get("max_window_layers") {
         Some(value) => value.as_u64().ok_or_else(|| config.wrong("max_window_layers", "a whole number", value))?,
         None => 28,
     };
-    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| window.is_some() && layer as u64 >= first)?;
-    set_windows(config, &mut spec, &slides, window)?;
+    set_windows(config, &mut spec, window, |layer| window.is_some() && layer as u64 >= first)?;
     Ok(spec)
 }
 
@@ -39,10 +41,9 @@ pub fn qwen3_moe(config: &Config) -> Result<ModelSpec> {
     let own = ["attention_bias", "sliding_window", "use_sliding_window", "num_experts", "num_local_experts"];
     refuse_unsupported(config, &own)?;
     let mut spec = common(config, &defaults)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, Some(QkNorm::Heads));
-    let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let window = sliding_window(config)?.filter(|_| used);
+    read_attention_bias(config, &mut spec)?;
+    spec.qk_norm = Some(QkNorm::Heads);
+    let window = if_used(config, sliding_window(config)?)?;
     let written = match config.size("num_experts")? {
         Some(count) => Some(count),
         None => config.size("num_local_experts")?,
@@ -84,7 +85,7 @@ pub fn qwen3_vl(config: &Config) -> Result<ModelSpec> {
     };
     refuse_unsupported(config, &["attention_bias"])?;
     let mut spec = common(config, &defaults)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias, spec.qk_norm) = (bias, bias, Some(QkNorm::Heads));
+    read_attention_bias(config, &mut spec)?;
+    spec.qk_norm = Some(QkNorm::Heads);
     Ok(spec)
 }

@@ -14,6 +14,8 @@ pub struct RopeDefaults {
     pub interleaved: bool,
     /// Takes precedence over the one in the set.
     pub original_max_position_embeddings: Option<f64>,
+    /// Whether there is no scaling but LongRoPE, under whatever name.
+    pub longrope_only: bool,
     /// Whether queries grow with the position, by `llama_4_scaling_beta`.
     pub grows: bool,
     /// One rope for layers with full attention, and one of this theta for those with a window.
@@ -33,6 +35,7 @@ pub const PLAIN: RopeDefaults = RopeDefaults {
     partial: None,
     interleaved: false,
     original_max_position_embeddings: None,
+    longrope_only: false,
     grows: false,
     sliding: None,
 };
@@ -83,6 +86,11 @@ fn single(config: &Config, context: usize, defaults: &RopeDefaults) -> Result<Ro
         rope_parameters(&parameters, &surroundings).map(Some)
     };
     let rope = agreed(config, read("rope_parameters")?, read("rope_scaling")?)?;
+    ensure_valid!(
+        rope.is_some() || !defaults.grows,
+        "{}: `rope_parameters` is empty; expected {GROWTH} and the rest of this model_type's rope",
+        config.origin
+    );
     Ok(rope.unwrap_or(surroundings.rope(surroundings.theta, RopeScaling::None, None)))
 }
 
@@ -148,8 +156,7 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
         Some(kind) => kind,
         None => rope.string("type")?.unwrap_or("default"),
     };
-    let kind =
-        if surroundings.defaults.original_max_position_embeddings.is_some() { phi3_kind(rope, kind)? } else { kind };
+    let kind = if surroundings.defaults.longrope_only { phi3_kind(rope, kind)? } else { kind };
     let inside = rope.number("original_max_position_embeddings")?;
     let original = surroundings.original.or(inside).unwrap_or(context as f64);
     let scaling = match kind {
@@ -177,15 +184,17 @@ fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
     Ok(Rope { growth, ..surroundings.rope(theta, scaling, partial) })
 }
 
+/// The field by which queries grow with the position.
+const GROWTH: &str = "llama_4_scaling_beta";
+
 fn growth(rope: &Config, original: f64, grows: bool) -> Result<Option<Growth>> {
-    const KEY: &str = "llama_4_scaling_beta";
-    match rope.get(KEY) {
-        None if grows => Err(rope.missing(KEY)),
+    match rope.get(GROWTH) {
+        None if grows => Err(rope.missing(GROWTH)),
         None => Ok(None),
         Some(got) if !grows => {
-            Err(invalid!("{}: `{KEY}` = {got} is not supported for this model_type; expected null", rope.origin))
+            Err(invalid!("{}: `{GROWTH}` = {got} is not supported for this model_type; expected null", rope.origin))
         }
-        Some(_) => Ok(Some(Growth { beta: rope.required_number(KEY)?, original_max_position_embeddings: original })),
+        Some(_) => Ok(Some(Growth { beta: rope.required_number(GROWTH)?, original_max_position_embeddings: original })),
     }
 }
 

@@ -1,9 +1,9 @@
 //! SmolLM3: a Llama in which every fourth layer is not rotated.
 
-use super::base::{Defaults, LLAMA, common};
+use super::base::{Defaults, LLAMA, common, read_biases};
 use super::refused::refuse_unsupported;
 use super::ropes::{PLAIN, RopeDefaults};
-use super::windows::{set_windows, sliding_layers};
+use super::windows::{if_used, set_windows};
 use crate::ensure_valid;
 use crate::model::config_json::Config;
 use crate::model::spec::ModelSpec;
@@ -20,14 +20,10 @@ pub fn smollm3(config: &Config) -> Result<ModelSpec> {
     let own = ["attention_bias", "mlp_bias", "no_rope_layers", "sliding_window", "use_sliding_window", "layer_types"];
     refuse_unsupported(config, &own)?;
     let mut spec = common(config, &defaults)?;
-    let bias = config.flag("attention_bias")?.unwrap_or(false);
-    (spec.qkv_bias, spec.o_bias) = (bias, bias);
-    spec.mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+    read_biases(config, &mut spec)?;
     let rotated = rotated_layers(config, spec.num_hidden_layers)?;
-    let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let window = config.size("sliding_window")?.filter(|_| used);
-    let slides = sliding_layers(config, spec.num_hidden_layers, |layer| window.is_some() && !rotated[layer])?;
-    set_windows(config, &mut spec, &slides, window)?;
+    let window = if_used(config, config.size("sliding_window")?)?;
+    set_windows(config, &mut spec, window, |layer| window.is_some() && !rotated[layer])?;
     for (layer, rotated) in spec.layers.iter_mut().zip(rotated) {
         layer.rope = rotated.then_some(0);
     }

@@ -200,6 +200,9 @@ fn windows_and_rotations_of_the_newer_families() {
     let long = phi3(json!({"partial_rotary_factor": 0.5, "rope_scaling": long}));
     let RopeScaling::LongRope { original_max_position_embeddings, .. } = long.ropes[0].scaling else { panic!() };
     assert_eq!((long.ropes[0].partial, original_max_position_embeddings), (0.5, 4096.0));
+    // Three frequencies of five values rotate six, as transformers does.
+    let odd = json!({"head_dim": 16, "partial_rotary_factor": 0.35});
+    assert_eq!(phi3(odd).ropes[0].heads(16).rotary_dim, 6);
     assert_eq!(parse_with("glm4", json!({})).unwrap().ropes[0].partial, 0.5);
 }
 
@@ -218,7 +221,8 @@ fn what_the_newer_families_cannot_have_is_refused_by_name() {
         ("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}}), "default, longrope"),
         ("phi3", json!({"resid_pdrop": 0.1}), "resid_pdrop"),
         ("phi3", json!({"partial_rotary_factor": 1.5}), "at most 1"),
-        ("glm4", json!({"partial_rotary_factor": 0.01}), "at least two values"),
+        ("glm4", json!({"partial_rotary_factor": 0.001}), "at least one value"),
+        ("ministral3", json!({"rope_parameters": {}}), "`rope_parameters` is empty"),
         ("llama", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
     ] {
         let error = parse_with(model_type, fields).unwrap_err();

@@ -10,22 +10,35 @@ pub fn sliding_window(config: &Config) -> Result<Option<usize>> {
     if config.is_written("sliding_window") { config.size("sliding_window") } else { Ok(Some(4096)) }
 }
 
-/// Sets the window of the layers that slide.
-pub fn set_windows(config: &Config, spec: &mut ModelSpec, slides: &[bool], window: Option<usize>) -> Result<()> {
+/// The window, if `use_sliding_window` says that it is used.
+pub fn if_used(config: &Config, window: Option<usize>) -> Result<Option<usize>> {
+    let used = config.flag("use_sliding_window")?.unwrap_or(false);
+    Ok(window.filter(|_| used))
+}
+
+/// Sets the window of the layers that slide, as `layer_types` says, else by `rule`; of two ropes the second is theirs.
+pub fn set_windows(
+    config: &Config,
+    spec: &mut ModelSpec,
+    window: Option<usize>,
+    rule: impl Fn(usize) -> bool,
+) -> Result<()> {
+    let slides = sliding_layers(config, spec.num_hidden_layers, rule)?;
     ensure_valid!(
         window.is_some() || !slides.contains(&true),
         "{}: some layers have sliding attention, and there is no window: `sliding_window` is null or \
          `use_sliding_window` is not true",
         config.origin
     );
+    let two = spec.ropes.len() == 2;
     for (layer, slides) in spec.layers.iter_mut().zip(slides) {
-        layer.window = window.filter(|_| *slides);
+        layer.window = window.filter(|_| slides);
+        layer.rope = Some(usize::from(two && slides));
     }
     Ok(())
 }
 
-/// Which layers have a sliding window: as `layer_types` says, else by `rule`.
-pub fn sliding_layers(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+fn sliding_layers(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
     let Some(types) = config.strings("layer_types")? else { return Ok((0..layers).map(rule).collect()) };
     ensure_valid!(
         types.len() == layers,

@@ -21,6 +21,11 @@ const WRAPPERS: [Wrapper; 3] = [
     Wrapper { model_type: "qwen3_vl", texts: &["qwen3_vl_text"], tied: false },
 ];
 
+/// Whether a class has text models of this type.
+pub fn has(text_type: &str) -> bool {
+    WRAPPERS.iter().any(|wrapper| wrapper.texts.contains(&text_type))
+}
+
 /// The fields of the text model in a multimodal class's config; `None` for other classes.
 ///
 /// # Errors

@@ -158,6 +158,11 @@ impl Preflight<'_> {
              hub id as model.aligned",
             base.place.display()
         );
+        ensure_valid!(
+            self.settings.export.layout != Some(Naming::Wrapper) || spec.has_wrapper(),
+            "export.layout = \"wrapper\": no multimodal class has a {} as its text model; leave the key out",
+            spec.model_type
+        );
         let checkpoint = Checkpoint::open(&base.place)?;
         let targets = self.settings.lora.targets(&spec).context("lora")?;
         let device = self.settings.model.device.open_for(self.settings.model.dtype.into())?;
