@@ -24,8 +24,8 @@ pub use folder::{companions_of_gguf, rewrite, rewrite_into};
 pub use gguf::{is_gguf, is_gguf_name};
 pub use hash::{combined_hash, weight_hash};
 pub use staging::{
-    STAGED, check_writable, check_writable_file, existing, is_stream, publish, remove_staged, replace, stage, sync_dir,
-    write_atomic,
+    STAGED, check_writable, check_writable_file, existing, is_stream, mode, publish, remove_staged, replace, stage,
+    sync_dir, write_atomic,
 };
 pub use stored::{Stored, TensorInfo};
 pub use write::{StreamWriter, save_tensors, save_tensors_staged};

@@ -70,7 +70,9 @@ impl Resolved {
     /// As [`Tokenizer::load`]; the tokenizer of another model beside a GGUF file.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::load(self.tokenizer_place())?;
-        if let (Some(other), Some(vocabulary)) = (&self.tokenizer, vocabulary(&self.place)?) {
+        if let Some(other) = &self.tokenizer
+            && let Some(vocabulary) = vocabulary(&self.place)?
+        {
             tokenizer.check_vocabulary(&vocabulary).with_context(|| {
                 format!("the tokenizer of {} is not that of {}", other.display(), self.place.display())
             })?;

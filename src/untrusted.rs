@@ -130,16 +130,21 @@ fn each_within<I: Send + 'static, T: Send + 'static>(
         results.append(&mut done);
         left = rest;
         let Err(why) = ended else { continue };
-        given_up();
-        if unfinished {
-            results.push(Err(why));
+        let lost = after_giving_up(why, unfinished, goes_on, &mut left);
+        // The worker may have ended just before it was given up: then nothing is lost, and nobody need be told.
+        if lost > 0 {
+            given_up();
         }
-        if why == GivenUp::NoThread || !goes_on {
-            // Nothing was begun, and trying once more would not help.
-            results.extend(left.drain(..).map(|_| Err(why)));
-        }
+        results.extend((0..lost).map(|_| Err(why)));
     }
     results
+}
+
+/// How many items have no result once a worker was given up, taken from `left` where trying once more would not help: the one that
+/// it was `unfinished` with, or all, if it did not begin any.
+fn after_giving_up<I>(why: GivenUp, unfinished: bool, goes_on: bool, left: &mut VecDeque<I>) -> usize {
+    let given = if why == GivenUp::NoThread || !goes_on { left.drain(..).count() } else { 0 };
+    usize::from(unfinished) + given
 }
 
 /// Items for a worker, and what became of them. Once closed, nothing that a late worker does counts.
@@ -284,6 +289,18 @@ mod tests {
     fn without_a_thread_all_items_are_given_up() {
         let results = each_within(2, || None, vec![1, 2, 3], &Arc::new(|item: i32| item), || ());
         assert_eq!(results, [Err(GivenUp::NoThread); 3]);
+    }
+
+    #[test]
+    fn a_worker_that_ended_just_in_time_loses_nothing() {
+        let lost = |why, unfinished, goes_on, left: &[i32]| {
+            let mut left = VecDeque::from(left.to_vec());
+            (after_giving_up(why, unfinished, goes_on, &mut left), left.len())
+        };
+        assert_eq!(lost(GivenUp::TooLong, false, true, &[]), (0, 0));
+        assert_eq!(lost(GivenUp::TooLong, true, true, &[1, 2]), (1, 2));
+        assert_eq!(lost(GivenUp::TooLong, false, false, &[1, 2]), (2, 0));
+        assert_eq!(lost(GivenUp::NoThread, false, false, &[1]), (1, 0));
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) ->
 }
 
 /// Ordinary file permissions: temporary files are private by default, finished output should not be.
-pub(super) fn mode() -> Permissions {
+pub fn mode() -> Permissions {
     Permissions::from_mode(0o644)
 }
 

@@ -199,11 +199,13 @@ impl CacheFolder {
             let (name, Ok(metadata)) = (entry.file_name().to_string_lossy().into_owned(), entry.metadata()) else {
                 continue;
             };
-            let is_hash =
-                |hash: &str| hash.len() >= NAME_LENGTH && hash.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+            // After the hash a partial file may have a suffix of its own.
+            let is_hash = |stem: &str| {
+                stem.get(..NAME_LENGTH).is_some_and(|hash| hash.chars().all(|c| c.is_ascii_hexdigit() || c == '-'))
+            };
             let is_ours = name
-                .rsplit_once('.')
-                .is_some_and(|(hash, ending)| is_hash(hash) && [ENDING, partial::ENDING].contains(&ending));
+                .split_once('.')
+                .is_some_and(|(stem, ending)| is_hash(stem) && [ENDING, partial::ENDING].contains(&ending));
             let unused = metadata.modified().ok().and_then(|time| time.elapsed().ok());
             if is_ours && unused.is_some_and(|unused| unused > OLD) {
                 names.push(name);

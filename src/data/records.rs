@@ -49,12 +49,7 @@ impl Reader {
             path.display(),
             path_hint(path)
         );
-        ensure_valid!(
-            !is_arrow(path),
-            "{0}: Arrow files are not read here; make it Parquet, in Python: \
-             datasets.Dataset.from_file(\"{0}\").to_parquet(\"train.parquet\")",
-            path.display()
-        );
+        refuse_arrow(path)?;
         let taken = Arc::default();
         let table = |delimiter| csv::Rows::new(path, Text::open(path, &taken)?, delimiter);
         let is_parquet = extension(path).as_deref() == Some("parquet");
@@ -122,10 +117,20 @@ pub fn is_table(path: &Path) -> bool {
     matches!(extension(path).as_deref(), Some("parquet" | "csv" | "tsv")) || begins_with(path, parquet::MAGIC)
 }
 
-/// Arrow's file format, which is also Feather's, or its stream format, which `datasets` writes.
-fn is_arrow(path: &Path) -> bool {
-    let is_named = matches!(extension(path).as_deref(), Some("arrow" | "feather"));
-    is_named || begins_with(path, b"ARROW1") || begins_with(path, &[0xff; 4])
+/// Refuses Arrow's file format, which is also Feather's, and its stream format, which `datasets` writes.
+fn refuse_arrow(path: &Path) -> Result<()> {
+    let ending = extension(path);
+    let is_file = begins_with(path, b"ARROW1") || ending.as_deref() == Some("feather");
+    let reader = match (is_file, ending.as_deref()) {
+        (true, _) => "pandas.read_feather",
+        (false, Some("arrow")) => "datasets.Dataset.from_file",
+        (false, _) if begins_with(path, &[0xff; 4]) => "datasets.Dataset.from_file",
+        (false, _) => return Ok(()),
+    };
+    Err(invalid!(
+        "{0}: Arrow files are not read here; make it Parquet, in Python: {reader}(\"{0}\").to_parquet(\"train.parquet\")",
+        path.display()
+    ))
 }
 
 fn begins_with(path: &Path, magic: &[u8]) -> bool {

@@ -34,6 +34,7 @@ pub fn source(path: &Path) -> Result<Source> {
 /// As [`source`]; a failed write.
 pub fn unpack(path: &Path, dir: &Path) -> Result<()> {
     let Source { tokenizer, mut config, eos_ids, template, .. } = source(path)?;
+    config.insert("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast"));
     config.extend(template.map(|template| ("chat_template".to_string(), json!(template))));
     let generation = json!({"eos_token_id": eos_ids});
     for (name, json) in [(TOKENIZER, tokenizer.into()), (CONFIG, config.into()), (GENERATION, generation)] {

@@ -117,10 +117,10 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
 fn generation_eos_ids(dir: &Path) -> Result<Vec<u32>> {
     for file in [GENERATION, MODEL] {
         let config = read_object(&dir.join(file))?;
-        let of_text = || config.get("text_config").and_then(|text| text.get("eos_token_id"));
-        let Some(value) = config.get("eos_token_id").or_else(of_text).filter(|v| !v.is_null()) else { continue };
+        let of = |fields: &Map<String, Value>| fields.get("eos_token_id").filter(|value| !value.is_null()).cloned();
+        let Some(value) = of(&config).or_else(|| of(config.get("text_config")?.as_object()?)) else { continue };
         let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match value {
+        let ids = match &value {
             Value::Array(ids) => ids.iter().map(one).collect::<Option<Vec<u32>>>(),
             id => one(id).map(|id| vec![id]),
         };

@@ -57,6 +57,17 @@ fn other_files_fill_in() {
 }
 
 #[test]
+fn a_field_that_is_null_says_nothing() {
+    let dir = folder(json!({"eos_token": "</s>"}));
+    let eos_ids = || Tokenizer::load(dir.path()).unwrap().eos_ids().to_vec();
+    write(dir.path().join("config.json"), r#"{"eos_token_id": null, "text_config": {"eos_token_id": [2, 4]}}"#)
+        .unwrap();
+    assert_eq!(eos_ids(), [2, 4]);
+    write(dir.path().join("generation_config.json"), r#"{"eos_token_id": null}"#).unwrap();
+    assert_eq!(eos_ids(), [2, 4]);
+}
+
+#[test]
 fn bad_folders_are_named() {
     let empty = tempfile::tempdir().unwrap();
     let error = Tokenizer::load(empty.path()).err().unwrap();

@@ -1,11 +1,12 @@
 //! A file of samples while it is made. Whoever holds its lock makes it; others wait, where the file system has locks. What a
 //! killed process leaves behind is begun anew by the next.
 
+use crate::checkpoint::mode;
 use crate::console::log;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The ending of its name.
@@ -35,11 +36,14 @@ impl Partial {
                     log::info(&text, json!({"cache": samples}));
                     file.lock()
                 }
-                Err(TryLockError::Error(error)) => Err(error),
+                Err(TryLockError::Error(error)) => {
+                    // No locks here at all, so nobody has one on it.
+                    let _it_has_no_use = std::fs::remove_file(&path);
+                    Err(error)
+                }
                 Ok(()) => Ok(()),
             };
             if locked.is_err() {
-                let _it_has_no_use = std::fs::remove_file(&path);
                 return Self::unlocked(&path);
             }
             // Whoever had it may have renamed or removed it: then it is another's, or nobody's.
@@ -55,8 +59,8 @@ impl Partial {
     fn unlocked(path: &Path) -> std::io::Result<Self> {
         let (stem, folder) = (path.file_stem().unwrap_or_default(), path.parent().unwrap_or(Path::new(".")));
         let suffix = format!(".{ENDING}");
-        let mode = Permissions::from_mode(0o644);
-        let file = tempfile::Builder::new().prefix(stem).suffix(&suffix).permissions(mode).tempfile_in(folder)?;
+        let builder = &mut tempfile::Builder::new();
+        let file = builder.prefix(stem).suffix(&suffix).permissions(mode()).tempfile_in(folder)?;
         let (file, path) = file.keep().map_err(|error| error.error)?;
         Ok(Self { path, file })
     }

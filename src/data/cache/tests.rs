@@ -185,4 +185,10 @@ fn files_that_were_not_used_for_long_are_known() {
     // Use counts.
     samples(&place, &made_of, never).unwrap();
     assert_eq!(place.old().0, [path.with_extension("partial").file_name().unwrap().to_str().unwrap()]);
+    // One that was begun where there are no locks, under a name of its own.
+    let stem = path.file_stem().unwrap().to_str().unwrap();
+    let own = dir.path().join(format!("{stem}xY3zQ9.partial"));
+    std::fs::write(&own, "left").unwrap();
+    age(&own);
+    assert_eq!(place.old().0.len(), 2);
 }

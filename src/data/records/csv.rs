@@ -33,8 +33,10 @@ impl Rows {
         let feed = Feed { text, window: Rc::clone(&window), given: 0 };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(feed);
         let header = reader.headers().cloned();
-        let header = header
-            .map_err(|e| window.borrow_mut().failed.take().unwrap_or_else(|| invalid!("{}:1: {e}", path.display())))?;
+        let header = header.map_err(|e| match is_too_large(&e) {
+            true => too_large(path, 1),
+            false => window.borrow_mut().failed.take().unwrap_or_else(|| invalid!("{}:1: {e}", path.display())),
+        })?;
         for (index, name) in header.iter().enumerate() {
             ensure_valid!(
                 !header.iter().take(index).any(|earlier| earlier == name),
@@ -86,13 +88,18 @@ impl Rows {
                     crate::error::listing(&columns, 12)
                 )
             }
-            ErrorKind::Io(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
+            _ if is_too_large(error) => {
                 let before = first_row(&window.bytes, self.delimiter).iter().filter(|&&byte| byte == b'\n').count();
                 too_large(&self.path, window.line + before)
             }
             _ => window.failed.take().unwrap_or_else(|| invalid!("{}: {error}", self.path.display())),
         }
     }
+}
+
+/// Whether a row was given up for its length.
+fn is_too_large(error: &csv::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Io(e) if e.kind() == std::io::ErrorKind::FileTooLarge)
 }
 
 impl Iterator for Rows {

@@ -57,6 +57,8 @@ fn what_does_not_end_is_refused_where_it_begins() {
         let message = refusal("data.csv", format!("a,b\n1,2\n3,\"{long}").as_bytes());
         assert!(message.contains("data.csv:3: the record that begins here has more than 4 MiB"), "{message:.200}");
     }
+    let message = refusal("data.csv", format!("a,\"{long}\"\n1,2\n").as_bytes());
+    assert!(message.contains("data.csv:1: the record that begins here has more than 4 MiB"), "{message:.200}");
     assert!(read_as("data.csv", format!("a\n\"{}\"\n", &long[..3 << 20]).as_bytes()).is_ok());
 }
 
@@ -192,8 +194,16 @@ fn bad_parquet_is_refused() {
 #[test]
 fn arrow_is_refused_with_what_to_do() {
     let stream = [&[0xff; 4][..], &[0; 12]].concat();
-    for (name, bytes) in [("a.arrow", b"" as &[u8]), ("a.feather", b"FEA1"), ("a", b"ARROW1\0\0"), ("a.bin", &stream)] {
+    let (stream_reader, file_reader) = ("datasets.Dataset.from_file(", "pandas.read_feather(");
+    for (name, bytes, reader) in [
+        ("a.arrow", b"" as &[u8], stream_reader),
+        ("b.arrow", b"ARROW1\0\0", file_reader),
+        ("a.feather", b"FEA1", file_reader),
+        ("a", b"ARROW1\0\0", file_reader),
+        ("a.bin", &stream, stream_reader),
+    ] {
         let message = refusal(name, bytes);
+        assert!(message.contains(reader), "{message}");
         assert!(message.contains(&format!("{name}: Arrow files are not read")), "{message}");
         assert!(message.contains(&format!("{name}\").to_parquet(")), "{message}");
     }

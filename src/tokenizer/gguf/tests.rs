@@ -63,20 +63,51 @@ fn same(one: &Tokenizer, other: &Tokenizer) {
     }
 }
 
+/// The special tokens of [`tiny`].
+const BOS: (&str, u32) = ("<|im_start|>", 1);
+const EOS: (&str, u32) = ("<|im_end|>", 2);
+
+/// A post_processor with tokens before and after a text.
+fn around(before: Option<(&str, u32)>, after: Option<(&str, u32)>) -> Value {
+    let special =
+        |token: Option<(&str, u32)>| token.map(|(token, _)| json!({"SpecialToken": {"id": token, "type_id": 0}}));
+    let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+    let single: Vec<Value> = special(before).into_iter().chain([text("A")]).chain(special(after)).collect();
+    let named = |(token, id): (&str, u32)| (token.to_string(), json!({"id": token, "ids": [id], "tokens": [token]}));
+    let tokens: serde_json::Map<String, Value> = before.into_iter().chain(after).map(named).collect();
+    json!({"type": "TemplateProcessing", "single": single, "pair": [text("A"), text("B")], "special_tokens": tokens})
+}
+
+#[test]
+fn what_else_stands_around_a_text_is_not_written() {
+    for post_processor in [around(Some(EOS), None), around(None, Some(BOS))] {
+        let dir = folder(|json| json["post_processor"] = post_processor.clone());
+        let own = Tokenizer::load(dir.path()).unwrap();
+        let error = own.gguf(own.vocab_size()).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("which GGUF cannot say"), "{error}");
+    }
+}
+
+#[test]
+fn more_ends_than_keys_are_not_written() {
+    let dir = folder(|_| ());
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [2, 5, 6, 7]}"#).unwrap();
+    let own = Tokenizer::load(dir.path()).unwrap();
+    let error = own.gguf(own.vocab_size()).unwrap_err();
+    assert!(error.to_string().contains("3 tokens end the model's answers besides"), "{error}");
+}
+
 #[test]
 fn a_tokenizer_is_the_same_from_a_file() {
     for splitting in Splitting::all() {
-        let bos = json!({"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}});
-        for begins in [true, false] {
+        for (begins, ends) in [(true, false), (false, false), (true, true), (false, true)] {
             let dir = folder(|json| {
                 json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": splitting.steps});
                 json["normalizer"] = splitting.normalizer.clone();
                 json["model"]["ignore_merges"] = json!(splitting.ignore_merges);
-                if begins {
-                    json["post_processor"] = bos.clone();
+                if begins || ends {
+                    json["post_processor"] = around(begins.then_some(BOS), ends.then_some(EOS));
                 }
             });
             let own = Tokenizer::load(dir.path()).unwrap();

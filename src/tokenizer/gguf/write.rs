@@ -31,15 +31,41 @@ impl Tokenizer {
             metadata.extend(id.map(|id| (name(key), Written::Whole(id))));
         }
         let [_, others @ ..] = ENDS;
-        let ends = self.eos_ids().iter().filter(|id| Some(**id) != self.eos_id());
-        metadata.extend(others.into_iter().zip(ends).map(|(key, id)| (name(key), Written::Whole(*id))));
-        let bos = self.bos_token().and_then(|token| self.token_to_id(token));
-        let adds_bos = bos.is_some() && self.encode("a", true)?.first().copied() == bos;
-        metadata.push((name("add_bos_token"), Written::Flag(adds_bos)));
+        let ends: Vec<u32> = self.eos_ids().iter().copied().filter(|id| Some(*id) != self.eos_id()).collect();
+        ensure_valid!(
+            ends.len() <= others.len(),
+            "{} tokens end the model's answers besides its eos token, and GGUF has keys for {}",
+            ends.len(),
+            others.len()
+        );
+        metadata.extend(others.into_iter().zip(ends).map(|(key, id)| (name(key), Written::Whole(id))));
+        let (bos, eos) = self.surroundings()?;
+        metadata.push((name("add_bos_token"), Written::Flag(bos)));
+        metadata.push((name("add_eos_token"), Written::Flag(eos)));
         metadata.extend(
             self.chat_template().map(|text| ("tokenizer.chat_template".to_string(), Written::Text(text.to_string()))),
         );
         Ok(metadata)
+    }
+
+    /// Whether the tokenizer puts the bos token before a text, and the eos token after it.
+    ///
+    /// # Errors
+    /// It puts anything else there.
+    fn surroundings(&self) -> Result<(bool, bool)> {
+        let id = |token: Option<&str>| token.and_then(|token| self.token_to_id(token));
+        let (bos, eos) = (id(self.bos_token()), self.eos_id());
+        let (plain, whole) = (self.encode("a", false)?, self.encode("a", true)?);
+        for (adds_bos, adds_eos) in [(false, false), (true, false), (false, true), (true, true)] {
+            let before = bos.filter(|_| adds_bos).into_iter();
+            let after = eos.filter(|_| adds_eos).into_iter();
+            if before.chain(plain.iter().copied()).chain(after).eq(whole.iter().copied()) {
+                return Ok((adds_bos, adds_eos));
+            }
+        }
+        Err(invalid!(
+            "the tokenizer puts other tokens around a text than bos and eos ({whole:?} for {plain:?}), which GGUF cannot say"
+        ))
     }
 
     /// Every id's token and its kind.
