@@ -227,7 +227,7 @@ fn assert_predicted(what: &str, one: (Traffic, [f64; 2]), two: (Traffic, [f64; 2
 }
 
 /// Layers that differ from those above: with norms after attention and MLP, gate and up in one linear, and a part of each head
-/// rotated in pairs of neighbours.
+/// rotated in pairs of neighbours; and with experts in the MLP's place.
 #[cfg(feature = "shim")]
 #[test]
 fn layers_of_other_kinds_take_what_is_predicted() {
@@ -240,7 +240,15 @@ fn layers_of_other_kinds_take_what_is_predicted() {
         "head_dim": 32, "rms_norm_eps": 1e-6, "attention_bias": true, "tie_word_embeddings": false, "vocab_size": 512,
         "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4, "rope_type": "default"},
     });
-    for (what, config) in [("glm4", glm4)] {
+    // The weights are zeros, so that a token goes to the first experts: here to all there are.
+    let mixture = serde_json::json!({
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_act": "silu", "hidden_size": 128,
+        "intermediate_size": 256, "moe_intermediate_size": 64, "num_experts": 3, "num_experts_per_tok": 3,
+        "decoder_sparse_step": 1, "norm_topk_prob": true, "max_position_embeddings": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "tie_word_embeddings": false, "vocab_size": 512,
+    });
+    for (what, config) in [("glm4", glm4), ("mixture", mixture)] {
         for dtype in [DType::F32, DType::BF16] {
             let [one, two] = [1, 2].map(|layers| second_step(&config, layers, dtype));
             assert_predicted(what, one, two);

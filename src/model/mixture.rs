@@ -7,6 +7,7 @@ use super::Pass;
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::parameters::Gradients;
 use crate::ops::routing::Routing;
+use crate::ops::traffic::{self, counted};
 use crate::ops::weight::Weight;
 use crate::ops::{cast, linear};
 use anyhow::Result;
@@ -50,18 +51,18 @@ struct Part {
 impl Mixture {
     /// h: [N, hidden_size] -> [N, hidden_size]
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let logits = linear::forward(h, &self.router, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let logits = cast(&linear::forward(h, &self.router, None)?, DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let routing = Routing::new(&logits, self.experts.len(), self.per_row, self.normalised)?;
         let (mut parts, mut weighed) = (vec![], vec![]);
         for (expert, rows, places) in routing.by_expert() {
             let weights: Vec<f32> = places.iter().map(|&place| routing.weights[place]).collect();
-            let weights = Tensor::from_vec(weights, (rows.len(), 1), h.device())?.to_dtype(h.dtype())?;
+            let weights = cast(&Tensor::from_vec(weights, (rows.len(), 1), h.device())?, h.dtype())?;
             let rows = Tensor::new(rows, h.device())?;
-            let (y, saved) = self.experts[expert].forward(&h.index_select(&rows, 0)?, pass)?;
-            weighed.push(y.broadcast_mul(&weights)?);
+            let (y, saved) = self.experts[expert].forward(&gathered(h, &rows)?, pass)?;
+            weighed.push(counted(y.broadcast_mul(&weights)?, &[&y, &weights]));
             parts.push(Part { expert, rows, places, weights, y, saved });
         }
-        let sum = self.sum(&parts, &weighed, h)?.to_dtype(h.dtype())?;
+        let sum = cast(&self.sum(&parts, &weighed, h)?, h.dtype())?;
         Ok((sum, Saved { h: h.clone(), routing, parts }))
     }
 
@@ -75,17 +76,20 @@ impl Mixture {
         if order.is_empty() {
             return Ok(like.to_dtype(DType::F32)?);
         }
-        let by_row = Tensor::cat(values, 0)?.index_select(&Tensor::new(order, like.device())?, 0)?;
-        Ok(by_row.reshape((n, self.per_row, hidden_size))?.to_dtype(DType::F32)?.sum(1)?)
+        let by_row = gathered(&together(values)?, &Tensor::new(order, like.device())?)?;
+        let by_row = cast(&by_row.reshape((n, self.per_row, hidden_size))?, DType::F32)?;
+        Ok(counted(by_row.sum(1)?, &[&by_row]))
     }
 
     /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
         let (mut slopes, mut inner) = (vec![], vec![]);
         for part in &saved.parts {
-            let dy = dy.index_select(&part.rows, 0)?;
-            slopes.push((cast(&dy, DType::F32)? * cast(&part.y, DType::F32)?)?.sum(D::Minus1)?);
-            let dy = dy.broadcast_mul(&part.weights)?;
+            let dy = gathered(dy, &part.rows)?;
+            let (wide, y) = (cast(&dy, DType::F32)?, cast(&part.y, DType::F32)?);
+            let products = counted((&wide * &y)?, &[&wide, &y]);
+            slopes.push(counted(products.sum(D::Minus1)?, &[&products]));
+            let dy = counted(dy.broadcast_mul(&part.weights)?, &[&dy, &part.weights]);
             inner.push(self.experts[part.expert].backward(&part.saved, &dy, pass, gradients)?);
         }
         let dh = self.sum(&saved.parts, &inner, dy)?;
@@ -94,7 +98,8 @@ impl Mixture {
             gradients.add(&format!("{}.weight", self.module), linear::backward_weight(&dz, &saved.h)?)?;
             self.add_zeros(saved, gradients)?;
         }
-        Ok((dh + linear::backward_input(&dz, &self.router)?.to_dtype(DType::F32)?)?.to_dtype(dy.dtype())?)
+        let of_router = cast(&linear::backward_input(&dz, &self.router)?, DType::F32)?;
+        cast(&counted((&dh + &of_router)?, &[&dh, &of_router]), dy.dtype())
     }
 
     /// An expert without rows has a gradient of zero, so that the optimizer treats it as the others.
@@ -116,14 +121,14 @@ impl Mixture {
         if slopes.is_empty() {
             return Ok(Tensor::zeros((n, experts), saved.h.dtype(), saved.h.device())?);
         }
-        let slopes = Tensor::cat(slopes, 0)?.to_vec1::<f32>()?;
+        let slopes = together(slopes)?.to_vec1::<f32>()?;
         let mut dw = vec![0.0; n * self.per_row];
         let places = saved.parts.iter().flat_map(|part| &part.places);
         for (&place, slope) in places.zip(slopes) {
             dw[place] = slope;
         }
         let dz = Tensor::from_vec(saved.routing.backward(&dw), (n, experts), saved.h.device())?;
-        Ok(dz.to_dtype(saved.h.dtype())?)
+        cast(&dz, saved.h.dtype())
     }
 
     /// The frozen matrices: the router's and the experts', by module.
@@ -131,4 +136,17 @@ impl Mixture {
         let experts = self.experts.iter().flat_map(Mlp::linears).map(|linear| (linear.module.as_str(), &linear.weight));
         std::iter::once((self.module.as_str(), &self.router)).chain(experts)
     }
+}
+
+/// The rows of x that `rows` names.
+fn gathered(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let y = x.index_select(rows, 0)?;
+    // Of x only these are read.
+    traffic::launch(&[&y], &[&y]);
+    Ok(y)
+}
+
+/// One after another.
+fn together(parts: &[Tensor]) -> Result<Tensor> {
+    Ok(counted(Tensor::cat(parts, 0)?, &parts.iter().collect::<Vec<_>>()))
 }

@@ -28,8 +28,6 @@ const PROCESS_BYTES: usize = 60 << 20;
 const CONTEXT_BYTES: usize = 700 << 20;
 /// Without a kernel, f32 copies of a chunk of logits, besides the logits themselves, and one in the compute type.
 const LOGIT_COPIES: usize = 4;
-/// Rows in f32 in which a mixture's gradient is added up: before an expert's part and after it.
-const MIXTURE_SUMS: usize = 2;
 
 /// Bytes by part, at the peak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -300,18 +298,22 @@ impl<'a> Estimate<'a> {
     /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
     /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
     fn transient_bytes(&self, layer: usize) -> usize {
+        let (h, w) = (self.spec.hidden_size, self.width());
         // An expert at a time, which may get every token.
-        let (inner, sums) = match self.mixture(layer) {
-            Some(experts) => (experts.intermediate_size, MIXTURE_SUMS * self.spec.hidden_size * F32),
-            None => (self.spec.intermediate_size, 0),
-        };
+        let inner = self.mixture(layer).map_or(self.spec.intermediate_size, |experts| experts.intermediate_size);
         let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
         let between = match self.gpu {
             None => 0,
             Some(kernels) if kernels.gated_mlp => widest() * F32,
             Some(_) => 10 * inner * F32,
         };
-        (3 * inner + 4 * self.spec.hidden_size) * self.width() + between + sums
+        let mlp = 3 * inner * w + between;
+        4 * h * w
+            + match self.mixture(layer) {
+                // What the experts return, and then that in the order of tokens twice, once in f32 in half precision.
+                Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * (w + F32)),
+                None => mlp,
+            }
     }
 
     /// The mixture of a layer, if it has one.

@@ -8,18 +8,22 @@ use crate::names::{EXPERT_LINEARS, ROUTER, in_expert};
 
 impl Costs<'_> {
     pub(super) fn mixture_forward(&mut self, layer: usize, mixture: Experts) {
-        let (all, h, w) = (self.n, self.hidden(), self.w);
+        let (h, w) = (self.hidden(), self.w);
         self.linear_forward(layer, ROUTER, false);
+        self.logits_cast(mixture);
         self.each_expert(mixture, |costs| {
+            if costs.is_half() {
+                costs.rows(Part::Rows, costs.n * (F32 + w)); // weights
+            }
             costs.rows(Part::Rows, 2.0 * costs.n * h * w); // gathered
             for part in EXPERT_LINEARS {
                 costs.linear_forward(layer, &in_expert(0, part), false);
             }
             costs.gate_forward(mixture.intermediate_size as f64);
             costs.rows(Part::Rows, 2.0 * costs.n * h * w); // weighed
-            costs.add_rows(all);
         });
-        self.rows(Part::Rows, all * h * (F32 + w));
+        self.sum(mixture);
+        self.narrowed_sum();
     }
 
     pub(super) fn mixture_backward(&mut self, layer: usize, mixture: Experts) {
@@ -39,26 +43,42 @@ impl Costs<'_> {
             }
             costs.gate_backward(mixture.intermediate_size as f64);
             costs.rows(Part::Rows, 3.0 * values * w); // the sum of dx, of gate and up
-            costs.add_rows(all);
         });
+        self.sum(mixture);
+        self.rows(Part::Rows, 2.0 * all * mixture.per_token as f64 * F32); // the weights' gradients put together
+        self.logits_cast(mixture);
         self.linear_backward(layer, ROUTER);
         if self.is_half() {
             self.rows(Part::Rows, all * h * (w + F32)); // the router's dh
         }
         self.rows(Part::Rows, 3.0 * all * h * F32);
+        self.narrowed_sum();
+    }
+
+    /// All experts' rows put together, in the order of tokens, and added up in f32.
+    fn sum(&mut self, mixture: Experts) {
+        let (tokens, w) = (self.n * self.hidden(), self.w);
+        let rows = tokens * mixture.per_token as f64;
+        self.rows(Part::Rows, 2.0 * rows * w);
+        self.rows(Part::Rows, 2.0 * rows * w);
         if self.is_half() {
-            self.rows(Part::Rows, all * h * (F32 + w));
+            self.rows(Part::Rows, rows * (w + F32));
+        }
+        self.rows(Part::Rows, (rows + tokens) * F32);
+    }
+
+    /// The router's logits, or their gradients, from one type to the other.
+    fn logits_cast(&mut self, mixture: Experts) {
+        if self.is_half() {
+            self.rows(Part::Rows, self.n * mixture.count as f64 * (self.w + F32));
         }
     }
 
-    /// An expert's rows in f32 added to those of all `all` tokens, of which candle makes a copy first.
-    fn add_rows(&mut self, all: f64) {
-        let (h, w) = (self.hidden(), self.w);
+    /// The sum in the compute type.
+    fn narrowed_sum(&mut self) {
         if self.is_half() {
-            self.rows(Part::Rows, self.n * h * (w + F32));
+            self.rows(Part::Rows, self.n * self.hidden() * (F32 + self.w));
         }
-        self.rows(Part::Rows, 2.0 * all * h * F32);
-        self.rows(Part::Rows, 3.0 * self.n * h * F32);
     }
 
     /// What `one` costs for an expert's rows, for each expert that gets any.
