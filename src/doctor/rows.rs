@@ -114,6 +114,7 @@ fn rotations(subject: &Subject, worst: &mut Worst) -> Result<()> {
 fn activated(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
     match activation {
         Activation::Silu => x / (x.neg()?.exp()? + 1.0)?,
+        Activation::Sigmoid => (x.neg()?.exp()? + 1.0)?.recip(),
         Activation::GeluTanh => {
             let z = ((x + (x.powf(3.0)? * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
             (x * 0.5)? * (z.tanh()? + 1.0)?
@@ -123,7 +124,7 @@ fn activated(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> 
 
 fn gates(subject: &Subject, worst: &mut Worst) -> Result<()> {
     let ops = &subject.operations;
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in Activation::ALL {
         for (n, d) in subject.sizes(SMALL, LARGE) {
             for lie in Lie::ALL {
                 let [gate, up, dy] = [1, 2, 3].map(|seed| subject.matrix(n, d, lie, seed));

@@ -1,7 +1,5 @@
-//! Activations of a gated MLP, as x σ(u(x)): silu has u = x, GELU's tanh form u = 2 √(2/π) (x + 0.044715 x³), since
-//! (1 + tanh z) / 2 = σ(2z).
-//!
-//! Slope: σ(u) + x σ(u) (1 − σ(u)) u'(x).
+//! Activations of gates. Those of an MLP are x σ(u(x)): silu has u = x, GELU's tanh form u = 2 √(2/π) (x + 0.044715 x³), since
+//! (1 + tanh z) / 2 = σ(2z); their slope is σ(u) + x σ(u) (1 − σ(u)) u'(x). σ(x) itself has the slope σ(x) (1 − σ(x)).
 
 use super::fast_math::sigmoid;
 use anyhow::Result;
@@ -16,13 +14,21 @@ pub enum Activation {
     Silu,
     /// GELU's tanh approximation (`gelu_pytorch_tanh`).
     GeluTanh,
+    /// σ, of attention's and a shared expert's gates.
+    Sigmoid,
 }
 
 impl Activation {
+    pub const ALL: [Self; 3] = [Self::Silu, Self::GeluTanh, Self::Sigmoid];
+
     /// (value, slope) at x, for kernels.
     #[inline(always)]
     pub fn at(self, x: f32) -> (f32, f32) {
         let (u, du) = match self {
+            Self::Sigmoid => {
+                let sigma = sigmoid(x);
+                return (sigma, sigma * (1.0 - sigma));
+            }
             Self::Silu => (x, 1.0),
             Self::GeluTanh => {
                 let (scale, cubic) = (GELU_SCALE as f32, GELU_CUBIC as f32);
@@ -39,12 +45,18 @@ impl Activation {
         Ok(match self {
             Self::Silu => candle_nn::ops::silu(x)?,
             Self::GeluTanh => x.gelu()?,
+            Self::Sigmoid => candle_nn::ops::sigmoid(x)?,
         })
     }
 
     /// x: any shape -> (value, slope)
     pub fn with_slope(self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let (sigma, du) = match self {
+            Self::Sigmoid => {
+                let sigma = candle_nn::ops::sigmoid(x)?;
+                let slope = (&sigma * (1.0 - &sigma)?)?;
+                return Ok((sigma, slope));
+            }
             Self::Silu => (candle_nn::ops::sigmoid(x)?, None),
             Self::GeluTanh => {
                 let square = x.sqr()?;

@@ -1,4 +1,4 @@
-//! The gate of an MLP: y = act(g) ∘ u; g, u, y: [N, d].
+//! A gate, of an MLP or of what attention returns: y = act(g) ∘ u; g, u, y: [N, d].
 //!
 //! Backward: du = dy act(g); dg = dy u act'(g).
 
@@ -59,7 +59,12 @@ mod on_gpu {
     use gpu::{Arg, GATED_MLP, Launch, unwritten};
 
     fn number(activation: Activation) -> Arg<'static> {
-        Arg::Small(usize::from(activation == Activation::GeluTanh))
+        // As elementwise.cu numbers them.
+        Arg::Small(match activation {
+            Activation::Silu => 0,
+            Activation::GeluTanh => 1,
+            Activation::Sigmoid => 2,
+        })
     }
 
     pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
@@ -106,9 +111,10 @@ mod kernel {
             let fill = |y: &mut Unwritten| {
                 y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
                     match activation {
-                        // Two loops, so that neither branches on the activation.
+                        // A loop for each, so that none branches on the activation.
                         Activation::Silu => fill(y, g, u, Activation::Silu),
                         Activation::GeluTanh => fill(y, g, u, Activation::GeluTanh),
+                        Activation::Sigmoid => fill(y, g, u, Activation::Sigmoid),
                     }
                 });
             };
@@ -136,6 +142,7 @@ mod kernel {
                 out.zip(input).for_each(|(out, ((g, u), dy))| match activation {
                     Activation::Silu => fill_backward(out, (g, u, dy), Activation::Silu),
                     Activation::GeluTanh => fill_backward(out, (g, u, dy), Activation::GeluTanh),
+                    Activation::Sigmoid => fill_backward(out, (g, u, dy), Activation::Sigmoid),
                 });
             };
             let mut du = vec![];
@@ -168,12 +175,11 @@ mod tests {
     use crate::ops::testing::{Case, close, random};
     use candle_core::Var;
 
-    const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
-
     /// From the definitions, so that neither body above is tested against itself.
     fn textbook(x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
         match activation {
             Activation::Silu => x / (x.neg()?.exp()? + 1.0)?,
+            Activation::Sigmoid => (x.neg()?.exp()? + 1.0)?.recip(),
             Activation::GeluTanh => {
                 let z = ((x + (x.powf(3.0)? * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
                 (x * 0.5)? * (z.tanh()? + 1.0)?
@@ -183,7 +189,7 @@ mod tests {
 
     #[test]
     fn matches_autograd_and_finite_differences() {
-        for activation in ACTIVATIONS {
+        for activation in Activation::ALL {
             let (g, u, dy) = (random(&[4, 9], 1), random(&[4, 9], 2), random(&[4, 9], 3));
             let g = (g * 4.0).unwrap();
             let (dg, du) = backward(&g, &u, &dy, activation).unwrap();
@@ -191,6 +197,7 @@ mod tests {
             let y = match activation {
                 Activation::Silu => candle_nn::ops::silu(&vg).unwrap(),
                 Activation::GeluTanh => vg.gelu().unwrap(),
+                Activation::Sigmoid => candle_nn::ops::sigmoid(&vg).unwrap(),
             };
             let y = (y * vu.as_tensor()).unwrap();
             close(&forward(&g, &u, activation).unwrap(), &y, 1e-6);
@@ -205,7 +212,7 @@ mod tests {
     /// The body for any device: the same as its widened values in f32, rounded once.
     #[test]
     fn half_precision_is_rounded_once() {
-        for activation in ACTIVATIONS {
+        for activation in Activation::ALL {
             let strided = |seed| random(&[300, 77], seed).t().unwrap().contiguous().unwrap().t().unwrap();
             let half = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
             let wide = |x: &Tensor| half(x).to_dtype(DType::F32).unwrap();
@@ -221,7 +228,7 @@ mod tests {
 
     #[test]
     fn kernel_equals_generic() {
-        for activation in ACTIVATIONS {
+        for activation in Activation::ALL {
             let (g, u, dy) = (random(&[300, 77], 4), random(&[300, 77], 5), random(&[300, 77], 6));
             let g = (g * 8.0).unwrap();
             // Strided views go down the generic path.

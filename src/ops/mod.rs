@@ -13,7 +13,9 @@
 pub mod activation;
 pub mod allocator;
 pub mod attention;
+pub mod causal_conv;
 pub mod cross_entropy;
+pub mod delta_rule;
 pub mod dropout;
 pub mod gated_mlp;
 pub mod gpu;

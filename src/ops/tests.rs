@@ -53,7 +53,7 @@ fn elementwise_kernels_of_any_size() {
         }
         let square = wide(&x).sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
         assert!((sum::square_sum(&x).unwrap().read().unwrap() / square - 1.0).abs() < 1e-6, "{n} {d} {dtype:?}");
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in Activation::ALL {
             let what = (activation, n, d, dtype);
             let expected = gated_mlp::forward(&wide(&x), &wide(&y), activation).unwrap();
             expect(&gated_mlp::forward(&x, &y, activation).unwrap(), &expected, what);

@@ -71,26 +71,28 @@ struct Gate {
     float value, slope;
 };
 
-// x sigma(u(x)) and its slope; `gelu` is 1 for GELU's tanh form, 0 for silu.
-DEVICE Gate activation(float x, u32 gelu) {
+// x sigma(u(x)) and its slope, or sigma(x) and its; `kind` is 0 for silu, 1 for GELU's tanh form, 2 for sigma.
+DEVICE Gate activation(float x, u32 kind) {
     const float scale = 1.595769121605731f, cubic = 0.044715f;
+    const bool gelu = kind == 1;
     const float u = gelu ? scale * (x + cubic * x * x * x) : x;
     const float du = gelu ? scale * (1.f + 3.f * cubic * x * x) : 1.f;
     const float sigma = sigmoid(u), value = x * sigma;
+    if (kind == 2) return {sigma, sigma * (1.f - sigma)};
     return {value, sigma + value * (1.f - sigma) * du};
 }
 
-KERNEL(gated_mlp_forward, IN(T, gate), IN(T, up), OUT(T, y), NUMBER(u32, gelu), NUMBER(u64, n)) {
+KERNEL(gated_mlp_forward, IN(T, gate), IN(T, up), OUT(T, y), NUMBER(u32, kind), NUMBER(u64, n)) {
     const u64 at = FIRST_VALUE;
     if (at >= n) return;
     const Pack g = load(gate, at, n), u = load(up, at, n);
     Pack out;
 #pragma unroll
-    for (u32 i = 0; i < PACK; i++) out.v[i] = activation(g.v[i], gelu).value * u.v[i];
+    for (u32 i = 0; i < PACK; i++) out.v[i] = activation(g.v[i], kind).value * u.v[i];
     store(y, at, n, out);
 }
 
-KERNEL(gated_mlp_backward, IN(T, gate), IN(T, up), IN(T, dy), OUT(T, d_gate), OUT(T, d_up), NUMBER(u32, gelu),
+KERNEL(gated_mlp_backward, IN(T, gate), IN(T, up), IN(T, dy), OUT(T, d_gate), OUT(T, d_up), NUMBER(u32, kind),
        NUMBER(u64, n)) {
     const u64 at = FIRST_VALUE;
     if (at >= n) return;
@@ -98,7 +100,7 @@ KERNEL(gated_mlp_backward, IN(T, gate), IN(T, up), IN(T, dy), OUT(T, d_gate), OU
     Pack dg, du;
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) {
-        const Gate a = activation(g.v[i], gelu);
+        const Gate a = activation(g.v[i], kind);
         du.v[i] = d.v[i] * a.value;
         dg.v[i] = d.v[i] * u.v[i] * a.slope;
     }

@@ -110,7 +110,7 @@ fn maps_equal_the_other_bodies() {
     for (d, dtype) in WIDTHS.into_iter().flat_map(|d| TYPES.map(|dtype| (d, dtype))) {
         let n = 1 + d % 5;
         let [x, y, z] = [1, 2, 3].map(|seed| (tensor(&[n, d], dtype, seed) * 4.0).unwrap());
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in Activation::ALL {
             check((activation, n, d, dtype), || {
                 let (dg, du) = gated_mlp::backward(&x, &y, &z, activation).unwrap();
                 vec![gated_mlp::forward(&x, &y, activation).unwrap(), dg, du]
