@@ -7,8 +7,8 @@ mod wrapped;
 
 pub use pattern::PathPattern;
 pub use tensors::{
-    BLOCK_LINEARS, BLOCKS, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, LoraMatrix, PEFT_PREFIX, ROUTER, expert_part,
-    in_block, in_expert, linears_of_block, split_block,
+    ATTENTION, BLOCK_LINEARS, BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, Forms, HEAD, LoraMatrix,
+    PEFT_PREFIX, ROUTER, expert_part, in_block, in_expert, is_in_delta_net, split_block,
 };
 pub use wrapped::{Naming, text_name};
 
@@ -64,10 +64,11 @@ impl From<Targets> for Written {
 }
 
 /// Every linear of the transformer blocks but routers and experts: modules `<...>.layers.N.<...>` whose `weight` is among the
-/// names of 2-D tensors, in natural order.
+/// names of 2-D tensors, in natural order. What some checkpoints have for the prediction of further tokens is no part of the model.
 pub fn block_linears<'a>(matrices: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut modules: Vec<String> = matrices
         .filter_map(|name| name.strip_suffix(".weight"))
+        .filter(|module| !module.starts_with("mtp."))
         .filter(|module| layer_of(module).is_some_and(|(_, _, part)| part != ROUTER && expert_part(part).is_none()))
         .map(str::to_string)
         .collect();

@@ -4,7 +4,7 @@
 //! path (`re.fullmatch`), or "all-linear". PEFT ignores matrices of other modules, and initialises missing ones afresh,
 //! with no more than a warning; here both are refused.
 
-use crate::names::{PathPattern, layer_number, linears_of_block, names_module};
+use crate::names::{Forms, PathPattern, is_in_delta_net, layer_number, names_module};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -98,8 +98,12 @@ impl Reach {
         if let Some(Named::List(names)) = &self.named {
             // A list may also name layers of other families; this family's always exist.
             let fused = |linear: &str| modules.clone().any(|module| module.ends_with(linear));
-            let (qkv, gate_up) = (fused("self_attn.qkv_proj"), fused("mlp.gate_up_proj"));
-            let known = |name: &str| linears_of_block(qkv, gate_up).any(|linear| names_module(name, linear));
+            let forms = Forms {
+                fused_qkv: fused("self_attn.qkv_proj"),
+                fused_gate_up: fused("mlp.gate_up_proj"),
+                delta_net: modules.clone().any(is_in_delta_net),
+            };
+            let known = |name: &str| forms.linears().any(|linear| names_module(name, linear));
             let empty =
                 names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
             found.extend(empty.map(|name| format!("`{name}` is named there and has no matrices")));

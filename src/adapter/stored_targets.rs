@@ -3,7 +3,7 @@
 
 use crate::names::{BLOCKS, Naming, layer_number, short_name, split_block};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The two, for an adapter of `adapted` among `all` linears of the text model's blocks.
 pub fn targets(layout: Naming, adapted: &[&String], all: &[String]) -> (Value, Option<Vec<usize>>) {
@@ -29,19 +29,19 @@ pub fn targets(layout: Naming, adapted: &[&String], all: &[String]) -> (Value, O
 }
 
 /// A vision tower has linears of the same short names. So a regular expression for whole paths, if every linear is adapted in
-/// the same layers; full paths otherwise.
+/// all layers that have it, or in those among the same layers; full paths otherwise.
 fn in_wrapper(layout: Naming, adapted: &[&String], all: &[String]) -> Value {
-    let mut layers_of: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-    for (layer, linear) in adapted.iter().filter_map(|module| split_block(module)) {
-        layers_of.entry(linear).or_default().insert(layer);
-    }
-    let count = all.iter().filter_map(|module| layer_number(module)).collect::<BTreeSet<_>>().len();
-    let same = layers_of.values().collect::<BTreeSet<_>>();
-    let Some(layers) = same.first().filter(|_| same.len() == 1) else {
+    let parts = || adapted.iter().filter_map(|module| split_block(module));
+    let linears: BTreeSet<&str> = parts().map(|(_, linear)| linear).collect();
+    let layers: BTreeSet<usize> = parts().map(|(layer, _)| layer).collect();
+    let named = || all.iter().filter_map(|module| split_block(module)).filter(|(_, linear)| linears.contains(linear));
+    let numbers = if named().count() == adapted.len() {
+        r"\d+".to_string()
+    } else if named().filter(|(layer, _)| layers.contains(layer)).count() == adapted.len() {
+        format!("({})", layers.iter().map(usize::to_string).collect::<Vec<_>>().join("|"))
+    } else {
         return json!(adapted.iter().map(|module| layout.name(module)).collect::<Vec<_>>());
     };
-    let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
-    let numbers = if numbers.len() == count { r"\d+".to_string() } else { format!("({})", numbers.join("|")) };
-    let linears: Vec<String> = layers_of.keys().map(|linear| regex::escape(linear)).collect();
+    let linears: Vec<String> = linears.iter().map(|linear| regex::escape(linear)).collect();
     json!(format!(r"{}{numbers}\.({})", regex::escape(&layout.name(BLOCKS)), linears.join("|")))
 }

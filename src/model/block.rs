@@ -1,8 +1,8 @@
-//! One decoder block: x₁ = x + attention(norm(x)); y = x₁ + mlp(norm(x₁)). Some families norm the outputs of attention and MLP
-//! too, or only those, before each sum, or scale them. The backward is the same, bottom to top.
+//! One decoder block: x₁ = x + mixer(norm(x)); y = x₁ + mlp(norm(x₁)), the mixer being attention or a gated DeltaNet. Some families
+//! norm the outputs of mixer and MLP too, or only those, before each sum, or scale them. The backward is the same, bottom to top.
 
-use super::attention::{Attention, Saved as AttentionSaved};
 use super::linear::Linear;
+use super::mixer::{Mixer, Saved as MixerSaved};
 use super::mixture::{Mixture, Saved as MixtureSaved};
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::norm::Norm;
@@ -16,7 +16,7 @@ use candle_core::Tensor;
 
 pub struct Block {
     pub attention_norm: Option<Norm>,
-    pub self_attn: Attention,
+    pub mixer: Mixer,
     pub attention_post_norm: Option<Norm>,
     pub mlp_norm: Option<Norm>,
     pub mlp: Feedforward,
@@ -28,7 +28,7 @@ pub struct Block {
 /// What the backward pass needs.
 pub struct Saved {
     attention_norm: Option<rms_norm::Saved>,
-    attention: AttentionSaved,
+    mixer: MixerSaved,
     attention_post_norm: Option<rms_norm::Saved>,
     mlp_norm: Option<rms_norm::Saved>,
     mlp: FeedforwardSaved,
@@ -80,12 +80,12 @@ impl Block {
     /// x: [N, hidden_size] -> y: [N, hidden_size]
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
         let (h, attention_norm) = forward_norm(self.attention_norm.as_ref(), x.clone())?;
-        let (a, attention) = self.self_attn.forward(&h, pass, cache)?;
+        let (a, mixer) = self.mixer.forward(&h, pass, cache)?;
         let (a, attention_post_norm) = forward_norm(self.attention_post_norm.as_ref(), a)?;
         let (x, h, mlp_norm) = forward_sum(self.mlp_norm.as_ref(), x, &self.residual(a)?)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
         let (m, mlp_post_norm) = forward_norm(self.mlp_post_norm.as_ref(), m)?;
-        let saved = Saved { attention_norm, attention, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
+        let saved = Saved { attention_norm, mixer, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
         Ok((add(&x, &self.residual(m)?)?, saved))
     }
 
@@ -97,7 +97,7 @@ impl Block {
         let dx = backward_sum(self.mlp_norm.as_ref(), saved.mlp_norm.as_ref(), &dh, dy, gradients)?;
         let da = self.residual(dx.clone())?;
         let da = backward_norm(self.attention_post_norm.as_ref(), saved.attention_post_norm.as_ref(), da, gradients)?;
-        let dh = self.self_attn.backward(&saved.attention, &da, pass, gradients)?;
+        let dh = self.mixer.backward(&saved.mixer, &da, pass, gradients)?;
         backward_sum(self.attention_norm.as_ref(), saved.attention_norm.as_ref(), &dh, &dx, gradients)
     }
 
@@ -108,23 +108,20 @@ impl Block {
 
     /// The block's linears that adapters may be attached to, in the order of [`crate::names::BLOCK_LINEARS`].
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let attention = &self.self_attn;
         let mlp = match &self.mlp {
             Feedforward::Mlp(mlp) => Some(mlp.as_ref()),
             Feedforward::Mixture(_) => None,
         };
-        attention.qkv.linears().iter().chain([&attention.o_proj]).chain(mlp.into_iter().flat_map(Mlp::linears))
+        self.mixer.linears().into_iter().chain(mlp.into_iter().flat_map(Mlp::linears))
     }
 
     /// As [`Block::linears`], to attach adapters.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
-        let mlp = match mlp {
+        let mlp = match &mut self.mlp {
             Feedforward::Mlp(mlp) => Some(mlp.as_mut()),
             Feedforward::Mixture(_) => None,
         };
-        let inputs = attention.qkv.linears_mut().iter_mut().chain([&mut attention.o_proj]);
-        inputs.chain(mlp.into_iter().flat_map(Mlp::linears_mut))
+        self.mixer.linears_mut().into_iter().chain(mlp.into_iter().flat_map(Mlp::linears_mut))
     }
 
     /// The matrices of a mixture, which take no adapters, by module.

@@ -1,16 +1,20 @@
-//! Keys and values of the positions already decoded, for several sequences at once: each has a slot of rows.
+//! What is kept of the positions already decoded, for several sequences at once: each has a slot. Attention keeps keys and values,
+//! in rows of the slot; a gated DeltaNet the last rows before its convolution, and its state.
 
 use super::ModelSpec;
 use crate::ops::attention::Span;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-/// One layer's keys and values, [slots · capacity, Hkv · D] each.
+/// What one layer keeps.
 pub struct LayerCache {
-    /// slots · capacity
-    rows: usize,
-    /// Allocated with the first rows, whose width and type it takes.
+    slots: usize,
+    capacity: usize,
+    /// Keys and values, [slots · capacity, Hkv · D] each. Allocated with the first rows, whose width and type they take.
     kept: Option<(Tensor, Tensor)>,
+    /// A gated DeltaNet's rows [slots + 1, rows, width] and states [slots + 1, values]: the last are zeros, from which sequences
+    /// start. Allocated with the first.
+    recurrent: Option<(Tensor, Tensor)>,
 }
 
 /// The cache of every layer, and how many positions of each slot are filled.
@@ -23,9 +27,8 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` positions of each of `slots` sequences, so that appending does not copy earlier rows.
     pub fn new(spec: &ModelSpec, slots: usize, capacity: usize) -> Self {
-        let layers = (0..spec.num_hidden_layers).map(|_| LayerCache { rows: slots * capacity, kept: None });
-        let layers = layers.collect();
-        Self { layers, lengths: vec![0; slots], capacity }
+        let layer = |_| LayerCache { slots, capacity, kept: None, recurrent: None };
+        Self { layers: (0..spec.num_hidden_layers).map(layer).collect(), lengths: vec![0; slots], capacity }
     }
 
     /// Forgets a slot's sequence.
@@ -59,7 +62,7 @@ impl LayerCache {
         let (keys, values) = match self.kept.take() {
             Some(kept) => kept,
             None => {
-                let empty = || Tensor::zeros((self.rows, k.dim(1)?), k.dtype(), k.device());
+                let empty = || Tensor::zeros((self.slots * self.capacity, k.dim(1)?), k.dtype(), k.device());
                 (empty()?, empty()?)
             }
         };
@@ -74,5 +77,42 @@ impl LayerCache {
         let seen = (keys.narrow(0, 0, used)?, values.narrow(0, 0, used)?);
         self.kept = Some((keys, values));
         Ok(seen)
+    }
+
+    /// What [`LayerCache::remember`] got of the sequences of `spans`, zeros for those that begin; `None` if all do.
+    pub fn recall(&self, spans: &[Span]) -> Result<Option<(Tensor, Tensor)>> {
+        let begins = |span: &Span| span.k_len == span.q_len;
+        let Some((rows, states)) = self.recurrent.as_ref().filter(|_| !spans.iter().all(begins)) else {
+            return Ok(None);
+        };
+        let places = spans.iter().map(|span| if begins(span) { self.slots } else { self.slot(span) } as u32);
+        let places = Tensor::new(places.collect::<Vec<u32>>(), states.device())?;
+        Ok(Some((rows.index_select(&places, 0)?.flatten(0, 1)?, states.index_select(&places, 0)?)))
+    }
+
+    /// Keeps the last rows before the convolution, [spans · rows, width], and the states, [spans, values], of the sequences.
+    pub fn remember(&mut self, spans: &[Span], rows: &Tensor, states: &Tensor) -> Result<()> {
+        let rows = rows.reshape((spans.len(), (), rows.dim(1)?))?;
+        let (all_rows, all_states) = match self.recurrent.take() {
+            Some(kept) => kept,
+            None => {
+                let empty = |x: &Tensor| {
+                    let shape = [&[self.slots + 1], &x.dims()[1..]].concat();
+                    Tensor::zeros(shape, x.dtype(), x.device())
+                };
+                (empty(&rows)?, empty(states)?)
+            }
+        };
+        for (number, span) in spans.iter().enumerate() {
+            for (all, fresh) in [(&all_rows, &rows), (&all_states, states)] {
+                all.slice_set(&fresh.narrow(0, number, 1)?.contiguous()?, 0, self.slot(span))?;
+            }
+        }
+        self.recurrent = Some((all_rows, all_states));
+        Ok(())
+    }
+
+    fn slot(&self, span: &Span) -> usize {
+        span.k_start / self.capacity.max(1)
     }
 }

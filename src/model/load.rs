@@ -2,14 +2,18 @@
 
 use super::attention::Attention;
 use super::block::{Block, Feedforward};
+use super::delta_net::DeltaNet;
 use super::linear::Linear;
+use super::mixer::Mixer;
 use super::mixture::Mixture;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::projection::Projection;
-use super::{Decoder, LayerSpec, ModelSpec, Parameters, Weights};
+use super::{Decoder, DeltaNetSpec, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
-use crate::names::{BLOCKS, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, ROUTER, in_block, in_expert, split_block};
+use crate::names::{
+    BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, ROUTER, in_block, in_expert, split_block,
+};
 use crate::ops::attention::Shape;
 use crate::ops::weight::Weight;
 use crate::quant::Quantiser;
@@ -102,7 +106,7 @@ impl Loader<'_> {
         let (mlp_norm, mlp_post_norm) = (norm(spec.norms.before_mlp)?, norm(spec.norms.after_mlp)?);
         let block = Block {
             attention_norm,
-            self_attn: self.attention(layer)?,
+            mixer: self.mixer(layer)?,
             attention_post_norm,
             mlp_norm,
             mlp: self.feedforward(layer)?,
@@ -111,6 +115,33 @@ impl Loader<'_> {
         };
         self.progress.inc(1);
         Ok(block)
+    }
+
+    fn mixer(&mut self, layer: usize) -> Result<Mixer> {
+        Ok(match self.spec.delta_net_of(layer) {
+            Some(of) => Mixer::DeltaNet(Box::new(self.delta_net(layer, of)?)),
+            None => Mixer::Attention(Box::new(self.attention(layer)?)),
+        })
+    }
+
+    fn delta_net(&mut self, layer: usize, of: DeltaNetSpec) -> Result<DeltaNet> {
+        let module = in_block(layer, DELTA_NET);
+        let mut linear = |name: &str| self.linear(layer, &format!("{DELTA_NET}.{name}"));
+        let inputs = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"].map(&mut linear);
+        let [qkv, z, b, a] = inputs;
+        let (inputs, out_proj) = (Projection::Separate([qkv?, z?, b?, a?]), linear("out_proj")?);
+        let mut tensor = |name: &str| self.tensor_in(&format!("{module}.{name}"), DType::F32);
+        Ok(DeltaNet {
+            inputs,
+            conv: tensor("conv1d.weight")?,
+            a_log: tensor("A_log")?,
+            dt_bias: tensor("dt_bias")?,
+            norm: Norm { offset: false, ..self.norm(&format!("{module}.norm"))? },
+            out_proj,
+            heads: of.heads,
+            trains: self.weights.train(),
+            module,
+        })
     }
 
     fn attention(&mut self, layer: usize) -> Result<Attention> {
@@ -127,6 +158,7 @@ impl Loader<'_> {
         };
         Ok(Attention {
             qkv,
+            gated: spec.gated_attention,
             o_proj: self.linear(layer, "self_attn.o_proj")?,
             qk_norm,
             shape: Shape {
@@ -204,9 +236,8 @@ impl ModelSpec {
                 let (d_out, d_in) = self.linear_shape(&matrix).unwrap_or_default();
                 tensors.push((format!("{}.weight", in_block(layer, &matrix)), vec![d_out, d_in]));
             }
-            for (norm, size) in self.block_norms() {
-                tensors.push((format!("{}.weight", in_block(layer, norm)), vec![size]));
-            }
+            let others = self.other_tensors(layer).into_iter();
+            tensors.extend(others.map(|(name, shape)| (in_block(layer, &name), shape)));
         }
         tensors.push((format!("{FINAL_NORM}.weight"), vec![self.hidden_size]));
         if !self.tie_word_embeddings {

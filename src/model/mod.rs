@@ -4,12 +4,14 @@ mod attention;
 mod block;
 mod config_json;
 mod decoder;
+mod delta_net;
 mod family;
 mod generate;
 mod gguf;
 mod kv_cache;
 mod linear;
 mod load;
+mod mixer;
 mod mixture;
 mod mlp;
 mod norm;
@@ -27,7 +29,7 @@ pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Growth, Rope, RopeScaling, Rotations};
-pub use spec::{BlockNorms, Experts, LayerSpec, ModelSpec, QkNorm};
+pub use spec::{BlockNorms, DeltaNetSpec, Experts, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
 

@@ -3,8 +3,9 @@
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::rope::Rope;
-use crate::names::{EXPERT_LINEARS, ROUTER, expert_part, in_block, in_expert, linears_of_block};
+use crate::names::{ATTENTION, EXPERT_LINEARS, Forms, ROUTER, expert_part, in_block, in_expert, is_in_delta_net};
 use crate::ops::activation::Activation;
+use crate::ops::delta_rule;
 
 /// The architecture of one checkpoint, in the terms of its `config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,10 @@ pub struct ModelSpec {
     pub fused_qkv: bool,
     /// Whether gate and up are one linear, `gate_up_proj`.
     pub fused_gate_up: bool,
+    /// Whether q's linear also gives a gate for each of attention's outputs, head by head after its queries.
+    pub gated_attention: bool,
+    /// The gated DeltaNet of layers that have one.
+    pub delta_net: Option<DeltaNetSpec>,
     /// RMSNorm of queries and keys before the rotation.
     pub qk_norm: Option<QkNorm>,
     /// Norm weights are stored as w − 1.
@@ -66,8 +71,18 @@ pub struct LayerSpec {
     pub window: Option<usize>,
     /// Index into [`ModelSpec::ropes`]; `None` where q and k are not rotated.
     pub rope: Option<usize>,
+    /// Whether a gated DeltaNet is in attention's place.
+    pub delta_net: bool,
     /// Whether the MLP is a mixture of experts.
     pub mixture: bool,
+}
+
+/// A gated DeltaNet, alike in all layers that have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaNetSpec {
+    pub heads: delta_rule::Shape,
+    /// Positions that the convolution sees.
+    pub window: usize,
 }
 
 /// A mixture of experts, alike in all layers that have one.
@@ -154,8 +169,12 @@ impl ModelSpec {
             let inner = self.experts?.intermediate_size;
             return Some(if part == "down_proj" { (self.hidden_size, inner) } else { (inner, self.hidden_size) });
         }
+        if is_in_delta_net(linear) {
+            return self.delta_net_shape(linear);
+        }
         Some(match linear {
             ROUTER => (self.experts?.count, self.hidden_size),
+            "self_attn.q_proj" if self.gated_attention => (2 * queries, self.hidden_size),
             "self_attn.q_proj" => (queries, self.hidden_size),
             "self_attn.k_proj" | "self_attn.v_proj" => (keys, self.hidden_size),
             "self_attn.qkv_proj" => (queries + 2 * keys, self.hidden_size),
@@ -167,9 +186,21 @@ impl ModelSpec {
         })
     }
 
+    fn delta_net_shape(&self, linear: &str) -> Option<(usize, usize)> {
+        let heads = self.delta_net?.heads;
+        Some(match linear {
+            "linear_attn.in_proj_qkv" => (heads.mixed_width(), self.hidden_size),
+            "linear_attn.in_proj_z" => (heads.value_width(), self.hidden_size),
+            "linear_attn.in_proj_b" | "linear_attn.in_proj_a" => (heads.value_heads, self.hidden_size),
+            "linear_attn.out_proj" => (self.hidden_size, heads.value_width()),
+            _ => return None,
+        })
+    }
+
     /// Whether a block linear carries a bias.
     pub fn has_bias(&self, linear: &str) -> bool {
         match linear {
+            _ if is_in_delta_net(linear) => false,
             "self_attn.o_proj" => self.o_bias,
             _ if linear.starts_with("mlp.") => self.mlp_bias,
             _ => self.qkv_bias,
@@ -181,9 +212,27 @@ impl ModelSpec {
         (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim)
     }
 
+    /// Names and shapes of a block's tensors that are neither linears nor experts.
+    pub fn other_tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        let mut tensors: Vec<(String, Vec<usize>)> =
+            self.block_norms(layer).into_iter().map(|(norm, size)| (format!("{norm}.weight"), vec![size])).collect();
+        if let Some(DeltaNetSpec { heads, window }) = self.delta_net_of(layer) {
+            tensors.extend([
+                ("linear_attn.conv1d.weight".to_string(), vec![heads.mixed_width(), 1, window]),
+                ("linear_attn.A_log".to_string(), vec![heads.value_heads]),
+                ("linear_attn.dt_bias".to_string(), vec![heads.value_heads]),
+            ]);
+        }
+        tensors
+    }
+
     /// Names and sizes of a block's norms.
-    pub fn block_norms(&self) -> Vec<(&'static str, usize)> {
+    fn block_norms(&self, layer: usize) -> Vec<(&'static str, usize)> {
         let mut norms: Vec<_> = self.norms.names().map(|name| (name, self.hidden_size)).collect();
+        if let Some(delta_net) = self.delta_net_of(layer) {
+            norms.push(("linear_attn.norm", delta_net.heads.value_dim));
+            return norms;
+        }
         let widths = match self.qk_norm {
             None => None,
             Some(QkNorm::Heads) => Some((self.head_dim, self.head_dim)),
@@ -197,9 +246,19 @@ impl ModelSpec {
 
     /// The linears of a block that adapters may be attached to, in the order of the forward pass.
     pub fn block_linears(&self, layer: usize) -> impl Iterator<Item = &'static str> {
-        let mixture = self.has_mixture(layer);
-        let all = linears_of_block(self.fused_qkv, self.fused_gate_up);
-        all.filter(move |linear| !(mixture && linear.starts_with("mlp.")))
+        let (mixture, delta_net) = (self.has_mixture(layer), self.delta_net_of(layer).is_some());
+        let forms =
+            Forms { fused_qkv: self.fused_qkv, fused_gate_up: self.fused_gate_up, delta_net: self.delta_net.is_some() };
+        forms.linears().filter(move |linear| match linear.split_once('.') {
+            Some((ATTENTION, _)) => !delta_net,
+            Some(("mlp", _)) => !mixture,
+            _ => delta_net,
+        })
+    }
+
+    /// The gated DeltaNet of a layer.
+    pub fn delta_net_of(&self, layer: usize) -> Option<DeltaNetSpec> {
+        self.delta_net.filter(|_| self.layers.get(layer).is_some_and(|layer| layer.delta_net))
     }
 
     /// How many values a token has between gate and down, in all experts that it goes to.

@@ -1,13 +1,18 @@
 //! Names of tensors: a model's outer ones, those inside a block, and an adapter's matrices.
 
 /// The linear layers that blocks have, in the order of the forward pass: a family has either q, k and v or qkv, and either
-/// gate and up or gate_up.
-pub const BLOCK_LINEARS: [&str; 9] = [
+/// gate and up or gate_up; a layer has either attention or a gated DeltaNet.
+pub const BLOCK_LINEARS: [&str; 14] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
     "self_attn.qkv_proj",
     "self_attn.o_proj",
+    "linear_attn.in_proj_qkv",
+    "linear_attn.in_proj_z",
+    "linear_attn.in_proj_b",
+    "linear_attn.in_proj_a",
+    "linear_attn.out_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
     "mlp.gate_up_proj",
@@ -31,16 +36,39 @@ pub fn expert_part(linear: &str) -> Option<&str> {
     (expert.parse::<usize>().is_ok() && EXPERT_LINEARS.contains(&part)).then_some(part)
 }
 
-/// The linears of a family's blocks, in the order of the forward pass: q, k and v are one linear or three, gate and up one or
-/// two.
-pub fn linears_of_block(fused_qkv: bool, fused_gate_up: bool) -> impl Iterator<Item = &'static str> {
-    BLOCK_LINEARS.into_iter().filter(move |linear| match *linear {
-        "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => !fused_qkv,
-        "self_attn.qkv_proj" => fused_qkv,
-        "mlp.gate_proj" | "mlp.up_proj" => !fused_gate_up,
-        "mlp.gate_up_proj" => fused_gate_up,
-        _ => true,
-    })
+/// In which linears the blocks of families differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// q, k and v are one linear.
+    pub fused_qkv: bool,
+    /// Gate and up are one linear.
+    pub fused_gate_up: bool,
+    /// Some layers have a gated DeltaNet.
+    pub delta_net: bool,
+}
+
+impl Forms {
+    /// The linears of a family's blocks, in the order of the forward pass.
+    pub fn linears(self) -> impl Iterator<Item = &'static str> {
+        BLOCK_LINEARS.into_iter().filter(move |linear| match *linear {
+            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => !self.fused_qkv,
+            "self_attn.qkv_proj" => self.fused_qkv,
+            "mlp.gate_proj" | "mlp.up_proj" => !self.fused_gate_up,
+            "mlp.gate_up_proj" => self.fused_gate_up,
+            linear if is_in_delta_net(linear) => self.delta_net,
+            _ => true,
+        })
+    }
+}
+
+/// The gated DeltaNet of a block.
+pub const DELTA_NET: &str = "linear_attn";
+/// The attention of a block.
+pub const ATTENTION: &str = "self_attn";
+
+/// Whether a path in a block, or of the whole model, is a part of a gated DeltaNet.
+pub fn is_in_delta_net(module: &str) -> bool {
+    module.split('.').any(|part| part == DELTA_NET)
 }
 
 /// The token embedding, [vocab, hidden].

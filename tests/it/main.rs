@@ -34,6 +34,7 @@ mod parity;
 mod penalty;
 mod quantised;
 mod quantised_direction;
+mod qwen3_5;
 mod refusals;
 mod report;
 mod resume;

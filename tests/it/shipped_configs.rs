@@ -25,7 +25,7 @@ fn load(path: &Path) -> Settings {
 #[test]
 fn every_config_loads_and_writes_where_its_name_says() {
     let models: Vec<PathBuf> = [configs(""), configs("models")].concat();
-    assert_eq!(models.len(), 11, "{models:?}");
+    assert_eq!(models.len(), 12, "{models:?}");
     for path in models {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         assert_eq!(load(&path).output.dir, format!("runs/{stem}"));

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 19] = [
+pub const CASES: [&str; 21] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -33,6 +33,8 @@ pub const CASES: [&str; 19] = [
     "gemma3",
     "mistral3",
     "qwen3_vl",
+    "qwen3_5_text",
+    "qwen3_5",
 ];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.

@@ -64,6 +64,8 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         mlp_bias: false,
         fused_qkv: false,
         fused_gate_up: false,
+        gated_attention: false,
+        delta_net: None,
         qk_norm: None,
         norm_offset: false,
         norms: BlockNorms::BEFORE,
@@ -76,7 +78,7 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         residual_scale: None,
         experts: None,
         ropes: ropes::of(config, context, &defaults.rope)?,
-        layers: vec![LayerSpec { window: None, rope: Some(0), mixture: false }; num_hidden_layers],
+        layers: vec![LayerSpec { window: None, rope: Some(0), delta_net: false, mixture: false }; num_hidden_layers],
     })
 }
 

@@ -42,6 +42,7 @@ pub fn refuse_unsupported(config: &Config, own: &[&str]) -> Result<()> {
         ("rope_interleaved", Neutral::Flag(false)),
         ("no_rope_layers", Neutral::Null),
         ("use_qk_norm", Neutral::Flag(false)),
+        ("attn_output_gate", Neutral::Flag(false)),
         ("num_local_experts", Neutral::Null),
         ("num_experts", Neutral::Null),
         // It adds a loss to the objective.

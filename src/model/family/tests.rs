@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::rope::Rope;
 use crate::model::rope::RopeScaling;
-use crate::model::spec::{BlockNorms, QkNorm};
+use crate::model::spec::{BlockNorms, DeltaNetSpec, QkNorm};
 use serde_json::{Value, json};
 
 fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
@@ -246,6 +246,43 @@ fn some_layers_of_a_mixture_have_experts() {
     assert_eq!(spec.block_linears(1).count(), 4);
     assert_eq!(spec.mixture_matrices(1).len(), 1 + 4 * 3);
     assert_eq!(spec.linear_shape("mlp.experts.3.down_proj"), Some((48, 768)));
+}
+
+#[test]
+fn three_layers_of_four_of_qwen3_5_have_a_gated_delta_net() {
+    let parsed = |fields| parse_with("qwen3_5_text", fields).unwrap();
+    let recurrent = |spec: &ModelSpec| spec.layers.iter().map(|layer| layer.delta_net).collect::<Vec<_>>();
+    let plain = parsed(json!({"num_hidden_layers": 5}));
+    assert_eq!(recurrent(&plain), [true, true, true, false, true]);
+    assert_eq!(recurrent(&parsed(json!({"full_attention_interval": 2}))), [true, false, true]);
+    let types = json!(["full_attention", "linear_attention", "full_attention"]);
+    assert_eq!(recurrent(&parsed(json!({"layer_types": types}))), [false, true, false]);
+    let DeltaNetSpec { heads, window } = plain.delta_net.unwrap();
+    assert_eq!((heads.key_heads, heads.value_heads, heads.key_dim, heads.value_dim, window), (16, 32, 128, 128, 4));
+    assert_eq!((plain.ropes[0].partial, plain.ropes[0].theta, plain.head_dim), (0.25, 1e4, 256));
+    assert!(plain.norm_offset && plain.gated_attention && plain.qk_norm == Some(QkNorm::Heads));
+    assert!(!plain.qkv_bias && plain.layers.iter().all(|layer| layer.rope.is_none() == layer.delta_net));
+    assert_eq!(plain.block_linears(0).collect::<Vec<_>>()[..2], ["linear_attn.in_proj_qkv", "linear_attn.in_proj_z"]);
+    assert_eq!((plain.block_linears(0).count(), plain.block_linears(3).count()), (8, 7));
+    assert_eq!(plain.linear_shape("self_attn.q_proj"), Some((2 * 4 * 256, 48)));
+    assert_eq!(plain.linear_shape("linear_attn.in_proj_qkv"), Some((2 * 16 * 128 + 32 * 128, 48)));
+    let wrapped = parse_with("qwen3_5", json!({"text_config": {"num_hidden_layers": 24}})).unwrap();
+    assert!(wrapped.wrapped && (wrapped.hidden_size, wrapped.vocab_size) == (4096, 248_320));
+    for (fields, needle) in [
+        (json!({"hidden_act": "gelu_pytorch_tanh"}), "expected silu"),
+        (json!({"attn_output_gate": false}), "`attn_output_gate` = false"),
+        (json!({"linear_num_value_heads": 24}), "linear_num_value_heads (24) is not a multiple"),
+        (json!({"linear_conv_kernel_dim": 1}), "linear_conv_kernel_dim is 1"),
+        (json!({"layer_types": ["full_attention", "linear_attention", "sliding_attention"]}), "`sliding_attention`"),
+        (json!({"layer_types": ["full_attention"]}), "layer_types names 1 layers"),
+        (json!({"num_experts": 4}), "num_experts"),
+    ] {
+        let error = parse_with("qwen3_5_text", fields).unwrap_err();
+        assert!(error.to_string().contains(needle), "{needle}: {error:#}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+    let gate = parse_with("qwen3", json!({"attn_output_gate": true})).unwrap_err();
+    assert!(gate.to_string().contains("attn_output_gate"), "{gate:#}");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! but once.
 
 mod block;
+mod delta_net;
 mod head;
 mod linear;
 mod mixture;
@@ -28,6 +29,8 @@ pub enum Part {
     /// With the model's weights, biases included.
     Linears,
     Attention,
+    /// The convolution and the chunks of a gated DeltaNet.
+    DeltaNet,
     /// Norms, rotations, gates, sums.
     Rows,
     /// The adapters' products, masks and sums.

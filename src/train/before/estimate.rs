@@ -59,7 +59,8 @@ impl Memory {
 pub struct Work {
     /// For the linear layers and the head, 2 per multiply-add.
     pub gemm_flops: f64,
-    /// For the attention scores and their products, above the diagonal too, as tiles compute them.
+    /// For the attention scores and their products, above the diagonal too, as tiles compute them, and for the chunks of gated
+    /// DeltaNets.
     pub attention_flops: f64,
     /// Bytes read and written by everything else.
     pub traffic_bytes: f64,
@@ -162,10 +163,27 @@ impl<'a> Estimate<'a> {
         let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
         let width = self.spec.num_attention_heads * self.spec.head_dim;
-        let attention =
-            sum.squares as f64 * (width * self.spec.num_hidden_layers * (2 * (1 + again + reference) + 5)) as f64;
-        let traffic = sum.tokens * self.spec.num_hidden_layers * self.traffic_per_token() * (3 + again + reference);
-        Work { gemm_flops: gemm as f64, attention_flops: attention, traffic_bytes: traffic as f64 }
+        let (forwards, squares) = (1 + again + reference, sum.squares as f64);
+        let attention = squares * (width * self.attention_layers() * (2 * forwards + 5)) as f64;
+        let layers = 0..self.spec.num_hidden_layers;
+        let traffic: usize = layers.clone().map(|layer| self.traffic_per_token(layer)).sum();
+        let chunks: usize = layers.map(|layer| self.chunk_flops(layer, forwards)).sum();
+        Work {
+            gemm_flops: gemm as f64,
+            attention_flops: attention + (sum.tokens * chunks) as f64,
+            traffic_bytes: (sum.tokens * traffic * (3 + again + reference)) as f64,
+        }
+    }
+
+    /// Arithmetic of a layer's gated DeltaNet, if it has one, for a token and besides its linears.
+    fn chunk_flops(&self, layer: usize, forwards: usize) -> usize {
+        let work = self.spec.delta_net_of(layer).map(|of| of.heads.work_per_row());
+        let (forward, backward) = work.unwrap_or_default();
+        2 * (forward * forwards + backward)
+    }
+
+    fn attention_layers(&self) -> usize {
+        (0..self.spec.num_hidden_layers).filter(|&layer| self.spec.delta_net_of(layer).is_none()).count()
     }
 
     /// Values of all that trains.
@@ -272,15 +290,24 @@ impl<'a> Estimate<'a> {
         let spec = self.spec;
         let (h, inner) = (spec.hidden_size, spec.inner_size(layer));
         let (q, kv) = spec.head_widths();
-        // Inputs of the norms and of the linear layers, q, k, v and the attention's output, gate, up and their product.
-        let mut values = 4 * h + 2 * q + 2 * kv + 3 * inner;
-        values += if spec.qk_norm.is_some() { q + kv } else { 0 };
-        values += spec.norms.after() * h;
+        // Inputs of the norms and of the linear layers, gate, up and their product.
+        let mut values = 4 * h + 3 * inner + spec.norms.after() * h;
+        let mut wide = 0;
+        if let Some(of) = spec.delta_net_of(layer) {
+            // Before and after the convolution; z, the core's output, its norm, and the product of the two.
+            values += 2 * of.heads.mixed_width() + 4 * of.heads.value_width();
+            wide += 3 * of.heads.value_heads + of.heads.kept_per_row();
+        } else {
+            // q, k, v and the attention's output.
+            values += 2 * q + 2 * kv;
+            values += if spec.qk_norm.is_some() { q + kv } else { 0 };
+            values += if spec.gated_attention { 2 * q } else { 0 };
+        }
         if let Some(experts) = self.mixture(layer) {
             // A token's row for each of its experts, and what that made of it before it is weighed.
             values += 2 * experts.per_token * h;
         }
-        values * self.width() + self.lora_bytes()
+        values * self.width() + wide * F32 + self.lora_bytes()
     }
 
     /// What a block's adapters keep per token: their input, if dropout or the compute type makes it differ from the
@@ -308,7 +335,14 @@ impl<'a> Estimate<'a> {
             Some(_) => 10 * inner * F32,
         };
         let mlp = 3 * inner * w + between;
+        // On the CPU the gradients of what a gated DeltaNet read; on a GPU, which has no kernel for it, also the square matrices of
+        // its chunks and what each head reads.
+        let recurrent = self.spec.delta_net_of(layer).map_or(0, |of| match self.gpu {
+            None => 2 * of.heads.mixed_width(),
+            Some(_) => of.heads.padded_per_row(),
+        });
         4 * h * w
+            + recurrent * F32
             + match self.mixture(layer) {
                 // What the experts return, and then that in the order of tokens twice, once in f32 in half precision.
                 Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * (w + F32)),
@@ -326,7 +360,8 @@ impl<'a> Estimate<'a> {
     fn score_bytes(&self, largest: Micro) -> usize {
         let Some(kernels) = self.gpu else { return 0 };
         let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
-        let blocks = if self.settings.train.gradient_checkpointing { 1 } else { self.spec.num_hidden_layers };
+        let all = self.attention_layers();
+        let blocks = if self.settings.train.gradient_checkpointing { all.min(1) } else { all };
         if kernels.attention && self.spec.head_dim <= MAX_HEAD_DIM {
             // The log-sum-exp of each block, and in one block's backward pass the sums that its gradient needs.
             return (blocks + 1) * heads * largest.tokens * F32;
@@ -337,10 +372,14 @@ impl<'a> Estimate<'a> {
     }
 
     /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, per token.
-    fn traffic_per_token(&self) -> usize {
+    fn traffic_per_token(&self, layer: usize) -> usize {
         let spec = self.spec;
         let (q, kv) = spec.head_widths();
-        let plain = 14 * spec.hidden_size + 5 * (q + kv) + 8 * spec.largest_inner_size();
+        let mixer = match spec.delta_net_of(layer) {
+            Some(of) => 8 * of.heads.mixed_width() + 8 * of.heads.value_width(),
+            None => 5 * (q + kv) + if spec.gated_attention { 7 * q } else { 0 },
+        };
+        let plain = 14 * spec.hidden_size + mixer + 8 * spec.largest_inner_size();
         let lora: usize = match self.settings.train.method {
             Tuning::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
             Tuning::Full => 0,

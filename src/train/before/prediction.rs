@@ -135,6 +135,7 @@ impl Part {
         match self {
             Self::Linears => "the model's linears",
             Self::Attention => "attention",
+            Self::DeltaNet => "gated DeltaNets",
             Self::Rows => "norms, rotations, gates, sums",
             Self::Adapters => "adapters",
             Self::Head => "head and loss",

@@ -4,21 +4,15 @@ use super::{Costs, F32, Part, Unit};
 
 impl Costs<'_> {
     pub(super) fn block_forward(&mut self, layer: usize, adapted: bool) {
-        let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
-        let spec = self.run.spec;
-        let heads = spec.num_attention_heads as f64;
+        let (n, w, h, spec) = (self.n, self.w, self.hidden(), self.run.spec);
         for linear in spec.block_linears(layer) {
             self.linear_forward(layer, linear, adapted);
         }
         self.norm(h, 2.0);
-        if spec.fused_qkv {
-            for width in [q, kv, kv] {
-                self.rows(Part::Linears, 2.0 * n * width * w); // taken apart
-            }
+        match spec.delta_net_of(layer) {
+            Some(of) => self.delta_net_forward(of),
+            None => self.attention_forward(layer),
         }
-        self.heads_pass(layer, q, kv);
-        let bytes = n * (2.0 * q + 2.0 * kv) * w + heads * n * F32;
-        self.launch(Part::Attention, Unit::Attention, 2.0 * self.squares * q, bytes);
         self.norm(h, 4.0); // with the residual sum
         match self.run.mixture(layer) {
             Some(mixture) => self.mixture_forward(layer, mixture),
@@ -55,16 +49,9 @@ impl Costs<'_> {
     }
 
     pub(super) fn block_backward(&mut self, layer: usize) {
-        let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
-        let spec = self.run.spec;
-        let heads = spec.num_attention_heads as f64;
+        let (n, w, h, spec) = (self.n, self.w, self.hidden(), self.run.spec);
         for linear in spec.block_linears(layer) {
             self.linear_backward(layer, linear);
-        }
-        if spec.fused_qkv {
-            self.rows(Part::Linears, 2.0 * n * (q + 2.0 * kv) * w); // put together
-        } else {
-            (0..2).for_each(|_| self.rows(Part::Rows, 3.0 * n * h * w)); // sums of dx, of q, k and v
         }
         match self.run.mixture(layer) {
             Some(mixture) => self.mixture_backward(layer, mixture),
@@ -83,13 +70,47 @@ impl Costs<'_> {
         }
         self.norm_backward(h, 4.0);
         self.norm_backward(h, 4.0);
+        match spec.delta_net_of(layer) {
+            Some(of) => self.delta_net_backward(of),
+            None => self.attention_backward(layer),
+        }
+        self.residual_scales();
+    }
+
+    fn attention_forward(&mut self, layer: usize) {
+        let (n, w, (q, kv), heads) = (self.n, self.w, self.heads(), self.run.spec.num_attention_heads as f64);
+        if self.run.spec.fused_qkv {
+            for width in [q, kv, kv] {
+                self.rows(Part::Linears, 2.0 * n * width * w); // taken apart
+            }
+        }
+        self.heads_pass(layer, q, kv);
+        let bytes = n * (2.0 * q + 2.0 * kv) * w + heads * n * F32;
+        self.launch(Part::Attention, Unit::Attention, 2.0 * self.squares * q, bytes);
+        if self.run.spec.gated_attention {
+            (0..2).for_each(|_| self.rows(Part::Rows, 2.0 * n * q * w)); // queries and gates taken apart
+            self.gate_forward(q);
+        }
+    }
+
+    fn attention_backward(&mut self, layer: usize) {
+        let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
+        let heads = self.run.spec.num_attention_heads as f64;
+        if self.run.spec.fused_qkv {
+            self.rows(Part::Linears, 2.0 * n * (q + 2.0 * kv) * w); // put together
+        } else {
+            (0..2).for_each(|_| self.rows(Part::Rows, 3.0 * n * h * w)); // sums of dx, of q, k and v
+        }
+        if self.run.spec.gated_attention {
+            self.gate_backward(q);
+            self.rows(Part::Rows, 4.0 * n * q * w); // queries and gates put together
+        }
         // Rows' sums of o ∘ dy; then three products for dq, and four for dk and dv, of which two are the scores again.
         let (sums, seen) = (heads * n * F32, n * (2.0 * q + 2.0 * kv) * w + 2.0 * heads * n * F32);
         self.launch(Part::Attention, Unit::Memory, 0.0, 2.0 * n * q * w + sums);
         self.launch(Part::Attention, Unit::Attention, 3.0 * self.squares * q, seen + n * q * w);
         self.launch(Part::Attention, Unit::Attention, 4.0 * self.squares * q, seen + 2.0 * n * kv * w);
         self.heads_pass(layer, q, kv);
-        self.residual_scales();
     }
 
     /// Norms of heads, if there are any, and rotations of q and k, either way.

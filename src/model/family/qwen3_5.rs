@@ -1,0 +1,94 @@
+//! Qwen3.5: a gated DeltaNet in three layers of four, gated attention with partial rotation in the others.
+
+use super::base::{Defaults, LLAMA, common, read_attention_bias};
+use super::refused::refuse_unsupported;
+use super::ropes::{PLAIN, RopeDefaults};
+use crate::model::config_json::Config;
+use crate::model::spec::{DeltaNetSpec, ModelSpec, QkNorm};
+use crate::ops::activation::Activation;
+use crate::ops::delta_rule;
+use crate::{ensure_valid, invalid};
+use anyhow::Result;
+
+pub fn qwen3_5(config: &Config) -> Result<ModelSpec> {
+    let defaults = Defaults {
+        num_key_value_heads: Some(4),
+        head_dim: Some(256),
+        max_position_embeddings: 32_768,
+        rope: RopeDefaults { partial: Some(0.25), ..PLAIN },
+        ..LLAMA
+    };
+    refuse_unsupported(config, &["attention_bias", "layer_types", "partial_rotary_factor", "attn_output_gate"])?;
+    let mut spec = common(config, &defaults)?;
+    ensure_valid!(
+        spec.activation == Activation::Silu,
+        "{}: hidden_act is {:?}; expected silu, which the convolution of this model_type has too",
+        config.origin,
+        spec.activation
+    );
+    ensure_valid!(
+        config.flag("attn_output_gate")?.unwrap_or(true),
+        "{}: `attn_output_gate` = false is not supported for this model_type; expected true",
+        config.origin
+    );
+    read_attention_bias(config, &mut spec)?;
+    spec.qk_norm = Some(QkNorm::Heads);
+    (spec.norm_offset, spec.gated_attention) = (true, true);
+    let recurrent = recurrent_layers(config, spec.num_hidden_layers)?;
+    for (layer, recurrent) in spec.layers.iter_mut().zip(recurrent) {
+        layer.delta_net = recurrent;
+        layer.rope = (!recurrent).then_some(0);
+    }
+    spec.delta_net = Some(delta_net(config)?);
+    Ok(spec)
+}
+
+fn delta_net(config: &Config) -> Result<DeltaNetSpec> {
+    let size = |key: &str, default: usize| Ok::<_, anyhow::Error>(config.size(key)?.unwrap_or(default));
+    let heads = delta_rule::Shape {
+        key_heads: size("linear_num_key_heads", 16)?,
+        value_heads: size("linear_num_value_heads", 32)?,
+        key_dim: size("linear_key_head_dim", 128)?,
+        value_dim: size("linear_value_head_dim", 128)?,
+    };
+    let window = size("linear_conv_kernel_dim", 4)?;
+    ensure_valid!(
+        heads.value_heads.is_multiple_of(heads.key_heads),
+        "{}: linear_num_value_heads ({}) is not a multiple of linear_num_key_heads ({})",
+        config.origin,
+        heads.value_heads,
+        heads.key_heads
+    );
+    ensure_valid!(
+        (2..=MAX_WINDOW).contains(&window),
+        "{}: linear_conv_kernel_dim is {window}; expected 2 to {MAX_WINDOW}",
+        config.origin
+    );
+    Ok(DeltaNetSpec { heads, window })
+}
+
+/// More positions than any convolution of a model sees.
+const MAX_WINDOW: usize = 64;
+
+/// Which layers have a gated DeltaNet: as `layer_types` says, else all but every fourth (`full_attention_interval`).
+fn recurrent_layers(config: &Config, layers: usize) -> Result<Vec<bool>> {
+    let Some(types) = config.strings("layer_types")? else {
+        let interval = config.size("full_attention_interval")?.unwrap_or(4);
+        return Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect());
+    };
+    ensure_valid!(
+        types.len() == layers,
+        "{}: layer_types names {} layers, num_hidden_layers says {layers}",
+        config.origin,
+        types.len()
+    );
+    let recurrent = types.into_iter().map(|kind| match kind {
+        "full_attention" => Ok(false),
+        "linear_attention" => Ok(true),
+        other => Err(invalid!(
+            "{}: layer type `{other}` is not supported; supported: full_attention, linear_attention",
+            config.origin
+        )),
+    });
+    recurrent.collect()
+}

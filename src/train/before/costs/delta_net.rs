@@ -1,0 +1,103 @@
+//! A gated DeltaNet, as model/delta_net.rs has it. GPUs have no kernels for its convolution and its chunks: they are counted as the
+//! products and tensors of the bodies for any device, in f32, and not launch by launch.
+
+use super::{Cost, Costs, F32, Part, Unit};
+use crate::model::DeltaNetSpec;
+
+/// Products and maps between them in a pass over the chunks, roughly.
+const LAUNCHES: f64 = 120.0;
+
+impl Costs<'_> {
+    pub(super) fn delta_net_forward(&mut self, of: DeltaNetSpec) {
+        let (width, (forward, _)) = (of.heads.value_width() as f64, of.heads.work_per_row());
+        self.chunks(of, forward);
+        self.head_norms(of, 2.0);
+        self.gate_forward(width);
+    }
+
+    pub(super) fn delta_net_backward(&mut self, of: DeltaNetSpec) {
+        let (width, (_, backward)) = (of.heads.value_width() as f64, of.heads.work_per_row());
+        for _ in 0..3 {
+            self.rows(Part::Rows, 3.0 * self.n * self.hidden() * self.w); // sums of dx, of four projections
+        }
+        self.gate_backward(width);
+        self.head_norms(of, if self.is_full() { 5.0 } else { 3.0 });
+        self.chunks(of, backward);
+    }
+
+    fn chunks(&mut self, of: DeltaNetSpec, work: usize) {
+        // The convolution reads each place of its window.
+        self.rows(Part::DeltaNet, (1 + of.window) as f64 * self.n * of.heads.mixed_width() as f64 * F32);
+        let (each, moved) = (self.n / LAUNCHES, (of.heads.padded_per_row() + of.heads.kept_per_row()) as f64);
+        self.found.push(Cost {
+            part: Part::DeltaNet,
+            unit: Unit::WideProducts,
+            launches: LAUNCHES,
+            flops: 2.0 * work as f64 * each,
+            bytes: 2.0 * moved * F32 * each,
+        });
+    }
+
+    /// The norm of heads, which moves `tensors` of [n, Hv · Dv].
+    fn head_norms(&mut self, of: DeltaNetSpec, tensors: f64) {
+        let (n, heads) = (self.n, of.heads);
+        let bytes = tensors * n * heads.value_width() as f64 * self.w;
+        self.rows(Part::Rows, bytes + (heads.value_dim as f64 + n * heads.value_heads as f64) * F32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::estimate::Estimate;
+    use super::super::super::workload::{Micro, Workload};
+    use super::*;
+    use crate::config::Settings;
+    use crate::device::Accelerator;
+    use crate::model::ModelSpec;
+    use crate::ops::gpu::Serving;
+    use std::collections::BTreeMap;
+
+    fn spec(kind: &str) -> ModelSpec {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 32, "num_hidden_layers": 2, "vocab_size": 10,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "layer_types": [kind, kind],
+        });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        ModelSpec::load(dir.path()).unwrap()
+    }
+
+    /// Arithmetic of a step on one sample of so many tokens, as planned for the CPU and as predicted for a GPU.
+    fn work(kind: &str, length: usize) -> [f64; 2] {
+        let (spec, settings, none) = (spec(kind), Settings::default(), BTreeMap::new());
+        let micro = Micro { tokens: length, label_tokens: length, squares: length * length };
+        let workload = Workload {
+            largest: micro,
+            sum: micro,
+            micro_batches: 1,
+            steps: 1,
+            data_bytes: 0,
+            steps_per_epoch: 1,
+            total_steps: 1,
+        };
+        let estimate = |gpu| Estimate::new(&spec, &settings, &[], &none, gpu).unwrap();
+        let planned = estimate(None).mean_work(&workload);
+        let gpu = estimate(Some(Serving::of(Accelerator::Cuda)));
+        let costs = Costs::of_step(&gpu, &workload);
+        let in_blocks = costs.iter().filter(|cost| cost.part != Part::Head);
+        let predicted = in_blocks.map(|cost| cost.launches * cost.flops).sum();
+        [planned.gemm_flops + planned.attention_flops, predicted]
+    }
+
+    #[test]
+    fn a_step_grows_linearly_with_the_length_of_a_sample() {
+        let ratios = |kind: &str| {
+            let (short, long) = (work(kind, 4096), work(kind, 8 * 4096));
+            [long[0] / short[0], long[1] / short[1]]
+        };
+        assert!(ratios("linear_attention").iter().all(|ratio| (ratio - 8.0).abs() < 1e-9));
+        assert!(ratios("full_attention").iter().all(|ratio| *ratio > 20.0));
+    }
+}
