@@ -113,7 +113,7 @@ mod tests {
         for part in [
             "# Rank r of the update B·A.\nrank = 8\n",
             "Often.\nsave_every_steps = 7\n",
-            "#   \"orthogonal\": ‖(I − C) ΔW‖²: the method.",
+            "#   \"orthogonal\": ‖(I − C) ΔW‖²: the released method.",
             "# max_steps =    (a whole number of 0 or more)\n",
         ] {
             assert!(text.contains(part), "{part}\nis not in\n{text}");

@@ -32,7 +32,7 @@ const RATES: (f64, f64) = (0.2, 0.1);
 const DAMPING: f64 = 2.0;
 /// The target for the share, as a fraction of the bound.
 const TARGET: f64 = 0.95;
-/// λ_1: the published penalty.
+/// λ_1: the released penalty.
 const START: f64 = 1.0;
 /// The range that λ is kept in.
 pub const BOUNDS: (f64, f64) = (1e-4, 1e4);

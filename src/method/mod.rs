@@ -6,6 +6,7 @@
 //! C = V Vᵀ / ‖V‖_F ≈ U diag(c) Uᵀ          C or its stand-in, applied to an update  penalty (Operator), random
 //! λ Σ ‖(I − C) ΔW‖_F²                      the penalty and its gradients            penalty, term
 //!   + λ Σ min(0, ⟨ΔW, V⟩ / ‖V‖_F)²         the same with V's sign                   sign
+//! λ Σ (d_in / ‖V‖²) ‖ΔW Vᵀ‖² + ε ‖ΔW‖²    the same on V's rows                     input
 //! Σ ‖(I − C) ΔW‖² ≤ ε² Σ ‖W‖²              λ found from a bound                     dual
 //! ‖C ΔW‖ / ‖ΔW‖, ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)      shares of an update                      shares, inspect
 //! ΔW ← C ΔW                                Safe LoRA                                project
@@ -18,6 +19,7 @@
 pub mod direction;
 pub mod direction_file;
 mod dual;
+mod input;
 pub mod inspect;
 pub mod likeness;
 mod options;

@@ -16,15 +16,18 @@ pub const DEFAULT_SUBSPACE_ENERGY: f64 = 0.9;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Penalize {
-    /// ‖(I − C) ΔW‖²: the method. C's eigenvalues are usually small, so this is close to `all`.
+    /// ‖(I − C) ΔW‖²: the released method. C's eigenvalues are usually small, so this is close to `all`.
     #[default]
     Orthogonal,
     /// ‖C ΔW‖²: the paper's ablation, which penalises what the method allows.
     Aligned,
     /// ‖(I − C) ΔW‖² + min(0, ⟨ΔW, V⟩ / ‖V‖)²: the method, and what moves against V, which is un-aligning. The
-    /// published penalty knows V's directions but not its sign.
+    /// released penalty knows V's directions but not its sign.
     #[serde(rename = "orthogonal+reverse")]
     OrthogonalReverse,
+    /// (d_in / ‖V‖²) ‖ΔW Vᵀ‖² + ε ‖ΔW‖², ε being `input_mix`: what the update does to the inputs that alignment trained on, which
+    /// V's rows span. Its control is `projector = "random"`.
+    Input,
     /// ‖ΔW‖²: plain shrinkage, the control that any claim must beat.
     All,
     /// Nothing: plain fine-tuning.
@@ -35,9 +38,15 @@ pub enum Penalize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Projector {
-    /// C = V Vᵀ / ‖V‖_F as published. Not a projector: its eigenvalues are σ_i² / ‖V‖_F.
+    /// C = V Vᵀ / ‖V‖_F, as in the released code, after Safe LoRA. Not a projector: its eigenvalues are σ_i² / ‖V‖_F. Older configs
+    /// call it `paper`.
     #[default]
-    Paper,
+    #[serde(alias = "paper")]
+    #[schemars(extend("x-older" = ["paper"]))]
+    Released,
+    /// C = V (VᵀV)⁻¹ Vᵀ, the projector of the paper's equation 3: onto all of V's column space. A V of full rank makes it the
+    /// identity, which leaves nothing to penalise: that is refused.
+    Equation,
     /// P = U_k U_kᵀ, the orthogonal projector on V's leading left singular vectors.
     Subspace,
     /// C with V's singular values, but random singular vectors: the control that shows what V's directions add.
@@ -110,6 +119,8 @@ pub struct AsftOptions {
     pub subspace_rank: Option<usize>,
     /// `subspace`: keep the fewest vectors with this share of ‖V‖_F² (default 0.9).
     pub subspace_energy: Option<f64>,
+    /// `penalize = "input"`: the weight of ‖ΔW‖² beside what is done to inputs, relative to it.
+    pub input_mix: f64,
     /// `random`: seed of the singular vectors. Every layer has its own stream of it.
     pub projector_seed: u64,
     /// Penalise the effective update (alpha / rank) B A instead of the bare B A of the reference.
@@ -130,6 +141,7 @@ impl Default for AsftOptions {
             projector: Projector::default(),
             subspace_rank: None,
             subspace_energy: None,
+            input_mix: 0.0,
             projector_seed: 0,
             scaled: false,
             direction: None,
@@ -159,10 +171,24 @@ impl AsftOptions {
             self.projector == Projector::Random || self.projector_seed == 0,
             "asft.projector_seed has no effect without asft.projector = \"random\""
         );
+        self.validate_input()?;
         let tolerance = self.tolerance;
         ensure_valid!(
             (0.0..1.0).contains(&tolerance),
             "asft.tolerance must be at least 0 and below 1, got {tolerance}"
+        );
+        Ok(())
+    }
+
+    fn validate_input(&self) -> Result<()> {
+        let (input, mix) = (self.penalize == Penalize::Input, self.input_mix);
+        ensure_valid!(mix.is_finite() && mix >= 0.0, "asft.input_mix must be a number >= 0, got {mix}");
+        ensure_valid!(input || mix == 0.0, "asft.input_mix has no effect without asft.penalize = \"input\"");
+        ensure_valid!(
+            !input || matches!(self.projector, Projector::Released | Projector::Random),
+            "asft.penalize = \"input\" is on V's rows, and asft.projector = \"{}\" on its columns; leave that key out, or make it \
+             \"random\", the control",
+            self.projector
         );
         Ok(())
     }
@@ -200,12 +226,12 @@ impl AsftOptions {
 
     /// Whether the penalty depends on the direction V at all.
     pub fn needs_direction(&self) -> bool {
-        matches!(self.penalize, Penalize::Orthogonal | Penalize::OrthogonalReverse | Penalize::Aligned)
+        !matches!(self.penalize, Penalize::All | Penalize::None)
     }
 
-    /// Whether the penalty depends on V's sign, which needs its right singular vectors.
-    pub fn needs_sign(&self) -> bool {
-        self.penalize == Penalize::OrthogonalReverse
+    /// Whether the penalty needs V's right singular vectors: for its sign, or for its rows.
+    pub fn needs_right(&self) -> bool {
+        matches!(self.penalize, Penalize::OrthogonalReverse | Penalize::Input)
     }
 }
 
@@ -229,6 +255,10 @@ mod tests {
             "lambda = 'auto'\nmax_orthogonal = 0.0",
             "lambda = 'auto'\nmax_orthogonal = 0.1\npenalize = 'none'",
             "max_orthogonal = 0.1",
+            "input_mix = 0.1",
+            "penalize = 'input'\ninput_mix = -0.1",
+            "penalize = 'input'\nprojector = 'subspace'",
+            "penalize = 'input'\nprojector = 'equation'",
         ] {
             let options: AsftOptions = toml::from_str(text).unwrap();
             assert!(options.validate().is_err(), "{text}");
@@ -242,12 +272,17 @@ mod tests {
         let text = "lambda = 'auto'\nmax_orthogonal = 0.01\npenalize = 'orthogonal+reverse'\nprojector = 'random'";
         let options: AsftOptions = toml::from_str(text).unwrap();
         options.validate().unwrap();
-        assert!(options.needs_sign() && options.is_active());
+        assert!(options.needs_right() && options.is_active());
         assert_eq!(options.lambda, Lambda::AUTO);
         assert_eq!(
             format!("{} {} {}", options.penalize, options.projector, options.lambda),
             "orthogonal+reverse random auto"
         );
         assert_eq!(Lambda::from(0.5).to_string(), "0.5");
+        let older: AsftOptions = toml::from_str("projector = 'paper'").unwrap();
+        assert_eq!((older.projector.to_string(), older == AsftOptions::default()), ("released".to_string(), true));
+        let input: AsftOptions = toml::from_str("penalize = 'input'\ninput_mix = 0.3\nprojector = 'random'").unwrap();
+        input.validate().unwrap();
+        assert!(input.needs_direction() && input.needs_right());
     }
 }

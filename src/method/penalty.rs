@@ -8,7 +8,7 @@
 //! value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
 //! ```
 //!
-//! `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
+//! `input` penalises on the other side of ΔW, see [`super::input`]. `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
 //!
 //! M is only ever applied, through U, and so is M², since UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
 //! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA this reads U twice, which dominates the cost:
@@ -18,6 +18,7 @@
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], c [k].
 
+use super::input::{self, Input};
 use super::options::{AsftOptions, DEFAULT_SUBSPACE_ENERGY, Lambda, Penalize, Projector};
 use super::sign::Sign;
 use super::spectral::Direction;
@@ -46,36 +47,47 @@ pub struct Operator {
     parts: Option<(Tensor, Tensor)>,
     /// V itself, if its sign counts; `None` if V = 0.
     sign: Option<Sign>,
+    /// V's rows, if they are what counts, in place of `parts`; `None` if V = 0.
+    input: Option<Input>,
 }
 
 impl Operator {
     /// Takes what `options.projector` needs from a module's direction, which for `random` is
-    /// [`super::random_direction`]'s, and moves it to `device`. Only a direction that holds R has V's sign, which
-    /// `orthogonal+reverse` uses, along all directions whatever the projector keeps.
+    /// [`super::random_direction`]'s, and moves it to `device`. Only a direction that holds R has V's rows, which `input` uses, and
+    /// V's sign, which `orthogonal+reverse` uses, along all directions whatever the projector keeps.
     ///
     /// # Errors
-    /// A direction that is truncated too far for the requested subspace.
+    /// A direction that is truncated too far for the requested subspace; a V of full rank for the equation's projector.
     pub fn new(options: &AsftOptions, direction: &Direction, device: &Device) -> Result<Self> {
         let (d_out, c) = (direction.shape.0, &direction.eigenvalues);
         let (k, spectrum) = match options.projector {
-            Projector::Paper | Projector::Random => (c.len(), c.clone()),
+            _ if c.is_empty() => (0, vec![]),
+            Projector::Released | Projector::Random => (c.len(), c.clone()),
+            Projector::Equation => {
+                let k = column_space(direction)?;
+                (k, vec![1.0; k])
+            }
             Projector::Subspace => {
                 let k = subspace_dimension(options, direction)?;
                 (k, vec![1.0; k])
             }
         };
         if k == 0 {
-            return Ok(Self { d_out, parts: None, sign: None });
+            return Ok(Self { d_out, parts: None, sign: None, input: None });
         }
         let direction = direction.to_device(device)?;
+        if options.penalize == Penalize::Input {
+            return Ok(Self { d_out, parts: None, sign: None, input: Some(Input::new(&direction)?) });
+        }
         let sign = direction.right.is_some().then(|| Sign::new(&direction)).transpose()?;
         let basis = direction.basis.narrow(1, 0, k)?.contiguous()?;
-        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign })
+        Ok(Self { d_out, parts: Some((basis, Tensor::from_vec(spectrum, (k, 1), device)?)), sign, input: None })
     }
 
     /// Number of directions kept; 0 where V = 0.
     pub fn rank(&self) -> usize {
-        self.parts.as_ref().map_or(0, |(_, c)| c.elem_count())
+        let of_rows = self.input.as_ref().map_or(0, Input::rank);
+        self.parts.as_ref().map_or(of_rows, |(_, c)| c.elem_count())
     }
 
     /// C x = U (c ∘ (Uᵀx)) for x [d_out, n]; `None` if C = 0.
@@ -87,15 +99,35 @@ impl Operator {
     }
 }
 
+/// Whether a direction holds all of V: a residual at rounding level means that V has no more directions.
+fn is_complete(direction: &Direction) -> bool {
+    let largest = direction.eigenvalues.first().copied().unwrap_or(0.0);
+    f64::from(direction.residual) <= 1e-5 * f64::from(largest)
+}
+
+/// The dimension of V's column space, where it is less than the whole space.
+fn column_space(direction: &Direction) -> Result<usize> {
+    let ((d_out, _), kept) = (direction.shape, direction.rank());
+    ensure_valid!(
+        is_complete(direction),
+        "asft.projector = \"equation\" is the projector on all of V's columns, and the direction file leaves some out; recompute it \
+         with --tolerance 0"
+    );
+    ensure_valid!(
+        kept < d_out,
+        "asft.projector = \"equation\": V has full rank ({kept} of {d_out}), so C = V (VᵀV)⁻¹ Vᵀ is the identity and nothing would be \
+         penalised; use \"released\" or \"subspace\""
+    );
+    Ok(kept)
+}
+
 /// k of the subspace projector: as given, or the fewest with Σ σ_i² ≥ energy ‖V‖_F², where σ_i² = c_i ‖V‖_F.
 fn subspace_dimension(options: &AsftOptions, direction: &Direction) -> Result<usize> {
     let kept = direction.rank();
     if direction.v_norm == 0.0 {
         return Ok(0);
     }
-    // A residual at rounding level means that V has no more directions than the file holds.
-    let largest = direction.eigenvalues.first().copied().unwrap_or(0.0);
-    let complete = f64::from(direction.residual) <= 1e-5 * f64::from(largest);
+    let complete = is_complete(direction);
     if let Some(rank) = options.subspace_rank {
         ensure_valid!(
             rank <= kept || complete,
@@ -135,6 +167,7 @@ impl<'a> Together<'a> {
 pub struct Penalty {
     lambda: f64,
     penalize: Penalize,
+    input_mix: f64,
     scaled: bool,
 }
 
@@ -146,7 +179,7 @@ impl Penalty {
             Lambda::Fixed(lambda) => lambda,
             Lambda::Found(_) => 1.0,
         };
-        Ok(Self { lambda, penalize: options.penalize, scaled: options.scaled })
+        Ok(Self { lambda, penalize: options.penalize, input_mix: options.input_mix, scaled: options.scaled })
     }
 
     /// Whether there is anything to add; in plain fine-tuning every term would be zero.
@@ -179,6 +212,10 @@ impl Penalty {
             return Ok(Term { value: Scalar::Known(0.0), grad_a: a.zeros_like()?, grad_b: b.zeros_like()? });
         }
         let weight = self.weight(scale);
+        if self.penalize == Penalize::Input {
+            let input = operator.context(WITHOUT_DIRECTION)?.input.as_ref();
+            return input::lora(input, a, b, self.input_mix, weight);
+        }
         let (g, mg) = self.apply_twice(operator, b)?;
         let (square, grad_a, grad_b) = low_rank::products(a, &g, &mg, 2.0 * weight)?;
         let value = square.times(weight);
@@ -193,11 +230,12 @@ impl Penalty {
     /// done, where that is not one piece of work: then [`Penalty::lora`] does it module by module.
     pub fn lora_together(&self, modules: &[Together]) -> Result<Option<Tensor>> {
         let (by_direction, image) = (self.image().is_some(), self.image().unwrap_or(Image::Rest));
-        // C = 0 leaves nothing of an aligned part, and a sign is no matter of products alone.
+        // C = 0 leaves nothing of an aligned part; a sign is no matter of products alone, and V's rows are another side.
         let apart = |module: &&Together| {
             (by_direction && module.operator.is_none()) || (image == Image::Aligned && module.parts().is_none())
         };
-        if !self.is_active() || self.penalize == Penalize::OrthogonalReverse || modules.iter().any(|m| apart(&m)) {
+        let alone = matches!(self.penalize, Penalize::OrthogonalReverse | Penalize::Input);
+        if !self.is_active() || alone || modules.iter().any(|m| apart(&m)) {
             return Ok(None);
         }
         let adapted = modules.iter().map(|module| Adapted {
@@ -214,6 +252,10 @@ impl Penalty {
     pub fn full(&self, operator: Option<&Operator>, delta_w: &Tensor) -> Result<FullTerm> {
         if !self.is_active() {
             return Ok(FullTerm { value: Scalar::Known(0.0), grad: delta_w.zeros_like()? });
+        }
+        if self.penalize == Penalize::Input {
+            let input = operator.context(WITHOUT_DIRECTION)?.input.as_ref();
+            return input::full(input, delta_w, self.input_mix, self.lambda);
         }
         let g = self.apply(operator, delta_w)?;
         let value = squared_norm(&g)?.times(self.lambda);
@@ -235,12 +277,12 @@ impl Penalty {
         }
     }
 
-    /// What of an update is penalised by its direction; `None` where the direction does not count, and all of it is.
+    /// What of an update is penalised by V's columns; `None` where they do not count.
     fn image(&self) -> Option<Image> {
         match self.penalize {
             Penalize::Orthogonal | Penalize::OrthogonalReverse => Some(Image::Rest),
             Penalize::Aligned => Some(Image::Aligned),
-            Penalize::All | Penalize::None => None,
+            Penalize::Input | Penalize::All | Penalize::None => None,
         }
     }
 

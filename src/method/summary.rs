@@ -63,7 +63,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} modules in {:.1} s -> {}\nC's eigenvalues reach {largest:.3e}; the smaller that is beside 1, the nearer is \
-             the published penalty to plain shrinkage (asft.projector = \"subspace\" differs)",
+             the released penalty to plain shrinkage (asft.projector = \"subspace\" differs)",
             self.modules.len(),
             self.seconds,
             self.out.display()

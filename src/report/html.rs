@@ -290,7 +290,7 @@ impl Page {
         let what = if split {
             format!(
                 "‖ΔW‖<sub>F</sub> at the end ({scale}), and its parts: parallel to the alignment direction, ‖CΔW‖, and \
-                 orthogonal to it, ‖(I − C)ΔW‖. With the published C, which is no projector, the squares of the two do \
+                 orthogonal to it, ‖(I − C)ΔW‖. With the released C, which is no projector, the squares of the two do \
                  not add up to that of the whole."
             )
         } else {

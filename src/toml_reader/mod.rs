@@ -14,6 +14,7 @@ mod tests;
 pub use mistakes::Mistakes;
 pub use schema::Schema;
 
+use crate::console::log;
 use crate::error::path_hint;
 use crate::invalid;
 use anyhow::Result;
@@ -21,6 +22,7 @@ use check::Check;
 use entries::{Entry, Source, assemble, entries, line};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::marker::PhantomData;
 use std::path::Path;
 use toml::de::DeTable;
@@ -87,6 +89,21 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
         self.entries.extend(entries);
     }
 
+    /// Warns of words that have other names now.
+    fn tell_older(&self) {
+        for Entry { path, value, place } in &self.entries {
+            let now =
+                self.schema.get(path).zip(value.as_str()).and_then(|(node, word)| self.schema.renamed(node, word));
+            if let Some(now) = now {
+                let key = path.join(".");
+                log::warn(
+                    &format!("{}: {key} = {value} is called \"{now}\" now", place.text),
+                    json!({"key": key, "now": now}),
+                );
+            }
+        }
+    }
+
     /// The complete value. `what`: its kind, for messages.
     ///
     /// # Errors
@@ -94,6 +111,7 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
     pub fn read(self, what: &str, mut earlier: Mistakes) -> Result<T> {
         earlier.extend(self.mistakes.lines().iter().cloned());
         earlier.refuse(&format!("the {what} cannot be read"))?;
+        self.tell_older();
         T::deserialize(Value::Table(assemble(self.entries)))
             .map_err(|e| invalid!("{}: {}", self.origin, e.to_string().trim_end()))
     }

@@ -160,7 +160,7 @@ impl Schema {
         self.alternatives(node).into_iter().any(|node| {
             let constants = constants(node);
             if !constants.is_empty() {
-                return value.as_str().is_some_and(|text| constants.contains(&text));
+                return value.as_str().is_some_and(|text| constants.contains(&text) || is_older(node, text));
             }
             *node == Json::Bool(true)
                 || types(node).into_iter().any(|kind| match (kind, value) {
@@ -176,6 +176,12 @@ impl Schema {
                     _ => false,
                 })
         })
+    }
+
+    /// What a word is called now, if it is the older name of one that `node` takes: `x-older` of a variant's schema lists these, and
+    /// serde's `alias` reads them.
+    pub(super) fn renamed<'a>(&'a self, node: &'a Json, word: &str) -> Option<&'a str> {
+        self.alternatives(node).into_iter().find(|node| is_older(node, word))?.get("const")?.as_str()
     }
 
     /// What `node` expects, in words.
@@ -214,6 +220,10 @@ impl Schema {
             None => "nothing".to_string(),
         }
     }
+}
+
+fn is_older(node: &Json, word: &str) -> bool {
+    node["x-older"].as_array().is_some_and(|older| older.iter().any(|older| older == word))
 }
 
 fn constants(node: &Json) -> Vec<&str> {

@@ -69,12 +69,14 @@ fn modules_are_measured_penalised_or_not() {
 #[test]
 fn shares_mean_the_same_in_a_log_a_record_and_an_inspection_under_every_projector() {
     let scratch = tempfile::tempdir().unwrap();
-    let cases: [&[&str]; 5] = [
-        &["asft.projector=paper"],
+    let cases: [&[&str]; 7] = [
+        &["asft.projector=released"],
         &["asft.projector=subspace"],
         &["asft.projector=subspace", "asft.subspace_rank=2", "asft.penalize=orthogonal+reverse"],
         &["asft.projector=random", "asft.projector_seed=3", "asft.penalize=orthogonal+reverse"],
         &["asft.projector=random", "train.method=full", "train.learning_rate=1e-3"],
+        &["asft.penalize=input", "asft.input_mix=0.3"],
+        &["asft.penalize=input", "asft.projector=random", "train.method=full", "train.learning_rate=1e-3"],
     ];
     for (case, projector) in cases.into_iter().enumerate() {
         let run = |steps: usize, log: &[&str]| {

@@ -1,5 +1,5 @@
 //! The closed-form penalty against the literal formula in f64: goldens made with PyTorch (see
-//! `tests/fixtures/make/goldens.py`) and a naive version here.
+//! `tests/fixtures/make/penalty.py`) and a naive version here.
 
 use crate::support::files::{fixture, read_json};
 use crate::support::tensors::{norm, relative_error, to_vec};
@@ -35,7 +35,8 @@ fn assert_value(what: &str, got: f64, expected: f64) -> f64 {
 
 fn options(case: &Value, index: &Value) -> AsftOptions {
     let (projector, rank, energy) = match case["projector"].as_str().unwrap() {
-        "paper" => (Projector::Paper, None, None),
+        "released" => (Projector::Released, None, None),
+        "equation" => (Projector::Equation, None, None),
         "subspace_rank" => (Projector::Subspace, index["rank"].as_u64().map(|rank| rank as usize), None),
         "subspace_energy" => (Projector::Subspace, None, index["energy"].as_f64()),
         other => panic!("projector {other}"),
@@ -46,6 +47,7 @@ fn options(case: &Value, index: &Value) -> AsftOptions {
         projector,
         subspace_rank: rank,
         subspace_energy: energy,
+        input_mix: case.get("input_mix").and_then(Value::as_f64).unwrap_or(0.0),
         scaled: case["scaled"].as_bool().unwrap(),
         ..Default::default()
     }
@@ -59,7 +61,7 @@ fn every_golden_is_met() {
     let scale = index["alpha"].as_f64().unwrap() / index["r"].as_f64().unwrap();
     let mut worst = 0f64;
     let cases = index["cases"].as_array().unwrap();
-    assert!(cases.len() >= 90, "only {} cases", cases.len());
+    assert!(cases.len() >= 130, "only {} cases", cases.len());
     let mut directions: HashMap<&str, Direction> = HashMap::new();
     for case in cases {
         let (key, module) = (case["key"].as_str().unwrap(), case["module"].as_str().unwrap());
@@ -85,6 +87,19 @@ fn every_golden_is_met() {
         }
     }
     println!("{} cases, worst relative error {worst:.1e}", cases.len());
+}
+
+#[test]
+fn the_equation_of_a_full_rank_is_refused() {
+    let options = AsftOptions { projector: Projector::Equation, ..Default::default() };
+    let operator = |d_out, d_in| {
+        let v = Tensor::randn(0f32, 1.0, (d_out, d_in), &Device::Cpu).unwrap();
+        Operator::new(&options, &direction(&v), &Device::Cpu)
+    };
+    assert_eq!(operator(9, 6).unwrap().rank(), 6);
+    let error = operator(6, 9).unwrap_err();
+    assert!(error.to_string().contains("V has full rank (6 of 6)") && error.to_string().contains("is the identity"));
+    assert_eq!(asft::error::exit_code(&error), 2);
 }
 
 /// λ ‖M s B A‖_F² and its gradients in f64, with every matrix formed.

@@ -103,3 +103,26 @@ fn a_run_says_which_device_it_took() {
         assert_eq!(told.contains(&format!("device = \"auto\": computing on {taken}")), said, "{told}");
     }
 }
+
+#[test]
+fn the_paper_s_equation_needs_all_of_the_direction() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let sets = ["asft.projector=equation", "asft.tolerance=0.3", "train.max_steps=2"];
+    refused_unwritten(train(&dir, &sets, &[]), &dir, &["asft.projector = \"equation\"", "--tolerance 0"]);
+}
+
+#[test]
+fn the_older_name_of_a_projector_is_read_with_a_warning() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let told = succeeds(train(&dir, &["asft.projector=paper", "train.max_steps=1"], &[]));
+    assert!(told.contains("asft.projector = \"paper\" is called \"released\" now"), "{told}");
+    let config = std::fs::read_to_string(dir.join("config.toml")).unwrap();
+    assert!(config.contains("projector = \"released\""), "{config}");
+    // A run of an older version goes on.
+    std::fs::write(dir.join("config.toml"), config.replace("\"released\"", "\"paper\"")).unwrap();
+    let mut inspected = asft(&["train", "--check", "--config"]);
+    inspected.arg(dir.join("config.toml"));
+    assert!(succeeds(inspected).contains("is called \"released\" now"));
+}

@@ -15,7 +15,8 @@ fn meets(root: &Value, schema: &Value, value: &Value) -> bool {
     let known = [&known[..], &["format", "items", "maxItems", "minItems", "minimum", "oneOf", "properties"]].concat();
     schema.as_object().into_iter().flatten().for_each(|(key, _)| {
         assert!(
-            known.contains(&key.as_str()) || ["title", "type", "maximum", "required"].contains(&key.as_str()),
+            known.contains(&key.as_str())
+                || ["title", "type", "maximum", "required", "x-older"].contains(&key.as_str()),
             "{key}"
         );
     });

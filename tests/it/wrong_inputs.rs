@@ -77,7 +77,7 @@ const ROWS: &[Row] = &[
     ("train --check {SET} asft.lambda=-1", 2, &[r#"asft.lambda must be a number >= 0 or "auto", got -1"#]),
     ("train --check {SET} asft.lambda=atuo", 2, &["wrong value for `asft.lambda`", r#"did you mean "auto"?"#]),
     ("train --check {SET} asft.penalize=ortogonal", 2, &["wrong value for `asft.penalize`", r#"did you mean "orthogonal"?"#]),
-    ("train --check {SET} asft.projector=papper", 2, &["wrong value for `asft.projector`", r#"did you mean "paper"?"#]),
+    ("train --check {SET} asft.projector=relaesed", 2, &["wrong value for `asft.projector`", r#"did you mean "released"?"#]),
     ("train --check {SET} asft.tolerance=2", 2, &["asft.tolerance must be at least 0 and below 1, got 2"]),
     ("train --check {SET} train.schedule=cosin", 2, &["wrong value for `train.schedule`", r#""cosine", "linear", "constant" or "step""#, r#"did you mean "cosine"?"#]),
     ("train --check {SET} train.method=lorra", 2, &["wrong value for `train.method`", r#"did you mean "lora"?"#]),

@@ -269,18 +269,18 @@ impl<'a> Estimate<'a> {
         (4 * self.model_elements() + 2 * embedding + starts) * F32
     }
 
-    /// At full rank; a direction file may hold fewer directions. Includes V's right singular vectors if its sign counts
-    /// or is logged and, if modules are logged, what is used in C's place.
+    /// At full rank; a direction file may hold fewer directions. Includes V's right singular vectors if they count or
+    /// are logged and, if modules are logged, what is used in C's place.
     fn direction_bytes(&self) -> usize {
         if !self.settings.uses_direction() {
             return 0;
         }
         let asft = &self.settings.asft;
         let logged = self.settings.output.log_modules_every.is_some();
-        let apart = logged && asft.needs_direction() && asft.projector != Projector::Paper;
+        let apart = logged && asft.needs_direction() && asft.projector != Projector::Released;
         let left = 1 + usize::from(apart);
-        let random = apart && asft.needs_sign() && asft.projector == Projector::Random;
-        let right = usize::from(logged || asft.needs_sign()) + usize::from(random);
+        let random = apart && asft.needs_right() && asft.projector == Projector::Random;
+        let right = usize::from(logged || asft.needs_right()) + usize::from(random);
         let rows = |(d_out, d_in): (usize, usize)| left * d_out + right * d_in;
         self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }

@@ -84,6 +84,10 @@ fn objective(penalize: Penalize) -> &'static str {
             "the loss carries a penalty on the part of each update along the model's alignment direction, the ablation \
              of [AsFT](https://arxiv.org/abs/2506.08473)"
         }
+        Penalize::Input => {
+            "the loss carries a penalty on what each update does to the inputs that the model's alignment trained on, which the rows \
+             of its alignment direction span, a variant of [AsFT](https://arxiv.org/abs/2506.08473)"
+        }
         Penalize::All => {
             "the loss carries a penalty on the size of each update (plain shrinkage, no alignment direction)"
         }

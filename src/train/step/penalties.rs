@@ -58,11 +58,11 @@ struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// One module's operator and direction, each where it is wanted. R is half of a direction: it is read only where a sign
+    /// One module's operator and direction, each where it is wanted. R is half of a direction: it is read only where it
     /// counts.
     fn of_module(&self, options: &AsftOptions, name: &str) -> Result<(Option<Operator>, Option<Direction>)> {
         let Some(directions) = self.directions else { return Ok((None, None)) };
-        let signed = self.measured || options.needs_sign();
+        let signed = self.measured || options.needs_right();
         let stored = if signed { directions.read(name)? } else { directions.read_without_right(name)? };
         let stored = if self.measured { stored.to_device(self.model.device())? } else { stored };
         let operator = options.needs_direction().then(|| self.operator(options, name, &stored)).transpose()?;
@@ -70,7 +70,7 @@ impl Sources<'_> {
     }
 
     fn operator(&self, options: &AsftOptions, name: &str, stored: &Direction) -> Result<Operator> {
-        let wanted = if options.needs_sign() { stored.clone() } else { stored.without_right() };
+        let wanted = if options.needs_right() { stored.clone() } else { stored.without_right() };
         let random = options.projector == Projector::Random;
         let direction = if random { random_direction(&wanted, name, options.projector_seed)? } else { wanted };
         Operator::new(options, &direction, self.model.device()).with_context(|| format!("direction of {name}"))

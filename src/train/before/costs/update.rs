@@ -1,6 +1,7 @@
 //! What a step does once, whatever its micro-batches: the penalty and the optimizer.
 
 use super::{Costs, F32, Part};
+use crate::method::Penalize;
 
 impl Costs<'_> {
     /// As method/penalty.rs and ops/low_rank/grouped.rs have it, once a step.
@@ -10,14 +11,15 @@ impl Costs<'_> {
             return;
         }
         let (part, by_direction) = (Part::Penalty, asft.needs_direction());
+        let by_rows = asft.penalize == Penalize::Input;
         let modules: Vec<_> = self.run.sized_targets().collect();
         // Values moved by the launches for all modules together: the weights of y, the parts of S and T, and the gradients.
         let mut together = [0.0; 3];
         for ((d_out, d_in), rank) in modules {
             let (k, d_out, d_in, r) = (d_out.min(d_in) as f64, d_out as f64, d_in as f64, rank as f64);
             if self.is_full() {
-                // M twice, each time Uᵀ x and U y, and what is left of x.
-                for _ in 0..if by_direction { 2 } else { 0 } {
+                // M twice, each time Uᵀ x and U y, and what is left of x; V's rows once.
+                for _ in 0..usize::from(by_direction) + usize::from(by_direction && !by_rows) {
                     self.wide_product(part, [k, d_in, d_out]);
                     self.wide_product(part, [d_out, d_in, k]);
                     self.rows(part, 3.0 * d_out * d_in * F32);
@@ -27,8 +29,9 @@ impl Costs<'_> {
             }
             let (of_a, of_b, mut images) = (r * d_in, r * d_out, r * d_out);
             if by_direction {
-                self.wide_product(part, [k, r, d_out]);
-                self.wide_product(part, [d_out, 2.0 * r, k]);
+                let (side, width) = if by_rows { (d_in, r) } else { (d_out, 2.0 * r) };
+                self.wide_product(part, [k, r, side]);
+                self.wide_product(part, [side, width, k]);
                 together[0] += 3.0 * k * r + k;
                 images += 2.0 * of_b;
             }
