@@ -71,6 +71,7 @@ pub struct RunRecord {
     ranks: usize,
     inputs: BTreeMap<String, Input>,
     samples: BTreeMap<String, usize>,
+    template_variables: Value,
 }
 
 #[derive(Serialize)]
@@ -85,6 +86,8 @@ struct RunFile<'a> {
     settings: &'a str,
     inputs: &'a BTreeMap<String, Input>,
     samples: &'a BTreeMap<String, usize>,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    template_variables: &'a Value,
     started: &'a str,
     tokens_per_second: f64,
     peak_memory_bytes: u64,
@@ -102,6 +105,7 @@ impl RunRecord {
             ranks,
             inputs: BTreeMap::new(),
             samples: BTreeMap::new(),
+            template_variables: Value::Null,
         }
     }
 
@@ -125,6 +129,11 @@ impl RunRecord {
         self.samples.insert(name.to_string(), count);
     }
 
+    /// Records what the chat template was given besides the conversations, which whoever serves the result should set too.
+    pub fn template_variables(&mut self, variables: Value) {
+        self.template_variables = variables;
+    }
+
     /// The hash of each input by its name.
     pub fn hashes(&self) -> impl Iterator<Item = (&str, &str)> {
         self.inputs.iter().map(|(name, input)| (name.as_str(), input.hash.as_str()))
@@ -144,6 +153,7 @@ impl RunRecord {
             settings,
             inputs: &self.inputs,
             samples: &self.samples,
+            template_variables: &self.template_variables,
             started: &self.started,
             tokens_per_second: totals.tokens as f64 / totals.elapsed_seconds,
             peak_memory_bytes: memory::peak_bytes(),
@@ -190,6 +200,7 @@ mod tests {
         std::fs::write(&input, "abc").unwrap();
         let mut record = RunRecord::start(1);
         record.input("train", "train.jsonl", hash_file(&input).unwrap());
+        record.template_variables(serde_json::json!({"enable_thinking": false}));
         let totals = Totals { steps: 3, tokens: 50, label_tokens: 20, elapsed_seconds: 2.0, ..Totals::default() };
         let loss = Some(LossEnds { steps: 1, first: 2.5, last: 2.0, above_start: false });
         let run = record.to_json("config.toml", &Results { totals, loss, ..Results::default() }).unwrap();
@@ -199,6 +210,9 @@ mod tests {
         assert_eq!((run["steps"].as_u64(), run["settings"].as_str()), (Some(3), Some("config.toml")));
         let loss = serde_json::json!({"steps": 1, "first": 2.5, "last": 2.0, "above_start": false});
         assert_eq!((&run["loss"], &run["update_norms"]), (&loss, &serde_json::json!([])));
+        assert_eq!(run["template_variables"]["enable_thinking"], false);
+        let plain = RunRecord::start(1).to_json("config.toml", &Results::default()).unwrap();
+        assert_eq!(plain.get("template_variables"), None);
         assert!(run["peak_memory_bytes"].as_u64() > Some(0));
     }
 }

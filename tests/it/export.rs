@@ -139,6 +139,7 @@ fn what_stands_beside_the_weights_is_told_and_taken_along() {
     assert!(told.contains("model.safetensors is not read: ") && told.contains("remove one of the two"), "{told}");
     let card = std::fs::read_to_string(dir.join("adapter/README.md")).unwrap();
     assert!(card.contains("template variables") && card.contains("mood = \"because\""), "{card}");
+    assert_eq!(read_json(&dir.join("run.json"))["template_variables"]["mood"], "because");
     let mut merge = asft(&["merge"]);
     merge.arg("--model").arg(&base).arg("--adapter").arg(dir.join("adapter")).arg("--out").arg(&merged);
     succeeds(merge);

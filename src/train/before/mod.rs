@@ -11,6 +11,7 @@ mod costs;
 pub mod disk;
 pub mod dry_run;
 pub mod estimate;
+mod given_direction;
 pub mod inputs;
 pub mod memory;
 mod model_files;

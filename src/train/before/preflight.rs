@@ -4,7 +4,8 @@
 //! direction.
 
 use super::disk::check_disk;
-use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_place, target_shapes};
+use super::given_direction::{check_not_flat, open_direction};
+use super::inputs::{Inputs, Sources, check_ranks, evaluations, model_place};
 use super::memory::{MemoryPlan, Room};
 use super::model_files::{files_hash, source};
 use super::problems::{Problems, START};
@@ -18,7 +19,7 @@ use crate::device;
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::eval::{Located, Prepared as Suite};
-use crate::hub::{self, Resolved, at_revision};
+use crate::hub::{self, Resolved};
 use crate::method::direction::{self, DirectionRequest};
 use crate::method::direction_file::Directions;
 use crate::method::spectral::Keep;
@@ -93,6 +94,9 @@ pub fn preflight(settings: &Settings, output: &OutputFolder, start: &Start) -> R
     // the same when a copy keeps times, a clock is set back or a network disk answers from its cache, and run.json and
     // the check of a resumed run are only as good as this hash. It costs one read, which loading the model then finds
     // in the page cache.
+    if !settings.data.template_variables.is_empty() {
+        record.template_variables(serde_json::to_value(&settings.data.template_variables)?);
+    }
     record.input("aligned", &source(&base), model.checkpoint.content_hash(model.checkpoint.names())?);
     record.input("model_files", &source(&base), files_hash(&base)?);
     if let Some(dir) = settings.lora.init_adapter.as_ref().filter(|_| start.saved().is_none()) {
@@ -337,42 +341,6 @@ impl Preflight<'_> {
         };
         self.problems.note(found)
     }
-}
-
-/// A direction file, if it was made for these modules of this checkpoint.
-pub fn open_direction(
-    path: &Path,
-    targets: &[String],
-    spec: &ModelSpec,
-    checkpoint: &Checkpoint,
-    record: &mut RunRecord,
-) -> Result<Directions> {
-    let directions = Directions::open(path)?;
-    directions.check_against(&target_shapes(spec, targets), Some(checkpoint))?;
-    record.input("direction", &path.display().to_string(), hash_file(path)?);
-    let unaligned = &directions.header().unaligned;
-    let name = at_revision(&unaligned.id, unaligned.revision.as_deref());
-    record.input("unaligned", &name, unaligned.hash.clone());
-    Ok(directions)
-}
-
-/// Modules of `targets` where V = 0.
-pub fn flat_modules(directions: &Directions, targets: &[String]) -> usize {
-    targets.iter().filter(|module| directions.shape(module).is_some_and(|(_, _, k)| k == 0)).count()
-}
-
-/// Refuses a direction that is 0 in every target where the penalty depends on it.
-fn check_not_flat(settings: &Settings, directions: &Directions, targets: &[String]) -> Result<()> {
-    ensure_valid!(
-        !settings.penalises_by_direction() || flat_modules(directions, targets) < targets.len(),
-        "direction file {} has V = 0 in all {} targeted modules: the models that it was computed from ({} and {}) are \
-         equal there; compute another with `asft direction`, or set asft.penalize = \"all\", which needs none",
-        directions.path().display(),
-        targets.len(),
-        directions.header().aligned.id,
-        directions.header().unaligned.id
-    );
-    Ok(())
 }
 
 fn say_counts(name: &str, source: &str, set: &Dataset) {

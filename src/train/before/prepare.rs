@@ -2,8 +2,9 @@
 //!
 //! Nothing is written here except the direction file, and that only once all else has succeeded.
 
+use super::given_direction::{flat_modules, open_direction};
 use super::memory::MemoryPlan;
-use super::preflight::{Direction, Ready, flat_modules, open_direction, preflight};
+use super::preflight::{Direction, Ready, preflight};
 use super::resume::Start;
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
