@@ -2,7 +2,8 @@
 //!
 //! All shares are ratios of Frobenius norms, for the effective update ΔW (alpha / r included): ‖C ΔW‖ / ‖ΔW‖ and ‖(I −
 //! C) ΔW‖ / ‖ΔW‖ with the paper's C, which is not a projector, so that their squares need not add up to 1; and ‖P ΔW‖ /
-//! ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1. None of them depends on V's
+//! ‖ΔW‖ and ‖(I − P) ΔW‖ / ‖ΔW‖ with the subspace projector, whose squares add up to 1; and `input` = √d_in ‖ΔW Vᵀ‖ / (‖ΔW‖
+//! ‖V‖), on the side of V's rows, which is 1 by chance. None of them depends on V's
 //! sign; `signed` = ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖) does. The unaligned model lies at −V. How they are computed:
 //! [`super::shares`].
 
@@ -39,6 +40,8 @@ pub struct ModuleShares {
     pub subspace_energy: f64,
     /// cos(C ΔW, ΔW), by which Safe LoRA chooses.
     pub cosine: Option<f64>,
+    /// √d_in ‖ΔW Vᵀ‖ / (‖ΔW‖ ‖V‖)
+    pub input: Option<f64>,
     /// ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)
     pub signed: Option<f64>,
     /// How far off `aligned` and `orthogonal` can each be because the direction is truncated.
@@ -67,6 +70,7 @@ pub struct Totals {
     pub subspace_aligned: Option<f64>,
     pub subspace_aligned_by_chance: Option<f64>,
     pub subspace_orthogonal: Option<f64>,
+    pub input: Option<f64>,
     /// Σ ⟨ΔW, V⟩ / (norm · v_norm)
     pub signed: Option<f64>,
     /// Standard deviation of `signed` for random updates.
@@ -120,6 +124,7 @@ impl ModuleShares {
             subspace_rank,
             subspace_energy,
             cosine: products.cosine(),
+            input: products.input(direction),
             signed: products.signed(direction),
             share_bound: direction.residual.into(),
             cosine_bound: products.cosine_bound(direction),
@@ -176,6 +181,7 @@ fn totals(modules: &[ModuleShares]) -> Totals {
         subspace_aligned: ratio(sum(&|m| m.products.p_square)),
         subspace_aligned_by_chance: ratio(sum(&|m| m.products.square * m.subspace_rank as f64 / m.d_out as f64)),
         subspace_orthogonal: ratio(sum(&|m| m.products.square - m.products.p_square)),
+        input: ratio(sum(&|m| m.products.input_square)),
         signed: signed(inner),
         signed_by_chance: signed(sum(&|m| m.products.square * m.v_norm.powi(2) / elements(m)).sqrt()),
         signed_bound: signed(sum(&|m| m.signed_bound * m.norm * m.v_norm)).unwrap_or(0.0),
@@ -186,29 +192,29 @@ fn totals(modules: &[ModuleShares]) -> Totals {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(10);
-        let head = ["|dW|", "C", "I-C", "P", "I-P", "cosine", "signed"];
+        let head = ["|dW|", "C", "I-C", "P", "I-P", "cosine", "input", "signed"];
         write!(f, "{:width$}", "module")?;
         head.iter().try_for_each(|name| write!(f, "  {name:>9}"))?;
         writeln!(f)?;
-        let row = |name: &str, norm: f64, shares: [Option<f64>; 5], signed: Option<f64>| {
+        let row = |name: &str, norm: f64, shares: [Option<f64>; 6], signed: Option<f64>| {
             let shares: String = shares.map(|share| format!("  {:>9}", four(share))).concat();
             let signed = signed.map_or("-".into(), |x| format!("{x:+.5}"));
             format!("{name:width$}  {norm:>9.3e}{shares}  {signed:>9}")
         };
         for m in &self.modules {
-            let shares = [m.aligned, m.orthogonal, m.subspace_aligned, m.subspace_orthogonal, m.cosine];
+            let shares = [m.aligned, m.orthogonal, m.subspace_aligned, m.subspace_orthogonal, m.cosine, m.input];
             writeln!(f, "{}", row(&m.module, m.norm, shares, m.signed))?;
         }
         let t = &self.total;
-        let shares = [t.aligned, t.orthogonal, t.subspace_aligned, t.subspace_orthogonal, None];
+        let shares = [t.aligned, t.orthogonal, t.subspace_aligned, t.subspace_orthogonal, None, t.input];
         writeln!(f, "{}", row("all", t.norm, shares, t.signed))?;
-        let chance = [t.aligned_by_chance, None, t.subspace_aligned_by_chance, None, None];
+        let chance = [t.aligned_by_chance, None, t.subspace_aligned_by_chance, None, None, Some(1.0)];
         let spread = t.signed_by_chance.map_or("-".into(), |x| format!("±{x:.5}"));
         let shares: String = chance.map(|share| format!("  {:>9}", four(share))).concat();
         writeln!(f, "{:width$}  {:>9}{shares}  {spread:>9}", "by chance", "")?;
         writeln!(
             f,
-            "C: |C dW| / |dW|, and so on; cosine: of C dW and dW; signed: <dW, V> / (|dW| |V|), negative towards the unaligned model"
+            "C: |C dW| / |dW|, and so on; cosine: of C dW and dW; input: sqrt(d_in) |dW V'| / (|dW| |V|); signed: <dW, V> / (|dW| |V|), negative towards the unaligned model"
         )?;
         let bound = |of: fn(&ModuleShares) -> f64| self.modules.iter().map(of).fold(0.0, f64::max);
         writeln!(
@@ -292,6 +298,7 @@ mod tests {
             subspace_aligned: Some(inside),
             subspace_aligned_by_chance: Some(0.2),
             subspace_orthogonal: some,
+            input: some,
             signed: Some(signed),
             signed_by_chance: Some(0.01),
             signed_bound: 0.06,

@@ -7,10 +7,10 @@
 //!
 //! ```text
 //! ‖ΔW‖² = s² ⟨BᵀB, S⟩             ‖C ΔW‖² = s² ⟨Mᵀ diag(c²) M, S⟩      ⟨C ΔW, ΔW⟩ = s² ⟨Mᵀ diag(c) M, S⟩
-//! ‖P ΔW‖² = s² ⟨M_pᵀ M_p, S⟩      ⟨ΔW, V⟩ = s Σ_i σ_i (M N)_ii
+//! ‖P ΔW‖² = s² ⟨M_pᵀ M_p, S⟩      ⟨ΔW, V⟩ = s Σ_i σ_i (M N)_ii     ‖ΔW Vᵀ‖² = s² Σ_i σ_i² (Nᵀ BᵀB N)_ii
 //! ```
 //!
-//! For an update known as a whole, the same with H = UᵀΔW [k, d_in] in place of the products with A.
+//! For an update known as a whole, the same with H = UᵀΔW [k, d_in] and ΔW R [d_out, k] in place of the products with A and B.
 //!
 //! Shapes: B [d_out, r], A [r, d_in], U [d_out, k], R [d_in, k], c [k]. Products of LoRA factors are f64 if the device
 //! has it (all but Metal).
@@ -42,6 +42,8 @@ pub struct Products {
     pub span_square: f64,
     /// ⟨ΔW, V⟩; also 0 if R was not read.
     pub v_inner: f64,
+    /// (d_in / ‖V‖²) ‖ΔW Vᵀ‖²; also 0 if R was not read.
+    pub input_square: f64,
 }
 
 /// The columns of P, and the share of ‖V‖_F² that they hold: the fewest with 0.9, or else all that are kept.
@@ -66,11 +68,12 @@ impl Products {
         let m = direction.basis.to_dtype(wide)?.t()?.matmul(&b)?; // [k, r]
         // Row i of both: ‖(UᵀΔW)_i‖² and (UᵀΔW)_i · R_i.
         let row_squares = (read(&(m.matmul(&s)? * &m)?.sum(1)?)?, scale_square);
-        let row_inner = direction.right.as_ref().map(|right| {
+        let by_rows = direction.right.as_ref().map(|right| {
             let n = a.matmul(&right.to_dtype(wide)?)?; // [r, k]
-            read(&(&m * &n.t()?)?.sum(1)?)
+            let squares = (b.t()?.matmul(&b)?.matmul(&n)? * &n)?.sum(0)?;
+            Ok::<_, anyhow::Error>(ByRows { inner: read(&(&m * &n.t()?)?.sum(1)?)?, squares: read(&squares)? })
         });
-        Ok(Self::combine(direction, square, row_squares, (row_inner.transpose()?, scale)))
+        Ok(Self::combine(direction, square, row_squares, (by_rows.transpose()?, scale)))
     }
 
     /// The products of ΔW [d_out, d_in], f32; without a direction, only the norm. UᵀΔW is computed in f32, sums are
@@ -83,8 +86,14 @@ impl Products {
         let square = square_sum(delta_w)?.read()?;
         let Some(direction) = direction else { return Ok(Self { square, ..Self::default() }) };
         let h = direction.basis.t()?.matmul(delta_w)?; // [k, d_in]
-        let inner = direction.right.as_ref().map(|right| row_products(&h, &right.t()?)).transpose()?;
-        Ok(Self::combine(direction, square, (row_products(&h, &h)?, 1.0), (inner, 1.0)))
+        let by_rows = direction.right.as_ref().map(|right| {
+            let inputs = delta_w.matmul(right)?.t()?; // [k, d_out]
+            Ok::<_, anyhow::Error>(ByRows {
+                inner: row_products(&h, &right.t()?)?,
+                squares: row_products(&inputs, &inputs)?,
+            })
+        });
+        Ok(Self::combine(direction, square, (row_products(&h, &h)?, 1.0), (by_rows.transpose()?, 1.0)))
     }
 
     /// As [`Products::full`], with UᵀΔW in f64 too, some columns at a time; on the CPU.
@@ -98,26 +107,31 @@ impl Products {
         let Some(direction) = direction else { return Ok(Self { square, ..Self::default() }) };
         let (k, basis_t) = (direction.rank(), direction.basis.to_dtype(DType::F64)?.t()?);
         let right_t = direction.right.as_ref().map(|right| right.t()).transpose()?;
-        let (mut squares, mut inner) = (vec![0f64; k], right_t.as_ref().map(|_| vec![0f64; k]));
+        let (mut squares, mut inner) = (vec![0f64; k], vec![0f64; k]);
+        let mut inputs = Tensor::zeros((k, d_out), DType::F64, delta_w.device())?; // (ΔW R)ᵀ
         let add = |to: &mut [f64], of: &[f64]| to.iter_mut().zip(of).for_each(|(to, of)| *to += of);
         let width = (WIDENED / d_out.max(1)).max(1);
         for start in (0..d_in).step_by(width) {
             let part = |x: &Tensor| x.narrow(1, start, width.min(d_in - start))?.to_dtype(DType::F64);
-            let h = basis_t.matmul(&part(delta_w)?.contiguous()?)?; // [k, width]
+            let update = part(delta_w)?.contiguous()?;
+            let h = basis_t.matmul(&update)?; // [k, width]
             add(&mut squares, &read(&h.sqr()?.sum(1)?)?);
-            if let (Some(inner), Some(right_t)) = (&mut inner, &right_t) {
-                add(inner, &read(&(h * part(right_t)?)?.sum(1)?)?);
+            if let Some(right_t) = &right_t {
+                let right_t = part(right_t)?;
+                inputs = (inputs + right_t.contiguous()?.matmul(&update.t()?)?)?;
+                add(&mut inner, &read(&(h * right_t)?.sum(1)?)?);
             }
         }
-        Ok(Self::combine(direction, square, (squares, 1.0), (inner, 1.0)))
+        let by_rows = right_t.map(|_| Ok::<_, anyhow::Error>(ByRows { inner, squares: read(&inputs.sqr()?.sum(1)?)? }));
+        Ok(Self::combine(direction, square, (squares, 1.0), (by_rows.transpose()?, 1.0)))
     }
 
-    /// From ‖(UᵀΔW)_i‖² and (UᵀΔW)_i · R_i for every i, each paired with a common factor.
+    /// From ‖(UᵀΔW)_i‖² and what is known by V's rows, with the factor that squares have and ΔW has, for every i.
     fn combine(
         direction: &Direction,
         square: f64,
         (row_squares, of_squares): (Vec<f64>, f64),
-        (row_inner, of_inner): (Option<Vec<f64>>, f64),
+        (by_rows, of_inner): (Option<ByRows>, f64),
     ) -> Self {
         let mut products = Self { square, directed: true, ..Self::default() };
         let (p, _) = subspace(direction);
@@ -128,8 +142,13 @@ impl Products {
             products.p_square += if i < p { row } else { 0.0 };
             products.span_square += row;
         }
-        let inner = row_inner.unwrap_or_default().into_iter().zip(direction.sigma());
+        let ByRows { inner, squares } = by_rows.unwrap_or_default();
+        let inner = inner.into_iter().zip(direction.sigma());
         products.v_inner = total(inner.map(|(inner, sigma)| sigma * (inner * of_inner)));
+        let squares = squares.into_iter().zip(direction.sigma());
+        let of_one = direction.shape.1 as f64 / f64::from(direction.v_norm).powi(2);
+        products.input_square =
+            total(squares.map(|(square, sigma)| sigma * sigma * square * (of_inner * of_inner * of_one)));
         products
     }
 
@@ -161,6 +180,11 @@ impl Products {
     /// ‖(I − P) ΔW‖ / ‖ΔW‖
     pub fn subspace_orthogonal(&self) -> Option<f64> {
         self.share(self.square - self.p_square)
+    }
+
+    /// √d_in ‖ΔW Vᵀ‖ / (‖ΔW‖ ‖V‖), which is 1 for an update without preference among its inputs; also `None` if R was not read.
+    pub fn input(&self, direction: &Direction) -> Option<f64> {
+        self.share(self.input_square).filter(|_| direction.right.is_some())
     }
 
     fn share(&self, part: f64) -> Option<f64> {
@@ -225,6 +249,13 @@ impl Products {
         let left_out = (1.0 - (1.0 - delta) * span).max(0.0) * spectral.min(frobenius.max(0.0));
         Ok(left_out.sqrt() + delta + span.sqrt() * eta + 3.0 * unit)
     }
+}
+
+/// What is known of an update by V's rows, for every i: (UᵀΔW)_i · R_i, and ‖ΔW R_i‖².
+#[derive(Default)]
+struct ByRows {
+    inner: Vec<f64>,
+    squares: Vec<f64>,
 }
 
 /// ‖UᵀU − I‖_F

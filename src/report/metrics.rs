@@ -89,6 +89,9 @@ pub struct ModuleRow {
     /// ‖(I − P) ΔW‖_F / ‖ΔW‖_F
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subspace_orthogonal: Option<f64>,
+    /// √d_in ‖ΔW Vᵀ‖_F / (‖ΔW‖_F ‖V‖_F): 1 for an update without preference among its inputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<f64>,
     /// ⟨ΔW, V⟩ / (‖ΔW‖_F ‖V‖_F): below 0 where the update un-aligns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed: Option<f64>,

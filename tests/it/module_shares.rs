@@ -97,7 +97,7 @@ fn shares_mean_the_same_in_a_log_a_record_and_an_inspection_under_every_projecto
                 let one = row[key].as_f64().unwrap();
                 assert!((one - other).abs() < 1e-6 * other.abs(), "{projector:?} {key}: {row} {same} {norms}");
             };
-            let shares = ["aligned", "orthogonal", "subspace_aligned", "subspace_orthogonal", "signed"];
+            let shares = ["aligned", "orthogonal", "subspace_aligned", "subspace_orthogonal", "input", "signed"];
             for key in ["norm"].into_iter().chain(shares) {
                 near(key, same[key].as_f64().unwrap());
             }

@@ -369,6 +369,7 @@ impl Module {
             orthogonal: products.orthogonal(),
             subspace_aligned: products.subspace_aligned(),
             subspace_orthogonal: products.subspace_orthogonal(),
+            input: direction.and_then(|direction| products.input(direction)),
             signed: direction.and_then(|direction| products.signed(direction)),
             gradient_ratio,
         })

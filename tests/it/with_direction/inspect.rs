@@ -6,8 +6,8 @@ use asft::adapter;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use candle_core::{DType, Device, Tensor};
 
-const SHARES: [&str; 7] =
-    ["norm", "aligned", "orthogonal", "subspace_aligned", "subspace_orthogonal", "cosine", "signed"];
+const SHARES: [&str; 8] =
+    ["norm", "aligned", "orthogonal", "subspace_aligned", "subspace_orthogonal", "cosine", "input", "signed"];
 
 #[test]
 fn the_shares_of_an_adapter_are_those_of_its_whole_matrices() {
