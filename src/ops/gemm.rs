@@ -151,6 +151,10 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Stored, out: Matrix, accumula
 /// # Safety
 /// As [`product`], with m rows of a whose elements are contiguous.
 pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
+    // Without a row, a may have no memory to look at.
+    if m == 0 {
+        return;
+    }
     let tasks: Vec<(usize, usize)> = parts
         .iter()
         .enumerate()

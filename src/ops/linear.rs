@@ -220,6 +220,14 @@ mod tests {
     }
 
     #[test]
+    fn no_rows_give_no_rows() {
+        let (x, w) = (Tensor::zeros((0, 70), DType::F32, &candle_core::Device::Cpu).unwrap(), random(&[50, 70], 2));
+        assert_eq!(forward(&x, &w, None).unwrap().dims(), [0, 50]);
+        let [y, z] = forward_each(&x, [(&w, None), (&w, None)]).unwrap();
+        assert_eq!((y.dims(), z.dims()), ([0, 50].as_slice(), [0, 50].as_slice()));
+    }
+
+    #[test]
     fn a_sum_is_that_of_its_products() {
         let (x, w, z, b) = (random(&[9, 70], 1), random(&[50, 70], 2), random(&[9, 8], 3), random(&[50, 8], 4));
         for dtype in [DType::F32, DType::BF16] {

@@ -28,6 +28,15 @@ fn a_few_rows_are_dot_products() {
 }
 
 #[test]
+fn no_rows_are_not_read() {
+    let w = [1f32; 6];
+    let weight = Stored { values: Values::F32(&w), rows: 2, cols: 3, transposed: true };
+    let (none, out) = (Matrix::read(&[], 0, 3), Matrix::write(&mut [], 2));
+    // SAFETY: an empty a and an empty out of no rows.
+    unsafe { few_rows(0, none, &[(weight, out)]) };
+}
+
+#[test]
 fn half_weights_over_several_blocks() {
     let (m, rows, cols) = (3, 2 * BLOCK_ELEMENTS / 1000 + 77, 1000);
     let half: Vec<half::bf16> = (0..rows * cols).map(|i| half::bf16::from_f32((i % 13) as f32 - 6.0)).collect();
