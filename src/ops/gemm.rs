@@ -3,10 +3,11 @@
 #![allow(unsafe_code, reason = "matrix products on strided parts of slices, which tasks write side by side")]
 
 use super::fast_math::vectorised;
-use super::matrix::{Matrix, prefetch};
+use super::matrix::Matrix;
 use super::thin;
 use super::widen::Values;
 use crate::quant::{Quantised, Vector};
+use crate::vectors::prefetch_after;
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -217,18 +218,6 @@ unsafe fn quantised_rows(m: usize, a: Matrix, x: &Vector, (w, rows): (&Quantised
         let set = |i: usize, sum: f32| unsafe { out.set(i, j, sum) };
         w.widen(row * cols, &mut wide);
         (0..m).for_each(|i| set(i, dot(&wide, x(i), |w| w)));
-    }
-}
-
-/// Distance in bytes between what is read and what is prefetched. The processor's own prefetching stops at each page of
-/// 4 KiB: two threads read 41 to 46 GB/s without this and 52 to 54 with it, the best of 512 to 4096 bytes.
-const AHEAD: usize = 2048;
-
-/// Prefetches what lies [`AHEAD`] of `chunk`.
-#[inline(always)]
-fn prefetch_after<T>(chunk: &[T]) {
-    for line in (0..size_of_val(chunk)).step_by(64) {
-        prefetch(chunk.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
     }
 }
 

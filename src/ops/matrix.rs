@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "matrices inside others' memory, parts of which tasks write side by side")]
 
 use super::fresh::Fresh;
+use crate::vectors::prefetch;
 use std::mem::MaybeUninit;
 
 /// A matrix inside borrowed memory: element (i, j) is at `i * row_stride + j * col_stride` past `data`.
@@ -123,17 +124,4 @@ unsafe fn look_at_ends(data: *const f32, length: usize) {
         // SAFETY: promised by the caller; memory about to be written for the first time may be uninitialised.
         let _ends = unsafe { (data.read_volatile(), data.add(length - 1).read_volatile()) };
     }
-}
-
-/// Prefetches the cache line at an address that will be read soon. Nothing is accessed here: any address will do.
-#[inline(always)]
-pub fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault, and SSE is always available.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

@@ -6,17 +6,16 @@
 //! so that they have its bits: <https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/quants.py>.
 
 mod dots;
-mod factor;
 mod k_blocks;
+mod parts;
 mod small_blocks;
+mod widen;
 
 use crate::ensure_valid;
-use crate::vectors::vectorised;
 use anyhow::Result;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use parts::Parts;
 use rayon::prelude::*;
 
 /// Values in the longest block.
@@ -148,46 +147,21 @@ impl GgmlType {
         })
     }
 
-    /// The values of whole blocks: `out.len()` is a multiple of [`GgmlType::block_len`], and `bytes` holds as many
-    /// blocks. What a damaged block holds becomes infinite or NaN ([`GgmlType::is_finite`]), nothing else.
-    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
-        debug_assert_eq!(bytes.len() / self.block_bytes(), out.len() / self.block_len());
+    /// Does `work` with what takes this type's blocks apart; nothing for types that have none.
+    fn in_blocks(self, work: impl Work) {
         match self {
-            Self::F32 => each::<4, 1>(bytes, out, |b, out| *out = [f32::from_le_bytes(*b)]),
-            Self::F16 => halves(bytes, out),
-            // bf16 is the upper half of an f32: a shift, which the compiler vectorises.
-            Self::Bf16 => {
-                each::<2, 1>(bytes, out, |b, out| *out = [f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)]);
-            }
-            Self::Q4_0 => each(bytes, out, small_blocks::q4_0),
-            Self::Q4_1 => each(bytes, out, small_blocks::q4_1),
-            Self::Q5_0 => each(bytes, out, small_blocks::q5_0),
-            Self::Q5_1 => each(bytes, out, small_blocks::q5_1),
-            Self::Q8_0 => each(bytes, out, small_blocks::q8_0),
-            Self::Q2K => each(bytes, out, k_blocks::q2),
-            Self::Q3K => each(bytes, out, k_blocks::q3),
-            Self::Q4K => each(bytes, out, k_blocks::q4),
-            Self::Q5K => each(bytes, out, k_blocks::q5),
-            Self::Q6K => each(bytes, out, k_blocks::q6),
+            Self::F32 | Self::F16 | Self::Bf16 => {}
+            Self::Q4_0 => work.with(inlined!(small_blocks::q4_0)),
+            Self::Q4_1 => work.with(inlined!(small_blocks::q4_1)),
+            Self::Q5_0 => work.with(inlined!(small_blocks::q5_0)),
+            Self::Q5_1 => work.with(inlined!(small_blocks::q5_1)),
+            Self::Q8_0 => work.with(inlined!(small_blocks::q8_0)),
+            Self::Q2K => work.with(inlined!(k_blocks::q2)),
+            Self::Q3K => work.with(inlined!(k_blocks::q3)),
+            Self::Q4K => work.with(inlined!(k_blocks::q4)),
+            Self::Q5K => work.with(inlined!(k_blocks::q5)),
+            Self::Q6K => work.with(inlined!(k_blocks::q6)),
         }
-    }
-
-    /// Whether the values of whole blocks are all finite. Of quantised blocks only the f16 factors are looked at: what
-    /// they multiply is too small to overflow.
-    pub fn is_finite(self, bytes: &[u8]) -> bool {
-        let factors: &[usize] = match self {
-            Self::F32 => return bytes.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
-            Self::Bf16 => return bytes.as_chunks::<2>().0.iter().all(|b| bf16::from_le_bytes(*b).is_finite()),
-            Self::F16 | Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
-            Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
-            Self::Q2K => &[80, 82],
-            Self::Q3K => &[108],
-            Self::Q6K => &[208],
-        };
-        let finite = |block: &[u8], at: usize| {
-            block.get(at..at + 2).and_then(|b| b.try_into().ok()).is_some_and(|b| f16::from_le_bytes(b).is_finite())
-        };
-        bytes.chunks(self.block_bytes()).all(|block| factors.iter().all(|&at| finite(block, at)))
     }
 
     /// The blocks nearest to `values`, by candle's quantisers, which are llama.cpp's; on all threads.
@@ -233,29 +207,22 @@ impl GgmlType {
     }
 }
 
-/// Calls `widen` with each block of `BYTES` and the `LEN` values that it becomes.
-#[inline(always)]
-fn each<const BYTES: usize, const LEN: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    widen: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
-) {
-    vectorised!({
-        for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-            widen(block, out);
-        }
-    });
+/// A function as a closure that becomes part of its callers. The function itself, called as a value, would be compiled apart from
+/// them, for any CPU.
+macro_rules! inlined {
+    ($function:path) => {
+        #[inline(always)]
+        |block| $function(block)
+    };
 }
+use inlined;
 
-/// f16 values, many at a time: the processor's instruction for them takes eight.
-fn halves(bytes: &[u8], out: &mut [f32]) {
-    let mut aligned = [f16::ZERO; 256];
-    for (bytes, out) in bytes.chunks(2 * aligned.len()).zip(out.chunks_mut(aligned.len())) {
-        for (half, b) in aligned.iter_mut().zip(bytes.as_chunks().0) {
-            *half = f16::from_le_bytes(*b);
-        }
-        aligned[..out.len()].convert_to_f32_slice(out);
-    }
+/// What can be done with the blocks of any type.
+trait Work {
+    fn with<const BYTES: usize, const WIDTH: usize, const GROUPS: usize>(
+        self,
+        take_apart: impl Fn(&[u8; BYTES]) -> Parts<WIDTH, GROUPS>,
+    );
 }
 
 #[cfg(test)]

@@ -1,107 +1,108 @@
 //! Blocks of 256 values, in groups that have their own small scales.
 
-use super::factor::half_at;
+use super::parts::{Parts, bits, half_at, joined, shifted, two_bits};
 
 /// 16 scales and minima of 4 bits, 64 bytes, d, dmin: (d·s) · q − (dmin·m), 16 values for each scale. Byte j of 32
 /// holds values j, j + 32, j + 64 and j + 96, of 2 bits.
 #[inline(always)]
-pub fn q2(block: &[u8; 84], out: &mut [f32; 256]) {
+pub fn q2(block: &[u8; 84]) -> Parts<16, 16> {
+    let mut parts = Parts::ZERO;
     let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-    let (scales, quants) = (&block[..16], &block[16..80]);
-    for (group, (out, scale)) in out.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
-        let (scale, min) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
-        let (start, shift) = two_bits(group);
-        for (out, q) in out.iter_mut().zip(&quants[start..start + 16]) {
-            *out = scale * f32::from((q >> shift) & 3) - min;
-        }
+    for (byte, (scale, min)) in block.iter().zip(parts.scales.iter_mut().zip(&mut parts.minima)) {
+        (*scale, *min) = (d * f32::from(byte & 15), dmin * f32::from(byte >> 4));
     }
+    for (half, bytes) in block[16..80].as_chunks::<32>().0.iter().enumerate() {
+        parts.put(128 * half, two_bits(bytes), 0);
+    }
+    parts
 }
 
-/// Where the 2-bit values of a group of 16 are: the first of their bytes, and by how much to shift them.
+/// The third bits of all values, 64 bytes, 16 scales of 6 bits, d: (d · (s − 32)) · (q − 4), 16 values for each scale. Bytes are
+/// as in [`q2`]; bit i of the first 32 belongs to the i-th 32 values.
 #[inline(always)]
-fn two_bits(group: usize) -> (usize, usize) {
-    (32 * (group / 8) + 16 * (group % 2), 2 * (group % 8 / 2))
-}
-
-/// The third bits of all values, 64 bytes, 16 scales of 6 bits, d: (d · (s − 32)) · (q − 4), 16 values for each scale.
-#[inline(always)]
-pub fn q3(block: &[u8; 110], out: &mut [f32; 256]) {
+pub fn q3(block: &[u8; 110]) -> Parts<16, 16> {
+    let mut parts = Parts::ZERO;
     let d = half_at(block, 108);
-    let (third, quants, scales) = (&block[..32], &block[32..96], &block[96..108]);
-    for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * q3_scale(scales, group);
-        let (start, shift) = two_bits(group);
-        let (quants, third) = (&quants[start..start + 16], &third[16 * (group % 2)..][..16]);
-        for (out, (q, third)) in out.iter_mut().zip(quants.iter().zip(third)) {
-            *out = scale * (f32::from((q >> shift & 3) | (third >> (group / 2) & 1) << 2) - 4.0);
-        }
+    for g in 0..16 {
+        let low = block[96 + g % 8] >> (4 * (g / 8)) & 15;
+        let high = block[104 + g % 4] >> (2 * (g / 4)) & 3;
+        parts.scales[g] = d * (f32::from(low | high << 4) - 32.0);
     }
+    let [third, low @ ..] = block.as_chunks::<32>().0 else { return parts };
+    for (half, bytes) in low.iter().enumerate() {
+        let third = shifted(third, 4 * half as u32);
+        let [a, b, c, d] = two_bits(bytes);
+        let (e, f, g, h) = (bits::<0, 1>(&third), bits::<1, 1>(&third), bits::<2, 1>(&third), bits::<3, 1>(&third));
+        let codes = [joined::<2>(a, e), joined::<2>(b, f), joined::<2>(c, g), joined::<2>(d, h)];
+        parts.put(128 * half, codes, 4);
+    }
+    parts
 }
 
-/// The scale of one of 16 groups, of 6 bits less 32.
+/// d, dmin, 8 scales and minima of 6 bits, 128 bytes: (d·s) · q − (dmin·m), 32 values for each scale. Byte j of 32 holds values
+/// j and j + 32.
 #[inline(always)]
-pub fn q3_scale(packed: &[u8], group: usize) -> f32 {
-    let low = packed[group % 8] >> (4 * (group / 8)) & 15;
-    let high = packed[8 + group % 4] >> (2 * (group / 4)) & 3;
-    f32::from(low | high << 4) - 32.0
+pub fn q4(block: &[u8; 144]) -> Parts<32, 8> {
+    let mut parts = with_factors(block);
+    for (pair, bytes) in block[16..].as_chunks::<32>().0.iter().enumerate() {
+        parts.put(64 * pair, [bits::<0, 15>(bytes), bits::<4, 15>(bytes)], 0);
+    }
+    parts
 }
 
-/// d, dmin, 8 scales and minima of 6 bits, 128 bytes: (d·s) · q − (dmin·m), 32 values for each scale.
+/// As [`q4`], with the fifth bits of all values before the 128 bytes: bit i of 32 bytes belongs to the i-th 32 values.
 #[inline(always)]
-pub fn q4(block: &[u8; 144], out: &mut [f32; 256]) {
+pub fn q5(block: &[u8; 176]) -> Parts<32, 8> {
+    let mut parts = with_factors(block);
+    let [fifth, low @ ..] = block[16..].as_chunks::<32>().0 else { return parts };
+    for (pair, bytes) in low.iter().enumerate() {
+        let fifth = shifted(fifth, 2 * pair as u32);
+        let (low, high) = (bits::<0, 15>(bytes), bits::<4, 15>(bytes));
+        let codes = [joined::<4>(low, bits::<0, 1>(&fifth)), joined::<4>(high, bits::<1, 1>(&fifth))];
+        parts.put(64 * pair, codes, 0);
+    }
+    parts
+}
+
+/// d, dmin, and 8 scales and minima of 6 bits, four at once: of 12 bytes, the first four hold the scales and the next four the
+/// minima of groups 0 to 3 in their low six bits; the last four hold the low four bits of those of groups 4 to 7, whose upper two
+/// stand at the top of the first eight.
+#[inline(always)]
+fn with_factors<const BYTES: usize>(block: &[u8; BYTES]) -> Parts<32, 8> {
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const UPPER: u32 = 0x3030_3030;
+    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (scales, minima, rest) = (word(4), word(8), word(12));
+    let eight = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let scales = eight(scales & SIX, rest & FOUR | scales >> 2 & UPPER);
+    let minima = eight(minima & SIX, rest >> 4 & FOUR | minima >> 2 & UPPER);
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, min) = six_bits(&block[4..16], group);
-        let (scale, min) = (d * scale, dmin * min);
-        let (quants, shift) = (&block[16 + 32 * (group / 2)..][..32], 4 * (group % 2));
-        for (out, q) in out.iter_mut().zip(quants) {
-            *out = scale * f32::from(q >> shift & 15) - min;
-        }
+    let mut parts = Parts::ZERO;
+    for g in 0..8 {
+        parts.scales[g] = d * f32::from(scales[g]);
+        parts.minima[g] = dmin * f32::from(minima[g]);
     }
+    parts
 }
 
-/// As [`q4`], with the fifth bits of all values before the 128 bytes.
+/// The low four bits of all values, their upper two, 16 scales of 8 bits, d: (d·s) · (q − 32), 16 values for each scale. For each
+/// half of the block, byte j of 64 holds the low bits of values j and j + 64, and byte j of 32 the upper ones of j, j + 32, j + 64
+/// and j + 96.
 #[inline(always)]
-pub fn q5(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    let fifth = &block[16..48];
-    for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, min) = six_bits(&block[4..16], group);
-        let (scale, min) = (d * scale, dmin * min);
-        let (quants, shift) = (&block[48 + 32 * (group / 2)..][..32], 4 * (group % 2));
-        for (out, (q, fifth)) in out.iter_mut().zip(quants.iter().zip(fifth)) {
-            *out = scale * f32::from((q >> shift & 15) | (fifth >> group & 1) << 4) - min;
-        }
-    }
-}
-
-/// Scale and minimum of one of 8 groups. Of the 12 bytes, the first four hold the scales and the next four the minima
-/// of groups 0 to 3 in their low six bits; the last four hold the low four bits of those of groups 4 to 7, whose upper
-/// two stand at the top of the first eight.
-#[inline(always)]
-fn six_bits(packed: &[u8], group: usize) -> (f32, f32) {
-    let (scale, min) = if group < 4 {
-        (packed[group] & 63, packed[group + 4] & 63)
-    } else {
-        let low = packed[group + 4];
-        ((low & 15) | (packed[group - 4] >> 2 & 48), (low >> 4) | (packed[group] >> 2 & 48))
-    };
-    (f32::from(scale), f32::from(min))
-}
-
-/// The low four bits of all values, their upper two, 16 scales of 8 bits, d: (d·s) · (q − 32), 16 values for each scale.
-#[inline(always)]
-pub fn q6(block: &[u8; 210], out: &mut [f32; 256]) {
+pub fn q6(block: &[u8; 210]) -> Parts<16, 16> {
+    let mut parts = Parts::ZERO;
     let d = half_at(block, 208);
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    for (group, (out, scale)) in out.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
-        let scale = d * f32::from(scale.cast_signed());
-        // Each half of the block: its 64 bytes hold values j and j + 64.
-        let (half, part, odd) = (group / 8, group % 8 / 2, 16 * (group % 2));
-        let (start, shift) = (64 * half + 32 * (part % 2) + odd, 4 * (part / 2));
-        let (low, high) = (&low[start..start + 16], &high[32 * half + odd..][..16]);
-        for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
-            *out = scale * (f32::from((low >> shift & 15) | (high >> (2 * part) & 3) << 4) - 32.0);
-        }
+    for (scale, byte) in parts.scales.iter_mut().zip(&block[192..208]) {
+        *scale = d * f32::from(byte.cast_signed());
     }
+    let low = block[..128].as_chunks::<64>().0.iter().map(|low| low.as_chunks::<32>().0);
+    for (half, (low, high)) in low.zip(block[128..192].as_chunks::<32>().0).enumerate() {
+        let [one, other] = low else { return parts };
+        let low = [bits::<0, 15>(one), bits::<0, 15>(other), bits::<4, 15>(one), bits::<4, 15>(other)];
+        let ([a, b, c, d], [e, f, g, h]) = (low, two_bits(high));
+        let codes = [joined::<4>(a, e), joined::<4>(b, f), joined::<4>(c, g), joined::<4>(d, h)];
+        parts.put(128 * half, codes, 32);
+    }
+    parts
 }

@@ -1,61 +1,80 @@
-//! Blocks of 32 values. Of those with 4 or 5 bits, byte j holds the low bits of values j and j + 16.
+//! Blocks of 32 values, one group. Of those with 4 or 5 bits, byte j holds the low bits of values j and j + 16.
 
-use super::factor::half_at;
+use super::parts::{Parts, half_at, nibbles};
+
+type Block = Parts<32, 1>;
 
 /// d, 16 bytes: d · (q − 8).
 #[inline(always)]
-pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    let (low, high) = out.split_at_mut(16);
-    for ((low, high), q) in low.iter_mut().zip(high).zip(&block[2..]) {
-        *low = d * (f32::from(q & 15) - 8.0);
-        *high = d * (f32::from(q >> 4) - 8.0);
-    }
+pub fn q4_0(block: &[u8; 18]) -> Block {
+    let mut parts = Block { scales: [half_at(block, 0)], ..Block::ZERO };
+    parts.put(0, [nibbles(after(block))], 8);
+    parts
 }
 
 /// d, m, 16 bytes: d · q + m.
 #[inline(always)]
-pub fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (d, m) = (half_at(block, 0), half_at(block, 2));
-    let (low, high) = out.split_at_mut(16);
-    for ((low, high), q) in low.iter_mut().zip(high).zip(&block[4..]) {
-        *low = d * f32::from(q & 15) + m;
-        *high = d * f32::from(q >> 4) + m;
-    }
+pub fn q4_1(block: &[u8; 20]) -> Block {
+    let mut parts = Block { scales: [half_at(block, 0)], minima: [-half_at(block, 2)], ..Block::ZERO };
+    parts.put(0, [nibbles(after(block))], 0);
+    parts
 }
 
 /// d, the fifth bits of all values, 16 bytes: d · (q − 16).
 #[inline(always)]
-pub fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    five_bits(&block[6..], fifth, out, |q| d * (q - 16.0));
+pub fn q5_0(block: &[u8; 22]) -> Block {
+    let mut parts = Block { scales: [half_at(block, 0)], ..Block::ZERO };
+    parts.put(0, [with_fifths(nibbles(after(block)), [block[2], block[3], block[4], block[5]])], 16);
+    parts
 }
 
 /// d, m, the fifth bits of all values, 16 bytes: d · q + m.
 #[inline(always)]
-pub fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (d, m) = (half_at(block, 0), half_at(block, 2));
-    let fifth = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-    five_bits(&block[8..], fifth, out, |q| d * q + m);
+pub fn q5_1(block: &[u8; 24]) -> Block {
+    let mut parts = Block { scales: [half_at(block, 0)], minima: [-half_at(block, 2)], ..Block::ZERO };
+    parts.put(0, [with_fifths(nibbles(after(block)), [block[4], block[5], block[6], block[7]])], 0);
+    parts
 }
 
-/// `value` of each q of 5 bits, as a float.
+/// d, 32 signed bytes: d · q.
 #[inline(always)]
-fn five_bits(quants: &[u8], fifth: u32, out: &mut [f32; 32], value: impl Fn(f32) -> f32) {
-    let (low, high) = out.split_at_mut(16);
-    for (j, ((low, high), &q)) in (0u32..).zip(low.iter_mut().zip(high).zip(quants)) {
-        let q = u32::from(q);
-        *low = value(((q & 15) | ((fifth >> j) & 1) << 4) as f32);
-        *high = value(((q >> 4) | ((fifth >> (j + 16)) & 1) << 4) as f32);
+pub fn q8_0(block: &[u8; 34]) -> Block {
+    let mut parts = Block { scales: [half_at(block, 0)], ..Block::ZERO };
+    for (code, byte) in parts.codes[0].iter_mut().zip(&block[2..]) {
+        *code = byte.cast_signed();
     }
+    parts
 }
 
-/// d, 32 signed bytes: q · d.
+/// The last 16 bytes of a block.
 #[inline(always)]
-pub fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    for (out, &q) in out.iter_mut().zip(&block[2..]) {
-        *out = f32::from(q.cast_signed()) * d;
-    }
+fn after<const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; 16] {
+    block.last_chunk().expect("a block is longer")
 }
+
+/// Codes with their fifth bits, of which each byte has those of 8.
+#[inline(always)]
+fn with_fifths(low: [u8; 32], fifths: [u8; 4]) -> [u8; 32] {
+    // Each byte once for each of its bits, all compared at once.
+    let spread = fifths.map(|byte| u64::from(byte) * 0x0101_0101_0101_0101);
+    let (mut bytes, mut out) = ([0; 32], [0; 32]);
+    for i in 0..4 {
+        bytes[8 * i..8 * i + 8].copy_from_slice(&spread[i].to_le_bytes());
+    }
+    for i in 0..32 {
+        let is_set = bytes[i] & PLACES[i] != 0;
+        out[i] = low[i] | if is_set { 16 } else { 0 };
+    }
+    out
+}
+
+/// Bit i of a byte for the i-th of each 8 codes.
+const PLACES: [u8; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = 1 << (i % 8);
+        i += 1;
+    }
+    places
+};

@@ -1,5 +1,7 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
+use crate::quant::Vector;
+use crate::vectors::of_this_cpu;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -29,6 +31,34 @@ fn every_type_is_widened_to_the_bits_of_the_reference() {
             let mut values = vec![f32::NAN; expected.len()];
             kind.widen(&moved[shift..], &mut values);
             assert_eq!(bits(&values), bits(&expected), "{kind:?}");
+        }
+    }
+}
+
+/// Random and extreme blocks as rows of one, two and all of them, whatever instructions the CPU has.
+#[test]
+fn products_are_those_with_the_values() {
+    let goldens = goldens();
+    for kind in GgmlType::ALL.into_iter().filter(|kind| kind.is_quantised()) {
+        let blocks = goldens.read_bytes(&format!("{}.blocks", kind.name())).unwrap();
+        let values = goldens.read_f32(&format!("{}.values", kind.name())).unwrap();
+        let mut random = SmallRng::seed_from_u64(5);
+        let x: Vec<f32> = (0..values.len()).map(|_| StandardNormal.sample(&mut random)).collect();
+        for columns in [kind.block_len(), 2 * kind.block_len(), values.len()] {
+            let (rows, bytes) = (values.len() / columns, columns / kind.block_len() * kind.block_bytes());
+            let (blocks, x) = (&blocks[..rows * bytes], &x[..columns]);
+            for arch in of_this_cpu() {
+                let mut got = vec![f32::NAN; rows];
+                kind.dots_at(arch, blocks, &Vector::new(x), &mut got);
+                for (got, row) in got.iter().zip(values.chunks(columns)) {
+                    // Of values with a minimum, the two products that are subtracted may be larger than the values.
+                    let largest = row.iter().fold(0f32, |a, b| a.max(b.abs()));
+                    let size: f64 = x.iter().map(|x| f64::from(x.abs() * largest)).sum();
+                    let expected: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                    let near = (f64::from(*got) - expected).abs() <= 1e-6 * size;
+                    assert!(near, "{kind:?}, {columns} columns with {arch:?}: {got} for {expected}");
+                }
+            }
         }
     }
 }
