@@ -6,8 +6,11 @@ use asft::ops::activation::Activation;
 use asft::ops::attention::{self, Layout, Shape};
 use asft::ops::rope::{self, Angles, Stretch};
 use asft::ops::sum::add;
+use asft::ops::weight::Weight;
 use asft::ops::{cross_entropy, dropout, gated_mlp, linear, rms_norm};
-use candle_core::Device;
+use asft::quant::ggml::GgmlType;
+use asft::quant::{Format, Kind};
+use candle_core::{DType, Device};
 use support::{Limits, in_pool, tensor};
 
 struct Width {
@@ -37,6 +40,7 @@ fn run() -> anyhow::Result<()> {
         elementwise(&limits, width)?;
         attentions(&limits, width)?;
         heads(&limits, width)?;
+        decoding(&limits, width)?;
         println!();
     }
     Ok(())
@@ -119,5 +123,25 @@ fn heads(limits: &Limits, w: &Width) -> anyhow::Result<()> {
     limits.flops("cross_entropy forward and backward", 2.0 * flops, || {
         drop(cross_entropy::forward_backward(&hidden, &head, &targets, scale, false, None));
     });
+    Ok(())
+}
+
+/// One row with weights in bf16 and quantised: bytes of the weight. (Small ones are in a cache here, and not where a whole model
+/// is decoded with.)
+fn decoding(limits: &Limits, w: &Width) -> anyhow::Result<()> {
+    let formats = [Format::FourBit(Kind::Nf4), Format::Ggml(GgmlType::Q8_0), Format::Ggml(GgmlType::Q4K)];
+    for (name, d_in, d_out) in [("q", w.hidden, w.hidden), ("up", w.hidden, w.inner), ("down", w.inner, w.hidden)] {
+        let (x, dense) = (tensor(&[1, d_in], 1).to_dtype(DType::BF16)?, tensor(&[d_out, d_in], 2));
+        let values = dense.flatten_all()?.to_vec1::<f32>()?;
+        let dense = dense.to_dtype(DType::BF16)?;
+        limits.bytes(&format!("one row by {name}, bf16"), values.len() / 2, || drop(linear::forward(&x, &dense, None)));
+        for format in formats {
+            // Where rows are whole blocks.
+            let Ok(matrix) = format.quantise((d_out, d_in), &values) else { continue };
+            let (bytes, weight) = (matrix.bytes(), Weight::quantised(matrix, &Device::Cpu)?);
+            limits
+                .bytes(&format!("one row by {name}, {format}"), bytes / 4, || drop(linear::forward(&x, &weight, None)));
+        }
+    }
     Ok(())
 }

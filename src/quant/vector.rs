@@ -8,11 +8,18 @@ pub struct Vector<'a> {
     sums_of_16: OnceLock<Vec<f32>>,
     sums_of_32: OnceLock<Vec<f32>>,
     paired: OnceLock<Vec<f32>>,
+    by_lanes: OnceLock<Vec<[[f32; 16]; 8]>>,
 }
 
 impl<'a> Vector<'a> {
     pub fn new(values: &'a [f32]) -> Self {
-        Self { values, sums_of_16: OnceLock::new(), sums_of_32: OnceLock::new(), paired: OnceLock::new() }
+        Self {
+            values,
+            sums_of_16: OnceLock::new(),
+            sums_of_32: OnceLock::new(),
+            paired: OnceLock::new(),
+            by_lanes: OnceLock::new(),
+        }
     }
 
     pub fn values(&self) -> &'a [f32] {
@@ -40,6 +47,18 @@ impl<'a> Vector<'a> {
                 }
             }
             paired
+        })
+    }
+
+    /// For each 128 values, the last ones filled up with zeros: the second of each eight, then their first, fourth, third and so
+    /// on: in which codes of four bits come out of 16 lanes with eight each, the first of each byte in its high half.
+    pub fn by_lanes(&self) -> &[[[f32; 16]; 8]] {
+        self.by_lanes.get_or_init(|| {
+            let mut all = vec![[[0f32; 16]; 8]; self.values.len().div_ceil(128)];
+            for (i, x) in self.values.iter().enumerate() {
+                all[i / 128][(i % 8) ^ 1][i % 128 / 8] = *x;
+            }
+            all
         })
     }
 }

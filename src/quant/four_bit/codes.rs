@@ -5,6 +5,10 @@ use anyhow::Result;
 use half::{bf16, f16};
 use std::ops::Range;
 
+/// Values that vector instructions take at once, if they are of one block.
+#[cfg(target_arch = "x86_64")]
+pub(super) const PART: usize = 64;
+
 /// The type that values are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
@@ -65,13 +69,17 @@ impl Scales {
         match self {
             Self::Plain(scales) => out.copy_from_slice(&scales[first..][..out.len()]),
             Self::Nested(n) => {
-                let (mut group, mut left) = (first / n.block, n.block - first % n.block);
-                for (code, out) in n.codes[first..].iter().zip(out) {
-                    if left == 0 {
-                        (group, left) = (group + 1, n.block);
+                let (mut codes, mut out, mut at) = (&n.codes[first..], out, first);
+                while !out.is_empty() {
+                    let (group, length) = (at / n.block, (n.block - at % n.block).min(out.len()));
+                    let (now, later) = out.split_at_mut(length);
+                    for (scale, code) in now.iter_mut().zip(codes) {
+                        *scale = n.table[usize::from(*code)];
                     }
-                    *out = n.table[usize::from(*code)] * n.absmax[group] + n.offset;
-                    left -= 1;
+                    // In a loop of its own, which the compiler vectorises.
+                    let absmax = n.absmax[group];
+                    now.iter_mut().for_each(|scale| *scale = *scale * absmax + n.offset);
+                    (codes, out, at) = (&codes[length..], later, at + length);
                 }
             }
         }
@@ -182,6 +190,26 @@ impl FourBit {
     pub(super) fn table_of(&self, i: usize) -> [f32; 16] {
         let scale = self.scales.get(i);
         self.table.map(|value| self.rounding.apply(value * scale))
+    }
+
+    /// The code of value `i`.
+    #[inline(always)]
+    pub(super) fn code(&self, i: usize) -> usize {
+        let byte = self.packed[i / 2];
+        usize::from(if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 })
+    }
+
+    /// The scale of each of `count` parts of [`PART`] values from the `first` on; blocks are of whole parts.
+    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    pub(super) fn scales_of_parts(&self, first: usize, count: usize) -> Vec<f32> {
+        let in_block = self.block / PART;
+        let block = first / in_block;
+        let mut scales = vec![0f32; (first + count).div_ceil(in_block) - block];
+        self.scales.read(block, &mut scales);
+        if in_block == 1 {
+            return scales;
+        }
+        (first..first + count).map(|part| scales[part / in_block - block]).collect()
     }
 
     /// The parts of `range` that lie in one block each, with the number of the block.

@@ -2,6 +2,7 @@ use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::ops::testing::random;
 use crate::quant::Vector;
+use crate::vectors::of_this_cpu;
 use std::path::Path;
 
 /// Cases made by bitsandbytes.
@@ -51,14 +52,14 @@ fn values_are_those_of_bitsandbytes() {
         let (length, parts) = stored(&file, &case);
         let matrix = FourBit::new(length, parts).unwrap();
         let expected = file.read_f32(&format!("{case}.values")).unwrap();
-        let mut got = vec![0f32; length];
-        matrix.widen(0, &mut got);
-        assert_eq!(bits(&got), bits(&expected), "{case}");
-        // From anywhere, to anywhere.
-        for (start, count) in [(1, 1), (3, 40), (60, 9), (63, 2), (64, 64), (65, 130), (length - 7, 7)] {
-            let mut part = vec![0f32; count];
-            matrix.widen(start, &mut part);
-            assert_eq!(bits(&part), bits(&expected[start..start + count]), "{case} from {start}");
+        for arch in of_this_cpu() {
+            // From anywhere, to anywhere.
+            let parts = [(1, 1), (3, 40), (60, 9), (63, 2), (64, 64), (65, 130), (128, 256), (length - 7, 7)];
+            for (start, count) in [(0, length)].into_iter().chain(parts) {
+                let mut part = vec![0f32; count];
+                matrix.widen_at(arch, start, &mut part);
+                assert_eq!(bits(&part), bits(&expected[start..start + count]), "{case} from {start} with {arch:?}");
+            }
         }
     }
 }
@@ -111,8 +112,6 @@ fn a_product_is_that_with_the_values() {
             [(0, 1, 1), (0, 64, 2), (0, 640, 1), (64, 100, 3), (64, 192, 3), (7, 333, 2), (10, 71, 2), (128, 1024, 2)]
         {
             let x: Vec<f32> = random(&[columns], 4).to_vec1().unwrap();
-            let mut got = vec![0f32; rows];
-            matrix.dots(start, columns, &Vector::new(&x), &mut got);
             let mut wide = vec![0f32; rows * columns];
             matrix.widen(start, &mut wide);
             // Of a part, and of a single value, the values are the same.
@@ -121,9 +120,14 @@ fn a_product_is_that_with_the_values() {
                 matrix.widen(start + i, &mut single);
                 assert_eq!(single, [*value], "{start} {i}");
             }
-            for (got, row) in got.iter().zip(wide.chunks(columns)) {
-                let expected: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} for {expected} ({start}, {columns})");
+            for arch in of_this_cpu() {
+                let mut got = vec![0f32; rows];
+                matrix.dots_at(arch, (start, columns), &Vector::new(&x), &mut got);
+                for (got, row) in got.iter().zip(wide.chunks(columns)) {
+                    let expected: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    let near = (f64::from(*got) - expected).abs() < 1e-5;
+                    assert!(near, "{got} for {expected} ({start}, {columns}) with {arch:?}");
+                }
             }
         }
     }
