@@ -7,6 +7,7 @@ use super::mixture::{Mixture, Saved as MixtureSaved};
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
+use super::shared_expert::SharedExpert;
 use super::{LayerCache, Pass};
 use crate::ops::rms_norm;
 use crate::ops::sum::{add, scaled_by};
@@ -38,7 +39,7 @@ pub struct Saved {
 /// What follows attention in a block.
 pub enum Feedforward {
     Mlp(Box<Mlp>),
-    Mixture(Mixture),
+    Mixture(Box<Mixture>),
 }
 
 /// What the backward pass of a [`Feedforward`] needs.
@@ -108,27 +109,27 @@ impl Block {
 
     /// The block's linears that adapters may be attached to, in the order of [`crate::names::BLOCK_LINEARS`].
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let mlp = match &self.mlp {
-            Feedforward::Mlp(mlp) => Some(mlp.as_ref()),
-            Feedforward::Mixture(_) => None,
+        let feedforward: Vec<&Linear> = match &self.mlp {
+            Feedforward::Mlp(mlp) => mlp.linears().collect(),
+            Feedforward::Mixture(mixture) => mixture.shared.iter().flat_map(SharedExpert::linears).collect(),
         };
-        self.mixer.linears().into_iter().chain(mlp.into_iter().flat_map(Mlp::linears))
+        self.mixer.linears().into_iter().chain(feedforward)
     }
 
     /// As [`Block::linears`], to attach adapters.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let mlp = match &mut self.mlp {
-            Feedforward::Mlp(mlp) => Some(mlp.as_mut()),
-            Feedforward::Mixture(_) => None,
+        let feedforward: Vec<&mut Linear> = match &mut self.mlp {
+            Feedforward::Mlp(mlp) => mlp.linears_mut().collect(),
+            Feedforward::Mixture(mixture) => mixture.shared.iter_mut().flat_map(SharedExpert::linears_mut).collect(),
         };
-        self.mixer.linears_mut().into_iter().chain(mlp.into_iter().flat_map(Mlp::linears_mut))
+        self.mixer.linears_mut().into_iter().chain(feedforward)
     }
 
-    /// The matrices of a mixture, which take no adapters, by module.
+    /// The matrices of a mixture that take no adapters, by module.
     pub fn mixture_weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
         let mixture = match &self.mlp {
             Feedforward::Mlp(_) => None,
-            Feedforward::Mixture(mixture) => Some(mixture),
+            Feedforward::Mixture(mixture) => Some(mixture.as_ref()),
         };
         mixture.into_iter().flat_map(Mixture::weights)
     }

@@ -16,9 +16,9 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Once;
 
-const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, ministral3, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, qwen3_5_text, gemma2, \
+const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, ministral3, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, qwen3_5_text, qwen3_5_moe_text, gemma2, \
                          gemma3_text, smollm3, granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3, and the text models of gemma3, mistral3, \
-                         qwen3_vl and qwen3_5";
+                         qwen3_vl, qwen3_5 and qwen3_5_moe";
 
 impl ModelSpec {
     /// Reads `config.json` in a checkpoint folder, or what a GGUF file says in its place; of a multimodal class only the text
@@ -74,6 +74,7 @@ fn text_model(config: &Config) -> Result<ModelSpec> {
         "qwen3" => qwen::qwen(config, true),
         "qwen3_moe" => qwen::qwen3_moe(config),
         "qwen3_5_text" => qwen3_5::qwen3_5(config),
+        "qwen3_5_moe_text" => qwen3_5::qwen3_5_moe(config),
         "qwen3_vl_text" => qwen::qwen3_vl(config),
         "gemma2" => gemma::gemma(config, false),
         "gemma3_text" => gemma::gemma(config, true),

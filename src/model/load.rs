@@ -9,6 +9,7 @@ use super::mixture::Mixture;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::projection::Projection;
+use super::shared_expert::SharedExpert;
 use super::{Decoder, DeltaNetSpec, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{
@@ -178,20 +179,28 @@ impl Loader<'_> {
             return Ok(Feedforward::Mlp(Box::new(self.mlp(layer)?)));
         };
         let module = in_block(layer, ROUTER);
-        Ok(Feedforward::Mixture(Mixture {
+        Ok(Feedforward::Mixture(Box::new(Mixture {
             router: self.tensor(&format!("{module}.weight"))?.into(),
             module,
             experts: (0..experts.count).map(|expert| self.expert(layer, expert)).collect::<Result<_>>()?,
             per_row: experts.per_token,
             normalised: experts.normalised,
+            shared: experts.shared.map(|_| self.shared_expert(layer)).transpose()?,
             trains: self.weights.train(),
-        }))
+        })))
     }
 
     fn expert(&mut self, layer: usize, expert: usize) -> Result<Mlp> {
         let activation = self.spec.activation;
         let [gate, up, down] = EXPERT_LINEARS.map(|part| self.linear(layer, &in_expert(expert, part)));
         Ok(Mlp { gate_up: Projection::Separate([gate?, up?]), down_proj: down?, activation })
+    }
+
+    fn shared_expert(&mut self, layer: usize) -> Result<SharedExpert> {
+        let activation = self.spec.activation;
+        let [gate, up, down] = EXPERT_LINEARS.map(|part| self.linear(layer, &format!("mlp.shared_expert.{part}")));
+        let expert = Mlp { gate_up: Projection::Separate([gate?, up?]), down_proj: down?, activation };
+        Ok(SharedExpert { expert, gate: self.linear(layer, "mlp.shared_expert_gate")? })
     }
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {

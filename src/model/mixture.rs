@@ -6,7 +6,9 @@
 use super::Pass;
 use super::mlp::{Mlp, Saved as MlpSaved};
 use super::parameters::Gradients;
+use super::shared_expert::{Saved as SharedSaved, SharedExpert};
 use crate::ops::routing::Routing;
+use crate::ops::sum::add;
 use crate::ops::traffic::{self, counted};
 use crate::ops::weight::Weight;
 use crate::ops::{cast, linear};
@@ -23,6 +25,8 @@ pub struct Mixture {
     pub per_row: usize,
     /// Whether a row's weights add up to 1.
     pub normalised: bool,
+    /// The expert that every row goes to besides.
+    pub shared: Option<SharedExpert>,
     /// Whether the router trains.
     pub trains: bool,
 }
@@ -32,6 +36,7 @@ pub struct Saved {
     h: Tensor,
     routing: Routing,
     parts: Vec<Part>,
+    shared: Option<SharedSaved>,
 }
 
 /// What one expert computed.
@@ -62,8 +67,13 @@ impl Mixture {
             weighed.push(counted(y.broadcast_mul(&weights)?, &[&y, &weights]));
             parts.push(Part { expert, rows, places, weights, y, saved });
         }
-        let sum = cast(&self.sum(&parts, &weighed, h)?, h.dtype())?;
-        Ok((sum, Saved { h: h.clone(), routing, parts }))
+        let mut sum = cast(&self.sum(&parts, &weighed, h)?, h.dtype())?;
+        let mut shared = None;
+        if let Some(expert) = &self.shared {
+            let (y, saved) = expert.forward(h, pass)?;
+            (sum, shared) = (add(&sum, &y)?, Some(saved));
+        }
+        Ok((sum, Saved { h: h.clone(), routing, parts, shared }))
     }
 
     /// Adds up what the parts have for each row, [m, hidden_size] each -> [N, hidden_size] in f32. `like` has the sum's shape.
@@ -99,7 +109,11 @@ impl Mixture {
             self.add_zeros(saved, gradients)?;
         }
         let of_router = cast(&linear::backward_input(&dz, &self.router)?, DType::F32)?;
-        cast(&counted((&dh + &of_router)?, &[&dh, &of_router]), dy.dtype())
+        let dh = cast(&counted((&dh + &of_router)?, &[&dh, &of_router]), dy.dtype())?;
+        match (&self.shared, &saved.shared) {
+            (Some(expert), Some(saved)) => add(&dh, &expert.backward(saved, dy, pass, gradients)?),
+            _ => Ok(dh),
+        }
     }
 
     /// An expert without rows has a gradient of zero, so that the optimizer treats it as the others.

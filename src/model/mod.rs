@@ -20,6 +20,7 @@ mod parameters;
 mod projection;
 mod rope;
 mod sampling;
+mod shared_expert;
 mod spec;
 
 pub use decoder::{Decoder, Objective, Sequences};

@@ -3,7 +3,9 @@
 //! `config.json` becomes a [`ModelSpec`] in family.rs; nothing after that looks at the family's name.
 
 use super::rope::Rope;
-use crate::names::{ATTENTION, EXPERT_LINEARS, Forms, ROUTER, expert_part, in_block, in_expert, is_in_delta_net};
+use crate::names::{
+    ATTENTION, EXPERT_LINEARS, Forms, ROUTER, expert_part, in_block, in_expert, is_in_delta_net, is_in_shared_expert,
+};
 use crate::ops::activation::Activation;
 use crate::ops::delta_rule;
 
@@ -94,6 +96,8 @@ pub struct Experts {
     pub intermediate_size: usize,
     /// Whether a token's weights add up to 1.
     pub normalised: bool,
+    /// The inner size of the expert that all tokens go to, if there is one.
+    pub shared: Option<usize>,
 }
 
 /// What a norm of queries and keys is taken over.
@@ -179,6 +183,9 @@ impl ModelSpec {
             "self_attn.k_proj" | "self_attn.v_proj" => (keys, self.hidden_size),
             "self_attn.qkv_proj" => (queries + 2 * keys, self.hidden_size),
             "self_attn.o_proj" => (self.hidden_size, queries),
+            "mlp.shared_expert_gate" => (1, self.hidden_size),
+            "mlp.shared_expert.gate_proj" | "mlp.shared_expert.up_proj" => (self.shared_size()?, self.hidden_size),
+            "mlp.shared_expert.down_proj" => (self.hidden_size, self.shared_size()?),
             "mlp.gate_proj" | "mlp.up_proj" => (self.intermediate_size, self.hidden_size),
             "mlp.gate_up_proj" => (2 * self.intermediate_size, self.hidden_size),
             "mlp.down_proj" => (self.hidden_size, self.intermediate_size),
@@ -247,11 +254,15 @@ impl ModelSpec {
     /// The linears of a block that adapters may be attached to, in the order of the forward pass.
     pub fn block_linears(&self, layer: usize) -> impl Iterator<Item = &'static str> {
         let (mixture, delta_net) = (self.has_mixture(layer), self.delta_net_of(layer).is_some());
-        let forms =
-            Forms { fused_qkv: self.fused_qkv, fused_gate_up: self.fused_gate_up, delta_net: self.delta_net.is_some() };
+        let forms = Forms {
+            fused_qkv: self.fused_qkv,
+            fused_gate_up: self.fused_gate_up,
+            delta_net: self.delta_net.is_some(),
+            shared_expert: self.shared_size().is_some(),
+        };
         forms.linears().filter(move |linear| match linear.split_once('.') {
             Some((ATTENTION, _)) => !delta_net,
-            Some(("mlp", _)) => !mixture,
+            Some(("mlp", _)) => mixture == is_in_shared_expert(linear),
             _ => delta_net,
         })
     }
@@ -259,6 +270,10 @@ impl ModelSpec {
     /// The gated DeltaNet of a layer.
     pub fn delta_net_of(&self, layer: usize) -> Option<DeltaNetSpec> {
         self.delta_net.filter(|_| self.layers.get(layer).is_some_and(|layer| layer.delta_net))
+    }
+
+    fn shared_size(&self) -> Option<usize> {
+        self.experts?.shared
     }
 
     /// How many values a token has between gate and down, in all experts that it goes to.

@@ -1,8 +1,9 @@
 //! Names of tensors: a model's outer ones, those inside a block, and an adapter's matrices.
 
 /// The linear layers that blocks have, in the order of the forward pass: a family has either q, k and v or qkv, and either
-/// gate and up or gate_up; a layer has either attention or a gated DeltaNet.
-pub const BLOCK_LINEARS: [&str; 14] = [
+/// gate and up or gate_up; a layer has either attention or a gated DeltaNet, and either an MLP or a mixture, perhaps with a shared
+/// expert.
+pub const BLOCK_LINEARS: [&str; 18] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
@@ -17,6 +18,10 @@ pub const BLOCK_LINEARS: [&str; 14] = [
     "mlp.up_proj",
     "mlp.gate_up_proj",
     "mlp.down_proj",
+    "mlp.shared_expert.gate_proj",
+    "mlp.shared_expert.up_proj",
+    "mlp.shared_expert.down_proj",
+    "mlp.shared_expert_gate",
 ];
 
 /// The router of a block's mixture of experts.
@@ -45,6 +50,8 @@ pub struct Forms {
     pub fused_gate_up: bool,
     /// Some layers have a gated DeltaNet.
     pub delta_net: bool,
+    /// Mixtures have an expert that all tokens go to.
+    pub shared_expert: bool,
 }
 
 impl Forms {
@@ -56,6 +63,7 @@ impl Forms {
             "mlp.gate_proj" | "mlp.up_proj" => !self.fused_gate_up,
             "mlp.gate_up_proj" => self.fused_gate_up,
             linear if is_in_delta_net(linear) => self.delta_net,
+            linear if is_in_shared_expert(linear) => self.shared_expert,
             _ => true,
         })
     }
@@ -65,6 +73,11 @@ impl Forms {
 pub const DELTA_NET: &str = "linear_attn";
 /// The attention of a block.
 pub const ATTENTION: &str = "self_attn";
+
+/// Whether a path in a block, or of the whole model, is a part of a mixture's shared expert, or its gate.
+pub fn is_in_shared_expert(module: &str) -> bool {
+    module.split('.').any(|part| part == "shared_expert" || part == "shared_expert_gate")
+}
 
 /// Whether a path in a block, or of the whole model, is a part of a gated DeltaNet.
 pub fn is_in_delta_net(module: &str) -> bool {

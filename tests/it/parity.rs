@@ -47,7 +47,11 @@ fn lora_loss_and_gradients_equal_peft() {
             }
             assert_eq!(compared, model.parameters().len());
             // Four linears a layer; a gated DeltaNet has five of its own.
-            let modules = if case.starts_with("qwen3_5") { 2 * 6 + 4 } else { 3 * 4 };
+            let modules = match case {
+                "qwen3_5_text" | "qwen3_5" => 2 * 6 + 4,
+                "qwen3_5_moe" => 2 * 7 + 5,
+                _ => 3 * 4,
+            };
             assert_eq!(compared, modules * 2);
         }
     }

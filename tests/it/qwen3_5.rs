@@ -11,19 +11,24 @@ use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 
 const CASE: &str = "qwen3_5_text";
+const MIXTURE: &str = "qwen3_5_moe";
 
 /// How far the base's logits are from the golden's with another spec and other weights.
 fn difference(spec: &ModelSpec, change: impl Fn(&str, Tensor) -> Tensor) -> f64 {
-    let (stored, scratch) = (base_checkpoint(CASE), tempfile::tempdir().unwrap());
+    difference_of(CASE, spec, change)
+}
+
+fn difference_of(case: &str, spec: &ModelSpec, change: impl Fn(&str, Tensor) -> Tensor) -> f64 {
+    let (stored, scratch) = (base_checkpoint(case), tempfile::tempdir().unwrap());
     let read = |name: &str| change(name, stored.tensor(name, DType::F32, &Device::Cpu).unwrap());
     let tensors: BTreeMap<String, Tensor> = stored.names().map(|name| (name.to_string(), read(name))).collect();
     save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
     let weights = Checkpoint::open(scratch.path()).unwrap();
     let place = (device(), DType::F32);
     let model = Decoder::load(spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
-    let batch = GoldenBatch::load(CASE);
+    let batch = GoldenBatch::load(case);
     let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
-    max_difference(&logits, &batch.live(&Golden::expected(CASE).values("base.logits"), spec.vocab_size))
+    max_difference(&logits, &batch.live(&Golden::expected(case).values("base.logits"), spec.vocab_size))
 }
 
 #[test]
@@ -76,6 +81,29 @@ fn every_tensor_of_a_gated_delta_net_shows_in_its_golden() {
             difference(&spec(CASE), |name, tensor| if name.ends_with(ending) { change(&tensor) } else { tensor });
         assert!(found > 1e-2, "{ending}: {found}");
     }
+}
+
+#[test]
+fn a_shared_expert_and_its_gate_show_in_the_golden_of_a_mixture() {
+    // The weights are saved by the names of the text model.
+    let spec = ModelSpec { wrapped: false, ..spec(MIXTURE) };
+    let without = |ending: &str| {
+        difference_of(MIXTURE, &spec, |name, x| if name.ends_with(ending) { x.zeros_like().unwrap() } else { x })
+    };
+    assert!(without("nothing") <= 1e-4);
+    for ending in ["shared_expert_gate.weight", "shared_expert.down_proj.weight", "mlp.gate.weight"] {
+        assert!(without(ending) > 1e-2, "{ending}: {}", without(ending));
+    }
+    let mut one = spec.clone();
+    one.experts.as_mut().unwrap().per_token = 1;
+    assert!(difference_of(MIXTURE, &one, |_, x| x) > 1e-2);
+    let targets = |name: &str| {
+        let target_modules = Targets::List(vec![name.to_string()]);
+        LoraOptions { target_modules, ..Default::default() }.targets(&spec)
+    };
+    assert_eq!(targets("shared_expert_gate").unwrap().len(), 3);
+    assert_eq!(targets("up_proj").unwrap(), targets("shared_expert.up_proj").unwrap());
+    assert!(targets("experts.0.up_proj").unwrap_err().to_string().contains("take no adapters"));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const WRAPPERS: [&str; 4] = ["gemma3", "mistral3", "qwen3_vl", "qwen3_5"];
+const WRAPPERS: [&str; 5] = ["gemma3", "mistral3", "qwen3_vl", "qwen3_5", "qwen3_5_moe"];
 
 /// What the golden adapters of a case are for, in the order of a regular expression and in that of the blocks.
 fn adapted_linears(case: &str) -> (&'static str, &'static [&'static str]) {
@@ -30,6 +30,21 @@ fn adapted_linears(case: &str) -> (&'static str, &'static [&'static str]) {
                 "in_proj_b",
                 "in_proj_a",
                 "out_proj",
+                "down_proj",
+                "q_proj",
+                "v_proj",
+                "o_proj",
+            ],
+        ),
+        "qwen3_5_moe" => (
+            r"linear_attn\.in_proj_a|linear_attn\.in_proj_b|linear_attn\.in_proj_qkv|linear_attn\.in_proj_z|linear_attn\.out_proj|mlp\.shared_expert\.down_proj|mlp\.shared_expert\.gate_proj|self_attn\.o_proj|self_attn\.q_proj|self_attn\.v_proj",
+            &[
+                "in_proj_qkv",
+                "in_proj_z",
+                "in_proj_b",
+                "in_proj_a",
+                "out_proj",
+                "gate_proj",
                 "down_proj",
                 "q_proj",
                 "v_proj",

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 21] = [
+pub const CASES: [&str; 22] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -35,6 +35,7 @@ pub const CASES: [&str; 21] = [
     "qwen3_vl",
     "qwen3_5_text",
     "qwen3_5",
+    "qwen3_5_moe",
 ];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.

@@ -16,6 +16,8 @@ pub struct Defaults {
     pub activation_key: &'static str,
     pub activation: &'static str,
     pub rms_norm_eps: f64,
+    /// `None`: the config has to have it.
+    pub intermediate_size: Option<usize>,
     pub rope: RopeDefaults,
 }
 
@@ -27,6 +29,7 @@ pub const LLAMA: Defaults = Defaults {
     activation_key: "hidden_act",
     activation: "silu",
     rms_norm_eps: 1e-6,
+    intermediate_size: None,
     rope: ropes::PLAIN,
 };
 
@@ -51,7 +54,10 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         model_type: config.string("model_type")?.unwrap_or_default().to_string(),
         vocab_size: config.required_size("vocab_size")?,
         hidden_size,
-        intermediate_size: config.required_size("intermediate_size")?,
+        intermediate_size: match defaults.intermediate_size {
+            Some(size) => config.size("intermediate_size")?.unwrap_or(size),
+            None => config.required_size("intermediate_size")?,
+        },
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: config.size("num_key_value_heads")?.or(kv_default).unwrap_or(num_attention_heads),

@@ -53,14 +53,9 @@ pub fn qwen3_moe(config: &Config) -> Result<ModelSpec> {
         per_token: config.size("num_experts_per_tok")?.unwrap_or(8),
         intermediate_size: config.size("moe_intermediate_size")?.unwrap_or(768),
         normalised: config.flag("norm_topk_prob")?.unwrap_or(false),
+        shared: None,
     };
-    ensure_valid!(
-        experts.per_token <= experts.count && experts.count <= MAX_EXPERTS,
-        "{}: num_experts_per_tok is {} of {} experts; expected at most as many, and at most {MAX_EXPERTS} experts",
-        config.origin,
-        experts.per_token,
-        experts.count
-    );
+    check_experts(config, &experts)?;
     let dense = config.numbers("mlp_only_layers")?.unwrap_or_default();
     let step = config.size("decoder_sparse_step")?.unwrap_or(1);
     for (number, layer) in spec.layers.iter_mut().enumerate() {
@@ -69,6 +64,18 @@ pub fn qwen3_moe(config: &Config) -> Result<ModelSpec> {
     }
     spec.experts = Some(experts);
     Ok(spec)
+}
+
+/// Checks the number of a mixture's experts.
+pub fn check_experts(config: &Config, experts: &Experts) -> Result<()> {
+    ensure_valid!(
+        experts.per_token <= experts.count && experts.count <= MAX_EXPERTS,
+        "{}: num_experts_per_tok is {} of {} experts; expected at most as many, and at most {MAX_EXPERTS} experts",
+        config.origin,
+        experts.per_token,
+        experts.count
+    );
+    Ok(())
 }
 
 /// More experts than any model has: tensors are listed before any weight is looked at.

@@ -286,6 +286,39 @@ fn three_layers_of_four_of_qwen3_5_have_a_gated_delta_net() {
 }
 
 #[test]
+fn all_layers_of_qwen3_5_s_mixtures_have_experts_and_a_shared_one() {
+    let spec = parse_with("qwen3_5_moe_text", json!({"num_hidden_layers": 4, "num_key_value_heads": null})).unwrap();
+    let experts = spec.experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.intermediate_size, experts.shared), (256, 8, 512, Some(512)));
+    assert!(experts.normalised && spec.layers.iter().all(|layer| layer.mixture));
+    let linears = |layer| spec.block_linears(layer).collect::<Vec<_>>();
+    assert_eq!(linears(3)[4..], linears(0)[5..]);
+    assert_eq!(
+        linears(3)[4..],
+        ["gate_proj", "up_proj", "down_proj"]
+            .map(|part| format!("mlp.shared_expert.{part}"))
+            .iter()
+            .map(String::as_str)
+            .chain(["mlp.shared_expert_gate"])
+            .collect::<Vec<_>>()[..]
+    );
+    assert_eq!(spec.linear_shape("mlp.shared_expert_gate"), Some((1, 48)));
+    assert_eq!(spec.linear_shape("mlp.shared_expert.down_proj"), Some((48, 512)));
+    let wrapped = parse_with("qwen3_5_moe", json!({"text_config": {}})).unwrap();
+    assert_eq!((wrapped.hidden_size, wrapped.num_hidden_layers, wrapped.num_key_value_heads), (2048, 40, 2));
+    for (fields, needle) in [
+        (json!({"norm_topk_prob": false}), "`norm_topk_prob` = false"),
+        (json!({"mlp_only_layers": [1]}), "`mlp_only_layers` = [1.0]"),
+        (json!({"num_experts": 4, "num_experts_per_tok": 5}), "5 of 4 experts"),
+        (json!({"output_router_logits": true}), "output_router_logits"),
+    ] {
+        let error = parse_with("qwen3_5_moe_text", fields).unwrap_err();
+        assert!(error.to_string().contains(needle), "{needle}: {error:#}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+}
+
+#[test]
 fn text_models_of_multimodal_classes_have_their_classes_defaults() {
     let sizes = |spec: &ModelSpec| {
         let ModelSpec { vocab_size, hidden_size, num_hidden_layers, num_attention_heads, .. } = *spec;

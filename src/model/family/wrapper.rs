@@ -15,11 +15,12 @@ struct Wrapper {
     tied: bool,
 }
 
-const WRAPPERS: [Wrapper; 4] = [
+const WRAPPERS: [Wrapper; 5] = [
     Wrapper { model_type: "gemma3", texts: &["gemma3_text"], tied: true },
     Wrapper { model_type: "mistral3", texts: &["mistral", "ministral3"], tied: true },
     Wrapper { model_type: "qwen3_vl", texts: &["qwen3_vl_text"], tied: false },
     Wrapper { model_type: "qwen3_5", texts: &["qwen3_5_text"], tied: false },
+    Wrapper { model_type: "qwen3_5_moe", texts: &["qwen3_5_moe_text"], tied: false },
 ];
 
 /// Whether a class has text models of this type.
@@ -68,6 +69,7 @@ fn sizes(text_type: &str) -> Map<String, Value> {
         "ministral3" => [131_072, 4096, 14336, 34, 32],
         "qwen3_vl_text" => [151_936, 4096, 22016, 32, 32],
         "qwen3_5_text" => [248_320, 4096, 12288, 32, 16],
+        "qwen3_5_moe_text" => [248_320, 2048, 512, 40, 16],
         _ => [32_000, 4096, 14336, 32, 32],
     };
     object(json!({

@@ -306,6 +306,8 @@ impl<'a> Estimate<'a> {
         if let Some(experts) = self.mixture(layer) {
             // A token's row for each of its experts, and what that made of it before it is weighed.
             values += 2 * experts.per_token * h;
+            // The shared expert's gate, up and product, and what it returns before it is weighed.
+            values += experts.shared.map_or(0, |shared| 3 * shared + h);
         }
         values * self.width() + wide * F32 + self.lora_bytes()
     }

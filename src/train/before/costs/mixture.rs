@@ -24,6 +24,7 @@ impl Costs<'_> {
         });
         self.sum(mixture);
         self.narrowed_sum();
+        self.shared_expert(mixture, 2.0, Self::gate_forward);
     }
 
     pub(super) fn mixture_backward(&mut self, layer: usize, mixture: Experts) {
@@ -53,6 +54,17 @@ impl Costs<'_> {
         }
         self.rows(Part::Rows, 3.0 * all * h * F32);
         self.narrowed_sum();
+        // With the sums of dx: of gate and up, of the expert and its gate, and with the others' part.
+        self.shared_expert(mixture, 11.0, Self::gate_backward);
+    }
+
+    /// The expert that all tokens go to, besides its linears: its own gate, `tensors` that its share moves, and a sum.
+    fn shared_expert(&mut self, mixture: Experts, tensors: f64, gate: fn(&mut Self, f64)) {
+        let Some(inner) = mixture.shared else { return };
+        gate(self, inner as f64);
+        let values = self.n * self.hidden() * self.w;
+        self.rows(Part::Rows, tensors * values);
+        self.rows(Part::Rows, 3.0 * values);
     }
 
     /// All experts' rows put together, in the order of tokens, and added up in f32.
