@@ -125,6 +125,7 @@ mod base;
 mod gemma;
 mod glm4;
 mod granite;
+mod layer_types;
 mod llama;
 mod ministral3;
 mod olmo;

@@ -2,14 +2,15 @@
 //! mixture of experts.
 
 use super::base::{Defaults, LLAMA, common, read_attention_bias};
+use super::layer_types::layers_of_type;
 use super::qwen::check_experts;
 use super::refused::refuse_unsupported;
 use super::ropes::{PLAIN, RopeDefaults};
+use crate::ensure_valid;
 use crate::model::config_json::Config;
 use crate::model::spec::{DeltaNetSpec, Experts, ModelSpec, QkNorm};
 use crate::ops::activation::Activation;
 use crate::ops::delta_rule;
-use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
 const QWEN_3_5: Defaults = Defaults {
@@ -116,23 +117,6 @@ const MAX_WINDOW: usize = 64;
 
 /// Which layers have a gated DeltaNet: as `layer_types` says, else all but every fourth (`full_attention_interval`).
 fn recurrent_layers(config: &Config, layers: usize) -> Result<Vec<bool>> {
-    let Some(types) = config.strings("layer_types")? else {
-        let interval = config.size("full_attention_interval")?.unwrap_or(4);
-        return Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect());
-    };
-    ensure_valid!(
-        types.len() == layers,
-        "{}: layer_types names {} layers, num_hidden_layers says {layers}",
-        config.origin,
-        types.len()
-    );
-    let recurrent = types.into_iter().map(|kind| match kind {
-        "full_attention" => Ok(false),
-        "linear_attention" => Ok(true),
-        other => Err(invalid!(
-            "{}: layer type `{other}` is not supported; supported: full_attention, linear_attention",
-            config.origin
-        )),
-    });
-    recurrent.collect()
+    let interval = config.size("full_attention_interval")?.unwrap_or(4);
+    layers_of_type(config, layers, "linear_attention", |layer| !(layer + 1).is_multiple_of(interval))
 }

@@ -1,8 +1,9 @@
 //! Sliding windows of a config.json: how far, and in which layers.
 
+use super::layer_types::layers_of_type;
+use crate::ensure_valid;
 use crate::model::config_json::Config;
 use crate::model::spec::ModelSpec;
-use crate::{ensure_valid, invalid};
 use anyhow::Result;
 
 /// The sliding window: 4096 if absent; null means none.
@@ -23,7 +24,7 @@ pub fn set_windows(
     window: Option<usize>,
     rule: impl Fn(usize) -> bool,
 ) -> Result<()> {
-    let slides = sliding_layers(config, spec.num_hidden_layers, rule)?;
+    let slides = layers_of_type(config, spec.num_hidden_layers, "sliding_attention", rule)?;
     ensure_valid!(
         window.is_some() || !slides.contains(&true),
         "{}: some layers have sliding attention, and there is no window: `sliding_window` is null or \
@@ -36,23 +37,4 @@ pub fn set_windows(
         layer.rope = Some(usize::from(two && slides));
     }
     Ok(())
-}
-
-fn sliding_layers(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
-    let Some(types) = config.strings("layer_types")? else { return Ok((0..layers).map(rule).collect()) };
-    ensure_valid!(
-        types.len() == layers,
-        "{}: layer_types names {} layers, num_hidden_layers says {layers}",
-        config.origin,
-        types.len()
-    );
-    let slides = types.into_iter().map(|kind| match kind {
-        "full_attention" => Ok(false),
-        "sliding_attention" => Ok(true),
-        other => Err(invalid!(
-            "{}: layer type `{other}` is not supported; supported: full_attention, sliding_attention",
-            config.origin
-        )),
-    });
-    slides.collect()
 }
