@@ -58,21 +58,22 @@ impl Input {
 
 /// (w ∘ x R) Rᵀ + ε x for x [n, d_in]; `input` is missing where V = 0.
 fn mixed(input: Option<&Input>, x: &Tensor, mix: f64) -> Result<Tensor> {
-    let own = (x * mix)?;
-    Ok(match input {
-        Some(input) => (input.apply(x)? + own)?,
-        None => own,
-    })
+    match input {
+        Some(input) if mix == 0.0 => input.apply(x),
+        Some(input) => Ok((input.apply(x)? + (x * mix)?)?),
+        None => Ok((x * mix)?),
+    }
 }
 
 /// The penalty of ΔW = B A; `weight` is λ s².
 pub fn lora(input: Option<&Input>, a: &Tensor, b: &Tensor, mix: f64, weight: f64) -> Result<Term> {
     let wide = wide(a.device());
-    let (h, t) = (mixed(input, a, mix)?, b.t()?.matmul(b)?);
-    let s = h.to_dtype(wide)?.matmul(&a.to_dtype(wide)?.t()?)?;
-    let value = Scalar::of((b.to_dtype(wide)?.t()?.matmul(&b.to_dtype(wide)?)? * &s)?.sum_all()?)?.times(weight);
+    let (h, b_wide) = (mixed(input, a, mix)?, b.to_dtype(wide)?);
+    let (s, t) = (h.to_dtype(wide)?.matmul(&a.to_dtype(wide)?.t()?)?, b_wide.t()?.matmul(&b_wide)?);
+    let value = Scalar::of((&t * &s)?.sum_all()?)?.times(weight);
+    let [s, t] = [s, t].map(|product| product.to_dtype(DType::F32));
     let factor = 2.0 * weight;
-    Ok(Term { value, grad_a: (t.matmul(&h)? * factor)?, grad_b: (b.matmul(&s.to_dtype(DType::F32)?)? * factor)? })
+    Ok(Term { value, grad_a: (t?.matmul(&h)? * factor)?, grad_b: (b.matmul(&s?)? * factor)? })
 }
 
 /// The penalty of ΔW [d_out, d_in] itself.

@@ -8,7 +8,8 @@
 //! value = λ s² ⟨T, S⟩    ∂A = 2 λ s² T A    ∂B = 2 λ s² (M G) S
 //! ```
 //!
-//! `input` penalises on the other side of ΔW, see [`super::input`]. `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`].
+//! `orthogonal+reverse` adds the squared negative part of the update's component along V, see [`super::sign`]. `input` penalises on
+//! the other side of ΔW, see [`super::input`].
 //!
 //! M is only ever applied, through U, and so is M², since UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
 //! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA this reads U twice, which dominates the cost:

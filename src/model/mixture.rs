@@ -145,7 +145,7 @@ impl Mixture {
         cast(&dz, saved.h.dtype())
     }
 
-    /// The frozen matrices: the router's and the experts', by module.
+    /// The matrices that take no adapters: the router's and the experts', by module.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
         let experts = self.experts.iter().flat_map(Mlp::linears).map(|linear| (linear.module.as_str(), &linear.weight));
         std::iter::once((self.module.as_str(), &self.router)).chain(experts)

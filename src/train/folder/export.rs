@@ -45,6 +45,7 @@ fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> R
     };
     let variables = &settings.data.template_variables;
     let variables = (!variables.is_empty()).then(|| ("template variables", variables.to_string()));
+    let mix = (asft.input_mix > 0.0).then(|| ("input_mix", asft.input_mix.to_string()));
     let rows = [
         ("lambda", asft.lambda.to_string()),
         ("penalize", asft.penalize.to_string()),
@@ -56,7 +57,7 @@ fn adapter(settings: &Settings, trained: &Trained, step: usize, dir: &Path) -> R
         ("steps", step.to_string()),
         ("learning rate", settings.train.learning_rate.to_string()),
     ];
-    let rows: Vec<(&str, String)> = rows.into_iter().chain(variables).collect();
+    let rows: Vec<(&str, String)> = rows.into_iter().chain(mix).chain(variables).collect();
     let card = card(&adapter, asft.penalize, &rows);
     adapter::save(&adapter, trained.trainer.model.spec(), &trained.checkpoint, &card, dir)
 }
