@@ -52,6 +52,7 @@
 //! | [`device`] | what this build can compute on |
 //! | [`report`] | what a run leaves: metrics, run record, TensorBoard events, the page |
 //! | [`tokenizer`] | text to token ids and back |
+//! | [`sandbox`] | the toy pair of the first run, as part of the program |
 //! | [`outputs`] | whether what a command writes may go where it is to go |
 //! | [`checkpoint`] | safetensors, GGUF files and model folders, read and written |
 //! | [`names`] | module paths, tensor names, the order within a block, `target_modules` |
@@ -92,6 +93,7 @@ pub mod plot;
 pub mod quant;
 pub mod ranks;
 pub mod report;
+pub mod sandbox;
 pub mod stop;
 pub mod ticks;
 pub mod tokenizer;

@@ -23,12 +23,20 @@ pub struct ReportArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft init Qwen/Qwen2-7B-Instruct
+  asft init --sandbox try-asft
   asft init ./my-model --unaligned ./its-base --data train.jsonl \\
       --out my-model.toml")]
 pub struct InitArgs {
     /// The model to fine-tune: a folder, a GGUF file, or a hub id with an optional @revision
-    #[arg(value_name = "MODEL")]
-    pub model: String,
+    #[arg(value_name = "MODEL", required_unless_present = "sandbox")]
+    pub model: Option<String>,
+    /// Write a first run instead, with its toy models, data and config, to a new folder; start the commands of docs/sandbox.md there
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["model", "tokenizer", "unaligned", "direction", "data", "out"]
+    )]
+    pub sandbox: Option<PathBuf>,
     /// Folder or hub id of the tokenizer, if it is not the model's own; some GGUF files need one
     #[arg(long, value_name = "ID|DIR")]
     pub tokenizer: Option<String>,
@@ -44,7 +52,7 @@ pub struct InitArgs {
     /// The config to write, or - to print it (default: the model's name with .toml)
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Overwrite the config if it exists
+    /// Overwrite the config, or the sandbox's files, if they exist
     #[arg(long)]
     pub overwrite: bool,
 }

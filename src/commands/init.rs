@@ -6,34 +6,38 @@ use crate::cli::InitArgs;
 use crate::config::suggest;
 use crate::console::log;
 use crate::data::recognise;
-use crate::ensure_valid;
 use crate::hub::{self, Split};
 use crate::method::direction_file::Directions;
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
+use crate::{ensure_valid, invalid, sandbox};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub fn run(args: InitArgs) -> Result<()> {
-    let name = suggest::short_name(&args.model);
+    if let Some(dir) = &args.sandbox {
+        return write_sandbox(dir, args.overwrite);
+    }
+    let model = args.model.ok_or_else(|| invalid!("no model is given; name one, or give --sandbox DIR"))?;
+    let name = suggest::short_name(&model);
     let out = args.out.unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
     let to_stdout = out == Path::new("-");
     if !to_stdout {
-        let read = Outputs::new(args.overwrite).reads("MODEL", [&args.model]).reads("--unaligned", &args.unaligned);
+        let read = Outputs::new(args.overwrite).reads("MODEL", [&model]).reads("--unaligned", &args.unaligned);
         let read = read.reads("--tokenizer", &args.tokenizer);
         let read = read.reads("--direction", &args.direction).reads("--data", &args.data);
         read.file("--out", [&out]).check()?;
     }
-    let base = hub::resolve_without_weights(&args.model, false)?;
+    let base = hub::resolve_without_weights(&model, false)?;
     let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
     if is_gguf(base.tokenizer_place()) {
         base.load_tokenizer()?;
     }
     let given = given(args.unaligned, args.direction.as_deref(), args.data, &base.place)?;
     let given = suggest::Given { tokenizer: args.tokenizer, ..given };
-    let suggestion = suggest::for_model(&args.model, &base, given)?;
+    let suggestion = suggest::for_model(&model, &base, given)?;
     let text = suggestion.to_toml()?;
     if to_stdout {
         return print(&text);
@@ -43,6 +47,16 @@ pub fn run(args: InitArgs) -> Result<()> {
     for (key, what) in suggestion.to_do() {
         log::info(&what, json!({"set": key}));
     }
+    Ok(())
+}
+
+/// Writes the sandbox, and says what to do in it.
+fn write_sandbox(dir: &Path, overwrite: bool) -> Result<()> {
+    Outputs::new(overwrite).filled("--sandbox", dir).check()?;
+    sandbox::write(dir)?;
+    let (count, shown) = (sandbox::FILES.len(), dir.display());
+    let first = format!("cd {shown} && asft train --config {}", sandbox::CONFIG);
+    log::info(&format!("wrote {count} files to {shown}; next: {first}"), json!({"files": count, "dir": dir}));
     Ok(())
 }
 

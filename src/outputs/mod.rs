@@ -36,6 +36,8 @@ enum Kind {
     File,
     /// Replaced as a whole; an earlier one is known by this file in it.
     Folder(&'static str),
+    /// A new or empty folder that is filled; to overwrite is to replace the files that have the same names.
+    Filled,
     /// A folder whose writer knows what it may hold, and keeps the rest.
     Kept,
     /// Removed before there is a new one, whatever it is.
@@ -64,6 +66,12 @@ impl Outputs {
     /// A folder to be written with [`crate::checkpoint::replace`]. `mark`: a file that every such folder has.
     pub fn folder(mut self, name: &'static str, path: &Path, mark: &'static str) -> Self {
         self.outputs.extend(Place::all(name, [path]).map(|place| (place, Kind::Folder(mark))));
+        self
+    }
+
+    /// A folder to be filled with files of its writer's, which with `--overwrite` may hold earlier ones and others.
+    pub fn filled(mut self, name: &'static str, path: &Path) -> Self {
+        self.outputs.extend(Place::all(name, [path]).map(|place| (place, Kind::Filled)));
         self
     }
 
@@ -104,14 +112,19 @@ impl Outputs {
             }
             Kind::Folder(mark) => {
                 check_writable(path)?;
-                self.check_folder(path, mark)
+                self.check_folder(path, Some(mark))
+            }
+            Kind::Filled => {
+                check_writable(path)?;
+                self.check_folder(path, None)
             }
             Kind::Kept | Kind::Removed => Ok(()),
         }
     }
 
-    /// Checks that a folder may be written: it is new or empty, or an earlier one of its kind that may be replaced.
-    fn check_folder(&self, path: &Path, mark: &str) -> Result<()> {
+    /// Checks that a folder may be written: it is new or empty, or what it holds may be replaced. If that means the whole
+    /// folder, it has to be an earlier one of its kind, with the file `mark`.
+    fn check_folder(&self, path: &Path, mark: Option<&str>) -> Result<()> {
         let shown = path.display();
         let reading = |e| invalid!("cannot read {shown}: {e}");
         if path.symlink_metadata().is_err() {
@@ -126,6 +139,7 @@ impl Outputs {
             self.overwrite,
             "{shown} is a folder that is not empty; replace it with --overwrite, or give another path"
         );
+        let Some(mark) = mark else { return Ok(()) };
         let has_folders = entries.iter().any(|entry| entry.path().is_dir());
         ensure_valid!(
             path.join(mark).is_file() && !has_folders,

@@ -1,7 +1,10 @@
 //! `asft init`: a config to start from.
 
-use crate::support::command::{asft, refused, set, stdout, succeeds};
-use crate::support::files::fixture;
+use crate::support::command::{asft, ends, refused, set, stdout, succeeds};
+use crate::support::files::{fixture, root};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 #[test]
 fn init_writes_a_config_that_trains_as_it_stands() {
@@ -73,4 +76,57 @@ fn init_writes_a_config_that_trains_as_it_stands() {
     let bare = stdout(asft(&["init", "--out", "-"]).arg(fixture("qwen3").join("model")));
     assert!(bare.contains("format = \"prompt_completion\""));
     refused(asft(&["init", "tests/tiny", "--out", "-"]), &["config.json"]);
+}
+
+/// The paths below `folder` of all files there, relative to `dir`.
+fn files(dir: &Path, folder: &str) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(dir.join(folder)).unwrap() {
+        let path = entry.unwrap().path();
+        let relative = path.strip_prefix(dir).unwrap().to_path_buf();
+        if path.is_dir() {
+            found.extend(files(dir, relative.to_str().unwrap()));
+        } else {
+            found.insert(relative);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_sandbox_is_the_repository_s_and_trains_where_it_is_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("new/sandbox");
+    let init = || {
+        let mut command = asft(&["init", "--sandbox"]);
+        command.arg(&dir);
+        command
+    };
+    let told = succeeds(init());
+    assert!(told.contains("asft train --config configs/sandbox/train.toml"), "{told}");
+    let shipped = ["sandbox/aligned", "sandbox/unaligned", "sandbox/data", "configs/sandbox"];
+    let expected: BTreeSet<PathBuf> = shipped.iter().flat_map(|folder| files(&root(), folder)).collect();
+    assert_eq!(files(&dir, ""), expected);
+    for path in &expected {
+        assert!(fs::read(dir.join(path)).unwrap() == fs::read(root().join(path)).unwrap(), "{}", path.display());
+    }
+
+    let mut run = asft(&["train", "--config", "configs/sandbox/train.toml"]);
+    set(run.current_dir(&dir), &["train.max_steps=1"]);
+    succeeds(run);
+    assert!(dir.join("runs/sandbox/adapter/adapter_config.json").is_file());
+    let told = refused(init(), &["--sandbox", "not empty", "--overwrite"]);
+    assert!(!told.contains("problems"), "{told}");
+    fs::write(dir.join("configs/sandbox/train.toml"), "").unwrap();
+    succeeds(init().arg("--overwrite"));
+    assert!(
+        dir.join("runs/sandbox/adapter").is_dir()
+            && fs::read(dir.join("configs/sandbox/train.toml")).unwrap().len() > 9
+    );
+}
+
+#[test]
+fn a_sandbox_needs_nothing_else() {
+    ends(asft(&["init", "tests/tiny/aligned", "--sandbox", "x"]), 2, &["cannot be used with"]);
+    ends(asft(&["init"]), 2, &["MODEL"]);
 }

@@ -93,6 +93,7 @@ const PATHS: [(&str, &[(&str, Use)]); 14] = [
             ("direction", Reads),
             ("data", Reads),
             ("out", Writes("IN/aligned --out")),
+            ("sandbox", Writes("--sandbox")),
         ],
     ),
     ("man", &[("dir", Writes(""))]),
@@ -188,10 +189,11 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn nothing_that_exists_is_replaced_without_overwrite() {
     let scratch = scratch();
     for (command, argument, line) in outputs() {
-        let out = scratch.path().join(format!("{command}.out"));
+        let name = format!("{command}-{argument}.out");
+        let out = scratch.path().join(&name);
         succeeds(run(scratch.path(), command, line, &out, &["-q"]));
         let before = contents(scratch.path());
-        refused(run(scratch.path(), command, line, &out, &[]), &["--overwrite", &format!("{command}.out")]);
+        refused(run(scratch.path(), command, line, &out, &[]), &["--overwrite", &name]);
         assert!(contents(scratch.path()) == before, "asft {command} --{argument} changed something");
         succeeds(run(scratch.path(), command, line, &out, &["-q", "--overwrite"]));
         let made = contents(scratch.path());
@@ -206,7 +208,7 @@ fn no_output_goes_onto_an_input_or_into_its_folder() {
     symlink(place("aligned"), place("way")).unwrap();
     symlink(place("run"), place("way2")).unwrap();
     let before = contents(scratch.path());
-    for (command, argument, line) in outputs().filter(|(command, ..)| *command != "man") {
+    for (command, argument, line) in outputs().filter(|(.., line)| line.contains("IN")) {
         let folders: &[&str] = match (line.contains("aligned"), line.contains("IN/run")) {
             (true, _) => &["aligned/new", "aligned/config.json", "way/new", "aligned/new/deep"],
             (_, true) => &["run/new", "run/metrics.jsonl", "way2/new", "run/config.toml"],
