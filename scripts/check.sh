@@ -20,7 +20,7 @@ cargo fmt --check
 step "scripts parse"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-shell_scripts=0 python_folders="scripts tests sandbox fuzz" source_folders="src tests benches examples fuzz scripts sandbox"
+shell_scripts=0 python_folders="scripts python tests sandbox fuzz" source_folders="src tests benches examples fuzz scripts python sandbox"
 for script in .ci/run scripts/*.sh sandbox/make/*.sh; do
     bash -n "$script"
     shell_scripts=$((shell_scripts + 1))
@@ -28,6 +28,9 @@ done
 # Compiled files go to the scratch folder, not beside the scripts.
 find $python_folders -name '*.py' -print0 | PYTHONPYCACHEPREFIX="$scratch" xargs -0 --no-run-if-empty python3 -m py_compile
 echo "$shell_scripts shell scripts, $(find $python_folders -name '*.py' | wc -l) Python scripts"
+
+step "metrics for trackers"
+PYTHONDONTWRITEBYTECODE=1 python3 scripts/test_follow_metrics.py
 
 step "layers"
 python3 scripts/check_layers.py --self-test
