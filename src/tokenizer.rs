@@ -7,10 +7,12 @@
 //! Decoding never "cleans up" spaces: the text is exactly what the ids say.
 
 mod gguf;
+mod pieces;
 mod source;
 mod stand_ins;
 
 pub use gguf::unpack;
+pub use pieces::Pieces;
 pub use source::hash_companions;
 pub use stand_ins::{ControlToken, StandIns};
 
@@ -123,29 +125,6 @@ impl Tokenizer {
     fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
         let inner = self.inner.clone();
         untrusted::run(move || work(&inner)).map_err(|why| invalid!("the tokenizer cannot be used: {why}"))
-    }
-
-    /// The text that each of `ids` adds to that before it; joined, they are what [`Self::decode`] gives for all. A
-    /// character of several tokens belongs to the last of them.
-    ///
-    /// # Errors
-    /// As [`Self::decode`].
-    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
-        // A token's text may depend on the one before (a leading space of a text is dropped, say), so tokens from
-        // `context` on are decoded with and without those from `fresh` on.
-        let (mut context, mut fresh, mut pieces) = (0, 0, vec![]);
-        for end in 1..=ids.len() {
-            let before = self.decode(&ids[context..fresh], false)?;
-            let after = self.decode(&ids[context..end], false)?;
-            let piece = after.strip_prefix(before.as_str()).unwrap_or(&after);
-            // A token may end inside a character.
-            let whole = !piece.ends_with('\u{fffd}') || end == ids.len();
-            pieces.push(if whole { piece.to_string() } else { String::new() });
-            if whole {
-                (context, fresh) = (fresh, end);
-            }
-        }
-        Ok(pieces)
     }
 
     pub fn bos_token(&self) -> Option<&str> {

@@ -5,12 +5,12 @@ use crate::checkpoint::save_tensors;
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
 use crate::data::{Columns, PROMPT_FIELDS, Template, TemplateVariables, load_prompts, restored};
-use crate::ensure_valid;
 use crate::eval::{Encoder, answer_all};
 use crate::hub::{self, ResolvedData, Split};
-use crate::model::{Decoder, GenerateOptions};
+use crate::model::{Decoder, GenerateOptions, check_temperature, check_top_p};
 use crate::outputs::Outputs;
 use crate::tokenizer::Tokenizer;
+use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
@@ -19,14 +19,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
-    // Below that, the scaled logits exceed f32's range; 0 is how to ask for greedy decoding.
-    let possible = args.temperature == 0.0 || (args.temperature >= 0.01 && args.temperature.is_finite());
-    ensure_valid!(
-        possible,
-        "--temperature should be 0 (the likeliest token), or 0.01 or more, got {}",
-        args.temperature
-    );
-    ensure_valid!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p should be above 0 and at most 1");
+    check_temperature(args.temperature).map_err(|why| invalid!("--temperature {why}"))?;
+    check_top_p(args.top_p).map_err(|why| invalid!("--top-p {why}"))?;
     ensure_valid!(args.max_new_tokens > 0, "--max-new-tokens should be at least 1");
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
     let columns = Columns::parse(&args.column, &PROMPT_FIELDS)?;
@@ -48,7 +42,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     let variables = TemplateVariables::parse(&args.template_variable)?;
     let template = if args.raw { None } else { Some(Template::load(&args.template, &variables, &tokenizer)?) };
-    let encoder = Encoder { tokenizer: &tokenizer, template, spec: model.spec() };
+    let encoder = Encoder { tokenizer: tokenizer.clone(), template, spec: model.spec().clone() };
     match (&args.prompt, &data) {
         (_, Some(data)) => answer_file(&model, &encoder, &options, (data, &columns, args.batch_size)),
         (Some(prompt), None) => {
@@ -94,7 +88,7 @@ fn answer_file(
     let ids = encoder.encode_all(&prompts, path)?;
     let progress = progress_bar(prompts.len(), "generating");
     let mut out = standard_output();
-    answer_all((model, encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
+    answer_all((model, &encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
         record.insert("answer".into(), text.into());
         Ok(writeln!(out, "{}", restored(&Value::Object(record).to_string()))?)

@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// What turns a prompt into a model's token ids.
-pub struct Encoder<'a> {
-    pub tokenizer: &'a Tokenizer,
+pub struct Encoder {
+    pub tokenizer: Tokenizer,
     /// `None`: prompts are continued verbatim.
     pub template: Option<Template>,
-    pub spec: &'a ModelSpec,
+    pub spec: ModelSpec,
 }
 
-impl Encoder<'_> {
+impl Encoder {
     /// The prompt as text, up to where the answer begins, and whether the tokenizer adds its own special tokens.
     ///
     /// # Errors

@@ -190,7 +190,7 @@ impl Work {
         }
         let tokenizer = tokenizer.context("prompts need a tokenizer")?;
         let template = Template::load(evaluation.template(), &evaluation.template_variables, tokenizer)?;
-        let encoder = Encoder { tokenizer, template: Some(template), spec };
+        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec: spec.clone() };
         let prompts = load_questions(evaluation, path)?;
         let ids = encoder.encode_all(&prompts, path)?;
         Ok(match evaluation.metric() {

@@ -13,6 +13,7 @@ use crate::ops::{attention, gated_mlp, rms_norm, rope};
 use anyhow::Result;
 use candle_core::Tensor;
 
+#[derive(Clone)]
 pub struct Attention {
     /// q, k and v.
     pub qkv: Projection<3>,

@@ -15,6 +15,7 @@ use crate::ops::weight::Weight;
 use anyhow::Result;
 use candle_core::Tensor;
 
+#[derive(Clone)]
 pub struct Block {
     pub attention_norm: Option<Norm>,
     pub mixer: Mixer,
@@ -37,6 +38,7 @@ pub struct Saved {
 }
 
 /// What follows attention in a block.
+#[derive(Clone)]
 pub enum Feedforward {
     Mlp(Box<Mlp>),
     Mixture(Box<Mixture>),

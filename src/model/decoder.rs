@@ -46,6 +46,8 @@ impl Sequences<'_> {
 /// cross-entropy to a value and its slope.
 pub type Objective<'a> = &'a dyn Fn(usize, f64) -> (f64, f64);
 
+/// A clone shares the weights.
+#[derive(Clone)]
 pub struct Decoder {
     pub(super) spec: ModelSpec,
     /// Type of the activations.
@@ -189,23 +191,42 @@ impl Decoder {
         Ok(sequences.lengths.iter().map(of_sequence).collect())
     }
 
-    /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: (slot of the cache,
-    /// ids); the ids before them are in the cache, and these are added to it.
+    /// Logits after the last of each sequence's fresh ids, [sequences, vocab_size] in f32. `fresh`: as for [`Decoder::extend`].
     ///
     /// # Errors
     /// A slot with no room left.
     pub fn next_logits(&self, fresh: &[(usize, &[u32])], cache: &mut KvCache) -> Result<Tensor> {
+        let mut rows = 0;
+        let last = fresh.iter().map(|(_, ids)| {
+            rows += ids.len();
+            rows.saturating_sub(1) as u32
+        });
+        let last: Vec<u32> = last.collect();
+        self.logits_at(&self.extend(fresh, cache)?, &last)
+    }
+
+    /// Hidden states of fresh ids after the last block, [ids, hidden_size]. `fresh`: (slot of the cache, ids); the ids before them
+    /// are in the cache, and these are added to it.
+    ///
+    /// # Errors
+    /// A slot with no room left.
+    pub fn extend(&self, fresh: &[(usize, &[u32])], cache: &mut KvCache) -> Result<Tensor> {
         let counts: Vec<(usize, usize)> = fresh.iter().map(|(slot, ids)| (*slot, ids.len())).collect();
         let spans = cache.extend(&counts)?;
         let stretches: Vec<(usize, usize)> = spans.iter().map(|span| (span.k_len - span.q_len, span.q_len)).collect();
-        let last: Vec<u32> = spans.iter().map(|span| (span.q_start + span.q_len - 1) as u32).collect();
         let pass = Pass { layout: Layout::cached(spans), rotations: self.rotations(&stretches)?, dropout_key: None };
         let ids: Vec<u32> = fresh.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
         let mut x = self.embed(&ids)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward(&x, &pass, Some(cache))?.0;
         }
-        let x = if last.len() == ids.len() { x } else { x.index_select(&Tensor::new(last, self.device())?, 0)? };
+        Ok(x)
+    }
+
+    /// Logits at `rows`, in ascending order, of hidden states x after the last block: [rows, vocab_size] in f32.
+    pub fn logits_at(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let all = rows.len() == x.dim(0)?;
+        let x = if all { x.clone() } else { x.index_select(&Tensor::new(rows, self.device())?, 0)? };
         self.head_logits(self.norm.forward(&x)?.0)
     }
 

@@ -12,6 +12,7 @@ use crate::ops::{cast, causal_conv, gated_mlp, rms_norm};
 use anyhow::Result;
 use candle_core::Tensor;
 
+#[derive(Clone)]
 pub struct DeltaNet {
     /// Its name, `…linear_attn`.
     pub module: String,

@@ -26,6 +26,7 @@ pub struct Lora {
 }
 
 /// One linear layer of a block, under its Hugging Face module path.
+#[derive(Clone)]
 pub struct Linear {
     pub module: String,
     /// [d_out, d_in]

@@ -8,6 +8,7 @@ use super::{LayerCache, Pass};
 use anyhow::Result;
 use candle_core::Tensor;
 
+#[derive(Clone)]
 pub enum Mixer {
     Attention(Box<Attention>),
     DeltaNet(Box<DeltaNet>),

@@ -15,6 +15,7 @@ use crate::ops::{cast, linear};
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 
+#[derive(Clone)]
 pub struct Mixture {
     /// The router's name, `…mlp.gate`.
     pub module: String,

@@ -9,6 +9,7 @@ use crate::ops::gated_mlp;
 use anyhow::Result;
 use candle_core::Tensor;
 
+#[derive(Clone)]
 pub struct Mlp {
     /// gate and up.
     pub gate_up: Projection<2>,

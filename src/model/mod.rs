@@ -20,16 +20,20 @@ mod parameters;
 mod projection;
 mod rope;
 mod sampling;
+mod scores;
 mod shared_expert;
+mod slots;
 mod spec;
 
 pub use decoder::{Decoder, Objective, Sequences};
-pub use generate::GenerateOptions;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Growth, Rope, RopeScaling, Rotations};
+pub use sampling::{check_temperature, check_top_p};
+pub use scores::Score;
+pub use slots::{End, GenerateOptions, Scored, Slots, Step};
 pub use spec::{BlockNorms, DeltaNetSpec, Experts, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;

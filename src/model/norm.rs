@@ -5,6 +5,7 @@ use crate::ops::rms_norm;
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
+#[derive(Clone)]
 pub struct Norm {
     pub module: String,
     /// [d]: hidden_size or, for the norms of queries and keys, head_dim or the width of all heads; f32

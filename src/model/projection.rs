@@ -8,6 +8,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 /// Linears with N outputs in all.
+#[derive(Clone)]
 pub enum Projection<const N: usize> {
     Separate([Linear; N]),
     /// One linear whose outputs are `widths` columns each, one after another.

@@ -6,6 +6,29 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 
+/// Whether tokens can be drawn at that temperature; 0 asks for the likeliest.
+///
+/// # Errors
+/// What it should be, to go after its name.
+pub fn check_temperature(temperature: f64) -> Result<(), String> {
+    // Below that, the scaled logits exceed f32's range.
+    let possible = temperature == 0.0 || (temperature >= 0.01 && temperature.is_finite());
+    if possible {
+        Ok(())
+    } else {
+        Err(format!("should be 0 (the likeliest token), or 0.01 or more, got {temperature}"))
+    }
+}
+
+/// Whether tokens can be drawn from that share of the probability.
+///
+/// # Errors
+/// As [`check_temperature`].
+pub fn check_top_p(top_p: f64) -> Result<(), String> {
+    let possible = top_p > 0.0 && top_p <= 1.0;
+    if possible { Ok(()) } else { Err(format!("should be above 0 and at most 1, got {top_p}")) }
+}
+
 /// Draws tokens of one sequence.
 pub struct Sampler {
     rng: StdRng,

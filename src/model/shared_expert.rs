@@ -11,6 +11,7 @@ use crate::ops::sum::add;
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 
+#[derive(Clone)]
 pub struct SharedExpert {
     pub expert: Mlp,
     /// g

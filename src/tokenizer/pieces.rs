@@ -1,0 +1,99 @@
+//! Ids to text one after another.
+
+use super::Tokenizer;
+use anyhow::Result;
+
+/// How many ids before a text are enough to know how it begins.
+const CONTEXT: usize = 8;
+
+/// Turns ids into the text that each adds to that before it. Joined, the pieces and the rest are what
+/// [`Tokenizer::decode`] gives for all ids.
+///
+/// A token's text may depend on the one before (a leading space of a text is dropped, say), so the last tokens are
+/// decoded with and without those that are new.
+#[derive(Clone)]
+pub struct Pieces {
+    tokenizer: Tokenizer,
+    skip_special_tokens: bool,
+    /// Those whose text is known, then the new ones.
+    ids: Vec<u32>,
+    /// How many are known.
+    known: usize,
+}
+
+impl Pieces {
+    pub fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
+        Self { tokenizer: tokenizer.clone(), skip_special_tokens, ids: vec![], known: 0 }
+    }
+
+    /// For text that goes on after `ids`.
+    pub fn after(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Self {
+        let skipped = |id: &u32| skip_special_tokens && tokenizer.is_special(*id);
+        let ids: Vec<u32> =
+            ids[ids.len().saturating_sub(CONTEXT)..].iter().copied().filter(|id| !skipped(id)).collect();
+        Self { known: ids.len(), ids, ..Self::new(tokenizer, skip_special_tokens) }
+    }
+
+    /// The text that the next id adds: none if it ends inside a character, whose text comes with its last token.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        if self.skip_special_tokens && self.tokenizer.is_special(id) {
+            return Ok(String::new());
+        }
+        self.ids.push(id);
+        let text = self.new_text()?;
+        if text.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.known);
+        self.known = self.ids.len();
+        Ok(text)
+    }
+
+    /// What the ids stand for whose text has not been given, as they end inside a character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn rest(&self) -> Result<String> {
+        if self.known == self.ids.len() { Ok(String::new()) } else { self.new_text() }
+    }
+
+    /// The text that `id` would add.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn piece(&self, id: u32) -> Result<String> {
+        let ids = [&self.ids[..], &[id]].concat();
+        self.added(&self.ids, &ids)
+    }
+
+    fn new_text(&self) -> Result<String> {
+        self.added(&self.ids[..self.known], &self.ids)
+    }
+
+    fn added(&self, before: &[u32], all: &[u32]) -> Result<String> {
+        let (before, all) = (self.tokenizer.decode(before, false)?, self.tokenizer.decode(all, false)?);
+        // Where what is before ends inside a character, only what they share is before.
+        let shared: usize =
+            before.chars().zip(all.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        Ok(all[shared..].to_string())
+    }
+}
+
+impl Tokenizer {
+    /// The text that each of `ids` adds to that before it; joined, they are what [`Self::decode`] gives for all. A
+    /// character of several tokens belongs to the last of them.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let mut text = Pieces::new(self, false);
+        let mut pieces = ids.iter().map(|&id| text.push(id)).collect::<Result<Vec<String>>>()?;
+        if let Some(last) = pieces.last_mut() {
+            last.push_str(&text.rest()?);
+        }
+        Ok(pieces)
+    }
+}
