@@ -23,7 +23,7 @@ from pathlib import Path
 
 # From the top of the house to its ground: a room imports those that stand after it.
 ROOMS = """
-    main lib commands cli compare train config plot eval method adapter data doctor optim model ops hub device report
+    main lib commands cli compare serve train config plot eval method adapter data doctor optim model ops hub device report
     tokenizer sandbox outputs checkpoint names quant toml_reader console ticks stop ranks untrusted vectors memory version error
 """.split()
 

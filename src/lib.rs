@@ -37,6 +37,7 @@
 //! | [`commands`] | one file per command: load, call, write |
 //! | [`cli`] | arguments as typed |
 //! | [`compare`] | defences side by side: runs, results, their summary |
+//! | [`serve`] | a model and its adapters over HTTP |
 //! | [`train`] | a run: before its first step, the step, the defence, the output folder, and the loop |
 //! | [`config`] | TOML and `--set` overrides to validated settings |
 //! | [`plot`] | pictures of landscapes, updates and comparisons |
@@ -94,6 +95,7 @@ pub mod quant;
 pub mod ranks;
 pub mod report;
 pub mod sandbox;
+pub mod serve;
 pub mod stop;
 pub mod ticks;
 pub mod tokenizer;

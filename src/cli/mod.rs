@@ -4,12 +4,14 @@ mod adapters;
 mod measuring;
 mod meta;
 mod model;
+mod serving;
 mod training;
 
 pub use adapters::{ExportArgs, InspectArgs, MergeArgs, ProjectArgs};
 pub use measuring::{EvalArgs, GenerateArgs, LandscapeArgs};
 pub use meta::{CompletionsArgs, DoctorArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
 pub use model::{BaseArgs, ModelArgs};
+pub use serving::{LimitArgs, ServeArgs};
 pub use training::{CompareArgs, DataArgs, DirectionArgs, TrainArgs};
 
 use crate::console::log::LogFormat;
@@ -28,10 +30,11 @@ pub struct Cli {
 }
 
 /// What other programs call these commands.
-const ELSEWHERE: [(&str, &[&str]); 9] = [
+const ELSEWHERE: [(&str, &[&str]); 10] = [
     ("train", &["finetune", "fine-tune", "tune", "fit", "run", "sft", "lora"]),
     ("eval", &["evaluate", "test", "score", "benchmark", "bench"]),
     ("generate", &["chat", "infer", "inference", "predict", "complete", "answer"]),
+    ("serve", &["server", "api", "host", "deploy"]),
     ("merge", &["fuse", "fold", "merge-and-unload"]),
     ("export", &["convert", "save"]),
     ("init", &["new", "create", "config"]),
@@ -83,6 +86,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Answer prompts
     Generate(GenerateArgs),
+    /// Serve a model and its adapters over HTTP, as OpenAI's API
+    Serve(ServeArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
     /// Write an adapter, or the model merged with it, as llama.cpp loads it

@@ -14,6 +14,7 @@ pub mod merge;
 pub mod meta;
 pub mod project;
 pub mod report;
+pub mod serve;
 pub mod train;
 
 use crate::adapter::Base;

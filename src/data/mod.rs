@@ -40,7 +40,7 @@ pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
 pub use reading::{Reading, load};
 pub use recognise::recognise;
 pub use records::BadRecords;
-pub use records::{Place, restored};
+pub use records::{Place, kind, restored};
 pub use samples::Origin;
 pub use sets::{Loading, SetFiles, Sets};
 pub use source::options::{Columns, Format, Source, Sources};

@@ -41,6 +41,7 @@ mod resume;
 mod run_direction;
 mod sandbox;
 mod schema;
+mod serve;
 mod shell_help;
 mod shipped_configs;
 mod training;

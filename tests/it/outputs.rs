@@ -34,7 +34,7 @@ const LANDSCAPE: &str = "--model IN/aligned --direction IN/d.safetensors --data 
                          --repeats 1 --out";
 
 /// Every argument that names a path, by command.
-const PATHS: [(&str, &[(&str, Use)]); 14] = [
+const PATHS: [(&str, &[(&str, Use)]); 15] = [
     ("direction", &[("aligned", Reads), ("unaligned", Reads), ("out", Writes(DIRECTION))]),
     ("data", &[("config", Reads)]),
     ("train", &[("config", WritesNamed)]),
@@ -63,6 +63,7 @@ const PATHS: [(&str, &[(&str, Use)]); 14] = [
             ("logits", Writes(GENERATE)),
         ],
     ),
+    ("serve", &[("model", Reads), ("tokenizer", Reads), ("api_key_file", Reads), ("template", Reads)]),
     ("merge", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(MERGE))]),
     ("export", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(EXPORT))]),
     ("compare", &[("config", WritesNamed)]),
@@ -100,8 +101,20 @@ const PATHS: [(&str, &[(&str, Use)]); 14] = [
 ];
 
 /// Names of values that are no paths.
-const NO_PATHS: [&str; 11] =
-    ["KEY=VALUE", "NAME=VALUE", "KEY", "NAMES", "TEXT", "FIELD=COLUMN", "FIELD", "LIST", "PATTERN", "NAME", "CARD"];
+const NO_PATHS: [&str; 12] = [
+    "KEY=VALUE",
+    "NAME=VALUE",
+    "KEY",
+    "NAMES",
+    "TEXT",
+    "FIELD=COLUMN",
+    "FIELD",
+    "LIST",
+    "PATTERN",
+    "NAME",
+    "CARD",
+    "ADDRESS",
+];
 
 /// Whether the value may be a path: its type is one, or it is a text that is not known to be something else.
 fn may_be_path(argument: &Arg) -> bool {

@@ -1,0 +1,187 @@
+//! Connections over HTTP/1.1, all on one thread.
+
+use super::edge::Edge;
+use anyhow::{Context, Result};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Sleep;
+
+/// Connections at once.
+const MOST_CONNECTIONS: usize = 512;
+/// Threads on which templates and tokenizers run.
+const PREPARING_THREADS: usize = 4;
+/// How long a connection may say nothing, before a request and between two.
+const HEADER_TIME: Duration = Duration::from_secs(30);
+/// How long a client may not read what is sent to it.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+/// How long responses may take to be read once nothing is decoded any more.
+const LAST_TIME: Duration = Duration::from_secs(5);
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// The thread of the connections.
+pub struct Connections {
+    thread: JoinHandle<()>,
+    closing: Option<oneshot::Sender<()>>,
+}
+
+impl Connections {
+    /// Answers whoever connects. Once they are to close, running responses may take the time of `grace`.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn open(listener: StdListener, edge: Arc<Edge>, grace: Duration) -> Result<Self> {
+        listener.set_nonblocking(true).context("listening")?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(PREPARING_THREADS)
+            .build()
+            .context("starting the server")?;
+        let listener = runtime.block_on(async { TcpListener::from_std(listener) }).context("listening")?;
+        let (closing, closed) = oneshot::channel();
+        let work = move || {
+            runtime.block_on(serve(listener, edge, closed, grace + LAST_TIME));
+            // A template that does not end must not keep the process.
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name("http".to_string()).spawn(work).context("starting the server")?;
+        Ok(Self { thread, closing: Some(closing) })
+    }
+
+    /// Accepts no more, and lets those end that wait for nothing.
+    pub fn close(&mut self) {
+        // Its other end is gone only if the thread has ended.
+        self.closing.take().map(|closing| closing.send(()));
+    }
+
+    /// Waits until all are closed.
+    pub fn join(mut self) {
+        self.close();
+        let _panicked = self.thread.join();
+    }
+}
+
+async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver<()>, last: Duration) {
+    let (graceful, connections) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
+    let mut closed = pin!(closed);
+    let mut next = async || {
+        let next = |cx: &mut task::Context| match closed.as_mut().poll(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => listener.poll_accept(cx).map(Some),
+        };
+        poll_fn(next).await
+    };
+    while let Some(accepted) = next().await {
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, say: some will be free again.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Ok(place) = connections.clone().try_acquire_owned() else {
+            let _unread = stream.try_write(TOO_MANY);
+            continue;
+        };
+        // Small chunks should not wait for one another.
+        let _slower = stream.set_nodelay(true);
+        let edge = edge.clone();
+        let service = service_fn(move |request| {
+            let edge = edge.clone();
+            async move { Ok::<_, Infallible>(edge.answer(request).await) }
+        });
+        let connection = graceful.watch(http.serve_connection(Patient::new(stream, WRITE_TIME), service));
+        tokio::spawn(async move {
+            let _broken = connection.await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let _late = tokio::time::timeout(last, graceful.shutdown()).await;
+}
+
+/// A connection that fails if its client does not read for too long.
+struct Patient {
+    stream: TokioIo<TcpStream>,
+    limit: Duration,
+    /// Ends the connection, while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn new(stream: TcpStream, limit: Duration) -> Self {
+        Self { stream: TokioIo::new(stream), limit, stalled: None }
+    }
+
+    fn watched<T>(&mut self, cx: &mut task::Context, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.limit;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Read for Patient {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut task::Context, buffer: ReadBufCursor) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl Write for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut task::Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watched(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watched(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_does_not_read_is_left() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let written = runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut patient = Patient::new(stream, Duration::from_millis(50));
+            let written = loop {
+                match poll_fn(|cx| Pin::new(&mut patient).poll_write(cx, &[0; 1 << 16])).await {
+                    Ok(_) => {}
+                    Err(why) => break why,
+                }
+            };
+            drop(client);
+            written
+        });
+        assert_eq!(written.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,155 @@
+//! What is not answered, and how that is said.
+
+use super::{MODEL, Reply, Server, asft, chat, completion};
+use crate::support::command::{refused, text};
+use serde_json::{Value, json};
+use std::fs;
+
+/// Asserts the form of OpenAI's errors; returns `code` and `param`.
+#[track_caller]
+fn error(reply: &Reply, status: u16) -> (String, Value) {
+    assert_eq!(reply.status, status, "{}", reply.body);
+    let error = &reply.json()["error"];
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+    let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+    assert_eq!(error["type"], kind);
+    (error["code"].as_str().unwrap().to_string(), error["param"].clone())
+}
+
+#[test]
+fn every_mistake_has_its_status_and_its_field() {
+    let server = Server::start(&["--context", "64", "--max-body-bytes", "20000", "--batch-size", "2", "--queue", "4"]);
+    let with = |mut body: Value, name: &str, value: Value| {
+        body[name] = value;
+        body
+    };
+    let long = "hot and cold ".repeat(60);
+    for (path, body, status, code, field) in [
+        ("chat/completions", chat("other", "hi"), 404, "model_not_found", json!("model")),
+        ("completions", with(completion("hi"), "model", json!("tuned")), 404, "model_not_found", json!("model")),
+        (
+            "chat/completions",
+            with(chat("aligned", "hi"), "tools", json!([{}])),
+            400,
+            "unsupported_parameter",
+            json!("tools"),
+        ),
+        ("chat/completions", with(chat("aligned", "hi"), "top_k", json!(5)), 400, "unknown_parameter", json!("top_k")),
+        ("chat/completions", with(chat("aligned", "hi"), "top_p", json!(2)), 400, "invalid_value", json!("top_p")),
+        ("chat/completions", json!({"model": "aligned"}), 400, "missing_parameter", json!("messages")),
+        ("completions", json!({"prompt": "hi"}), 400, "missing_parameter", json!("model")),
+        ("chat/completions", chat("aligned", &long), 400, "context_length_exceeded", json!("messages")),
+        ("completions", completion(long.as_str()), 400, "context_length_exceeded", json!("prompt")),
+        (
+            "completions",
+            with(completion("hi"), "max_tokens", json!(64)),
+            400,
+            "context_length_exceeded",
+            json!("prompt"),
+        ),
+        ("completions", completion(json!([1, 448])), 400, "invalid_value", json!("prompt")),
+        ("completions", completion(json!([[]])), 400, "invalid_value", json!("prompt")),
+        ("completions", completion(json!(["a", "b", "c", "d", "e", "f", "g"])), 400, "invalid_value", json!("prompt")),
+        (
+            "chat/completions",
+            json!({"model": "aligned", "messages": [{"role": "asistant", "content": "hi"}]}),
+            400,
+            "invalid_value",
+            json!("messages"),
+        ),
+        (
+            "chat/completions",
+            json!({"model": "aligned", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            400,
+            "invalid_value",
+            json!("messages"),
+        ),
+    ] {
+        assert_eq!(error(&server.post(path, &body), status), (code.to_string(), field), "{body}");
+    }
+    let raw = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
+        server.ask(method, path, headers, body).unwrap()
+    };
+    assert_eq!(error(&raw("POST", "/v1/completions", &[], "{\"prompt\": "), 400).0, "invalid_json");
+    assert_eq!(error(&raw("POST", "/v1/completions", &[], "[1]"), 400).0, "invalid_json");
+    assert_eq!(error(&raw("GET", "/v1/completions", &[], ""), 405).0, "method_not_allowed");
+    assert_eq!(error(&raw("POST", "/v1/models", &[], "{}"), 405).0, "method_not_allowed");
+    assert_eq!(error(&raw("GET", "/", &[], ""), 404).0, "not_found");
+    assert_eq!(error(&raw("GET", "/v1/models", &[("origin", "https://example.com")], ""), 403).0, "origin_not_allowed");
+    let large = completion("a".repeat(20000)).to_string();
+    assert_eq!(error(&raw("POST", "/v1/completions", &[], &large), 413).0, "body_too_large");
+    // Nothing of this has hurt it.
+    server.answer("chat/completions", &chat("aligned", "hi"));
+}
+
+#[test]
+fn without_the_key_nothing_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key.txt");
+    fs::write(&key, "s3cret\n").unwrap();
+    let server = Server::start(&["--api-key-file", text(&key)]);
+    let models = |headers: &[(&str, &str)]| server.ask("GET", "/v1/models", headers, "").unwrap();
+    for wrong in ["Bearer s3cre", "Bearer s3cret2", "s3cret", "Basic s3cret", "Bearer "] {
+        let reply = models(&[("authorization", wrong)]);
+        assert_eq!(error(&reply, 401).0, "invalid_api_key");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+    }
+    error(&models(&[]), 401);
+    error(&server.post("chat/completions", &chat("aligned", "hi")), 401);
+    assert_eq!(models(&[("Authorization", "Bearer s3cret")]).status, 200);
+}
+
+#[test]
+fn beyond_the_queue_a_request_is_told_to_come_again() {
+    let server = Server::start(&["--batch-size", "1", "--queue", "7"]);
+    let mut long = completion("Say hello");
+    let more = json!({"n": 8, "temperature": 2, "max_tokens": 200, "seed": 1});
+    long.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let running = server.begin("completions", &long);
+    let reply = server.post("completions", &completion("hi"));
+    assert_eq!(error(&reply, 503).0, "overloaded");
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    drop(running);
+}
+
+#[test]
+fn a_request_may_not_take_longer_than_allowed() {
+    let server = Server::start(&["--batch-size", "1", "--timeout", "1"]);
+    let mut long = completion("Say hello");
+    let more = json!({"n": 8, "temperature": 2, "max_tokens": 240, "seed": 1});
+    long.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let replies: Vec<Reply> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..32).map(|_| scope.spawn(|| server.post("completions", &long))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let late: Vec<&Reply> = replies.iter().filter(|reply| reply.status != 200).collect();
+    assert!(!late.is_empty());
+    late.iter().for_each(|reply| assert_eq!(error(reply, 504).0, "timeout"));
+    server.answer("completions", &completion("hi"));
+}
+
+#[test]
+fn a_server_that_cannot_be_is_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    fs::write(place("empty"), "\n").unwrap();
+    fs::write(place("spaced"), "a key\n").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (arguments, words) in [
+        (vec!["--port", &port], vec!["cannot listen on 127.0.0.1", &port]),
+        (vec!["--host", "no.such.host.invalid"], vec!["cannot listen on no.such.host.invalid"]),
+        (vec!["--api-key-file", text(&place("empty"))], vec!["--api-key-file", "one key"]),
+        (vec!["--api-key-file", text(&place("spaced"))], vec!["--api-key-file", "one key"]),
+        (vec!["--api-key-file", "/nowhere"], vec!["--api-key-file", "/nowhere"]),
+        (vec!["--context", "257"], vec!["--context", "from 2 to 256", "257"]),
+        (vec!["--context", "1"], vec!["--context"]),
+        (vec!["--batch-size", "0"], vec!["--batch-size"]),
+        (vec!["--timeout", "0"], vec!["--timeout"]),
+        (vec!["--adapter", "a=/nowhere"], vec!["/nowhere"]),
+        (vec!["--template", "/nowhere.jinja"], vec!["/nowhere.jinja"]),
+    ] {
+        let port: &[&str] = if arguments.contains(&"--port") { &[] } else { &["--port", "0"] };
+        refused(asft(&["serve", "--model", MODEL]).args(port).args(arguments), &words);
+    }
+}
