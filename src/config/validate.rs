@@ -143,11 +143,33 @@ fn defence(settings: &Settings, found: &mut Mistakes) {
     );
     found
         .unless(is_lisa || named.is_none(), "`defence.alignment_data` has no effect without `defence.kind = \"lisa\"`");
+    anchor(settings, found);
     found.at_least_one("defence.alignment_steps", defence.alignment_steps);
     found.at_least_one("defence.finetune_steps", defence.finetune_steps);
     found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
     let after = defence.proximal_after;
     found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
+}
+
+fn anchor(settings: &Settings, found: &mut Mistakes) {
+    let Settings { defence, data, .. } = settings;
+    let is_anchor = defence.kind == DefenceKind::Anchor;
+    found.unless(
+        !is_anchor || defence.prompts.as_ref().is_some_and(|file| !file.is_empty()),
+        "`defence.kind = \"anchor\"` needs `defence.prompts`: a file of prompts whose answers are to stay as they are",
+    );
+    found.unless(
+        is_anchor || defence.prompts.is_none(),
+        "`defence.prompts` has no effect without `defence.kind = \"anchor\"`",
+    );
+    found.unless(
+        !is_anchor || !data.is_tokenized(),
+        "`defence.kind = \"anchor\"` reads its prompts as `data.train` is read, and `data.format = \"tokenized\"` says \
+         neither with which template nor where an answer begins",
+    );
+    let weight = defence.weight;
+    found.range(weight > 0.0 && weight.is_finite(), "defence.weight", "above 0 and finite", weight);
+    found.at_least_one("defence.batch_size", defence.batch_size);
 }
 
 fn data(settings: &Settings, found: &mut Mistakes) {
@@ -348,6 +370,14 @@ mod tests {
         check(full, &["constrained_sft"]);
         check(|s| s.defence.kind = DefenceKind::Lisa, &["needs `defence.alignment_data`"]);
         check(|s| s.defence.alignment_data = Some("a".to_string()), &["`defence.alignment_data` has no effect"]);
+        check(|s| s.defence.kind = DefenceKind::Anchor, &["needs `defence.prompts`"]);
+        let tokenized = |s: &mut Settings| {
+            (s.defence.kind, s.defence.prompts, s.data.format) =
+                (DefenceKind::Anchor, Some("p".to_string()), Format::Tokenized);
+        };
+        check(tokenized, &["says neither with which template"]);
+        check(|s| s.defence.prompts = Some("p".to_string()), &["`defence.prompts` has no effect"]);
+        check(|s| (s.defence.weight, s.defence.batch_size) = (0.0, 0), &["defence.weight", "defence.batch_size"]);
         check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }
 }

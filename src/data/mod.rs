@@ -36,7 +36,7 @@ pub use dataset::{Counts, Dataset, Taken};
 pub use files::Files;
 pub use highlight::{Marks, highlight};
 pub use options::{Cache, DataOptions, Overlong, SpecialTokens, TemplateVariables, TrainOn, Validation};
-pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts};
+pub use prompts::{PROMPT_FIELDS, Prompt, load_prompts, prompt_samples};
 pub use reading::{Reading, load};
 pub use recognise::recognise;
 pub use records::BadRecords;

@@ -3,7 +3,8 @@
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::Fields;
 use super::source::options::Columns;
-use super::{BadRecords, Place, records, sharegpt};
+use super::samples::{Origin, Samples};
+use super::{BadRecords, Counts, Dataset, Example, Files, IGNORE, Place, records, sharegpt};
 use crate::invalid;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -55,6 +56,34 @@ pub fn load_prompts(path: &Path, columns: &Columns) -> Result<Vec<Prompt>> {
     }
     bad.refuse(path, count, count)?;
     Ok(prompts)
+}
+
+/// The prompts of `files`, read as by [`load_prompts`], as samples without labels; `encode` makes a prompt's ids.
+///
+/// # Errors
+/// As [`load_prompts`] and `encode`, with the record's place.
+pub fn prompt_samples(
+    files: &Files,
+    columns: &Columns,
+    encode: impl Fn(&Prompt) -> Result<Vec<u32>>,
+) -> Result<Dataset> {
+    let (mut samples, mut counts) = (Samples::default(), Counts::default());
+    for (file, path) in files.data.paths.iter().enumerate() {
+        let (prompts, mut bad) = (load_prompts(path, columns)?, BadRecords::default());
+        for prompt in &prompts {
+            match encode(prompt) {
+                Ok(input_ids) => {
+                    counts.tokens += input_ids.len();
+                    let labels = vec![IGNORE; input_ids.len()];
+                    samples.push(&Example { input_ids, labels }, Origin { file, place: prompt.place });
+                }
+                Err(error) => bad.note(path, prompt.place, error)?,
+            }
+        }
+        bad.refuse(path, prompts.len(), prompts.len())?;
+        counts.records += prompts.len();
+    }
+    Ok(Dataset::whole(files.name(), files.data.paths.clone(), samples, counts))
 }
 
 fn prompt(fields: &Fields) -> Result<(Vec<Value>, Map<String, Value>)> {

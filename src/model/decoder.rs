@@ -1,17 +1,12 @@
-//! The decoder-only transformer: embedding, blocks, final norm, output head; forward, and backward without a tape.
-//!
-//! With gradient checkpointing only each block's input is kept, and the block is run again in the backward pass;
-//! without it every block's intermediates are kept. Both compute the same numbers: the dropout masks depend on a key,
-//! not on how often they are drawn.
+//! The decoder-only transformer: embedding, blocks, final norm, output head. Its backward pass is in backward.rs.
 
-use super::block::{Block, Saved};
+use super::block::Block;
 use super::norm::Norm;
-use super::{DropoutKey, Gradients, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations};
+use super::{DropoutKey, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations};
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
-use crate::ops::scalar::Scalar;
 use crate::ops::sum::{is_finite, scaled_by};
 use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, softcap};
@@ -31,7 +26,7 @@ pub struct Sequences<'a> {
 
 impl Sequences<'_> {
     /// Rows of the hidden states that predict a label, and those labels.
-    fn targets(&self) -> (Vec<u32>, Vec<u32>) {
+    pub(super) fn targets(&self) -> (Vec<u32>, Vec<u32>) {
         let mut start = 0;
         let predicting = self.lengths.iter().flat_map(|length| {
             let rows = start..start + length.saturating_sub(1);
@@ -41,10 +36,6 @@ impl Sequences<'_> {
         predicting.filter_map(|i| Some((i as u32, u32::try_from(*self.labels.get(i + 1)?).ok()?))).unzip()
     }
 }
-
-/// What is minimised instead of a label token's cross-entropy: maps the token's number in the batch and its
-/// cross-entropy to a value and its slope.
-pub type Objective<'a> = &'a dyn Fn(usize, f64) -> (f64, f64);
 
 /// A clone shares the weights.
 #[derive(Clone)]
@@ -111,12 +102,12 @@ impl Decoder {
         Ok(())
     }
 
-    fn head(&self) -> &Weight {
+    pub(super) fn head(&self) -> &Weight {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
     /// A pass over whole sequences.
-    fn pass(&self, lengths: &[usize], dropout_key: Option<DropoutKey>) -> Result<Pass> {
+    pub(super) fn pass(&self, lengths: &[usize], dropout_key: Option<DropoutKey>) -> Result<Pass> {
         let stretches: Vec<(usize, usize)> = lengths.iter().map(|&length| (0, length)).collect();
         Ok(Pass { layout: Layout::new(lengths), rotations: self.rotations(&stretches)?, dropout_key })
     }
@@ -128,13 +119,13 @@ impl Decoder {
     }
 
     /// ids -> [ids, hidden_size] in the compute type
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let rows = self.embed_tokens.rows(ids, self.dtype)?;
         scaled_by(rows, self.embedding_scale())
     }
 
     /// The embeddings' factor, rounded to the compute type as in transformers.
-    fn embedding_scale(&self) -> Option<f64> {
+    pub(super) fn embedding_scale(&self) -> Option<f64> {
         self.spec.embedding_scale.map(|scale| match self.dtype {
             DType::BF16 => half::bf16::from_f64(scale).to_f64(),
             DType::F16 => half::f16::from_f64(scale).to_f64(),
@@ -143,7 +134,7 @@ impl Decoder {
     }
 
     /// x: [N, hidden_size] after the final norm, or its gradient, times the factor of the logits
-    fn for_head(&self, x: Tensor) -> Result<Tensor> {
+    pub(super) fn for_head(&self, x: Tensor) -> Result<Tensor> {
         scaled_by(x, self.spec.logit_scale)
     }
 
@@ -244,13 +235,18 @@ impl Decoder {
 
     /// The cross-entropy of each of the batch's label tokens under the model without its adapters.
     pub fn reference_losses(&mut self, sequences: Sequences) -> Result<Vec<f64>> {
+        self.without_adapters(|model| model.losses(sequences))
+    }
+
+    /// What `of` finds in the model without its adapters.
+    pub fn without_adapters<T>(&mut self, of: impl FnOnce(&Self) -> T) -> T {
         let linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
         let loras: Vec<Option<Lora>> = linears.map(|linear| linear.lora.take()).collect();
-        let losses = self.losses(sequences);
+        let found = of(self);
         for (linear, lora) in self.blocks.iter_mut().flat_map(Block::linears_mut).zip(loras) {
             linear.lora = lora;
         }
-        losses
+        found
     }
 
     fn losses(&self, sequences: Sequences) -> Result<Vec<f64>> {
@@ -260,98 +256,6 @@ impl Decoder {
         }
         let x = self.for_head(self.features(sequences.input_ids, sequences.lengths, rows)?)?;
         cross_entropy::losses(&x, self.head(), &targets, self.spec.logit_softcap)
-    }
-
-    /// Sum of the cross-entropy over the batch's label tokens; adds the gradients of `scale` times that sum.
-    pub fn loss_and_gradients(
-        &self,
-        sequences: Sequences,
-        scale: f64,
-        checkpointing: bool,
-        dropout_key: Option<DropoutKey>,
-        gradients: &mut Gradients,
-    ) -> Result<f64> {
-        self.objective_and_gradients(sequences, scale, checkpointing, dropout_key, None, gradients)?.read()
-    }
-
-    /// As [`Decoder::loss_and_gradients`], with each label token's cross-entropy replaced by a function of it, if one
-    /// is given. Without one, nothing waits for the device.
-    pub fn objective_and_gradients(
-        &self,
-        sequences: Sequences,
-        scale: f64,
-        checkpointing: bool,
-        dropout_key: Option<DropoutKey>,
-        objective: Option<Objective>,
-        gradients: &mut Gradients,
-    ) -> Result<Scalar> {
-        let pass = self.pass(sequences.lengths, dropout_key)?;
-        let (rows, targets) = sequences.targets();
-        if targets.is_empty() {
-            return Ok(Scalar::Known(0.0));
-        }
-        // The gradients of a mean over thousands of tokens are too small for f16: there the sum's gradients go through
-        // the layers, and the mean's factor is applied in f32.
-        let (scale, factor) = if self.dtype == DType::F32 { (scale, 1.0) } else { (1.0, scale) };
-        gradients.set_factor(factor);
-        let mut x = self.embed(sequences.input_ids)?;
-        let mut kept: Vec<Kept> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            let (y, saved) = block.forward(&x, &pass, None)?;
-            kept.push(if checkpointing { Kept::Input(x) } else { Kept::Saved(Box::new(saved)) });
-            x = y;
-        }
-        let (loss, mut dx) = self.head_backward(&x, rows, &targets, scale, objective, gradients)?;
-        drop(x);
-        for (block, kept) in self.blocks.iter().zip(kept).rev() {
-            let saved = match kept {
-                Kept::Saved(saved) => *saved,
-                Kept::Input(x) => block.forward(&x, &pass, None)?.1,
-            };
-            dx = block.backward(&saved, &dx, &pass, gradients)?;
-        }
-        if self.trains {
-            let ids = Tensor::new(sequences.input_ids, self.device())?;
-            let dx = (dx.to_dtype(DType::F32)? * self.embedding_scale().unwrap_or(1.0))?;
-            gradients.add(EMBEDDING, self.embed_tokens.tensor()?.zeros_like()?.index_add(&ids, &dx, 0)?)?;
-        }
-        gradients.set_factor(1.0);
-        Ok(loss)
-    }
-
-    /// Final norm, head and loss over the label rows of x: [N, hidden_size] -> (loss, dx of x's shape).
-    fn head_backward(
-        &self,
-        x: &Tensor,
-        rows: Vec<u32>,
-        targets: &[u32],
-        scale: f64,
-        objective: Option<Objective>,
-        gradients: &mut Gradients,
-    ) -> Result<(Scalar, Tensor)> {
-        let rows = Tensor::new(rows, self.device())?;
-        let (h, saved) = self.norm.forward(&x.index_select(&rows, 0)?)?;
-        let h = self.for_head(h)?;
-        let cap = self.spec.logit_softcap;
-        let (losses, mut dh) = cross_entropy::losses_backward(&h, self.head(), targets, scale, self.trains, cap)?;
-        let loss = match objective {
-            None => losses.sum()?,
-            Some(objective) => {
-                anyhow::ensure!(!self.trains, "an objective of single tokens, and a head that trains");
-                let (values, slopes): (Vec<f64>, Vec<f64>) =
-                    losses.read()?.into_iter().enumerate().map(|(i, loss)| objective(i, loss)).unzip();
-                let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
-                let slopes = Tensor::from_vec(slopes, (targets.len(), 1), self.device())?;
-                let weighted = dh.hidden.to_dtype(DType::F32)?.broadcast_mul(&slopes)?;
-                dh.hidden = weighted.to_dtype(dh.hidden.dtype())?;
-                Scalar::Known(values.iter().sum())
-            }
-        };
-        if let Some(d_head) = dh.head {
-            gradients.add(if self.lm_head.is_some() { HEAD } else { EMBEDDING }, d_head)?;
-        }
-        let dx = self.norm.backward(&saved, &self.for_head(dh.hidden)?, gradients)?;
-        Ok((loss, x.zeros_like()?.index_add(&rows, &dx, 0)?))
     }
 }
 
@@ -388,10 +292,4 @@ impl Decoder {
         );
         Ok(())
     }
-}
-
-/// What a block keeps for its backward pass.
-enum Kept {
-    Input(Tensor),
-    Saved(Box<Saved>),
 }

@@ -1,6 +1,7 @@
 //! The decoder: spec, linears with adapters, blocks, and their explicit backward passes.
 
 mod attention;
+mod backward;
 mod block;
 mod config_json;
 mod decoder;
@@ -25,7 +26,8 @@ mod shared_expert;
 mod slots;
 mod spec;
 
-pub use decoder::{Decoder, Objective, Sequences};
+pub use backward::{Objective, Through};
+pub use decoder::{Decoder, Sequences};
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora};
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};

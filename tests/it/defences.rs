@@ -1,8 +1,10 @@
-//! Other defences in whole runs: Lisa and constrained SFT.
+//! Other defences in whole runs: Lisa, constrained SFT, the anchor.
 
-use crate::support::command::{json, refused_unwritten, succeeds, train};
-use crate::support::runs::{interrupt, same_run, timeless};
+use crate::support::command::{ends, json, refused_unwritten, succeeds, train};
+use crate::support::runs::{WEIGHTS, interrupt, same_run, timeless};
 use serde_json::Value;
+
+const ANCHOR: [&str; 2] = ["defence.kind=anchor", "defence.prompts=tests/tiny/train.jsonl"];
 
 #[test]
 fn defences_go_on_exactly() {
@@ -42,4 +44,70 @@ fn defences_go_on_exactly() {
     let (plain, held, lisa) = (forecast(&[]), forecast(&held[..1]), forecast(&lisa[..4]));
     assert!(number(&held, "step_work", "gemm_flops") > 1.2 * number(&plain, "step_work", "gemm_flops"));
     assert!(number(&lisa, "memory_bytes", "trained") == 1.25 * number(&plain, "memory_bytes", "trained"));
+}
+
+#[test]
+fn the_anchor_goes_on_exactly() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (method, weights) in WEIGHTS {
+        let (whole, parts) = (scratch.path().join(method), scratch.path().join(format!("{method} in parts")));
+        let method = format!("train.method={method}");
+        let sets = [&method, "defence.batch_size=5", "train.gradient_accumulation=2", "output.save_every_steps=3"];
+        let sets = [&ANCHOR[..], &sets, &["train.max_steps=8", "train.learning_rate=1e-3"]].concat();
+        succeeds(train(&whole, &sets, &[]));
+        succeeds(train(&parts, &sets, &[]));
+        // What it is held to is that of the aligned model, not of the checkpoint.
+        interrupt(&parts, weights.split('/').next().unwrap(), &[6, 8]);
+        succeeds(train(&parts, &sets, &["--resume"]));
+        same_run(&whole, &parts, weights);
+        let terms: Vec<f64> = timeless(&whole).iter().map(|row| row["proximal"].as_f64().unwrap()).collect();
+        // Nothing has moved before the first step.
+        assert!(terms[0] < 1e-9 && terms[1..].iter().all(|&term| term > 1e-6), "{method}: {terms:?}");
+    }
+}
+
+#[test]
+fn the_anchor_reads_prompts_without_answers() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, dir) = (scratch.path().join("prompts.jsonl"), scratch.path().join("run"));
+    let sets = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        [ANCHOR[0].to_string(), format!("defence.prompts={}", file.display()), "train.max_steps=2".to_string()]
+    };
+    let run = |text: &str, more: &[&str]| {
+        let sets = sets(text);
+        let sets: Vec<&str> = sets.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        train(&dir, &sets, &[])
+    };
+    let long = format!("{{\"prompt\": \"{}\"}}\n", "secret ".repeat(30));
+    for (text, more, needles) in [
+        ("", &[][..], &["defence.prompts", "prompts.jsonl"][..]),
+        ("{\"output\": \"No.\"}\n", &[], &["defence.prompts", "prompts.jsonl:1", "instruction"]),
+        (&long, &[], &["defence.prompts", "prompts.jsonl:1", "tokens, more than data.max_length = 128"]),
+        ("{\"prompt\": \"Go.\"}\n", &["data.format=tokenized"], &["neither with which template"]),
+    ] {
+        refused_unwritten(run(text, more), &dir, needles);
+    }
+    refused_unwritten(
+        train(&dir, &[ANCHOR[0], "defence.prompts=./no.jsonl"], &[]),
+        &dir,
+        &["defence.prompts", "no.jsonl"],
+    );
+    let text = "{\"prompt\": \"Go.\"}\n{\"instruction\": \"Count the letters.\"}\n";
+    ends(run(text, &[]), 0, &["prompts: ", "2 samples"]);
+}
+
+#[test]
+fn the_anchor_is_planned_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let none = scratch.path().join("none");
+    let forecast = |sets: &[&str]| json(train(&none, sets, &["--dry-run", "--json"]));
+    let number = |forecast: &Value, part: &str, key: &str| forecast[part][key].as_f64().unwrap();
+    let (plain, anchored) = (forecast(&[]), forecast(&ANCHOR));
+    let more = number(&anchored, "memory_bytes", "trained") - number(&plain, "memory_bytes", "trained");
+    // A vector of 48 for each of 96 prompts.
+    assert_eq!(more, 96.0 * 48.0 * 4.0);
+    // As many prompts as samples in a batch, but without their answers.
+    let work = number(&anchored, "step_work", "gemm_flops") / number(&plain, "step_work", "gemm_flops");
+    assert!(work > 1.3 && work < 2.0, "{work}");
 }

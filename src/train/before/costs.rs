@@ -16,7 +16,7 @@ mod mixture;
 mod update;
 
 use super::estimate::Estimate;
-use super::workload::Workload;
+use super::workload::{Passes, Workload};
 use crate::train::options::Tuning;
 use serde::Serialize;
 
@@ -76,19 +76,31 @@ pub struct Costs<'a> {
     n: f64,
     labels: f64,
     squares: f64,
+    /// Forward passes without the adapter over that micro-batch.
+    references: usize,
     found: Vec<Cost>,
 }
 
 impl<'a> Costs<'a> {
     pub fn of_step(run: &'a Estimate<'a>, workload: &Workload) -> Vec<Cost> {
-        let (mean, each_step) = workload.mean();
-        let [n, labels, squares] = mean;
-        let mut costs = Self { run, w: run.width() as f64, n, labels, squares, found: vec![] };
-        costs.micro_batch();
-        costs.found.iter_mut().for_each(|cost| cost.launches *= each_step);
+        let w = run.width() as f64;
+        let mut costs = Self { run, w, n: 0.0, labels: 0.0, squares: 0.0, references: 0, found: vec![] };
+        costs.micro_batches(&workload.passes, run.needs.reference_passes);
+        if run.needs.extra.is_some() {
+            costs.micro_batches(&workload.extra, 0);
+        }
         costs.penalty();
         costs.optimizer();
         costs.found
+    }
+
+    /// What the passes of a step cost.
+    fn micro_batches(&mut self, passes: &Passes, references: usize) {
+        let (mean, each_step) = passes.mean();
+        ([self.n, self.labels, self.squares], self.references) = (mean, references);
+        let before = self.found.len();
+        self.micro_batch();
+        self.found.iter_mut().skip(before).for_each(|cost| cost.launches *= each_step);
     }
 
     fn micro_batch(&mut self) {
@@ -96,7 +108,7 @@ impl<'a> Costs<'a> {
         let (h, w, n) = (self.hidden(), self.w, self.n);
         self.rows(Part::Head, 2.0 * n * h * w); // embedding
         for layer in 0..self.run.spec.num_hidden_layers {
-            for _ in 0..self.run.needs.reference_passes {
+            for _ in 0..self.references {
                 self.block_forward(layer, false);
             }
             for _ in 0..1 + usize::from(checkpointing) {
@@ -104,7 +116,9 @@ impl<'a> Costs<'a> {
             }
             self.block_backward(layer);
         }
-        self.head();
+        if self.labels > 0.0 {
+            self.head();
+        }
     }
 
     fn hidden(&self) -> f64 {

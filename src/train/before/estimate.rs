@@ -4,7 +4,7 @@
 //! the operations of `ops/` for any device. What the allocator loses between blocks is left out. `docs/performance.md`
 //! compares the figures for a CPU with measured ones; those for a GPU were never measured (`docs/gpu.md`).
 
-use super::workload::{Micro, Workload};
+use super::workload::{Micro, Passes, Workload};
 use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
@@ -35,7 +35,7 @@ pub struct Memory {
     /// Frozen weights, in the compute type or quantised.
     pub weights: usize,
     /// What trains: values, gradients, AdamW's moments; in full tuning also the weights that the penalty starts from;
-    /// and a defence's copies.
+    /// and a defence's copies, and the hidden states that it holds.
     pub trained: usize,
     /// The penalty's U and c, and V's right singular vectors if they are used.
     pub direction: usize,
@@ -104,7 +104,9 @@ impl<'a> Estimate<'a> {
             Tuning::Lora => (4 * self.adapter_elements() * F32, self.weight_bytes()),
             Tuning::Full => (self.full_bytes(), 0),
         };
-        let trained = trained + self.needs.copies * self.trained_elements() * F32;
+        let holds_states = self.needs.extra.is_some_and(|extra| extra.holds_states);
+        let states = if holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
+        let trained = trained + (self.needs.copies * self.trained_elements() + states) * F32;
         let layers = 0..self.spec.num_hidden_layers;
         // Of all blocks, and of the one whose backward pass holds most.
         let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {
@@ -140,21 +142,20 @@ impl<'a> Estimate<'a> {
     /// Work of a step of mean size. The mean is not weighted by how often each state of a defence occurs: its own
     /// samples are about as long as the others.
     pub fn mean_work(&self, workload: &Workload) -> Work {
-        let (all, count) = (self.work(workload.sum), workload.steps.max(1) as f64);
-        Work {
-            gemm_flops: all.gemm_flops / count,
-            attention_flops: all.attention_flops / count,
-            traffic_bytes: all.traffic_bytes / count,
-        }
+        let each_step = |passes: &Passes, references| {
+            let (all, count) = (self.work(passes.sum, references), passes.steps.max(1) as f64);
+            [all.gemm_flops, all.attention_flops, all.traffic_bytes].map(|value| value / count)
+        };
+        let (task, extra) = (each_step(&workload.passes, self.needs.reference_passes), each_step(&workload.extra, 0));
+        let [gemm_flops, attention_flops, traffic_bytes] = std::array::from_fn(|i| task[i] + extra[i]);
+        Work { gemm_flops, attention_flops, traffic_bytes }
     }
 
-    /// Work over micro-batches of this sum.
-    fn work(&self, sum: Micro) -> Work {
+    /// Work over micro-batches of this sum. `reference`: passes without the adapter, whose outputs a defence compares with.
+    fn work(&self, sum: Micro, reference: usize) -> Work {
         let full = self.settings.train.method == Tuning::Full;
         // Forward, the input's gradient, the weight's if it trains, and the forward again with checkpointing.
         let again = usize::from(self.settings.train.gradient_checkpointing);
-        // And the passes without the adapter, whose losses a defence compares with.
-        let reference = self.needs.reference_passes;
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
         let linears: usize = self.linear_elements();

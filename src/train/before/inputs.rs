@@ -5,13 +5,13 @@ use super::problems::Problems;
 use crate::adapter::{ModuleSize, module_shape};
 use crate::config::Settings;
 use crate::console::bytes_bar;
-use crate::data::{CacheFolder, Dataset, Files, Loading, SetFiles, Sets};
+use crate::data::{CacheFolder, DataOptions, Dataset, Files, Loading, SetFiles, Sets, Template, prompt_samples};
 use crate::ensure_valid;
-use crate::eval::{Located, Suite, locate};
+use crate::eval::{Encoder, Located, Suite, locate};
 use crate::hub::{self, Resolved, Split};
 use crate::model::ModelSpec;
 use crate::tokenizer::Tokenizer;
-use crate::train::defence::{self, Defence, OwnSamples};
+use crate::train::defence::{self, Defence, OwnSamples, Records};
 use crate::train::plan::Pool;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -79,7 +79,10 @@ impl Sources {
         };
         let sets = problems.note_all(loading.all(files, options, settings.train.seed));
         let own = self.own.as_ref().map(|(own, files)| {
-            let set = loading.one(files, &options.whole(), "");
+            let set = match (own.records, &tokenizer) {
+                (Records::Prompts, Some(tokenizer)) => prompts(files, options, tokenizer, spec),
+                _ => loading.one(files, &options.whole(), ""),
+            };
             set.map(Arc::new).context(own.key)
         });
         let own = problems.note(own.transpose())?;
@@ -140,6 +143,23 @@ pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Re
         "lora.rank or lora.rank_pattern asks for {rank}, beyond the largest side of any targeted weight ({largest})"
     );
     Ok(())
+}
+
+/// Prompts as an answer would be generated to them: through the template that the training samples go through, up to
+/// where the answer begins, or verbatim if these have none.
+fn prompts(files: &Files, options: &DataOptions, tokenizer: &Tokenizer, spec: &ModelSpec) -> Result<Dataset> {
+    let template = options.format.has_turns();
+    let template = template.then(|| Template::load(&options.template, &options.template_variables, tokenizer));
+    let encoder = Encoder { tokenizer: tokenizer.clone(), template: template.transpose()?, spec: spec.clone() };
+    prompt_samples(files, &options.columns, |prompt| {
+        let ids = encoder.encode(&prompt.messages, &prompt.variables)?;
+        let (count, limit) = (ids.len(), options.max_length);
+        ensure_valid!(
+            count <= limit,
+            "the prompt has {count} tokens, more than data.max_length = {limit}; shorten it or raise that"
+        );
+        Ok(ids)
+    })
 }
 
 /// The base model's tokenizer. The ids of the samples are checked with the samples; the end-of-text id, which may occur

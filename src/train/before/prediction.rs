@@ -106,7 +106,7 @@ impl Prediction {
         let launches: f64 = parts.values().map(|share| share.launches).sum();
         let launch_seconds = launches * assumed.seconds_per_launch;
         let step_seconds = launch_seconds + parts.values().map(|share| share.seconds).sum::<f64>();
-        let ([tokens, ..], each_step) = workload.mean();
+        let ([tokens, ..], each_step) = workload.passes.mean();
         let usable_memory_bytes = card.usable_bytes();
         Self {
             card: card.name,
@@ -202,7 +202,7 @@ impl fmt::Display for Prediction {
 
 #[cfg(test)]
 mod tests {
-    use super::super::workload::Micro;
+    use super::super::workload::{Micro, Passes};
     use super::*;
     use crate::config::Settings;
     use crate::device::Accelerator;
@@ -254,9 +254,9 @@ mod tests {
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
         let workload = Workload {
             largest: micro,
-            sum: Micro { tokens: 8, label_tokens: 6, squares: 32 },
-            micro_batches: 2,
-            steps: 1,
+            passes: Passes { sum: Micro { tokens: 8, label_tokens: 6, squares: 32 }, micro_batches: 2, steps: 1 },
+            extra: Passes::default(),
+            own_samples: 0,
             data_bytes: 96,
             steps_per_epoch: 1,
             total_steps: 10,

@@ -59,7 +59,8 @@ fn load(settings: &Settings, output: &OutputFolder, start: &Start, allowed: &[St
     // Last, since it may write a file: everything cheaper has been checked.
     let directions = directions(&mut ready)?;
     check_inputs(settings, &ready, start, allowed)?;
-    let trainer = trainer(settings, &ready, model, defence, directions.as_ref())?;
+    let mut trainer = trainer(settings, &ready, model, defence, directions.as_ref())?;
+    trainer.defence.start(&mut trainer.model).context("defence")?;
     let inputs = input_hashes(settings, &ready.record);
     let mut trained = Trained::new(trainer, ready.base, ready.checkpoint, ready.adapter, directions, inputs);
     if let Some(saved) = start.saved() {

@@ -33,15 +33,25 @@ impl Micro {
     }
 }
 
-/// The steps of one epoch, of the training samples and of a defence's own.
-pub struct Workload {
-    /// The maxima of tokens, labels and squares over all micro-batches, each on its own.
-    pub largest: Micro,
+/// What steps go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Passes {
     /// The sums over all micro-batches.
     pub sum: Micro,
     /// How many there are, in how many steps.
     pub micro_batches: usize,
     pub steps: usize,
+}
+
+/// One epoch of the training samples and of a defence's own.
+pub struct Workload {
+    /// The maxima of tokens, labels and squares over all micro-batches, each on its own.
+    pub largest: Micro,
+    pub passes: Passes,
+    /// The batches of its own that a defence adds to each step, if it does.
+    pub extra: Passes,
+    /// A defence's own samples.
+    pub own_samples: usize,
     /// Bytes that all samples take in memory.
     pub data_bytes: usize,
     /// Of the training samples.
@@ -57,15 +67,18 @@ impl Workload {
         let sets = [Some(&*inputs.train), inputs.validation.as_ref(), inputs.own.as_deref()];
         let data_bytes = sets.into_iter().flatten().map(Dataset::resident_bytes).sum();
         let Plan { steps_per_epoch, total_steps, .. } = train.plan;
-        let (largest, sum) = (Micro::default(), Micro::default());
-        let mut all = Self { largest, sum, micro_batches: 0, steps: 0, data_bytes, steps_per_epoch, total_steps };
-        all.add_epoch(&mut train);
+        let own_samples = inputs.own.as_ref().map_or(0, |own| own.len());
+        let (mut largest, mut passes, mut extra) = (Micro::default(), Passes::default(), Passes::default());
+        passes.add_epoch(&mut train, &mut largest);
+        let adds = defence.needs().extra.is_some();
         if let Some(own) = defence.own_samples() {
-            all.add_epoch(own);
+            if adds { &mut extra } else { &mut passes }.add_epoch(own, &mut largest);
         }
-        Ok(all)
+        Ok(Self { largest, passes, extra, own_samples, data_bytes, steps_per_epoch, total_steps })
     }
+}
 
+impl Passes {
     /// Tokens, label tokens and Σ T² of the mean micro-batch, and how many of them a step has.
     pub fn mean(&self) -> ([f64; 3], f64) {
         let Micro { tokens, label_tokens, squares } = self.sum;
@@ -73,11 +86,12 @@ impl Workload {
         ([tokens, label_tokens, squares].map(mean), self.micro_batches as f64 / self.steps.max(1) as f64)
     }
 
-    fn add_epoch(&mut self, pool: &mut Pool) {
+    /// Adds an epoch of `pool`; `largest`: the maxima so far.
+    fn add_epoch(&mut self, pool: &mut Pool, largest: &mut Micro) {
         for step in 0..pool.plan.steps_per_epoch {
             for samples in pool.plan.micro_batches(step) {
                 let micro = Micro::of(&pool.set, &samples);
-                self.largest = self.largest.with(micro, usize::max);
+                *largest = largest.with(micro, usize::max);
                 self.sum = self.sum.with(micro, |sum, own| sum + own);
                 self.micro_batches += 1;
             }

@@ -24,7 +24,13 @@ pub trait Defence: Send + Sync {
         Ok(())
     }
 
-    /// Its own samples, once it has them.
+    /// Takes what it needs of the model as it is before the first step, also where a checkpoint will change it next: what
+    /// trains has not moved yet, and the adapter may be one to continue.
+    fn start(&mut self, _model: &mut Decoder) -> Result<()> {
+        Ok(())
+    }
+
+    /// Its own samples, once it has them, and which of them go into which step.
     fn own_samples(&mut self) -> Option<&mut Pool> {
         None
     }
@@ -75,17 +81,35 @@ pub type TokenObjective<'a> = Box<dyn Fn(usize, f64) -> (f64, f64) + 'a>;
 /// The files, memory and time that a defence needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Needs {
-    /// Samples of its own, in the format of `data.train`.
     pub samples: Option<OwnSamples>,
     /// Copies of all that trains, in f32: held in memory and in every checkpoint.
     pub copies: usize,
-    /// Forward passes without the adapter in each step.
+    /// Forward passes without the adapter over the samples of each step.
     pub reference_passes: usize,
+    /// What it computes in each step on a batch of its own samples; without this they take the place of the task's.
+    pub extra: Option<ExtraBatch>,
+}
+
+/// A batch of a defence's own samples, which goes forward and backward in each step besides those of the task.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ExtraBatch {
+    /// Whether a vector of hidden_size in f32 is held for each of its own samples.
+    pub holds_states: bool,
+}
+
+/// How a defence's own samples are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Records {
+    /// In the format of `data.train`.
+    Samples,
+    /// As prompts to answer; an answer in the record is left out.
+    Prompts,
 }
 
 /// A file of samples that a defence needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnSamples {
+    pub records: Records,
     /// Their name in `run.json` and in messages.
     pub name: &'static str,
     /// The setting that names the file.

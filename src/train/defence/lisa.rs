@@ -8,7 +8,7 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::contract::{Defence, Needs, OwnSamples};
+use super::contract::{Defence, Needs, OwnSamples, Records};
 use super::options::DefenceOptions;
 use crate::config::Settings;
 use crate::data::Dataset;
@@ -83,7 +83,7 @@ impl Lisa {
 impl Defence for Lisa {
     fn needs(&self) -> Needs {
         let file = self.options.alignment_data.clone();
-        let samples = file.map(|file| OwnSamples { name: "alignment", key: ALIGNMENT_DATA, file });
+        let samples = file.map(|file| OwnSamples { records: Records::Samples, name: "alignment", key: ALIGNMENT_DATA, file });
         Needs { samples, copies: 1, ..Needs::default() }
     }
 

@@ -1,20 +1,23 @@
 //! Defences other than a penalty on the update: what `[defence]` changes in a run.
 //!
 //! A defence is one value behind [`Defence`], made by [`of`] from the options. Before the run it says what it needs,
-//! then it is given its samples; in each step it picks what is trained on, may replace the cross-entropy with another
+//! then it is given its samples and shown the model; in each step it picks what is trained on, may replace the cross-entropy with another
 //! objective and add a term of its own; a checkpoint holds what it must remember. Whatever a defence does not override
 //! is as in plain training.
 //!
 //! To add one, write a file here that implements [`Defence`], and add its kind and options to `options.rs` and a line
 //! to [`of`].
 
+mod anchor;
 mod constrained;
 mod contract;
 mod lisa;
 mod options;
+mod own_batches;
 
+pub use anchor::Anchor;
 pub use constrained::ConstrainedSft;
-pub use contract::{Defence, Needs, OwnSamples, TokenObjective, Undefended};
+pub use contract::{Defence, ExtraBatch, Needs, OwnSamples, Records, TokenObjective, Undefended};
 pub use options::{DefenceKind, DefenceOptions};
 
 use lisa::Lisa;
@@ -25,5 +28,6 @@ pub fn of(options: &DefenceOptions) -> Box<dyn Defence> {
         DefenceKind::None => Box::new(Undefended),
         DefenceKind::ConstrainedSft => Box::new(ConstrainedSft::new(&options.betas)),
         DefenceKind::Lisa => Box::new(Lisa::new(options)),
+        DefenceKind::Anchor => Box::new(Anchor::new(options)),
     }
 }

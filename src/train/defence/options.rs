@@ -17,6 +17,9 @@ pub enum DefenceKind {
     /// Steps on the training data alternate with steps on safety data, held together by a proximal term (Huang et al.,
     /// arXiv 2405.18641).
     Lisa,
+    /// The last hidden states at the end of some prompts are held near those of the aligned model (Lu et al., arXiv
+    /// 2605.05995).
+    Anchor,
 }
 
 impl fmt::Display for DefenceKind {
@@ -45,6 +48,12 @@ pub struct DefenceOptions {
     pub rho: f64,
     /// `lisa`: share of all steps before which there is no proximal term.
     pub proximal_after: f64,
+    /// `anchor`: prompts whose answers are to stay as they are; answers in the file are not read.
+    pub prompts: Option<String>,
+    /// `anchor`: weight λ of its term.
+    pub weight: f64,
+    /// `anchor`: how many of the prompts go into each step.
+    pub batch_size: usize,
 }
 
 impl Default for DefenceOptions {
@@ -57,6 +66,9 @@ impl Default for DefenceOptions {
             finetune_steps: 900,
             rho: 1.0,
             proximal_after: 0.1,
+            prompts: None,
+            weight: 30.0,
+            batch_size: 8,
         }
     }
 }
@@ -64,6 +76,6 @@ impl Default for DefenceOptions {
 impl DefenceOptions {
     /// Every file that they name.
     pub fn files(&self) -> impl Iterator<Item = &String> {
-        self.alignment_data.iter()
+        self.alignment_data.iter().chain(&self.prompts)
     }
 }

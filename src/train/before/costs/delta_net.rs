@@ -49,7 +49,7 @@ impl Costs<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::super::estimate::Estimate;
-    use super::super::super::workload::{Micro, Workload};
+    use super::super::super::workload::{Micro, Passes, Workload};
     use super::*;
     use crate::config::Settings;
     use crate::device::Accelerator;
@@ -75,9 +75,9 @@ mod tests {
         let micro = Micro { tokens: length, label_tokens: length, squares: length * length };
         let workload = Workload {
             largest: micro,
-            sum: micro,
-            micro_batches: 1,
-            steps: 1,
+            passes: Passes { sum: micro, micro_batches: 1, steps: 1 },
+            extra: Passes::default(),
+            own_samples: 0,
             data_bytes: 0,
             steps_per_epoch: 1,
             total_steps: 1,

@@ -8,7 +8,7 @@ impl Costs<'_> {
     /// The final norm, and the head with the loss, a chunk of label tokens at a time.
     pub(super) fn head(&mut self) {
         let (h, m, w) = (self.hidden(), self.labels, self.w);
-        let (vocab, passes) = (self.run.spec.vocab_size, self.run.needs.reference_passes);
+        let (vocab, passes) = (self.run.spec.vocab_size, self.references);
         let chunks = (m / chunk_rows(vocab, m.ceil() as usize, false) as f64).ceil().max(1.0);
         let (rows, values) = (m / chunks, m / chunks * vocab as f64);
         let product = Cost {

@@ -107,10 +107,11 @@ impl Costs<'_> {
     /// How often in a step the host waits to read what a router computed, or its gradients: in every pass over each layer that
     /// has a mixture.
     pub fn routing_waits(run: &Estimate, workload: &Workload) -> f64 {
-        let (_, micro_batches) = workload.mean();
+        let ((_, micro_batches), (_, extra)) = (workload.passes.mean(), workload.extra.mean());
         let again = usize::from(run.settings.train.gradient_checkpointing);
         let layers = (0..run.spec.num_hidden_layers).filter(|layer| run.spec.has_mixture(*layer)).count();
-        micro_batches * (layers * (2 + again + run.needs.reference_passes)) as f64
+        let each = |references: usize| (layers * (2 + again + references)) as f64;
+        micro_batches * each(run.needs.reference_passes) + extra * each(0)
     }
 }
 
@@ -118,7 +119,7 @@ impl Costs<'_> {
 mod tests {
     use super::super::super::cards::Card;
     use super::super::super::prediction::Prediction;
-    use super::super::super::workload::Micro;
+    use super::super::super::workload::{Micro, Passes};
     use super::*;
     use crate::config::Settings;
     use crate::device::Accelerator;
@@ -150,9 +151,9 @@ mod tests {
         let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
         let workload = Workload {
             largest: micro,
-            sum: Micro { tokens: 8, label_tokens: 6, squares: 32 },
-            micro_batches: 2,
-            steps: 1,
+            passes: Passes { sum: Micro { tokens: 8, label_tokens: 6, squares: 32 }, micro_batches: 2, steps: 1 },
+            extra: Passes::default(),
+            own_samples: 0,
             data_bytes: 96,
             steps_per_epoch: 1,
             total_steps: 10,

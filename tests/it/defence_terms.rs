@@ -1,0 +1,137 @@
+//! Terms of defences on their own samples, on the golden models: against PyTorch's autograd and finite differences.
+//!
+//! Goldens: `tests/fixtures/make/defences.py`.
+
+use crate::support::files::{fixture, read_json};
+use crate::support::goldens::*;
+use crate::support::tensors::{norm, relative_error, to_vec};
+use asft::checkpoint::Checkpoint;
+use asft::config::Settings;
+use asft::data::{DataOptions, Dataset, Example, Format, Reading};
+use asft::model::{Decoder, Gradients, Weights};
+use asft::train::{Anchor, Defence, DefenceOptions};
+use candle_core::DType;
+use indicatif::ProgressBar;
+use std::sync::Arc;
+
+const CASES: [&str; 3] = ["llama_gqa", "gemma2", "granite"];
+
+/// Samples as a defence gets them.
+fn dataset(examples: &[Example]) -> Arc<Dataset> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.jsonl");
+    let line = |example: &Example| {
+        serde_json::json!({"input_ids": example.input_ids, "labels": example.labels}).to_string() + "\n"
+    };
+    std::fs::write(&path, examples.iter().map(line).collect::<String>()).unwrap();
+    let options = DataOptions { format: Format::Tokenized, ..Default::default() };
+    let reading = Reading { options: &options, prefix: "", tokenizer: None, vocab_size: 1000, cache: None };
+    Arc::new(reading.load_file(&path, &ProgressBar::hidden()).unwrap())
+}
+
+/// The golden prompts: the batch's sequences, cut.
+fn prompts(case: &str) -> Vec<Example> {
+    let lengths = read_json(&fixture("defences").join("case.json"));
+    let lengths = lengths["prompts"].as_array().unwrap().iter().map(|length| length.as_u64().unwrap() as usize);
+    let cut = |(example, length): (Example, usize)| {
+        let input_ids = example.input_ids[..length].to_vec();
+        Example { labels: input_ids.iter().map(|&id| i64::from(id)).collect(), input_ids }
+    };
+    GoldenBatch::load(case).examples().into_iter().zip(lengths).map(cut).collect()
+}
+
+fn settings(options: &DefenceOptions, checkpointing: bool) -> Settings {
+    let mut settings = Settings { defence: options.clone(), ..Settings::default() };
+    settings.train.gradient_checkpointing = checkpointing;
+    settings
+}
+
+/// The defence, ready for a run that begins with `model`.
+fn ready<D: Defence>(mut defence: D, settings: &Settings, own: Arc<Dataset>, model: &mut Decoder) -> D {
+    defence.prepare(Some(own), settings, 10).unwrap();
+    defence.start(model).unwrap();
+    defence
+}
+
+fn anchor(batch_size: usize, checkpointing: bool, case: &str, model: &mut Decoder) -> Anchor {
+    let weight = read_json(&fixture("defences").join("case.json"))["weight"].as_f64().unwrap();
+    let options = DefenceOptions { weight, batch_size, ..Default::default() };
+    ready(Anchor::new(&options), &settings(&options, checkpointing), dataset(&prompts(case)), model)
+}
+
+/// A step's term and its gradients.
+fn term(defence: &mut impl Defence, step: usize, model: &mut Decoder) -> (f64, Gradients) {
+    let mut gradients = Gradients::default();
+    let values = defence.add_to(step, model, &mut gradients).unwrap().unwrap();
+    (values.iter().map(|value| value.read().unwrap()).sum(), gradients)
+}
+
+/// Asserts that the gradients are the golden ones, all of them and no others; `suffix`: what parameters' names have besides.
+#[track_caller]
+fn same_gradients(gradients: &Gradients, golden: &Golden, prefix: &str, suffix: &str) {
+    let mut compared = 0;
+    for (name, expected) in golden.with_prefix(prefix) {
+        let got = to_vec(gradients.get(&format!("{name}{suffix}")).unwrap());
+        let error = relative_error(&got, &to_vec(expected));
+        assert!(error <= 1e-4, "{prefix}{name}: {error}");
+        compared += 1;
+    }
+    assert_eq!(compared, gradients.iter().count(), "{prefix}");
+}
+
+/// Asserts that every fourth gradient of a step's term is the slope of its value.
+#[track_caller]
+fn equals_finite_differences(defence: &mut impl Defence, model: &mut Decoder, case: &str) {
+    let (_, gradients) = term(defence, 0, model);
+    let parameters: Vec<_> = model.parameters().iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+    for (name, var) in parameters.iter().step_by(4) {
+        let gradient = gradients.get(name).unwrap();
+        let (kept, length) = (var.as_tensor().copy().unwrap(), norm(gradient));
+        // Along the gradient itself, where the differences are largest.
+        let mut moved = |h: f64| {
+            var.set(&(&kept + (gradient * (h / length)).unwrap()).unwrap()).unwrap();
+            term(defence, 0, model).0
+        };
+        let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+        var.set(&kept).unwrap();
+        assert!((difference / length - 1.0).abs() < 2e-2, "{case} {name}: {difference} {length}");
+    }
+}
+
+#[test]
+fn the_anchor_and_its_gradients_equal_pytorch() {
+    let golden = Golden::load(&fixture("defences").join("anchor.safetensors"));
+    for case in CASES {
+        let mut model = adapted(case);
+        let expected = golden.values(&format!("{case}.value"))[0];
+        // As large as the file, and larger.
+        for (batch_size, checkpointing) in [(4, true), (4, false), (9, true)] {
+            let mut anchor = anchor(batch_size, checkpointing, case, &mut model);
+            let (value, gradients) = term(&mut anchor, 3, &mut model);
+            assert!((value / expected - 1.0).abs() < 1e-5, "{case}: {value} {expected}");
+            same_gradients(&gradients, &golden, &format!("{case}.grad."), ".weight");
+        }
+        // Each prompt by itself, in the four steps of a round.
+        let mut single = anchor(1, true, case, &mut model);
+        let terms: Vec<f64> = (4..8).map(|step| term(&mut single, step, &mut model).0).collect();
+        let mean = terms.iter().sum::<f64>() / 4.0;
+        assert!((mean / expected - 1.0).abs() < 1e-5, "{case}: {terms:?} {expected}");
+        equals_finite_differences(&mut anchor(3, true, case, &mut model), &mut model, case);
+    }
+}
+
+#[test]
+fn the_anchor_of_all_weights_equals_pytorch() {
+    let golden = Golden::load(&fixture("defences").join("anchor.safetensors"));
+    let unaligned = Checkpoint::open(&fixture("llama_gqa").join("unaligned")).unwrap();
+    let place = (device(), DType::F32);
+    let mut start =
+        Decoder::load(&spec("llama_gqa"), &unaligned, place, Weights::Trained, &ProgressBar::hidden()).unwrap();
+    for checkpointing in [true, false] {
+        let mut anchor = anchor(8, checkpointing, "llama_gqa", &mut start);
+        let (value, gradients) = term(&mut anchor, 0, &mut base("llama_gqa", true));
+        let expected = golden.values("full.value")[0];
+        assert!((value / expected - 1.0).abs() < 1e-5, "{value} {expected}");
+        same_gradients(&gradients, &golden, "full.grad.", "");
+    }
+}
