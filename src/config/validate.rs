@@ -1,10 +1,12 @@
 //! Ranges and cross-checks of [`Settings`]: what types alone cannot express.
 
+mod defence;
+
 use super::Settings;
 use crate::data::{Cache, TrainOn, Validation, source_problems};
 use crate::names::Targets;
 use crate::toml_reader::Mistakes;
-use crate::train::{DefenceKind, Tuning};
+use crate::train::Tuning;
 
 /// Everything that is wrong with the settings, one line each.
 pub fn mistakes(settings: &Settings) -> Mistakes {
@@ -20,7 +22,7 @@ pub fn mistakes_of_data(settings: &Settings) -> Mistakes {
     model(settings, &mut found);
     lora(settings, &mut found);
     asft(settings, &mut found);
-    defence(settings, &mut found);
+    defence::mistakes(settings, &mut found);
     data(settings, &mut found);
     eval(settings, &mut found);
     output(settings, &mut found);
@@ -127,51 +129,6 @@ fn asft(settings: &Settings, found: &mut Mistakes) {
     );
 }
 
-fn defence(settings: &Settings, found: &mut Mistakes) {
-    let defence = &settings.defence;
-    let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
-    found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
-    found.unless(
-        defence.kind != DefenceKind::ConstrainedSft || settings.train.method == Tuning::Lora,
-        "`defence.kind = \"constrained_sft\"` needs `train.method = \"lora\"`: its reference is the model without adapter",
-    );
-    let is_lisa = defence.kind == DefenceKind::Lisa;
-    let (named, empty) = (&defence.alignment_data, Some(String::new()));
-    found.unless(
-        !is_lisa || (named.is_some() && *named != empty),
-        "`defence.kind = \"lisa\"` needs `defence.alignment_data`: a file of safety samples",
-    );
-    found
-        .unless(is_lisa || named.is_none(), "`defence.alignment_data` has no effect without `defence.kind = \"lisa\"`");
-    anchor(settings, found);
-    found.at_least_one("defence.alignment_steps", defence.alignment_steps);
-    found.at_least_one("defence.finetune_steps", defence.finetune_steps);
-    found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
-    let after = defence.proximal_after;
-    found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
-}
-
-fn anchor(settings: &Settings, found: &mut Mistakes) {
-    let Settings { defence, data, .. } = settings;
-    let is_anchor = defence.kind == DefenceKind::Anchor;
-    found.unless(
-        !is_anchor || defence.prompts.as_ref().is_some_and(|file| !file.is_empty()),
-        "`defence.kind = \"anchor\"` needs `defence.prompts`: a file of prompts whose answers are to stay as they are",
-    );
-    found.unless(
-        is_anchor || defence.prompts.is_none(),
-        "`defence.prompts` has no effect without `defence.kind = \"anchor\"`",
-    );
-    found.unless(
-        !is_anchor || !data.is_tokenized(),
-        "`defence.kind = \"anchor\"` reads its prompts as `data.train` is read, and `data.format = \"tokenized\"` says \
-         neither with which template nor where an answer begins",
-    );
-    let weight = defence.weight;
-    found.range(weight > 0.0 && weight.is_finite(), "defence.weight", "above 0 and finite", weight);
-    found.at_least_one("defence.batch_size", defence.batch_size);
-}
-
 fn data(settings: &Settings, found: &mut Mistakes) {
     let data = &settings.data;
     found.range(data.max_length >= 2, "data.max_length", "at least 2", data.max_length);
@@ -270,6 +227,7 @@ fn train(settings: &Settings, found: &mut Mistakes) {
 mod tests {
     use super::*;
     use crate::data::{Format, Source, Sources};
+    use crate::train::DefenceKind;
 
     fn usable() -> Settings {
         let mut settings = Settings::default();
@@ -366,9 +324,20 @@ mod tests {
             &["`eval.suite` is empty", "eval.every"],
         );
         check(|s| s.asft.subspace_rank = Some(4), &["subspace"]);
-        let full = |s: &mut Settings| (s.train.method, s.defence.kind) = (Tuning::Full, DefenceKind::ConstrainedSft);
-        check(full, &["constrained_sft"]);
-        check(|s| s.defence.kind = DefenceKind::Lisa, &["needs `defence.alignment_data`"]);
+    }
+
+    #[test]
+    fn defences_have_what_they_need_and_nothing_without_effect() {
+        let full = |kind| move |s: &mut Settings| (s.train.method, s.defence.kind) = (Tuning::Full, kind);
+        check(
+            full(DefenceKind::ConstrainedSft),
+            &["`defence.kind = \"constrained_sft\"` needs `train.method = \"lora\"`"],
+        );
+        let needs = "needs `defence.alignment_data`";
+        check(full(DefenceKind::SafeGrad), &["`defence.kind = \"safe_grad\"` needs `train.method", needs]);
+        for kind in [DefenceKind::Lisa, DefenceKind::Kl, DefenceKind::SafeGrad] {
+            check(|s| s.defence.kind = kind, &[needs]);
+        }
         check(|s| s.defence.alignment_data = Some("a".to_string()), &["`defence.alignment_data` has no effect"]);
         check(|s| s.defence.kind = DefenceKind::Anchor, &["needs `defence.prompts`"]);
         let tokenized = |s: &mut Settings| {

@@ -2,8 +2,8 @@
 
 use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
 use super::fields::Fields;
-use super::source::options::Columns;
 use super::samples::{Origin, Samples};
+use super::source::options::Columns;
 use super::{BadRecords, Counts, Dataset, Example, Files, IGNORE, Place, records, sharegpt};
 use crate::invalid;
 use anyhow::Result;

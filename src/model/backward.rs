@@ -8,8 +8,8 @@
 use super::block::Saved;
 use super::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::names::{EMBEDDING, HEAD};
-use crate::ops::cross_entropy;
 use crate::ops::scalar::Scalar;
+use crate::ops::{cross_entropy, divergence};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 
@@ -56,6 +56,32 @@ impl Decoder {
         let through = Through { checkpointing, dropout_key };
         self.value_and_gradients(sequences, rows, scale, through, gradients, |h, scale, gradients| {
             self.objective_at_head(h, &targets, scale, objective, gradients)
+        })
+    }
+
+    /// Sum over the batch's label positions of KL(p ‖ q), the divergence of the next token's distribution q from that of the
+    /// model without its adapters, p; adds the gradients of `scale` times that sum. Nothing waits for the device.
+    ///
+    /// # Errors
+    /// A head that trains: both models are to share it.
+    pub fn divergence_and_gradients(
+        &mut self,
+        sequences: Sequences,
+        scale: f64,
+        through: Through,
+        gradients: &mut Gradients,
+    ) -> Result<Scalar> {
+        ensure!(!self.trains, "a divergence from the model without adapters, and a head that trains");
+        let (rows, _) = sequences.targets();
+        if rows.is_empty() {
+            return Ok(Scalar::Known(0.0));
+        }
+        let Sequences { input_ids, lengths, .. } = sequences;
+        let reference = self.without_adapters(|model| model.features(input_ids, lengths, rows.clone()))?;
+        let (reference, head, cap) = (self.for_head(reference)?, self.head(), self.spec.logit_softcap);
+        self.value_and_gradients(sequences, rows, scale, through, gradients, |h, scale, _| {
+            let (sum, dh) = divergence::forward_backward(&reference, &self.for_head(h.clone())?, head, scale, cap)?;
+            Ok((sum, self.for_head(dh)?))
         })
     }
 

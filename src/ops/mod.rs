@@ -16,6 +16,7 @@ pub mod attention;
 pub mod causal_conv;
 pub mod cross_entropy;
 pub mod delta_rule;
+pub mod divergence;
 pub mod dropout;
 pub mod gated_mlp;
 pub mod gpu;

@@ -141,6 +141,8 @@ mod tests {
             "train/step/penalties.rs",
             "train/defence/lisa.rs",
             "train/defence/anchor.rs",
+            "train/defence/kl.rs",
+            "train/defence/safe_grad.rs",
         ];
         let mut found = vec![];
         for path in rooms.chain(others.map(|name| root.join(name))) {

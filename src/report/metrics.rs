@@ -41,7 +41,7 @@ pub struct StepRow {
     /// What λ keeps below `asft.max_orthogonal`: √(Σ ‖M ΔW‖² / Σ ‖W‖²) before this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalised_share: Option<f64>,
-    /// The defence's own term: Lisa's proximal term, the anchor's.
+    /// The defence's own term: Lisa's proximal term, the anchor's, the divergence of `kl` and `safe_grad`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proximal: Option<f64>,
     /// Global L2 norm of the gradient before clipping.

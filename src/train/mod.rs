@@ -38,7 +38,9 @@ pub use before::dry_run::{Forecast, dry_run};
 pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
 pub use before::resume::RunFlags;
-pub use defence::{Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Needs, OwnSamples, TokenObjective};
+pub use defence::{
+    Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Kl, Needs, OwnSamples, SafeGrad, TokenObjective,
+};
 pub use options::{EvalOptions, ExportOptions, OutputOptions, TrainOptions, Tuning};
 pub use plan::{Plan, Pool, StepSamples};
 pub use run::{Ending, Outcome, run};

@@ -9,7 +9,7 @@ use asft::checkpoint::Checkpoint;
 use asft::config::Settings;
 use asft::data::{DataOptions, Dataset, Example, Format, Reading};
 use asft::model::{Decoder, Gradients, Weights};
-use asft::train::{Anchor, Defence, DefenceOptions};
+use asft::train::{Anchor, Defence, DefenceOptions, Kl, SafeGrad};
 use candle_core::DType;
 use indicatif::ProgressBar;
 use std::sync::Arc;
@@ -53,8 +53,13 @@ fn ready<D: Defence>(mut defence: D, settings: &Settings, own: Arc<Dataset>, mod
     defence
 }
 
+/// A weight of the goldens.
+fn weight(name: &str) -> f64 {
+    read_json(&fixture("defences").join("case.json"))[name].as_f64().unwrap()
+}
+
 fn anchor(batch_size: usize, checkpointing: bool, case: &str, model: &mut Decoder) -> Anchor {
-    let weight = read_json(&fixture("defences").join("case.json"))["weight"].as_f64().unwrap();
+    let weight = weight("weight");
     let options = DefenceOptions { weight, batch_size, ..Default::default() };
     ready(Anchor::new(&options), &settings(&options, checkpointing), dataset(&prompts(case)), model)
 }
@@ -133,5 +138,53 @@ fn the_anchor_of_all_weights_equals_pytorch() {
         let expected = golden.values("full.value")[0];
         assert!((value / expected - 1.0).abs() < 1e-5, "{value} {expected}");
         same_gradients(&gradients, &golden, "full.grad.", "");
+    }
+}
+
+/// What the divergence is weighed with, over batches of up to so many samples.
+fn with_rho(batch_size: usize) -> DefenceOptions {
+    DefenceOptions { rho: weight("rho"), batch_size, ..Default::default() }
+}
+
+#[test]
+fn the_divergence_and_its_gradients_equal_pytorch() {
+    let golden = Golden::load(&fixture("defences").join("kl.safetensors"));
+    for case in CASES {
+        let (mut model, samples) = (adapted(case), dataset(&GoldenBatch::load(case).examples()));
+        let expected = golden.values(&format!("{case}.value"))[0];
+        for (batch_size, checkpointing) in [(4, true), (9, false)] {
+            let options = with_rho(batch_size);
+            let settings = settings(&options, checkpointing);
+            let mut kl = ready(Kl::new(&options), &settings, Arc::clone(&samples), &mut model);
+            let (value, gradients) = term(&mut kl, 3, &mut model);
+            assert!((value / expected - 1.0).abs() < 1e-5, "{case}: {value} {expected}");
+            same_gradients(&gradients, &golden, &format!("{case}.grad."), ".weight");
+        }
+        let options = with_rho(3);
+        let mut some = ready(Kl::new(&options), &settings(&options, true), Arc::clone(&samples), &mut model);
+        equals_finite_differences(&mut some, &mut model, case);
+        // Nothing diverges from the model without its adapter where there is none.
+        let mut plain = base(case, false);
+        let mut adapter = golden_adapter(case);
+        adapter.modules.values_mut().for_each(|module| module.b = module.b.zeros_like().unwrap());
+        attach(&mut plain, &adapter);
+        assert_eq!(term(&mut some, 0, &mut plain).0, 0.0);
+    }
+}
+
+#[test]
+fn safe_grad_equals_pytorch() {
+    let golden = Golden::load(&fixture("defences").join("kl.safetensors"));
+    for case in CASES {
+        let (mut model, batch, options) = (adapted(case), GoldenBatch::load(case), with_rho(4));
+        let settings = settings(&options, true);
+        let mut safe_grad = ready(SafeGrad::new(&options), &settings, dataset(&batch.examples()), &mut model);
+        for (kind, sign) in [("plain", 1.0), ("negated", -1.0)] {
+            let mut gradients = Gradients::default();
+            let scale = sign / batch.label_tokens() as f64;
+            model.loss_and_gradients(batch.sequences(), scale, true, None, &mut gradients).unwrap();
+            safe_grad.add_to(0, &mut model, &mut gradients).unwrap();
+            same_gradients(&gradients, &golden, &format!("{case}.{kind}.grad."), ".weight");
+        }
     }
 }

@@ -1,24 +1,27 @@
-//! Other defences in whole runs: Lisa, constrained SFT, the anchor.
+//! Other defences in whole runs.
 
 use crate::support::command::{ends, json, refused_unwritten, succeeds, train};
 use crate::support::runs::{WEIGHTS, interrupt, same_run, timeless};
 use serde_json::Value;
 
+const ALIGNMENT_DATA: &str = "defence.alignment_data=tests/tiny/train.jsonl";
 const ANCHOR: [&str; 2] = ["defence.kind=anchor", "defence.prompts=tests/tiny/train.jsonl"];
 
 #[test]
 fn defences_go_on_exactly() {
     let lisa = [
         "defence.kind=lisa",
-        "defence.alignment_data=tests/tiny/train.jsonl",
+        ALIGNMENT_DATA,
         "defence.alignment_steps=3",
         "defence.finetune_steps=4",
         "defence.rho=0.5",
         "data.packing=true",
     ];
     let held = ["defence.kind=constrained_sft", "defence.betas=[0.5, 4.0, 0.2]", "train.gradient_accumulation=2"];
+    let kl = ["defence.kind=kl", ALIGNMENT_DATA, "defence.batch_size=5", "train.gradient_accumulation=2"];
+    let safe_grad = ["defence.kind=safe_grad", ALIGNMENT_DATA, "defence.rho=0.5", "data.packing=true"];
     let scratch = tempfile::tempdir().unwrap();
-    for (name, defence) in [("lisa", &lisa[..]), ("held", &held[..])] {
+    for (name, defence) in [("lisa", &lisa[..]), ("held", &held[..]), ("kl", &kl), ("safe_grad", &safe_grad)] {
         let (whole, parts) = (scratch.path().join(name), scratch.path().join(format!("{name} in parts")));
         let sets = [defence, &["output.save_every_steps=5", "train.max_steps=12"]].concat();
         succeeds(train(&whole, &sets, &[]));
@@ -38,12 +41,21 @@ fn defences_go_on_exactly() {
     let refused = |sets: &[&str], needles: &[&str]| refused_unwritten(train(&none, sets, &[]), &none, needles);
     refused(&lisa[..2], &["defence.alignment_steps = 100", "48 steps"]);
     refused(&lisa[..1], &["needs `defence.alignment_data`"]);
+    refused(
+        &["defence.kind=kl", ALIGNMENT_DATA, "train.method=full"],
+        &["`defence.kind = \"kl\"` needs `train.method"],
+    );
     refused(&[lisa[0], "defence.alignment_data=./no.jsonl"], &["defence.alignment_data", "no.jsonl"]);
     let forecast = |sets: &[&str]| json(train(&none, sets, &["--dry-run", "--json"]));
     let number = |forecast: &Value, part: &str, key: &str| forecast[part][key].as_f64().unwrap();
     let (plain, held, lisa) = (forecast(&[]), forecast(&held[..1]), forecast(&lisa[..4]));
     assert!(number(&held, "step_work", "gemm_flops") > 1.2 * number(&plain, "step_work", "gemm_flops"));
     assert!(number(&lisa, "memory_bytes", "trained") == 1.25 * number(&plain, "memory_bytes", "trained"));
+    // A batch besides the step's, with a pass without the adapter; for SafeGrad its own gradients.
+    let (kl, safe_grad) = (forecast(&kl[..2]), forecast(&safe_grad[..2]));
+    assert!(number(&kl, "step_work", "gemm_flops") > 2.2 * number(&plain, "step_work", "gemm_flops"));
+    assert_eq!(number(&kl, "memory_bytes", "trained"), number(&plain, "memory_bytes", "trained"));
+    assert_eq!(number(&safe_grad, "memory_bytes", "trained"), 1.25 * number(&plain, "memory_bytes", "trained"));
 }
 
 #[test]

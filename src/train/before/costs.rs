@@ -86,8 +86,8 @@ impl<'a> Costs<'a> {
         let w = run.width() as f64;
         let mut costs = Self { run, w, n: 0.0, labels: 0.0, squares: 0.0, references: 0, found: vec![] };
         costs.micro_batches(&workload.passes, run.needs.reference_passes);
-        if run.needs.extra.is_some() {
-            costs.micro_batches(&workload.extra, 0);
+        if let Some(extra) = run.needs.extra {
+            costs.micro_batches(&workload.extra, extra.reference_passes);
         }
         costs.penalty();
         costs.optimizer();

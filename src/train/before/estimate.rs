@@ -12,6 +12,7 @@ use crate::model::{Experts, ModelSpec};
 use crate::names::{EMBEDDING, HEAD};
 use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
 use crate::ops::cross_entropy::chunk_rows;
+use crate::ops::divergence;
 use crate::ops::gpu::Serving;
 use crate::train::defence::{self, Needs};
 use crate::train::options::Tuning;
@@ -35,7 +36,7 @@ pub struct Memory {
     /// Frozen weights, in the compute type or quantised.
     pub weights: usize,
     /// What trains: values, gradients, AdamW's moments; in full tuning also the weights that the penalty starts from;
-    /// and a defence's copies, and the hidden states that it holds.
+    /// and a defence's copies, gradients and hidden states.
     pub trained: usize,
     /// The penalty's U and c, and V's right singular vectors if they are used.
     pub direction: usize,
@@ -104,9 +105,10 @@ impl<'a> Estimate<'a> {
             Tuning::Lora => (4 * self.adapter_elements() * F32, self.weight_bytes()),
             Tuning::Full => (self.full_bytes(), 0),
         };
-        let holds_states = self.needs.extra.is_some_and(|extra| extra.holds_states);
-        let states = if holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
-        let trained = trained + (self.needs.copies * self.trained_elements() + states) * F32;
+        let extra = self.needs.extra.unwrap_or_default();
+        let copies = self.needs.copies + usize::from(extra.own_gradients);
+        let states = if extra.holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
+        let trained = trained + (copies * self.trained_elements() + states) * F32;
         let layers = 0..self.spec.num_hidden_layers;
         // Of all blocks, and of the one whose backward pass holds most.
         let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {
@@ -125,6 +127,7 @@ impl<'a> Estimate<'a> {
             Some(kernels) if kernels.cross_entropy => F32 + if self.width() == F32 { 0 } else { self.width() },
             Some(_) => LOGIT_COPIES * F32 + self.width(),
         };
+        let copies = if extra.reference_passes > 0 { copies.max(divergence::COPIES * F32) } else { copies };
         // Hidden states at the labels: selected, normed, and their gradients.
         let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
         Memory {
@@ -146,7 +149,9 @@ impl<'a> Estimate<'a> {
             let (all, count) = (self.work(passes.sum, references), passes.steps.max(1) as f64);
             [all.gemm_flops, all.attention_flops, all.traffic_bytes].map(|value| value / count)
         };
-        let (task, extra) = (each_step(&workload.passes, self.needs.reference_passes), each_step(&workload.extra, 0));
+        let own_references = self.needs.extra.unwrap_or_default().reference_passes;
+        let task = each_step(&workload.passes, self.needs.reference_passes);
+        let extra = each_step(&workload.extra, own_references);
         let [gemm_flops, attention_flops, traffic_bytes] = std::array::from_fn(|i| task[i] + extra[i]);
         Work { gemm_flops, attention_flops, traffic_bytes }
     }

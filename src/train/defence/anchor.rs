@@ -63,7 +63,8 @@ impl Defence for Anchor {
     fn needs(&self) -> Needs {
         let own = |file| OwnSamples { records: Records::Prompts, name: "prompts", key: PROMPTS, file };
         let samples = self.options.prompts.clone().map(own);
-        Needs { samples, extra: Some(ExtraBatch { holds_states: true }), ..Needs::default() }
+        let extra = ExtraBatch { holds_states: true, ..ExtraBatch::default() };
+        Needs { samples, extra: Some(extra), ..Needs::default() }
     }
 
     fn prepare(&mut self, own: Option<Arc<Dataset>>, settings: &Settings, _total_steps: usize) -> Result<()> {

@@ -93,8 +93,12 @@ pub struct Needs {
 /// A batch of a defence's own samples, which goes forward and backward in each step besides those of the task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ExtraBatch {
+    /// Forward passes over it without the adapter.
+    pub reference_passes: usize,
     /// Whether a vector of hidden_size in f32 is held for each of its own samples.
     pub holds_states: bool,
+    /// Whether its gradients are held beside those of the step.
+    pub own_gradients: bool,
 }
 
 /// How a defence's own samples are read.

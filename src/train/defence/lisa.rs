@@ -8,8 +8,9 @@
 //!
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
-use super::contract::{Defence, Needs, OwnSamples, Records};
+use super::contract::{Defence, Needs};
 use super::options::DefenceOptions;
+use super::own_batches::{ALIGNMENT_DATA, alignment_samples};
 use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
@@ -23,9 +24,6 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The setting that names the safety samples.
-const ALIGNMENT_DATA: &str = "defence.alignment_data";
 
 pub struct Lisa {
     options: DefenceOptions,
@@ -82,9 +80,7 @@ impl Lisa {
 
 impl Defence for Lisa {
     fn needs(&self) -> Needs {
-        let file = self.options.alignment_data.clone();
-        let samples = file.map(|file| OwnSamples { records: Records::Samples, name: "alignment", key: ALIGNMENT_DATA, file });
-        Needs { samples, copies: 1, ..Needs::default() }
+        Needs { samples: alignment_samples(&self.options), copies: 1, ..Needs::default() }
     }
 
     fn prepare(&mut self, own: Option<Arc<Dataset>>, settings: &Settings, total_steps: usize) -> Result<()> {

@@ -11,14 +11,18 @@
 mod anchor;
 mod constrained;
 mod contract;
+mod kl;
 mod lisa;
 mod options;
 mod own_batches;
+mod safe_grad;
 
 pub use anchor::Anchor;
 pub use constrained::ConstrainedSft;
-pub use contract::{Defence, ExtraBatch, Needs, OwnSamples, Records, TokenObjective, Undefended};
+pub use contract::{Defence, Needs, OwnSamples, Records, TokenObjective, Undefended};
+pub use kl::Kl;
 pub use options::{DefenceKind, DefenceOptions};
+pub use safe_grad::SafeGrad;
 
 use lisa::Lisa;
 
@@ -29,5 +33,7 @@ pub fn of(options: &DefenceOptions) -> Box<dyn Defence> {
         DefenceKind::ConstrainedSft => Box::new(ConstrainedSft::new(&options.betas)),
         DefenceKind::Lisa => Box::new(Lisa::new(options)),
         DefenceKind::Anchor => Box::new(Anchor::new(options)),
+        DefenceKind::Kl => Box::new(Kl::new(options)),
+        DefenceKind::SafeGrad => Box::new(SafeGrad::new(options)),
     }
 }

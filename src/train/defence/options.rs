@@ -20,6 +20,10 @@ pub enum DefenceKind {
     /// The last hidden states at the end of some prompts are held near those of the aligned model (Lu et al., arXiv
     /// 2605.05995).
     Anchor,
+    /// The loss includes the divergence from the model without its adapter on safety data.
+    Kl,
+    /// As `kl`, and the part of the step's gradient that works against it is taken out (Yi et al., arXiv 2508.07172).
+    SafeGrad,
 }
 
 impl fmt::Display for DefenceKind {
@@ -38,13 +42,14 @@ pub struct DefenceOptions {
     /// `constrained_sft`: β of the first, second, ... token of a response; the last one is that of all further tokens.
     /// The larger, the more strictly a token is held.
     pub betas: Vec<f64>,
-    /// `lisa`: safety samples, in the format and with the columns of `data.train`.
+    /// `lisa`, `kl`, `safe_grad`: safety samples, in the format and with the columns of `data.train`.
     pub alignment_data: Option<String>,
     /// `lisa`: steps on the safety samples in each round; they come first.
     pub alignment_steps: usize,
     /// `lisa`: steps on the training samples in each round.
     pub finetune_steps: usize,
-    /// `lisa`: weight ρ of the proximal term (ρ / 2) ‖θ − θ'‖², θ' being what trains as it was at the last switch.
+    /// `lisa`: weight ρ of the proximal term (ρ / 2) ‖θ − θ'‖², θ' being what trains as it was at the last switch. `kl`,
+    /// `safe_grad`: weight ρ of the divergence.
     pub rho: f64,
     /// `lisa`: share of all steps before which there is no proximal term.
     pub proximal_after: f64,
@@ -52,7 +57,7 @@ pub struct DefenceOptions {
     pub prompts: Option<String>,
     /// `anchor`: weight λ of its term.
     pub weight: f64,
-    /// `anchor`: how many of the prompts go into each step.
+    /// `anchor`, `kl`, `safe_grad`: how many of the prompts or safety samples go into each step.
     pub batch_size: usize,
 }
 
@@ -70,6 +75,18 @@ impl Default for DefenceOptions {
             weight: 30.0,
             batch_size: 8,
         }
+    }
+}
+
+impl DefenceKind {
+    /// Whether it needs `alignment_data`.
+    pub fn needs_alignment_data(self) -> bool {
+        matches!(self, Self::Lisa | Self::Kl | Self::SafeGrad)
+    }
+
+    /// Whether it compares with the model without its adapter in each step, which full tuning does not have.
+    pub fn needs_adapter(self) -> bool {
+        matches!(self, Self::ConstrainedSft | Self::Kl | Self::SafeGrad)
     }
 }
 

@@ -1,5 +1,7 @@
-//! Small batches of a defence's own samples, one for each step: a function of the seed and the step's number.
+//! A defence's own samples: which file, and small batches of them, one for each step.
 
+use super::contract::{OwnSamples, Records};
+use super::options::DefenceOptions;
 use crate::config::Settings;
 use crate::data::{Batch, DataOptions, Dataset};
 use crate::train::options::TrainOptions;
@@ -7,6 +9,16 @@ use crate::train::plan::Pool;
 use anyhow::Result;
 use std::sync::Arc;
 
+/// The setting that names safety samples.
+pub const ALIGNMENT_DATA: &str = "defence.alignment_data";
+
+/// The safety samples that the options name.
+pub fn alignment_samples(options: &DefenceOptions) -> Option<OwnSamples> {
+    let (records, name, key) = (Records::Samples, "alignment", ALIGNMENT_DATA);
+    options.alignment_data.clone().map(|file| OwnSamples { records, name, key, file })
+}
+
+/// A batch for each step, as a function of the seed and the step's number.
 pub struct OwnBatches {
     pub pool: Pool,
 }

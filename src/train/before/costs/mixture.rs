@@ -111,7 +111,8 @@ impl Costs<'_> {
         let again = usize::from(run.settings.train.gradient_checkpointing);
         let layers = (0..run.spec.num_hidden_layers).filter(|layer| run.spec.has_mixture(*layer)).count();
         let each = |references: usize| (layers * (2 + again + references)) as f64;
-        micro_batches * each(run.needs.reference_passes) + extra * each(0)
+        let of_extra = run.needs.extra.map_or(0.0, |batch| extra * each(batch.reference_passes));
+        micro_batches * each(run.needs.reference_passes) + of_extra
     }
 }
 

@@ -1,0 +1,48 @@
+//! `[defence]`: each kind's own options, and what it needs of the others.
+
+use crate::config::Settings;
+use crate::toml_reader::Mistakes;
+use crate::train::{DefenceKind, Tuning};
+
+pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
+    let defence = &settings.defence;
+    let (kind, named) = (defence.kind, |file: &Option<String>| file.as_ref().is_some_and(|file| !file.is_empty()));
+    let betas = !defence.betas.is_empty() && defence.betas.iter().all(|beta| *beta > 0.0 && beta.is_finite());
+    found.range(betas, "defence.betas", "one or more numbers above 0", &defence.betas);
+    found.unless(
+        !kind.needs_adapter() || settings.train.method == Tuning::Lora,
+        format!(
+            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: its reference is the model without adapter"
+        ),
+    );
+    found.unless(
+        !kind.needs_alignment_data() || named(&defence.alignment_data),
+        format!("`defence.kind = \"{kind}\"` needs `defence.alignment_data`: a file of safety samples"),
+    );
+    found.unless(
+        kind.needs_alignment_data() || defence.alignment_data.is_none(),
+        "`defence.alignment_data` has no effect without a `defence.kind` of \"lisa\", \"kl\" or \"safe_grad\"",
+    );
+    let is_anchor = kind == DefenceKind::Anchor;
+    found.unless(
+        !is_anchor || named(&defence.prompts),
+        "`defence.kind = \"anchor\"` needs `defence.prompts`: a file of prompts whose answers are to stay as they are",
+    );
+    found.unless(
+        is_anchor || defence.prompts.is_none(),
+        "`defence.prompts` has no effect without `defence.kind = \"anchor\"`",
+    );
+    found.unless(
+        !is_anchor || !settings.data.is_tokenized(),
+        "`defence.kind = \"anchor\"` reads its prompts as `data.train` is read, and `data.format = \"tokenized\"` says \
+         neither with which template nor where an answer begins",
+    );
+    let weight = defence.weight;
+    found.range(weight > 0.0 && weight.is_finite(), "defence.weight", "above 0 and finite", weight);
+    found.at_least_one("defence.batch_size", defence.batch_size);
+    found.at_least_one("defence.alignment_steps", defence.alignment_steps);
+    found.at_least_one("defence.finetune_steps", defence.finetune_steps);
+    found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
+    let after = defence.proximal_after;
+    found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
+}
