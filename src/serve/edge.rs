@@ -10,7 +10,7 @@ use crate::console::log;
 use crate::eval::Encoder;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, ORIGIN};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Method, Request, Response};
 use serde_json::{Value, json as object};
 use std::sync::Arc;

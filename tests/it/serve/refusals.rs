@@ -72,8 +72,10 @@ fn every_mistake_has_its_status_and_its_field() {
     };
     assert_eq!(error(&raw("POST", "/v1/completions", &[], "{\"prompt\": "), 400).0, "invalid_json");
     assert_eq!(error(&raw("POST", "/v1/completions", &[], "[1]"), 400).0, "invalid_json");
-    assert_eq!(error(&raw("GET", "/v1/completions", &[], ""), 405).0, "method_not_allowed");
-    assert_eq!(error(&raw("POST", "/v1/models", &[], "{}"), 405).0, "method_not_allowed");
+    for (method, path, allowed) in [("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET")] {
+        let reply = raw(method, path, &[], "");
+        assert_eq!((error(&reply, 405).0.as_str(), reply.header("allow")), ("method_not_allowed", Some(allowed)));
+    }
     assert_eq!(error(&raw("GET", "/", &[], ""), 404).0, "not_found");
     assert_eq!(error(&raw("GET", "/v1/models", &[("origin", "https://example.com")], ""), 403).0, "origin_not_allowed");
     let large = completion("a".repeat(20000)).to_string();
