@@ -67,11 +67,10 @@ impl Edge {
             other => return Err(Refusal::new(404, "not_found", format!("there is nothing at {other:.200}"))),
         };
         if *request.method() != method {
-            return Err(Refusal::new(
-                405,
-                "method_not_allowed",
-                format!("expected {method}, got {}", request.method()),
-            ));
+            let message = format!("expected {method}, got {}", request.method());
+            let mut response = refused(&Refusal::new(405, "method_not_allowed", message));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(if kind.is_some() { "POST" } else { "GET" }));
+            return Ok(response);
         }
         let Some(kind) = kind else { return Ok(json(200, &self.models())) };
         let body = self.read(request).await?;

@@ -13,7 +13,7 @@ use crate::ops::gemm::{dot, product};
 use crate::ops::matrix::Matrix;
 use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -87,13 +87,30 @@ impl Tile {
     }
 }
 
+/// k, v and where the spans are in them: of half-precision rows, which are widened as a whole, only those that a span sees, unless
+/// most are. A cache with room for long sequences has few such rows.
+fn seen_rows(k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<(Tensor, Tensor, Vec<Span>)> {
+    let seen: usize = spans.iter().map(|span| span.k_len).sum();
+    if k.dtype() == DType::F32 || seen == 0 || 2 * seen > k.dim(0)? {
+        return Ok((k.clone(), v.clone(), spans.to_vec()));
+    }
+    let rows = |x: &Tensor| {
+        let parts = spans.iter().map(|span| x.narrow(0, span.k_start, span.k_len));
+        Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    };
+    let starts = spans.iter().scan(0, |end, span| Some(std::mem::replace(end, *end + span.k_len)));
+    let moved = spans.iter().zip(starts).map(|(span, k_start)| Span { k_start, ..*span }).collect();
+    Ok((rows(k)?, rows(v)?, moved))
+}
+
 /// (o, log-sum-exp of every row)
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout) -> Result<(Tensor, Vec<f32>)> {
     let s = Sizes::new(shape);
     let (out, fresh) = Matrix::fresh(q.dim(0)?, s.queries);
+    let (k, v, spans) = seen_rows(k, v, &layout.spans)?;
     let tasks: Vec<(Span, usize)> =
-        layout.spans.iter().flat_map(|&span| (0..shape.heads).map(move |head| (span, head))).collect();
-    let lse: Vec<Vec<f32>> = with_f32([q, k, v], |[q, k, v]| {
+        spans.iter().flat_map(|&span| (0..shape.heads).map(move |head| (span, head))).collect();
+    let lse: Vec<Vec<f32>> = with_f32([q, &k, &v], |[q, k, v]| {
         let task = |&(span, h): &(Span, usize)| {
             let keys = (span.k_start, h / s.group * s.d);
             let head = Forward {
@@ -105,7 +122,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, layout: &Layout
             forward_head(s, span, &head)
         };
         // A few queries against a few keys take less time than waking a thread.
-        let work: usize = layout.spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
+        let work: usize = spans.iter().map(|span| span.q_len * span.k_len * s.queries).sum();
         if work <= SMALL_WORK { tasks.iter().map(task).collect() } else { tasks.par_iter().map(task).collect() }
     })?;
     // SAFETY: every head of every span wrote its part, and the spans cover all rows of q.

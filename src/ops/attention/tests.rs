@@ -225,3 +225,19 @@ fn nothing_is_seen_across_sequences() {
     let (alone, _) = forward(&part(&q), &part(&k), &part(&v), SHAPE, &first).unwrap();
     close(&part(&y), &alone, 1e-7);
 }
+
+/// Of a cache with room for more, in half precision: what is seen is copied, and the answer is that of the widened whole.
+#[test]
+fn few_rows_of_a_large_cache_are_seen_where_they_are() {
+    let span = |q_start, q_len, k_start, k_len| Span { q_start, q_len, k_start, k_len };
+    let layout = Layout::cached(vec![span(0, 1, 90, 7), span(1, 3, 10, 5), span(4, 1, 200, 1)]);
+    let (queries, keys) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+    let half = |rows, width, seed| random(&[rows, width], seed).to_dtype(DType::BF16).unwrap();
+    let (q, k, v) = (half(5, queries, 1), half(201, keys, 2), half(201, keys, 3));
+    let [wide_q, wide_k, wide_v] = [&q, &k, &v].map(|x| x.to_dtype(DType::F32).unwrap());
+    for shape in shapes(3) {
+        let (found, _) = forward(&q, &k, &v, shape, &layout).unwrap();
+        let (expected, _) = forward(&wide_q, &wide_k, &wide_v, shape, &layout).unwrap();
+        close(&found.to_dtype(DType::F32).unwrap(), &expected, 1e-2);
+    }
+}
