@@ -220,7 +220,7 @@ mod tests {
         let tokenizer = tokenizer();
         let (prompt, ids) = ("né", tokenizer.encode("né", false).unwrap());
         let echo = Echo { text: prompt.to_string(), offsets: (0..ids.len()).collect() };
-        let mut answer = Answer::new(&tokenizer, Pieces::after(&tokenizer, &ids, true), Some(echo), vec![]);
+        let mut answer = Answer::new(&tokenizer, Pieces::after(&tokenizer, &ids, true).unwrap(), Some(echo), vec![]);
         let scores = vec![score(-2.0).unwrap(); ids.len() - 1];
         let part = answer.prompt(&ids, scores, true).unwrap().unwrap();
         assert_eq!(part.text, prompt);

@@ -29,8 +29,8 @@ const PREPARING_THREADS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// How long a client may not read what is sent to it.
 const WRITE_TIME: Duration = Duration::from_secs(30);
-/// How long responses may take to be read once nothing is decoded any more.
-const LAST_TIME: Duration = Duration::from_secs(5);
+/// How long what has been decoded may take to be read in the end.
+const LAST_TIME: Duration = Duration::from_secs(2);
 const TOO_MANY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
@@ -38,14 +38,15 @@ const TOO_MANY: &[u8] =
 pub struct Connections {
     thread: JoinHandle<()>,
     closing: Option<oneshot::Sender<()>>,
+    ending: oneshot::Sender<()>,
 }
 
 impl Connections {
-    /// Answers whoever connects. Once they are to close, running responses may take the time of `grace`.
+    /// Answers whoever connects.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn open(listener: StdListener, edge: Arc<Edge>, grace: Duration) -> Result<Self> {
+    pub fn open(listener: StdListener, edge: Arc<Edge>) -> Result<Self> {
         listener.set_nonblocking(true).context("listening")?;
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -53,14 +54,14 @@ impl Connections {
             .build()
             .context("starting the server")?;
         let listener = runtime.block_on(async { TcpListener::from_std(listener) }).context("listening")?;
-        let (closing, closed) = oneshot::channel();
+        let ((closing, closed), (ending, ended)) = (oneshot::channel(), oneshot::channel());
         let work = move || {
-            runtime.block_on(serve(listener, edge, closed, grace + LAST_TIME));
+            runtime.block_on(serve(listener, edge, closed, ended));
             // A template that does not end must not keep the process.
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("http".to_string()).spawn(work).context("starting the server")?;
-        Ok(Self { thread, closing: Some(closing) })
+        Ok(Self { thread, closing: Some(closing), ending })
     }
 
     /// Accepts no more, and lets those end that wait for nothing.
@@ -69,14 +70,15 @@ impl Connections {
         self.closing.take().map(|closing| closing.send(()));
     }
 
-    /// Waits until all are closed.
+    /// Waits until all are closed, but not long: nothing is decoded any more.
     pub fn join(mut self) {
         self.close();
+        let _ended = self.ending.send(());
         let _panicked = self.thread.join();
     }
 }
 
-async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver<()>, last: Duration) {
+async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver<()>, ended: oneshot::Receiver<()>) {
     let (graceful, connections) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
@@ -112,7 +114,16 @@ async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver
         });
     }
     drop(listener);
-    let _late = tokio::time::timeout(last, graceful.shutdown()).await;
+    let mut all = pin!(graceful.shutdown());
+    let mut late = pin!(async {
+        let _decoded = ended.await;
+        tokio::time::sleep(LAST_TIME).await;
+    });
+    let first = |cx: &mut task::Context| match all.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => late.as_mut().poll(cx),
+    };
+    poll_fn(first).await;
 }
 
 /// A connection that fails if its client does not read for too long.

@@ -96,7 +96,7 @@ impl Fields {
 pub fn expected(name: &str, what: &str, got: &Value) -> Refusal {
     let got = match got {
         Value::Array(_) | Value::Object(_) => kind(got).to_string(),
-        simple => format!("{simple:.100}"),
+        simple => format!("{:.100}", simple.to_string()),
     };
     Refusal::field(name, format!("`{name}` should be {what}, got {got}"))
 }

@@ -85,7 +85,7 @@ impl Preparing {
 
     fn number(&self, name: &str) -> Result<usize, Refusal> {
         self.names.iter().position(|known| known == name).ok_or_else(|| {
-            let message = format!("there is no model {name:.200?} here, only {}", listing(&self.names, 12));
+            let message = format!("there is no model `{name:.100}` here, only {}", listing(&self.names, 12));
             Refusal { status: 404, code: "model_not_found", ..Refusal::field("model", message) }
         })
     }
@@ -114,7 +114,7 @@ impl Preparing {
                 (ids, Echo { text: pieces.concat(), offsets })
             }
         };
-        let pieces = Pieces::after(tokenizer, &ids, true);
+        let pieces = Pieces::after(tokenizer, &ids, true)?;
         Ok(Encoded { ids, pieces, echo: echo.then_some(echoed) })
     }
 

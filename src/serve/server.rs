@@ -40,7 +40,7 @@ impl Server {
         let Catalogue { names, encoder, decoders } = models;
         let spec = encoder.spec.clone();
         let edge = Arc::new(Edge::new(names, encoder, limits.clone(), key, sequences));
-        let mut connections = Connections::open(self.listener, edge, limits.grace)?;
+        let mut connections = Connections::open(self.listener, edge)?;
         let part = stop::Part::begin();
         stop::at(Place::After { what: "the running answers", otherwise: "without finishing them" });
         Scheduler::new(spec, decoders, &limits, waiting).run(&stop, || connections.close());

@@ -1,10 +1,13 @@
 //! Ids to text one after another.
 
 use super::Tokenizer;
+use crate::invalid;
 use anyhow::Result;
 
 /// How many ids before a text are enough to know how it begins.
 const CONTEXT: usize = 8;
+/// Tokens of a character that is not complete: it has at most four bytes.
+const MOST_INSIDE: usize = 3;
 
 /// Turns ids into the text that each adds to that before it. Joined, the pieces and the rest are what
 /// [`Tokenizer::decode`] gives for all ids.
@@ -19,19 +22,31 @@ pub struct Pieces {
     ids: Vec<u32>,
     /// How many are known.
     known: usize,
+    /// What the new ones begin with that has been given.
+    given: String,
 }
 
 impl Pieces {
     pub fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
-        Self { tokenizer: tokenizer.clone(), skip_special_tokens, ids: vec![], known: 0 }
+        Self { tokenizer: tokenizer.clone(), skip_special_tokens, ids: vec![], known: 0, given: String::new() }
     }
 
-    /// For text that goes on after `ids`.
-    pub fn after(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Self {
+    /// For text that goes on after `ids`. If these end inside a character, it begins with that character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn after(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Result<Self> {
         let skipped = |id: &u32| skip_special_tokens && tokenizer.is_special(*id);
-        let ids: Vec<u32> =
-            ids[ids.len().saturating_sub(CONTEXT)..].iter().copied().filter(|id| !skipped(id)).collect();
-        Self { known: ids.len(), ids, ..Self::new(tokenizer, skip_special_tokens) }
+        let context = ids[ids.len().saturating_sub(CONTEXT)..].iter().copied();
+        let ids: Vec<u32> = context.filter(|id| !skipped(id)).collect();
+        let mut known = ids.len();
+        while known + MOST_INSIDE > ids.len() && tokenizer.decode(&ids[..known], false)?.ends_with('\u{fffd}') {
+            known -= 1;
+        }
+        let mut pieces = Self { known, ids, ..Self::new(tokenizer, skip_special_tokens) };
+        // The token in which the character begins may begin before it.
+        pieces.given = pieces.rest()?.trim_end_matches('\u{fffd}').to_string();
+        Ok(pieces)
     }
 
     /// The text that the next id adds: none if it ends inside a character, whose text comes with its last token.
@@ -49,6 +64,7 @@ impl Pieces {
         }
         self.ids.drain(..self.known);
         self.known = self.ids.len();
+        self.given.clear();
         Ok(text)
     }
 
@@ -70,14 +86,19 @@ impl Pieces {
     }
 
     fn new_text(&self) -> Result<String> {
-        self.added(&self.ids[..self.known], &self.ids)
+        let text = self.added(&self.ids[..self.known], &self.ids)?;
+        Ok(text.strip_prefix(&self.given).unwrap_or(&text).to_string())
     }
 
     fn added(&self, before: &[u32], all: &[u32]) -> Result<String> {
-        let (before, all) = (self.tokenizer.decode(before, false)?, self.tokenizer.decode(all, false)?);
+        // Both at once: handing them over takes longer than decoding a few tokens.
+        let (before, all) = (before.to_vec(), all.to_vec());
+        let decoded = self.tokenizer.run(move |inner| [before, all].map(|ids| inner.decode(&ids, false)))?;
+        let [before, all] = decoded.map(|text| text.map_err(|e| invalid!("cannot decode token ids: {e}")));
+        let (before, all) = (before?, all?);
         // Where what is before ends inside a character, only what they share is before.
-        let shared: usize =
-            before.chars().zip(all.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let same = before.chars().zip(all.chars()).take_while(|(a, b)| a == b);
+        let shared: usize = same.map(|(a, _)| a.len_utf8()).sum();
         Ok(all[shared..].to_string())
     }
 }

@@ -5,7 +5,8 @@
 use crate::support::goldens::*;
 use crate::support::tensors::{max_difference, relative_error, to_vec};
 use asft::data::{Batch, collate};
-use asft::model::{Decoder, DropoutKey, GenerateOptions, Gradients, KvCache};
+use asft::model::{Decoder, DropoutKey, GenerateOptions, Gradients, KvCache, Parameters, Scored, Sequences, Slots};
+use std::collections::BTreeMap;
 
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 
@@ -137,6 +138,59 @@ fn cached_decoding_equals_the_whole_sequence() {
             assert_eq!(best as i64, token, "{case}");
             fresh = vec![best as u32];
             ids.push(best as u32);
+        }
+    }
+}
+
+/// A model and its clone without the adapter, which share weights, take turns over one cache of three slots: each of five prompts is
+/// answered as alone, and scored as the whole sequence is.
+#[test]
+fn models_that_share_weights_and_cache_answer_as_alone() {
+    for case in CASES {
+        let (golden, adapted) = (Golden::expected(case), adapted(case));
+        let mut base = adapted.clone();
+        base.attach(BTreeMap::new(), Parameters::new()).unwrap();
+        let models = [adapted, base];
+        let ids: Vec<u32> = golden.integers("generate.prompt").into_iter().map(|id| id as u32).collect();
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| ids[i % 3..ids.len() - i / 2].to_vec()).collect();
+        let options =
+            GenerateOptions { max_new_tokens: 6, temperature: 0.0, top_p: 1.0, seed: 0, stop_ids: vec![ids[0]] };
+        let mut slots = Slots::new(models[0].spec(), 3, ids.len() + 6);
+        let (mut waiting, mut running, mut answers) = (0..prompts.len(), [None; 3], vec![vec![]; prompts.len()]);
+        let (scored, mut scores) = (Scored { prompt: true, top: 1 }, vec![0.0; prompts.len()]);
+        loop {
+            while let Some((slot, index)) = slots.free().and_then(|slot| Some((slot, waiting.next()?))) {
+                slots.begin(slot, &prompts[index], &options, Some(scored)).unwrap();
+                running[slot] = Some(index);
+            }
+            if running.iter().all(Option::is_none) {
+                break;
+            }
+            for (number, model) in models.iter().enumerate() {
+                let own: Vec<usize> =
+                    (0..3).filter(|slot| running[*slot].is_some_and(|index| index % 2 == number)).collect();
+                if own.is_empty() {
+                    continue;
+                }
+                for (slot, step) in slots.step(model, &own).unwrap() {
+                    let (step, index) = (step.unwrap(), running[slot].unwrap());
+                    scores[index] += step.prompt.iter().map(|score| f64::from(score.log_probability)).sum::<f64>();
+                    let own = step.score.unwrap();
+                    assert_eq!(own.top, [(step.token.unwrap(), own.log_probability)]);
+                    if step.end.is_some() {
+                        answers[index] = slots.end(slot);
+                        running[slot] = None;
+                    }
+                }
+            }
+        }
+        for (index, prompt) in prompts.iter().enumerate() {
+            let model = &models[index % 2];
+            assert_eq!(answers[index], model.generate(prompt, &options, |_| Ok(())).unwrap(), "{case}");
+            let labels: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
+            let whole = Sequences { input_ids: prompt, labels: &labels, lengths: &[prompt.len()] };
+            let expected = model.log_likelihoods(whole).unwrap()[0];
+            assert!((scores[index] / expected - 1.0).abs() < 1e-5, "{case}: {} {expected}", scores[index]);
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{ids, labelled, sample};
 use crate::support::files::{fixture, read_json, root};
 use asft::checkpoint::gguf::write;
 use asft::data::{DataOptions, Format, Template};
-use asft::tokenizer::Tokenizer;
+use asft::tokenizer::{Pieces, Tokenizer};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +58,18 @@ fn compare(name: &str, dir: &Path, template: &str) {
         let got = (tokenizer.encode(text, true).unwrap(), tokenizer.encode(text, false).unwrap());
         let decoded = tokenizer.decode(&expected, false).unwrap();
         let pieces = tokenizer.pieces(&expected).unwrap();
+        for half in [expected.len() / 2, expected.len().saturating_sub(1)] {
+            let (before, after) = expected.split_at(half);
+            let mut rest = Pieces::after(&tokenizer, before, false).unwrap();
+            let mut text = tokenizer.decode(before, false).unwrap();
+            // A text that ends inside a character goes on with the character.
+            text.truncate(text.trim_end_matches('\u{fffd}').len());
+            after.iter().for_each(|&id| text.push_str(&rest.push(id).unwrap()));
+            text.push_str(&rest.rest().unwrap());
+            if text != decoded {
+                wrong.push(format!("got {text:?} from {half} on\n  expected {case}"));
+            }
+        }
         if got != (expected, ids(&case["bare"])) || decoded != case["decoded"] || pieces.concat() != decoded {
             wrong.push(format!("got {got:?} {decoded:?} {pieces:?}\n  expected {case}"));
         }

@@ -40,6 +40,14 @@ fn greedy_answers_are_those_of_generate() {
 }
 
 #[test]
+fn a_quantised_model_in_half_precision_answers_as_generate() {
+    let how = ["--dtype", "bf16", "--quantize", "nf4"];
+    let server = Server::start(&how);
+    let answer = server.answer("chat/completions", &chat("aligned", QUESTION));
+    assert_eq!(said(&answer), generated(&[&["--prompt", QUESTION], &how[..]].concat()));
+}
+
+#[test]
 fn ends_and_counts_are_told() {
     let server = Server::start(&[]);
     let tokenizer = Tokenizer::load(MODEL.as_ref()).unwrap();

@@ -2,7 +2,7 @@
 
 use super::{Reply, Server, completion, events};
 use serde_json::{Value, json};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -25,6 +25,10 @@ fn rest(mut stream: TcpStream) -> Vec<String> {
 #[test]
 fn an_idle_server_ends_at_once() {
     let mut server = Server::start(&[]);
+    // Who has said nothing, or not all of it, is not waited for.
+    let _silent = TcpStream::connect(&server.address).unwrap();
+    let mut unfinished = TcpStream::connect(&server.address).unwrap();
+    unfinished.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: asft\r\ncontent-length: 9\r\n\r\n{").unwrap();
     server.signal();
     assert_eq!(server.wait().code(), Some(0));
     assert!(TcpStream::connect(&server.address).is_err());

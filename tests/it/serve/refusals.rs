@@ -4,6 +4,8 @@ use super::{MODEL, Reply, Server, asft, chat, completion};
 use crate::support::command::{refused, text};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 /// Asserts the form of OpenAI's errors; returns `code` and `param`.
 #[track_caller]
@@ -99,6 +101,23 @@ fn without_the_key_nothing_is_answered() {
     error(&models(&[]), 401);
     error(&server.post("chat/completions", &chat("aligned", "hi")), 401);
     assert_eq!(models(&[("Authorization", "Bearer s3cret")]).status, 200);
+}
+
+#[test]
+fn an_open_server_without_a_key_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key.txt");
+    fs::write(&key, "s3cret").unwrap();
+    for (more, warned) in [(vec![], true), (vec!["--api-key-file", text(&key)], false)] {
+        let mut command = asft(&["serve", "--model", MODEL, "--host", "0.0.0.0", "--port", "0", "-q"]);
+        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("http://0.0.0.0:"), "{line}");
+        child.kill().unwrap();
+        let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        assert_eq!(said.contains("--api-key-file"), warned, "{said}");
+    }
 }
 
 #[test]
