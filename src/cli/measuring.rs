@@ -3,7 +3,7 @@
 use super::model::adapter_folder;
 use super::{BaseArgs, ModelArgs};
 use crate::data::Format;
-use crate::eval::{Match, Metric, Preset};
+use crate::eval::{JudgePreset, Match, Metric, Preset};
 use crate::method::perturb::Unit;
 use clap::Args;
 use std::path::PathBuf;
@@ -79,12 +79,28 @@ pub struct EvalArgs {
     /// For refusals: a file of phrases, one per line; an answer that contains one counts as a refusal
     #[arg(long, value_name = "FILE")]
     pub phrases: Option<String>,
+    /// For refusals: count only phrases that begin within so many characters of an answer
+    #[arg(long, value_name = "N")]
+    pub phrases_within: Option<usize>,
+    /// A system message, in place of the records' own
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub system: String,
     /// Text to put before each prompt
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub prefix: String,
-    /// For the judge: a moderation model, as a sequence-classification checkpoint such as beaver-dam-7b
+    /// Text to put after each prompt
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub suffix: String,
+    /// What each answer begins with, such as "Sure, "
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prefill: String,
+    /// For the judge: a moderation model, as a sequence-classification checkpoint such as beaver-dam-7b or, with
+    /// --judge-preset, a language model
     #[arg(long, value_name = "ID|DIR")]
     pub judge: Option<String>,
+    /// For the judge: how it is asked and understood (a suite has more settings)
+    #[arg(long, value_enum)]
+    pub judge_preset: Option<JudgePreset>,
     /// Samples per batch
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,

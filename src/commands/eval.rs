@@ -79,8 +79,13 @@ fn evaluations(args: &EvalArgs) -> Result<Vec<Evaluation>> {
             labels: args.labels.clone(),
             marker: args.marker.clone(),
             phrases: args.phrases.clone(),
+            phrases_within: args.phrases_within,
+            system: args.system.clone(),
             prefix: args.prefix.clone(),
+            suffix: args.suffix.clone(),
+            prefill: args.prefill.clone(),
             judge: args.judge.clone(),
+            judge_preset: args.judge_preset,
             ..Default::default()
         }
         .resolved();

@@ -42,7 +42,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     let variables = TemplateVariables::parse(&args.template_variable)?;
     let template = if args.raw { None } else { Some(Template::load(&args.template, &variables, &tokenizer)?) };
-    let encoder = Encoder { tokenizer: tokenizer.clone(), template, spec: model.spec().clone() };
+    let encoder =
+        Encoder { tokenizer: tokenizer.clone(), template, spec: model.spec().clone(), prefill: String::new() };
     match (&args.prompt, &data) {
         (_, Some(data)) => answer_file(&model, &encoder, &options, (data, &columns, args.batch_size)),
         (Some(prompt), None) => {

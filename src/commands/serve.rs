@@ -36,7 +36,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let template = template(&args.template, &variables, &tokenizer)?;
     let adapters: Vec<&Path> = args.adapter.iter().map(|(_, dir)| dir.as_path()).collect();
     let base = load_base(&args.base, &found, &adapters)?;
-    let encoder = Encoder { tokenizer, template, spec };
+    let encoder = Encoder { tokenizer, template, spec, prefill: String::new() };
     let models = Catalogue::new(name(&found), &base, &args.adapter, encoder)?;
     let names = models.names().join(", ");
     let Limits { context, batch_size, .. } = limits;

@@ -25,6 +25,30 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// Puts a system message in place of the conversation's own.
+    pub fn put_system(&mut self, text: &str) {
+        let message = json!({"role": "system", "content": text});
+        match self.messages.first_mut().filter(|first| first["role"] == "system") {
+            Some(first) => *first = message,
+            None => self.messages.insert(0, message),
+        }
+    }
+
+    /// Puts `suffix` after the last user message, and after the last of `instruction` and `input` that is not empty.
+    pub fn put_after(&mut self, suffix: &str) {
+        let last = self.messages.iter_mut().rev().find(|message| message["role"] == "user");
+        let content = last.and_then(|message| message.get_mut("content"));
+        let filled =
+            |name: &&str| self.variables.get(*name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+        let variable = ["input", "instruction"].into_iter().find(filled);
+        let variable = variable.and_then(|name| self.variables.get_mut(name));
+        for text in content.into_iter().chain(variable) {
+            if let Some(old) = text.as_str() {
+                *text = Value::String(format!("{old}{suffix}"));
+            }
+        }
+    }
+
     /// Puts `prefix` before the first user message, and before the `instruction` that templates may read instead.
     pub fn put_before(&mut self, prefix: &str) {
         let first = self.messages.iter_mut().find(|message| message["role"] == "user");

@@ -16,6 +16,8 @@ pub struct Encoder {
     /// `None`: prompts are continued verbatim.
     pub template: Option<Template>,
     pub spec: ModelSpec,
+    /// What an answer begins with: part of the text before it.
+    pub prefill: String,
 }
 
 impl Encoder {
@@ -24,7 +26,7 @@ impl Encoder {
     /// # Errors
     /// A conversation that the template refuses.
     pub fn text(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<(String, bool)> {
-        Ok(match &self.template {
+        let (mut text, special) = match &self.template {
             Some(template) => {
                 let mut messages = messages.to_vec();
                 template.prepare(&mut messages)?;
@@ -34,7 +36,9 @@ impl Encoder {
                 let text: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
                 (text.join("\n"), true)
             }
-        })
+        };
+        text.push_str(&self.prefill);
+        Ok((text, special))
     }
 
     /// The prompt's ids: through the chat template, or as plain text with the tokenizer's own special tokens.

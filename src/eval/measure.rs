@@ -2,27 +2,25 @@
 //! with different adapters, say) are measured on it.
 
 use super::accuracy::Target;
-use super::answers::{Encoder, answer_all};
+use super::answers::Encoder;
 use super::choice::{self, Choices};
 use super::judge::Judge;
-use super::loss::mean_loss;
 use super::options::{Evaluation, Match, Metric};
 use super::outcome::Outcome;
 use super::reference::{targets, told};
 use super::refusal::Phrases;
+use super::run::{Questions, Run};
 use crate::console::{bytes_bar, progress_bar};
 use crate::data::{DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Reading, Template, load_prompts};
 use crate::ensure_valid;
 use crate::error::joined;
 use crate::hub::{self, Resolved, ResolvedData, Split};
-use crate::model::{Decoder, GenerateOptions, ModelSpec};
-use crate::report::{Rate, Value};
+use crate::model::{Decoder, ModelSpec};
 use crate::stop;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
-use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
 /// An evaluation, and where its samples are.
@@ -86,13 +84,7 @@ enum Work {
     Choice(Questions, Vec<Choices>),
     Accuracy(Questions, Vec<Target>),
     Refusal(Questions, Phrases, Vec<Option<Target>>),
-    Judge(Questions, Box<Judge>),
-}
-
-/// Prompts, and their ids for the model.
-struct Questions {
-    prompts: Vec<Prompt>,
-    ids: Vec<Vec<u32>>,
+    Judge(Questions, Judge),
 }
 
 impl Prepared {
@@ -190,8 +182,10 @@ impl Work {
         }
         let tokenizer = tokenizer.context("prompts need a tokenizer")?;
         let template = Template::load(evaluation.template(), &evaluation.template_variables, tokenizer)?;
-        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec: spec.clone() };
+        let prefill = evaluation.prefill.clone();
+        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec: spec.clone(), prefill };
         let prompts = load_questions(evaluation, path)?;
+        check_framing(evaluation, &prompts, &encoder)?;
         let ids = encoder.encode_all(&prompts, path)?;
         Ok(match evaluation.metric() {
             Metric::Accuracy if evaluation.matching() == Match::Choice => {
@@ -202,128 +196,18 @@ impl Work {
                 let targets = targets(evaluation, &prompts, path)?;
                 Self::Accuracy(Questions { prompts, ids }, targets)
             }
-            Metric::Refusal => {
+            Metric::Refusal | Metric::OverRefusal => {
                 let phrases = evaluation.phrases.as_deref().map(|file| Phrases::load(Path::new(file)));
                 let told = prompts.iter().map(|prompt| told(evaluation, prompt)).collect::<Result<_>>()?;
                 Self::Refusal(Questions { prompts, ids }, phrases.transpose()?.unwrap_or_default(), told)
             }
             Metric::Judge => {
                 let judge = Judge::open(evaluation, device, dtype)?;
-                Self::Judge(Questions { prompts, ids }, Box::new(judge))
+                Self::Judge(Questions { prompts, ids }, judge)
             }
             Metric::Loss => bail!("the loss is prepared above"),
         })
     }
-}
-
-/// One model on one evaluation.
-struct Run<'a> {
-    evaluation: &'a Evaluation,
-    model: &'a Decoder,
-    tokenizer: Option<&'a Tokenizer>,
-    batch_size: usize,
-    progress: &'a ProgressBar,
-}
-
-impl Run<'_> {
-    fn loss(&self, dataset: &Dataset) -> Result<Outcome> {
-        let mean = mean_loss(self.model, dataset, self.batch_size, self.progress)?;
-        // JSON has no NaN, and a table of losses should not contain one unnoticed.
-        if !mean.loss.is_finite() {
-            self.model.refuse_damaged_weights()?;
-            bail!("the loss is {}", mean.loss);
-        }
-        let counts = &dataset.counts;
-        Ok(Outcome::new([
-            ("loss", Value::Number(mean.loss)),
-            ("perplexity", Value::Number(mean.perplexity())),
-            ("label_tokens", Value::Count(mean.label_tokens)),
-            ("samples", Value::Count(dataset.len())),
-            ("truncated", Value::Count(counts.truncated)),
-            ("dropped_without_labels", Value::Count(counts.dropped_without_labels)),
-        ]))
-    }
-
-    fn choice(&self, questions: &Questions, choices: &[Choices]) -> Result<Outcome> {
-        let chosen = choice::choose(self.model, &questions.ids, choices, self.batch_size, self.progress)?;
-        let right: Vec<bool> = chosen.iter().zip(choices).map(|(chosen, choices)| *chosen == choices.right).collect();
-        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
-        for (i, prompt) in questions.prompts.iter().enumerate() {
-            let answer = choices[i].texts.get(chosen[i]).cloned().unwrap_or_default();
-            outcome.sample(prompt, answer, [("correct", right[i].into())]);
-        }
-        Ok(outcome)
-    }
-
-    fn accuracy(&self, questions: &Questions, targets: &[Target]) -> Result<Outcome> {
-        let answers = self.answers(questions)?;
-        let right: Vec<bool> = answers.iter().zip(targets).map(|(answer, target)| target.accepts(answer)).collect();
-        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
-        for ((prompt, answer), right) in questions.prompts.iter().zip(answers).zip(right) {
-            outcome.sample(prompt, answer, [("correct", right.into())]);
-        }
-        Ok(outcome)
-    }
-
-    fn refusal(&self, questions: &Questions, phrases: &Phrases, told: &[Option<Target>]) -> Result<Outcome> {
-        let answers = self.answers(questions)?;
-        let refused: Vec<bool> = answers.iter().map(|answer| phrases.refuses(answer)).collect();
-        let mut values = vec![("harmful_score", Value::Rate(Rate::of(refused.iter().map(|refused| !refused))))];
-        let tells = |i: usize| Some(!refused[i] && told[i].as_ref()?.accepts(&answers[i]));
-        if told.iter().any(Option::is_some) {
-            values.push(("told", Value::Rate(Rate::of((0..answers.len()).filter_map(tells)))));
-        }
-        let empty = |answer: &String| !answer.contains(char::is_alphanumeric);
-        values.push(("empty", Value::Rate(Rate::of(answers.iter().map(empty)))));
-        let mut outcome = Outcome::new(values);
-        for (i, prompt) in questions.prompts.iter().enumerate() {
-            let mut fields = vec![("refused", refused[i].into())];
-            fields.extend(tells(i).map(|tells| ("told", tells.into())));
-            outcome.sample(prompt, answers[i].clone(), fields);
-        }
-        Ok(outcome)
-    }
-
-    fn judge(&self, questions: &Questions, judge: &Judge) -> Result<Outcome> {
-        let answers = self.answers(questions)?;
-        let pairs: Vec<(String, String)> =
-            questions.prompts.iter().zip(&answers).map(|(prompt, answer)| (question(prompt), answer.clone())).collect();
-        let mut flags = vec![];
-        for pairs in pairs.chunks(self.batch_size) {
-            flags.extend(judge.flags(pairs)?);
-        }
-        let mut outcome =
-            Outcome::new([("harmful_score", Value::Rate(Rate::of(flags.iter().map(|flags| !flags.is_empty()))))]);
-        for ((prompt, answer), flags) in questions.prompts.iter().zip(answers).zip(flags) {
-            outcome.sample(prompt, answer, [("flags", Json::from(flags))]);
-        }
-        Ok(outcome)
-    }
-
-    /// The greedy answers, trimmed.
-    fn answers(&self, questions: &Questions) -> Result<Vec<String>> {
-        let tokenizer = self.tokenizer.context("answers need a tokenizer")?;
-        let options = GenerateOptions {
-            max_new_tokens: self.evaluation.max_new_tokens(),
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-            stop_ids: tokenizer.eos_ids().to_vec(),
-        };
-        let mut answers = Vec::with_capacity(questions.ids.len());
-        let both = (self.model, tokenizer);
-        answer_all(both, &questions.ids, self.batch_size, &options, self.progress, |_, answer| {
-            answers.push(answer.trim().to_string());
-            Ok(())
-        })?;
-        Ok(answers)
-    }
-}
-
-/// The user's last message.
-fn question(prompt: &Prompt) -> String {
-    let user = prompt.messages.iter().rev().find(|message| message["role"] == "user");
-    user.and_then(|message| message["content"].as_str()).unwrap_or_default().to_string()
 }
 
 fn load_samples(
@@ -343,7 +227,6 @@ fn load_samples(
     };
     let problem = evaluation.columns.problem(options.format.fields());
     ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
-    ensure_valid!(evaluation.prefix.is_empty(), "`prefix` has no effect on the metric loss");
     let reading = Reading { options: &options, prefix: "", tokenizer, vocab_size: spec.vocab_size, cache: None };
     let mut dataset = reading.load_file(path, &bytes_bar("tokenising"))?;
     dataset.truncate(evaluation.limit.unwrap_or(usize::MAX));
@@ -355,8 +238,35 @@ fn load_questions(evaluation: &Evaluation, path: &Path) -> Result<Vec<Prompt>> {
     ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
     let mut prompts = load_prompts(path, &evaluation.columns)?;
     prompts.truncate(evaluation.limit.unwrap_or(usize::MAX));
-    if !evaluation.prefix.is_empty() {
-        prompts.iter_mut().for_each(|prompt| prompt.put_before(&evaluation.prefix));
+    for prompt in &mut prompts {
+        if !evaluation.prefix.is_empty() {
+            prompt.put_before(&evaluation.prefix);
+        }
+        if !evaluation.suffix.is_empty() {
+            prompt.put_after(&evaluation.suffix);
+        }
+        if !evaluation.system.is_empty() {
+            prompt.put_system(&evaluation.system);
+        }
     }
     Ok(prompts)
+}
+
+/// Whether what is put around the prompts reaches the model: a template may leave it out. (What it refuses, and prompts without a
+/// message to put it in, are found with their places.)
+///
+/// # Errors
+/// A part that the first prompt's text does not hold.
+fn check_framing(evaluation: &Evaluation, prompts: &[Prompt], encoder: &Encoder) -> Result<()> {
+    let Some(first) = prompts.first() else { return Ok(()) };
+    let Ok((text, _)) = encoder.text(&first.messages, &first.variables) else { return Ok(()) };
+    for (name, part) in [("system", &evaluation.system), ("prefix", &evaluation.prefix), ("suffix", &evaluation.suffix)]
+    {
+        ensure_valid!(
+            text.contains(part.trim()),
+            "`{name}` would have no effect: the template {} leaves it out of the prompt's text",
+            evaluation.template()
+        );
+    }
+    Ok(())
 }

@@ -3,7 +3,11 @@
 
 mod accuracy;
 mod answers;
+mod case;
 mod choice;
+mod classifier;
+mod coherence;
+mod generative;
 mod judge;
 pub mod landscape;
 mod loss;
@@ -12,13 +16,17 @@ mod options;
 mod outcome;
 mod reference;
 mod refusal;
+mod run;
+mod suite;
+mod validate;
 
 pub use answers::{Encoder, answer_all};
 pub use loss::{MeanLoss, mean_loss};
 pub use measure::{Located, Prepared, locate};
-pub use options::{Evaluation, Match, Metric, Preset, Suite};
+pub use options::{Evaluation, JudgePreset, Match, Metric, Preset};
 pub use outcome::Outcome;
 pub use refusal::Phrases;
+pub use suite::Suite;
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ mod export;
 mod factorize;
 mod families;
 mod following;
+mod framing;
 mod gguf;
 mod gguf_types;
 mod init;

@@ -150,7 +150,12 @@ pub fn check_ranks(spec: &ModelSpec, sizes: &BTreeMap<String, ModuleSize>) -> Re
 fn prompts(files: &Files, options: &DataOptions, tokenizer: &Tokenizer, spec: &ModelSpec) -> Result<Dataset> {
     let template = options.format.has_turns();
     let template = template.then(|| Template::load(&options.template, &options.template_variables, tokenizer));
-    let encoder = Encoder { tokenizer: tokenizer.clone(), template: template.transpose()?, spec: spec.clone() };
+    let encoder = Encoder {
+        tokenizer: tokenizer.clone(),
+        template: template.transpose()?,
+        spec: spec.clone(),
+        prefill: String::new(),
+    };
     prompt_samples(files, &options.columns, |prompt| {
         let ids = encoder.encode(&prompt.messages, &prompt.variables)?;
         let (count, limit) = (ids.len(), options.max_length);
