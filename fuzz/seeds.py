@@ -212,6 +212,21 @@ def templates():
     write("conversation", "loop", loop + "\0" + record)
 
 
+def requests():
+    sampled = {"temperature": 1.5, "top_p": 0.5, "seed": -3, "n": 2, "stop": ["\n", "end"], "max_tokens": 9}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}, "user": "me"}
+    told = {"logprobs": True, "top_logprobs": 3}
+    neutral = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}}
+    parts = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    chat = {"model": "tuned", "messages": parts}
+    for name, more in {"plain": {}, "sampled": sampled, "streamed": streamed, "told": told, "neutral": neutral}.items():
+        write("request", f"chat-{name}", json.dumps({**chat, **more}))
+    scored = {"echo": True, "logprobs": 1, "max_tokens": 0}
+    prompts = {"text": "hot \u00e9\U0001f980", "texts": ["a", "b"], "ids": [5, 6, 7], "lists": [[5], [6, 447]]}
+    for name, prompt in prompts.items():
+        write("request", f"completion-{name}", json.dumps({"model": "base", "prompt": prompt, **scored}))
+
+
 config()
 records()
 safetensors()
@@ -220,4 +235,5 @@ gguf()
 models()
 tokenizers()
 templates()
+requests()
 print(sum(1 for _ in CORPUS.glob("*/seed-*")), "seeds")

@@ -7,19 +7,22 @@ use asft::checkpoint::Checkpoint;
 use asft::config::Settings;
 use asft::data::{self, Columns, DataOptions, Format, Overlong, Template};
 use asft::error::exit_code;
+use asft::eval::Encoder;
 use asft::model::ModelSpec;
+use asft::serve::{Kind, Limits, Preparing};
 use asft::tokenizer::Tokenizer;
 use candle_core::Device;
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The name of a corpus, and the function that runs one of its inputs.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by the name of its corpus.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("config", config),
     ("json", json),
     ("table", table),
@@ -33,11 +36,13 @@ pub const TARGETS: [Target; 13] = [
     ("tokenizer", tokenizer),
     ("template", template),
     ("conversation", conversation),
+    ("request", request),
 ];
 
 const TOKENIZER: &[u8] = include_bytes!("../../tests/tiny/aligned/tokenizer.json");
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../tests/tiny/aligned/tokenizer_config.json");
 const CHAT_TEMPLATE: &[u8] = include_bytes!("../../tests/tiny/aligned/chat_template.jinja");
+const MODEL_CONFIG: &[u8] = include_bytes!("../../tests/tiny/aligned/config.json");
 const ADAPTER: &[u8] = include_bytes!("../../tests/fixtures/llama_gqa/adapter/adapter_model.safetensors");
 const FORMATS: [Format; 6] =
     [Format::Alpaca, Format::Chat, Format::Sharegpt, Format::PromptCompletion, Format::Text, Format::Tokenized];
@@ -46,6 +51,7 @@ const FORMATS: [Format; 6] =
 struct Scratch {
     dir: TempDir,
     tokenizer: Tokenizer,
+    serving: Preparing,
 }
 
 thread_local! {
@@ -64,8 +70,15 @@ impl Scratch {
         write("chat/chat_template.jinja", CHAT_TEMPLATE)?;
         write("adapter/adapter_model.safetensors", ADAPTER)?;
         write("index/model.safetensors", ADAPTER)?;
+        write("chat/config.json", MODEL_CONFIG)?;
         let tokenizer = Tokenizer::load(&dir.path().join("chat"))?;
-        Ok(Self { dir, tokenizer })
+        let template = Template::load("tokenizer", &Default::default(), &tokenizer)?;
+        let spec = ModelSpec::load(&dir.path().join("chat"))?;
+        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec };
+        let (request, grace) = (Duration::from_secs(1), Duration::from_secs(1));
+        let limits = Limits { body_bytes: 1 << 20, context: 256, batch_size: 2, queue: 2, request, grace };
+        let serving = Preparing { names: vec!["base".to_string(), "tuned".to_string()], encoder, limits };
+        Ok(Self { dir, tokenizer, serving })
     }
 }
 
@@ -266,5 +279,22 @@ pub fn conversation(bytes: &[u8]) {
         with_file("chat.jsonl", record, |path, tokenizer| {
             accepted(data::load(path, &options, tokenizer, &ProgressBar::hidden()));
         });
+    });
+}
+
+/// The body of a request to a server, as a chat and as a completion.
+pub fn request(bytes: &[u8]) {
+    SCRATCH.with(|scratch| {
+        for kind in [Kind::Chat, Kind::Completion] {
+            match scratch.serving.prepare(kind, bytes, 0) {
+                Ok(prepared) => {
+                    assert!((1..=4).contains(&prepared.drafts.len()));
+                    let fits = |length: usize, room: usize| length > 0 && length + room <= 256;
+                    let drafts = prepared.drafts.iter();
+                    assert!(drafts.clone().all(|draft| fits(draft.prompt.len(), draft.options.max_new_tokens)));
+                }
+                Err(refusal) => assert!([400, 404].contains(&refusal.status), "{refusal:?}"),
+            }
+        }
     });
 }

@@ -61,8 +61,12 @@ impl Sampler {
 /// Nucleus sampling (arXiv 1904.09751): leaves the fewest tokens that have at least the share `top_p` together, and makes the
 /// weights of all others 0. Of equally likely ones the first count.
 fn keep_nucleus(weights: &mut [f64], top_p: f64) {
-    let enough = top_p * weights.iter().sum::<f64>();
-    let mut order: Vec<usize> = (0..weights.len()).collect();
+    let total = weights.iter().sum::<f64>();
+    let enough = top_p * total;
+    // All that are smaller than this have less than the rest of the probability together: the others are enough.
+    let least = (1.0 - top_p) * total / weights.len() as f64;
+    weights.iter_mut().filter(|weight| **weight < least).for_each(|weight| *weight = 0.0);
+    let mut order: Vec<usize> = (0..weights.len()).filter(|&index| weights[index] > 0.0).collect();
     order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
     let mut sum = 0.0;
     for index in order {
@@ -107,6 +111,18 @@ mod tests {
         assert_eq!(kept(0.4), [false, true, false, false]);
         assert_eq!(kept(0.41), [false, true, true, false]);
         assert_eq!(kept(0.95), [true; 4]);
+        // Of a long tail as many as sorting all of them would leave.
+        let tailed: Vec<f64> = (0..1000).map(|i| 1.0 / f64::from(1 + i * 7 % 1000)).collect();
+        for top_p in [0.1, 0.5, 0.9, 0.999] {
+            let mut weights = tailed.clone();
+            keep_nucleus(&mut weights, top_p);
+            let mut sorted = tailed.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let enough = top_p * sorted.iter().sum::<f64>();
+            let before = sorted.iter().scan(0.0, |sum, weight| Some(std::mem::replace(sum, *sum + weight)));
+            let expected = before.take_while(|before| *before < enough).count();
+            assert_eq!(weights.iter().filter(|weight| **weight > 0.0).count(), expected, "{top_p}");
+        }
         let mut equal = [1.0; 4];
         keep_nucleus(&mut equal, 0.5);
         assert_eq!(equal, [1.0, 1.0, 0.0, 0.0]);

@@ -21,4 +21,7 @@ mod shape;
 
 pub use catalogue::Catalogue;
 pub use limits::Limits;
+pub use prepare::{Prepared, Preparing};
+pub use refusal::Refusal;
 pub use server::Server;
+pub use shape::Kind;
