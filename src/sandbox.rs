@@ -20,6 +20,7 @@ pub const FILES: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/poison.toml"
+    "configs/sandbox/comparisons/prompts.toml"
     "configs/sandbox/comparisons/rate.toml"
     "configs/sandbox/comparisons/size.toml"
     "configs/sandbox/suites/compare.toml"

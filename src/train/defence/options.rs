@@ -72,7 +72,7 @@ impl Default for DefenceOptions {
             rho: 1.0,
             proximal_after: 0.1,
             prompts: None,
-            weight: 30.0,
+            weight: 50.0,
             batch_size: 8,
         }
     }
