@@ -32,7 +32,13 @@ impl Server {
     /// The toy model, on a free port.
     #[track_caller]
     fn start(arguments: &[&str]) -> Self {
-        let mut command = asft(&["serve", "--model", MODEL, "--port", "0", "-q"]);
+        Self::of(MODEL, arguments)
+    }
+
+    /// Another model.
+    #[track_caller]
+    fn of(model: &str, arguments: &[&str]) -> Self {
+        let mut command = asft(&["serve", "--model", model, "--port", "0", "-q"]);
         let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -2,6 +2,8 @@
 
 use super::{MODEL, Reply, Server, asft, chat, completion};
 use crate::support::command::{refused, text};
+use crate::support::files::{copy_files, tiny};
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -147,6 +149,36 @@ fn a_request_may_not_take_longer_than_allowed() {
     assert!(!late.is_empty());
     late.iter().for_each(|reply| assert_eq!(error(reply, 504).0, "timeout"));
     server.answer("completions", &completion("hi"));
+}
+
+#[test]
+fn a_failure_is_told_without_its_details_and_hurts_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("aligned");
+    copy_files(&tiny("aligned"), &model);
+    let weights = model.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    // The embedding of one token is damaged, and the output head is not: only prompts with that token fail.
+    let embedding = tensors["model.embed_tokens.weight"].clone();
+    let (damaged, width) = (7, embedding.dim(1).unwrap());
+    let row = Tensor::full(f32::NAN, (1, width), &Device::Cpu).unwrap().to_dtype(embedding.dtype()).unwrap();
+    let rows = embedding.slice_assign(&[damaged..damaged + 1, 0..width], &row).unwrap();
+    tensors.insert("model.embed_tokens.weight".to_string(), rows);
+    tensors.insert("lm_head.weight".to_string(), embedding);
+    candle_core::safetensors::save(&tensors, &weights).unwrap();
+    let (server, whole) = (Server::of(text(&model), &[]), Server::start(&[]));
+    let prompts = [json!([5, 6, 8]), json!([5, 7, 8]), json!([9, 10])];
+    let replies = std::thread::scope(|scope| {
+        let ask = |prompt: &Value| server.post("completions", &completion(prompt.clone()));
+        let asked = prompts.each_ref().map(|prompt| scope.spawn(move || ask(prompt)));
+        asked.map(|asked| asked.join().unwrap())
+    });
+    assert_eq!(error(&replies[1], 500).0, "internal_error");
+    assert!(!replies[1].body.contains("embed_tokens") && !replies[1].body.contains("finite"), "{}", replies[1].body);
+    for number in [0, 2] {
+        let expected = whole.answer("completions", &completion(prompts[number].clone()));
+        assert_eq!(replies[number].json()["choices"], expected["choices"]);
+    }
 }
 
 #[test]
