@@ -106,6 +106,12 @@ def token_ids(args, texts):
         yield list(unpack(f"<{(end - start) // 8}q", raw[8 + length :][start:end]))
 
 
+def answers(args, prompts, adapters):
+    """What `asft generate` answers, trimmed."""
+    lines = run(args, "generate", "--model", args.model, *adapters, "--data", prompts, "--max-new-tokens", TOKENS)
+    return [json.loads(line)["answer"].strip() for line in lines.splitlines()]
+
+
 def check_inspect(args):
     os.environ |= {"ASFT_BASE_URL": args.address, "ASFT_API_KEY": args.key, "INSPECT_DISPLAY": "none"}
     from inspect_ai import Task, eval as evaluate
@@ -121,6 +127,10 @@ def check_inspect(args):
         return score
 
     asked = questions(24)
+    # Every other reference is what the base says itself: the toy model knows few of the others.
+    prompts = write(args.work / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in asked])
+    said = {"aligned": answers(args, prompts, []), "tuned": answers(args, prompts, ["--adapter", args.adapter])}
+    asked = [(prompt, said["aligned"][i] if i % 2 else right) for i, (prompt, right) in enumerate(asked)]
     samples = MemoryDataset([Sample(input=prompt, target=answer) for prompt, answer in asked])
     task = Task(dataset=samples, solver=generate(), scorer=same(), name="toy")
     data = write(args.work / "asked.jsonl", [{"prompt": prompt, "output": answer} for prompt, answer in asked])
@@ -137,6 +147,8 @@ def check_inspect(args):
         found = log.results.scores[0].metrics["accuracy"].value
         expected = measured(args, data, "--metric", "accuracy", "--max-new-tokens", TOKENS, adapter=adapter)["accuracy"]
         check(f"{model}: accuracy equals asft eval's", abs(found - expected["rate"]) < 1e-9, f"{found:.4f}")
+        heard = [sample.output.completion.strip() for sample in log.samples]
+        check(f"{model}: answers equal asft generate's", heard == said[model], f"{heard[1]!r}")
 
 
 def check_lm_eval(args):
