@@ -4,10 +4,10 @@ use super::print;
 use crate::checkpoint::write_atomic;
 use crate::cli::CompareArgs;
 use crate::compare::{
-    CompareOptions, Comparison, Figure, Finished, Mean, PICTURES, Summary, TABLE, notes, runs, summarise, sweep_values,
-    table,
+    CompareOptions, Comparison, Figure, Finished, Mean, PICTURES, Summary, TABLE, notes, paired, paired_notes,
+    paired_table, runs, summarise, sweep_values, table,
 };
-use crate::console::log;
+use crate::console::{Table, log};
 use crate::ensure_valid;
 use crate::plot::{Measure, Panel, Picture, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 use anyhow::Result;
@@ -40,7 +40,12 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let summaries = summarise(&options, comparison.results().rows());
     let (table, notes) = (table(&summaries), notes(&options, &summaries));
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
-    write(TABLE, (table.to_string() + &notes).as_bytes())?;
+    let pairs = paired(&options, &summaries, comparison.results().rows(), &comparison.clusters()?);
+    let below = options.paired.as_ref().map_or(String::new(), paired_notes);
+    let differences = |text: fn(&Table) -> String| {
+        paired_table(&pairs).map_or(String::new(), |table| format!("\n{}{below}", text(&table)))
+    };
+    write(TABLE, (table.to_string() + &notes + &differences(ToString::to_string)).as_bytes())?;
     if let Some(figure) = &options.figure {
         let [trade, chosen, swept_along] = PICTURES;
         let both = |name: &str, picture: Picture| {
@@ -67,9 +72,9 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
     }
     if args.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&json!({"cases": summaries}))?))?;
+        print(&format!("{}\n", serde_json::to_string_pretty(&json!({"cases": summaries, "paired": pairs}))?))?;
     } else {
-        print(&(table.on_screen() + &notes))?;
+        print(&(table.on_screen() + &notes + &differences(Table::on_screen)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

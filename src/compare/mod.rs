@@ -7,12 +7,14 @@ mod grid;
 mod inputs;
 mod list;
 mod options;
+mod paired;
 mod results;
 mod run;
 mod summary;
 
 pub use grid::{Case, Run, runs, sweep_values};
 pub use options::{CompareOptions, Figure};
+pub use paired::{paired, paired_notes, paired_table};
 pub use results::{PICTURES, Results, Row, TABLE};
 pub use run::{Comparison, Finished};
 pub use summary::{Mean, Summary, notes, summarise, table};

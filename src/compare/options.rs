@@ -32,6 +32,8 @@ pub struct CompareOptions {
     pub method: Vec<Contender>,
     /// Which setting of each method is reported.
     pub select: Option<Select>,
+    /// What the others differ from, and by how much.
+    pub paired: Option<Paired>,
     /// What the figure shows.
     pub figure: Option<Figure>,
 }
@@ -91,6 +93,26 @@ pub struct Select {
     /// In the unit of `task`: 0.01 is a point of accuracy.
     #[serde(default = "default_within")]
     pub within: f64,
+    /// Name of an evaluation that must be kept, too: more is better.
+    pub general: Option<String>,
+    /// How far below the baseline's it may be.
+    #[serde(default = "default_general_within")]
+    pub general_within: f64,
+}
+
+/// Differences of every reported setting from those of one method, run by run with the same seed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Paired {
+    /// Name of the method that the others are compared with.
+    pub against: String,
+    /// The records' field that says which of them belong together (a person, a behavior). Default: each stands for itself.
+    pub cluster: Option<String>,
+    /// A regular expression: what its first group, or all of it, matches in the field is the cluster.
+    pub cluster_pattern: Option<String>,
+    /// Differences of at most this count as none: 0.03 is three points.
+    #[serde(default = "default_margin")]
+    pub margin: f64,
 }
 
 /// A point for every setting of every method.
@@ -139,6 +161,14 @@ fn default_within() -> f64 {
     0.01
 }
 
+fn default_general_within() -> f64 {
+    0.03
+}
+
+fn default_margin() -> f64 {
+    0.03
+}
+
 /// Before several mistakes.
 const UNUSABLE: &str = "the comparison cannot be used";
 
@@ -166,9 +196,26 @@ impl CompareOptions {
         found.unless(!self.method.is_empty(), "there is no [[method]]");
         found.unless(!self.seeds.is_empty(), "`seeds` is empty");
         found.unless(self.batch_size > 0, "`batch_size` should be at least 1");
-        if let Some(Select { baseline, .. }) = &self.select {
-            let known = self.method.iter().any(|method| method.name == *baseline);
-            found.unless(known, format!("select.baseline is \"{baseline}\", which is no method"));
+        let named = self.select.iter().map(|select| ("select.baseline", &select.baseline));
+        for (key, name) in named.chain(self.paired.iter().map(|paired| ("paired.against", &paired.against))) {
+            let known = self.method.iter().any(|method| method.name == *name);
+            found.unless(known, format!("{key} is \"{name}\", which is no method"));
+        }
+        if let Some(Paired { against, cluster, cluster_pattern, margin }) = &self.paired {
+            let reference = self.method.iter().find(|method| method.name == *against);
+            let several = reference.is_some_and(|method| {
+                let thresholds = method.project.as_ref().map_or(0, |project| project.threshold.len());
+                thresholds > 1 || flatten(&method.sweep).iter().any(|(_, v)| v.as_array().is_some_and(|v| v.len() > 1))
+            });
+            found.unless(
+                self.select.is_some() || !several,
+                format!("paired.against: \"{against}\" has several settings, of which `[select]` has to choose one"),
+            );
+            found.unless(*margin > 0.0 && margin.is_finite(), format!("paired.margin should be above 0, got {margin}"));
+            found.unless(
+                cluster.is_some() || cluster_pattern.is_none(),
+                "`paired.cluster_pattern` has no effect without `paired.cluster`",
+            );
         }
         check_sweep(&self.sweep, "sweep", &mut found);
         if let Some(labels) = self.figure.as_ref().map(|figure| figure.labels.len()).filter(|count| *count > 0) {
@@ -216,7 +263,10 @@ impl CompareOptions {
     /// # Errors
     /// Every name that is not.
     pub fn check_names(&self, evaluations: &[String]) -> Result<()> {
-        let select = self.select.iter().flat_map(|s| [("select.task", &s.task), ("select.harm", &s.harm)]);
+        let select = self.select.iter().flat_map(|s| {
+            let general = s.general.iter().map(|general| ("select.general", general));
+            [("select.task", &s.task), ("select.harm", &s.harm)].into_iter().chain(general)
+        });
         let figure = self.figure.iter().flat_map(|f| [("figure.x", &f.x), ("figure.y", &f.y)]);
         let mut found = Mistakes::default();
         for (key, name) in select.chain(figure) {
@@ -278,6 +328,10 @@ mod tests {
             ),
             ("[[method]]\nname = 'a'\nsett = {}", "did you mean `set`?"),
             ("[[method]]\nname = 'a'\n[select]\ntask = 't'\nharm = 'h'\nbaseline = 'x'", "select.baseline is \"x\""),
+            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'x'", "paired.against is \"x\""),
+            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'a'\nmargin = 0", "paired.margin"),
+            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'a'\ncluster_pattern = 'x'", "`paired.cluster_pattern`"),
+            ("[[method]]\nname = 'a'\nsweep = { a = [1, 2] }\n[paired]\nagainst = 'a'", "has several settings"),
         ] {
             let error = format!("{:#}", options(text).unwrap_err());
             assert!(error.contains(words), "{text}: {error}");

@@ -23,6 +23,9 @@ pub struct Measured {
     pub value: f64,
     /// Samples behind a rate.
     pub total: Option<usize>,
+    /// Of an evaluation's main value, a rate: which samples it counts, a `1` or `0` for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hits: Option<String>,
 }
 
 /// One result.
@@ -81,11 +84,18 @@ pub fn show(value: f64, share: bool) -> String {
 }
 
 fn measured(outcomes: &[Outcome]) -> Vec<Measured> {
-    let measured = |(name, value): (String, Value)| {
-        let total = if let Value::Rate(rate) = value { Some(rate.total) } else { None };
-        Measured { name, value: value.number(), total }
+    let of = |outcome: &Outcome| -> Vec<Measured> {
+        let hits = |main: bool| {
+            let hits = outcome.hits.iter().map(|hit| if *hit { '1' } else { '0' });
+            (main && !outcome.hits.is_empty()).then(|| hits.collect())
+        };
+        let measured = |(i, (name, value)): (usize, (String, Value))| {
+            let total = if let Value::Rate(rate) = value { Some(rate.total) } else { None };
+            Measured { name, value: value.number(), total, hits: hits(i == 0) }
+        };
+        outcome.readings().into_iter().enumerate().map(measured).collect()
     };
-    outcomes.iter().flat_map(Outcome::readings).map(measured).collect()
+    outcomes.iter().flat_map(of).collect()
 }
 
 /// What the rows of a file depend on besides their runs.

@@ -6,11 +6,12 @@ use super::grid::Run;
 use super::inputs::{Contents, of_files, of_run};
 use super::list::list;
 use super::options::CompareOptions;
+use super::paired::Clusters;
 use super::results::{PICTURES, Results, Row, TABLE};
 use crate::adapter::{self, Base};
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
-use crate::ensure_valid;
+use crate::error::regex_problem;
 use crate::eval::{Located, Outcome, Prepared, Suite, locate};
 use crate::hub;
 use crate::method::direction_file::Directions;
@@ -19,9 +20,11 @@ use crate::model::ModelOptions;
 use crate::outputs::Outputs;
 use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
 use crate::train::{self, Ending, EvalOptions, RunFlags, Tuning};
+use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use indicatif::HumanDuration;
+use regex::Regex;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -102,6 +105,21 @@ impl<'a> Comparison<'a> {
 
     pub fn results(&self) -> &Results {
         &self.results
+    }
+
+    /// Which records of each evaluation belong together, as `paired` says.
+    ///
+    /// # Errors
+    /// A pattern that is no regular expression; records that cannot be read.
+    pub fn clusters(&self) -> Result<Clusters> {
+        let Some(paired) = &self.options.paired else { return Ok(Clusters::new()) };
+        let pattern = paired.cluster_pattern.as_deref().map(|pattern| {
+            let problem = |e| invalid!("paired.cluster_pattern is no regular expression: {}", regex_problem(&e));
+            Regex::new(pattern).map_err(problem)
+        });
+        let (field, pattern) = (paired.cluster.as_deref(), pattern.transpose()?);
+        let of = |located: &Located| located.clusters(field, pattern.as_ref()).transpose();
+        self.evaluations.iter().filter_map(of).collect()
     }
 
     /// The runs, and which of them have a result, for people.

@@ -27,7 +27,7 @@ impl Mean {
         let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
         let bounded = |end: f64| if share { end.clamp(0.0, 1.0) } else { end };
         let interval = (values.len() >= FEWEST).then(|| {
-            let half = T.get(values.len() - 2).copied().unwrap_or(Z) * (variance / n).sqrt();
+            let half = student(values.len()) * (variance / n).sqrt();
             (bounded(mean - half), bounded(mean + half))
         });
         let ends = values.iter().fold((mean, mean), |(low, high), x| (low.min(*x), high.max(*x)));
@@ -62,12 +62,17 @@ impl Summary {
 }
 
 /// Seeds from which an interval is given: with two, t is 12.7.
-const FEWEST: usize = 3;
+pub(super) const FEWEST: usize = 3;
 /// Two-sided 95 % points of Student's t by degrees of freedom, from 1 on.
 const T: [f64; 15] =
     [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
 /// The same of the normal distribution, for more degrees of freedom.
 const Z: f64 = 1.96;
+
+/// Student's 95 % point for the mean of `n` values, two or more.
+pub(super) fn student(n: usize) -> f64 {
+    n.checked_sub(2).and_then(|i| T.get(i).copied()).unwrap_or(Z)
+}
 
 /// The rows by case, in the order of the methods and of their cases, the models of the pair first.
 pub fn summarise(options: &CompareOptions, rows: &[Row]) -> Vec<Summary> {
@@ -110,10 +115,17 @@ fn choose(all: &mut [Summary], select: &Select) {
     for (method, sweep) in &groups {
         let baseline = all.iter().filter(|s| s.case.method == select.baseline && s.case.sweep == *sweep);
         let best = baseline.filter_map(|s| value(s, &select.task)).fold(f64::NEG_INFINITY, f64::max);
+        let baseline = all.iter().filter(|s| s.case.method == select.baseline && s.case.sweep == *sweep);
+        let general = select.general.as_ref().map(|name| {
+            (name, baseline.filter_map(|s| value(s, name)).fold(f64::NEG_INFINITY, f64::max) - select.general_within)
+        });
+        // Rounding must not exclude a setting.
+        let keeps = |s: &Summary, name: &str, least: f64| value(s, name).is_some_and(|found| found >= least - 1e-9);
         let fits = |s: &Summary| {
-            let task = value(s, &select.task);
-            // Rounding must not exclude a setting.
-            s.case.method == *method && s.case.sweep == *sweep && task.is_some_and(|t| t >= best - select.within - 1e-9)
+            s.case.method == *method
+                && s.case.sweep == *sweep
+                && keeps(s, &select.task, best - select.within)
+                && general.is_none_or(|(name, least)| keeps(s, name, least))
         };
         let harm = |i: &usize| value(&all[*i], &select.harm).unwrap_or(f64::INFINITY);
         let chosen = (0..all.len()).filter(|&i| fits(&all[i])).min_by(|a, b| harm(a).total_cmp(&harm(b)));
@@ -166,17 +178,20 @@ fn cell(mean: &Mean) -> String {
 pub fn notes(options: &CompareOptions, all: &[Summary]) -> String {
     let mut notes = String::new();
     if let Some(select) = options.select.as_ref().filter(|_| all.iter().any(|summary| summary.selected)) {
-        let Select { task, harm, baseline, within } = select;
-        let share = all.iter().filter_map(|summary| summary.get(task)).any(|mean| mean.share);
-        let within = match within * 100.0 {
-            _ if !share => within.to_string(),
-            1.0 => "1 point".to_string(),
-            points => format!("{points} points"),
+        let Select { task, harm, baseline, within, general, general_within } = select;
+        let points = |name: &str, within: f64| {
+            let share = all.iter().filter_map(|summary| summary.get(name)).any(|mean| mean.share);
+            if share { points(within) } else { within.to_string() }
         };
+        let also = general.as_ref().map_or(String::new(), |name| {
+            format!(",\n          and whose \"{name}\" at most {}", points(name, *general_within))
+        });
+        let within = points(task, *within);
         notes += &format!(
             "*         the selected setting of its method: least \"{harm}\" of those whose \"{task}\"\n          is at most {within} \
-             below the best of \"{baseline}\"\n"
+             below the best of \"{baseline}\"{also}\n"
         );
+        notes += &tried(options, all);
     }
     let means = || all.iter().flat_map(|summary| &summary.measured);
     if means().any(|mean| mean.interval.is_some()) {
@@ -188,6 +203,37 @@ pub fn notes(options: &CompareOptions, all: &[Summary]) -> String {
     notes
 }
 
+/// A difference of shares, in words.
+pub fn points(share: f64) -> String {
+    match share * 100.0 {
+        1.0 => "1 point".to_string(),
+        points => format!("{points} points"),
+    }
+}
+
+/// How many settings of each method were chosen from, if not as many of all: the more, the likelier a lucky one.
+fn tried(options: &CompareOptions, all: &[Summary]) -> String {
+    let settings = |method: &str| {
+        let mut found: Vec<&[super::grid::Setting]> = vec![];
+        for summary in all.iter().filter(|summary| summary.case.method == method) {
+            if !found.contains(&summary.case.settings.as_slice()) {
+                found.push(&summary.case.settings);
+            }
+        }
+        found.len()
+    };
+    let counts: Vec<(usize, &str)> =
+        options.method.iter().map(|method| (settings(&method.name), &*method.name)).collect();
+    let (least, most) = (counts.iter().min(), counts.iter().max());
+    match (least, most) {
+        (Some(least), Some(most)) if least.0 != most.0 => format!(
+            "          chosen from {} settings of \"{}\", but {} of \"{}\": the more are tried, the better the best looks\n",
+            most.0, most.1, least.0, least.1
+        ),
+        _ => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,7 +241,7 @@ mod tests {
     use serde_json::json;
 
     fn row(method: &str, lambda: f64, seed: u64, task: f64, harm: f64) -> Row {
-        let measured = |name: &str, value| Measured { name: name.to_string(), value, total: Some(100) };
+        let measured = |name: &str, value| Measured { name: name.to_string(), value, total: Some(100), hits: None };
         Row {
             key: format!("{method}{lambda}{seed}"),
             case: Case { method: method.into(), sweep: vec![], settings: vec![("asft.lambda".into(), json!(lambda))] },

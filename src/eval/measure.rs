@@ -21,6 +21,8 @@ use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
+use regex::Regex;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// An evaluation, and where its samples are.
@@ -42,6 +44,34 @@ impl Located {
     /// The moderation model that it needs, a folder or id.
     pub fn judge(&self) -> Option<&str> {
         self.evaluation.judge.as_deref()
+    }
+
+    /// Its title, and which of its records belong together: what `pattern`, or all of it, finds in `field`; a record without that
+    /// stands for itself. `None` for the loss, which does not count records.
+    ///
+    /// # Errors
+    /// Records that cannot be read.
+    pub fn clusters(&self, field: Option<&str>, pattern: Option<&Regex>) -> Result<Option<(String, Vec<String>)>> {
+        if self.evaluation.metric() == Metric::Loss {
+            return Ok(None);
+        }
+        let found = |text: &str| match pattern {
+            None => Some(text.to_string()),
+            Some(pattern) => {
+                let found = pattern.captures(text)?;
+                found.get(1).or(found.get(0)).map(|found| found.as_str().to_string())
+            }
+        };
+        let cluster = |prompt: &Prompt| {
+            let text = match prompt.record.get(field?)? {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            found(&text)
+        };
+        let prompts = load_questions(&self.evaluation, &self.path)?;
+        let named = |(i, prompt): (usize, &Prompt)| cluster(prompt).unwrap_or_else(|| format!("\0{i}"));
+        Ok(Some((self.evaluation.title(), prompts.iter().enumerate().map(named).collect())))
     }
 
     /// The name of its sample file in the suite, and where it is.

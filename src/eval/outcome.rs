@@ -2,7 +2,7 @@
 
 use super::options::Metric;
 use crate::data::Prompt;
-use crate::report::{Evaluated, Value};
+use crate::report::{Evaluated, Rate, Value};
 use serde_json::{Map, Value as Json};
 
 /// The values of one model on one evaluation, the main one first.
@@ -11,6 +11,8 @@ pub struct Outcome {
     pub title: String,
     pub metric: Metric,
     pub values: Vec<(&'static str, Value)>,
+    /// Which samples the main value counts, if it is a rate, in the samples' order.
+    pub hits: Vec<bool>,
     /// Each record with the model's `answer` and its verdict.
     pub samples: Vec<Map<String, Json>>,
 }
@@ -18,6 +20,12 @@ pub struct Outcome {
 impl Outcome {
     pub fn new(values: impl IntoIterator<Item = (&'static str, Value)>) -> Self {
         Self { values: values.into_iter().collect(), ..Default::default() }
+    }
+
+    /// A main value that is the rate of true values in `hits`, before `others`.
+    pub fn rate(name: &'static str, hits: Vec<bool>, others: impl IntoIterator<Item = (&'static str, Value)>) -> Self {
+        let main = (name, Value::Rate(Rate::of(hits.iter().copied())));
+        Self { hits, ..Self::new([main].into_iter().chain(others)) }
     }
 
     /// As it is recorded: without the samples.

@@ -55,7 +55,7 @@ impl Run<'_> {
     pub fn choice(&self, questions: &Questions, choices: &[Choices]) -> Result<Outcome> {
         let chosen = choice::choose(self.model, &questions.ids, choices, self.batch_size, self.progress)?;
         let right: Vec<bool> = chosen.iter().zip(choices).map(|(chosen, choices)| *chosen == choices.right).collect();
-        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
+        let mut outcome = Outcome::rate("accuracy", right.clone(), []);
         for (i, prompt) in questions.prompts.iter().enumerate() {
             let answer = choices[i].texts.get(chosen[i]).cloned().unwrap_or_default();
             outcome.sample(prompt, answer, [("correct", right[i].into())]);
@@ -66,7 +66,7 @@ impl Run<'_> {
     pub fn accuracy(&self, questions: &Questions, targets: &[Target]) -> Result<Outcome> {
         let answers = self.answers(questions)?;
         let right: Vec<bool> = answers.iter().zip(targets).map(|(answer, target)| target.accepts(answer)).collect();
-        let mut outcome = Outcome::new([("accuracy", Value::Rate(Rate::of(right.iter().copied())))]);
+        let mut outcome = Outcome::rate("accuracy", right.clone(), []);
         for ((prompt, answer), right) in questions.prompts.iter().zip(answers).zip(right) {
             outcome.sample(prompt, answer, [("correct", right.into())]);
         }
@@ -82,17 +82,17 @@ impl Run<'_> {
         let within = self.evaluation.phrases_within;
         let (refused, anywhere) = (refused(within), within.map(|_| refused(None)));
         let over = self.evaluation.metric() == Metric::OverRefusal;
-        let share = |refused: &[bool]| Value::Rate(Rate::of(refused.iter().map(|refused| *refused == over)));
+        let counted = |refused: &[bool]| -> Vec<bool> { refused.iter().map(|refused| *refused == over).collect() };
         let (name, anywhere_name) =
             if over { ("over_refusal", "over_refusal_anywhere") } else { ("harmful_score", "harmful_score_anywhere") };
-        let mut values = vec![(name, share(&refused))];
-        values.extend(anywhere.map(|anywhere| (anywhere_name, share(&anywhere))));
+        let share = |refused: Vec<bool>| Value::Rate(Rate::of(counted(&refused)));
+        let mut values: Vec<_> = anywhere.map(|anywhere| (anywhere_name, share(anywhere))).into_iter().collect();
         let tells = |i: usize| Some(!refused[i] && told[i].as_ref()?.accepts(&answers[i]));
         if told.iter().any(Option::is_some) {
             values.push(("told", Value::Rate(Rate::of((0..answers.len()).filter_map(tells)))));
         }
         values.extend(coherence::values(&answers));
-        let mut outcome = Outcome::new(values);
+        let mut outcome = Outcome::rate(name, counted(&refused), values);
         for (i, prompt) in questions.prompts.iter().enumerate() {
             let mut fields = vec![("refused", refused[i].into())];
             fields.extend(tells(i).map(|tells| ("told", tells.into())));
@@ -114,8 +114,8 @@ impl Run<'_> {
             stop::check()?;
             verdicts.extend(judge.verdicts(cases)?);
         }
-        let flagged = Value::Rate(Rate::of(verdicts.iter().map(|verdict| verdict.flagged)));
-        let mut outcome = Outcome::new([("harmful_score", flagged)].into_iter().chain(coherence::values(&answers)));
+        let flagged = verdicts.iter().map(|verdict| verdict.flagged).collect();
+        let mut outcome = Outcome::rate("harmful_score", flagged, coherence::values(&answers));
         for ((prompt, answer), verdict) in questions.prompts.iter().zip(answers).zip(verdicts) {
             outcome.sample(prompt, answer, [("flagged", verdict.flagged.into()), verdict.reason]);
         }

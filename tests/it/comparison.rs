@@ -188,3 +188,33 @@ fn a_signal_while_a_result_is_measured_stops_too() {
     assert_eq!(output.status.code(), Some(143), "{told}");
     assert!(told.contains("stopped by SIGTERM; the same command goes on") && !told.contains("/6 one"), "{told}");
 }
+
+#[test]
+fn differences_are_paired_by_seed_and_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = 'asft'\nsweep = { asft.lambda \
+                   = [0.1, 1000] }\n[paired]\nagainst = 'plain'\ncluster = 'output'\nmargin = 0.5\n";
+    let config = write(dir.path(), methods);
+    fs::write(&config, fs::read_to_string(&config).unwrap().replace("[1, 2]", "[1, 2, 3]")).unwrap();
+    let found = json(compare(&config, &["-q", "--json"]));
+    let pairs = found["paired"].as_array().unwrap();
+    assert_eq!(pairs.len(), 2, "{found}");
+    let harm = |method: &str, settings: &Value| {
+        let is = |case: &&Value| case["method"] == method && (method == "plain" || case["settings"] == *settings);
+        let case = found["cases"].as_array().unwrap().iter().find(is).unwrap();
+        let measured = case["measured"].as_array().unwrap();
+        measured.iter().find(|measured| measured["name"] == "harm").unwrap()["mean"].as_f64().unwrap()
+    };
+    for pair in pairs {
+        assert_eq!((&pair["against"], &pair["seeds"]), (&json!("plain"), &json!(3)));
+        // The loss counts no records.
+        let [difference] = &pair["differences"].as_array().unwrap()[..] else { panic!("{pair}") };
+        assert_eq!(difference["evaluation"], "harm");
+        let mean = harm("asft", &pair["settings"]) - harm("plain", &pair["settings"]);
+        assert!((difference["mean"].as_f64().unwrap() - mean).abs() < 1e-12, "{pair} {mean}");
+        assert!(difference["interval"].is_array() && difference["verdict"].is_string(), "{pair}");
+    }
+    let table = stdout(compare(&config, &["--report"]));
+    assert!(table.contains("difference, in points") && table.contains("clusters by \"output\""), "{table}");
+    assert!(fs::read_to_string(dir.path().join("out/table.txt")).unwrap().contains("difference, in points"));
+}
