@@ -74,7 +74,7 @@ impl Scratch {
         let tokenizer = Tokenizer::load(&dir.path().join("chat"))?;
         let template = Template::load("tokenizer", &Default::default(), &tokenizer)?;
         let spec = ModelSpec::load(&dir.path().join("chat"))?;
-        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec };
+        let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec, prefill: String::new() };
         let (request, grace) = (Duration::from_secs(1), Duration::from_secs(1));
         let limits = Limits { body_bytes: 1 << 20, context: 256, batch_size: 2, queue: 2, request, grace };
         let serving = Preparing { names: vec!["base".to_string(), "tuned".to_string()], encoder, limits };

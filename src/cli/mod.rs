@@ -83,7 +83,7 @@ pub enum Command {
     /// Fine-tune with the AsFT penalty and export a PEFT adapter
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on a dataset
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Answer prompts
     Generate(GenerateArgs),
     /// Serve a model and its adapters over HTTP, as OpenAI's API
