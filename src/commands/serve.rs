@@ -44,8 +44,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         &format!("serving {names}; up to {batch_size} sequences of {context} tokens at once"),
         json!({"models": models.names(), "batch_size": batch_size, "context": context}),
     );
-    print(&format!("http://{}/v1\n", server.address))?;
-    server.run(models, limits, key.as_deref())
+    server.run(models, limits, key.as_deref(), |address| print(&format!("http://{address}/v1\n")))
 }
 
 fn limits(args: &LimitArgs, spec: &ModelSpec) -> Result<Limits> {

@@ -30,11 +30,18 @@ impl Server {
         Ok(Self { listener, address })
     }
 
-    /// Answers until a signal comes. `key`: what requests must bear, if anything.
+    /// Answers until a signal comes. `key`: what requests must bear, if anything; `on_ready` is called once requests and signals
+    /// are answered.
     ///
     /// # Errors
-    /// Threads that cannot be started.
-    pub fn run(self, models: Catalogue, limits: Limits, key: Option<&str>) -> Result<()> {
+    /// Threads that cannot be started; those of `on_ready`.
+    pub fn run(
+        self,
+        models: Catalogue,
+        limits: Limits,
+        key: Option<&str>,
+        on_ready: impl FnOnce(SocketAddr) -> Result<()>,
+    ) -> Result<()> {
         let stop = StopRequest::listen(log::notice)?;
         let (sequences, waiting) = channel();
         let Catalogue { names, encoder, decoders } = models;
@@ -43,6 +50,7 @@ impl Server {
         let mut connections = Connections::open(self.listener, edge)?;
         let part = stop::Part::begin();
         stop::at(Place::After { what: "the running answers", otherwise: "without finishing them" });
+        on_ready(self.address)?;
         Scheduler::new(spec, decoders, &limits, waiting).run(&stop, || connections.close());
         connections.join();
         drop(part);
