@@ -1,18 +1,10 @@
 //! How a server ends, and an answer that nobody reads.
 
-use super::{Reply, Server, completion, events};
+use super::{Reply, Server, endless, events, long};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
-
-/// Takes long, in as many choices as there may be.
-fn long() -> Value {
-    let mut asked = completion("Say hello");
-    let more = json!({"n": 8, "temperature": 2, "max_tokens": 240, "seed": 1});
-    asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    asked
-}
 
 /// The rest of a stream that has begun.
 fn rest(mut stream: TcpStream) -> Vec<String> {
@@ -36,7 +28,8 @@ fn an_idle_server_ends_at_once() {
 
 #[test]
 fn what_runs_at_a_signal_is_finished() {
-    let mut server = Server::start(&["--batch-size", "8", "--grace", "60"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::of(&endless(dir.path()), &["--batch-size", "8", "--grace", "60"]);
     let running = server.begin("completions", &long());
     server.signal();
     let events = rest(running);
@@ -46,7 +39,8 @@ fn what_runs_at_a_signal_is_finished() {
 
 #[test]
 fn what_is_not_finished_in_time_is_cut_and_told_so() {
-    let mut server = Server::start(&["--batch-size", "1", "--grace", "0"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::of(&endless(dir.path()), &["--batch-size", "1", "--grace", "0"]);
     let running = server.begin("completions", &long());
     server.signal();
     let events = rest(running);
@@ -57,7 +51,8 @@ fn what_is_not_finished_in_time_is_cut_and_told_so() {
 
 #[test]
 fn an_answer_that_nobody_reads_is_not_decoded() {
-    let server = Server::start(&["--batch-size", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::of(&endless(dir.path()), &["--batch-size", "1"]);
     let one = {
         let mut one = long();
         one["n"] = json!(1);
@@ -66,7 +61,7 @@ fn an_answer_that_nobody_reads_is_not_decoded() {
     let begun = Instant::now();
     (0..4).for_each(|_| drop(server.answer("completions", &one)));
     let four = begun.elapsed();
-    // A hundred and twenty-eight times that, of which nobody waits for the end.
+    // Thirty-two times that, of which nobody waits for the end.
     let mut left: Vec<TcpStream> = vec![server.begin("completions", &long())];
     left.extend((0..15).map(|_| server.send("POST", "/v1/completions", &[], &long().to_string()).unwrap()));
     drop(left);

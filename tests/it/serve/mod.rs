@@ -6,7 +6,9 @@ mod load;
 mod refusals;
 
 use crate::support::command::{asft, json as printed, succeeds, text, train};
+use crate::support::files::{copy_files, read_json, tiny};
 use serde_json::{Value, json};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -183,6 +185,28 @@ fn chat(model: &str, message: &str) -> Value {
 /// A prompt that is continued greedily.
 fn completion(prompt: impl Into<Value>) -> Value {
     json!({"model": "aligned", "prompt": prompt.into(), "temperature": 0, "max_tokens": 24})
+}
+
+/// A copy of the toy model in `dir` that ends no answer by itself.
+fn endless(dir: &Path) -> String {
+    let model = dir.join("aligned");
+    copy_files(&tiny("aligned"), &model);
+    for (file, name, value) in
+        [("tokenizer_config.json", "eos_token", Value::Null), ("generation_config.json", "eos_token_id", json!([447]))]
+    {
+        let mut settings = read_json(&model.join(file));
+        settings[name] = value;
+        fs::write(model.join(file), settings.to_string()).unwrap();
+    }
+    text(&model).to_string()
+}
+
+/// Asks for eight answers of 240 tokens each.
+fn long() -> Value {
+    let mut asked = completion("Say hello");
+    let more = json!({"n": 8, "temperature": 2, "max_tokens": 240, "seed": 1});
+    asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    asked
 }
 
 /// An adapter of the toy model, in the folder of a run.

@@ -1,6 +1,6 @@
 //! What is not answered, and how that is said.
 
-use super::{MODEL, Reply, Server, asft, chat, completion};
+use super::{MODEL, Reply, Server, asft, chat, completion, endless, long};
 use crate::support::command::{refused, text};
 use crate::support::files::{copy_files, tiny};
 use candle_core::{Device, Tensor};
@@ -124,11 +124,9 @@ fn an_open_server_without_a_key_is_warned_of() {
 
 #[test]
 fn beyond_the_queue_a_request_is_told_to_come_again() {
-    let server = Server::start(&["--batch-size", "1", "--queue", "7"]);
-    let mut long = completion("Say hello");
-    let more = json!({"n": 8, "temperature": 2, "max_tokens": 200, "seed": 1});
-    long.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    let running = server.begin("completions", &long);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::of(&endless(dir.path()), &["--batch-size", "1", "--queue", "7"]);
+    let running = server.begin("completions", &long());
     let reply = server.post("completions", &completion("hi"));
     assert_eq!(error(&reply, 503).0, "overloaded");
     assert_eq!(reply.header("retry-after"), Some("1"));
@@ -137,12 +135,10 @@ fn beyond_the_queue_a_request_is_told_to_come_again() {
 
 #[test]
 fn a_request_may_not_take_longer_than_allowed() {
-    let server = Server::start(&["--batch-size", "1", "--timeout", "1"]);
-    let mut long = completion("Say hello");
-    let more = json!({"n": 8, "temperature": 2, "max_tokens": 240, "seed": 1});
-    long.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::of(&endless(dir.path()), &["--batch-size", "1", "--timeout", "1"]);
     let replies: Vec<Reply> = std::thread::scope(|scope| {
-        let asked: Vec<_> = (0..32).map(|_| scope.spawn(|| server.post("completions", &long))).collect();
+        let asked: Vec<_> = (0..32).map(|_| scope.spawn(|| server.post("completions", &long()))).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
     let late: Vec<&Reply> = replies.iter().filter(|reply| reply.status != 200).collect();
