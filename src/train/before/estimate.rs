@@ -106,9 +106,9 @@ impl<'a> Estimate<'a> {
             Tuning::Full => (self.full_bytes(), 0),
         };
         let extra = self.needs.extra.unwrap_or_default();
-        let copies = self.needs.copies + usize::from(extra.own_gradients);
+        let held = self.needs.copies + usize::from(extra.own_gradients);
         let states = if extra.holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
-        let trained = trained + (copies * self.trained_elements() + states) * F32;
+        let trained = trained + (held * self.trained_elements() + states) * F32;
         let layers = 0..self.spec.num_hidden_layers;
         // Of all blocks, and of the one whose backward pass holds most.
         let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {
