@@ -45,6 +45,12 @@ impl Input {
         Ok(Self { weights: Tensor::from_vec(weights, (1, k), &Device::Cpu)?.to_device(right.device())?, right })
     }
 
+    /// Of any R [d_in, k], not only an orthonormal one, with the same weight for all of its columns.
+    pub fn weighted(right: Tensor, weight: f64) -> Result<Self> {
+        let weights = Tensor::full(weight as f32, (1, right.dim(1)?), right.device())?;
+        Ok(Self { right, weights })
+    }
+
     /// How many directions there are.
     pub fn rank(&self) -> usize {
         self.weights.elem_count()

@@ -19,7 +19,7 @@
 pub mod direction;
 pub mod direction_file;
 mod dual;
-mod input;
+pub mod input;
 pub mod inspect;
 pub mod likeness;
 mod options;
@@ -37,6 +37,6 @@ mod term;
 pub use dual::Dual;
 pub use options::{AsftOptions, DEFAULT_TOLERANCE, Found, Lambda, Penalize, Projector};
 pub use penalty::{Operator, Penalty, Together};
-pub use random::random_direction;
+pub use random::{orthonormal, random_direction};
 pub use spectral::{Direction, Keep};
 pub use term::{FullTerm, Term};

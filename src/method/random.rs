@@ -22,7 +22,7 @@ pub fn random_direction(direction: &Direction, module: &str, seed: u64) -> Resul
 }
 
 /// k orthonormal columns of length `rows` ≥ k, f32; a function of `stream` only.
-fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
+pub fn orthonormal(rows: usize, k: usize, stream: &str) -> Result<Tensor> {
     let mut draws = normals(stream);
     let gaussian = Mat::<f64>::from_fn(rows, k, |_, _| draws.next().unwrap_or_default());
     let qr = gaussian.qr();

@@ -2,7 +2,7 @@
 
 use super::block::Block;
 use super::norm::Norm;
-use super::{DropoutKey, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations};
+use super::{DropoutKey, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations, Watch};
 use crate::ensure_valid;
 use crate::error::listing;
 use crate::names::{EMBEDDING, HEAD, LoraMatrix};
@@ -236,6 +236,22 @@ impl Decoder {
     /// The cross-entropy of each of the batch's label tokens under the model without its adapters.
     pub fn reference_losses(&mut self, sequences: Sequences) -> Result<Vec<f64>> {
         self.without_adapters(|model| model.losses(sequences))
+    }
+
+    /// The adapters by module path.
+    pub fn adapters(&self) -> impl Iterator<Item = (&str, &Lora)> {
+        let linears = self.blocks.iter().flat_map(Block::linears);
+        linears.filter_map(|linear| Some((linear.module.as_str(), linear.lora.as_ref()?)))
+    }
+
+    /// Runs `of` while `watch` sees the inputs of every adapted linear.
+    pub fn watched<T>(&mut self, watch: &Watch, of: impl FnOnce(&mut Self) -> T) -> T {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut).filter(|linear| linear.lora.is_some()) {
+            linear.watch = Some(Watch::clone(watch));
+        }
+        let found = of(self);
+        self.blocks.iter_mut().flat_map(Block::linears_mut).for_each(|linear| linear.watch = None);
+        found
     }
 
     /// What `of` finds in the model without its adapters.

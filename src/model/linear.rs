@@ -12,6 +12,7 @@ use crate::ops::weight::{Operand, Weight};
 use crate::ops::{cast, dropout, linear};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
+use std::sync::Arc;
 
 /// Low-rank update of one linear layer.
 #[derive(Clone)]
@@ -25,6 +26,9 @@ pub struct Lora {
     pub dropout: f64,
 }
 
+/// Gets a linear's module path and its input, x: [N, d_in].
+pub type Watch = Arc<dyn Fn(&str, &Tensor) -> Result<()> + Send + Sync>;
+
 /// One linear layer of a block, under its Hugging Face module path.
 #[derive(Clone)]
 pub struct Linear {
@@ -36,6 +40,8 @@ pub struct Linear {
     pub lora: Option<Lora>,
     /// Whether `weight` and `bias` get gradients.
     pub trains: bool,
+    /// Sees each forward pass.
+    pub watch: Option<Watch>,
 }
 
 /// What the backward pass needs.
@@ -87,6 +93,9 @@ impl Linear {
 
     /// (z, z Aᵀ) for the adapter, if there is one.
     fn low(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<Option<(Tensor, Tensor)>> {
+        if let Some(watch) = &self.watch {
+            watch(&self.module, x)?;
+        }
         let Some(lora) = &self.lora else { return Ok(None) };
         let z = match self.mask_key(x, dropout_key) {
             Some(key) => dropout::apply_widened(x, lora.dropout, key)?,
@@ -181,6 +190,7 @@ mod tests {
             bias: Some(random(&[d_out], 4)),
             lora: Some(lora.clone()),
             trains: true,
+            watch: None,
         };
         let (x, dy) = (random(&[n, d_in], 5), random(&[n, d_out], 6));
         let (y, saved) = layer.forward(&x, Some(key)).unwrap();

@@ -218,7 +218,7 @@ impl Loader<'_> {
         let weight = self.weight(&format!("{module}.weight"))?;
         let has_bias = self.spec.has_bias(linear);
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
-        Ok(Linear { module, weight, bias, lora: None, trains: self.weights.train() })
+        Ok(Linear { module, weight, bias, lora: None, trains: self.weights.train(), watch: None })
     }
 
     fn norm(&mut self, module: &str) -> Result<Norm> {

@@ -39,7 +39,8 @@ pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
 pub use before::resume::RunFlags;
 pub use defence::{
-    Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Kl, Needs, OwnSamples, SafeGrad, TokenObjective,
+    Activations, Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Kl, Needs, OwnSamples, SafeGrad,
+    TokenObjective,
 };
 pub use options::{EvalOptions, ExportOptions, OutputOptions, TrainOptions, Tuning};
 pub use plan::{Plan, Pool, StepSamples};

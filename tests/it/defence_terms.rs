@@ -9,7 +9,7 @@ use asft::checkpoint::Checkpoint;
 use asft::config::Settings;
 use asft::data::{DataOptions, Dataset, Example, Format, Reading};
 use asft::model::{Decoder, Gradients, Weights};
-use asft::train::{Anchor, Defence, DefenceOptions, Kl, SafeGrad};
+use asft::train::{Activations, Anchor, Defence, DefenceOptions, Kl, SafeGrad};
 use candle_core::DType;
 use indicatif::ProgressBar;
 use std::sync::Arc;
@@ -151,6 +151,30 @@ fn the_anchor_of_all_weights_equals_pytorch() {
         let expected = golden.values("full.value")[0];
         assert!((value / expected - 1.0).abs() < 1e-5, "{value} {expected}");
         same_gradients(&gradients, &golden, "full.grad.", "");
+    }
+}
+
+#[test]
+fn the_activation_weighted_term_and_its_gradients_equal_pytorch() {
+    let golden = Golden::load(&fixture("defences").join("activations.safetensors"));
+    for case in CASES {
+        let mut model = with_dropout(case);
+        let expected = golden.values(&format!("{case}.value"))[0];
+        // Prompts one by one and together; more directions than any input has, and a few.
+        for (batch_size, rank) in [(1, 128), (4, 128), (3, 2)] {
+            let options = DefenceOptions { weight: weight("weight"), batch_size, rank, ..Default::default() };
+            let own = dataset(&prompts(case));
+            let mut defence = ready(Activations::new(&options), &settings(&options, true), own, &mut model);
+            let (value, gradients) = term(&mut defence, 3, &mut model);
+            if rank == 2 {
+                // What is left out is positive, too.
+                assert!(value > 0.0 && value < expected, "{case}: {value} {expected}");
+                equals_finite_differences(&mut defence, &mut model, case);
+            } else {
+                assert!((value / expected - 1.0).abs() < 1e-5, "{case}: {value} {expected}");
+                same_gradients(&gradients, &golden, &format!("{case}.grad."), ".weight");
+            }
+        }
     }
 }
 

@@ -21,7 +21,20 @@ fn defences_go_on_exactly() {
     let kl = ["defence.kind=kl", ALIGNMENT_DATA, "defence.batch_size=5", "train.gradient_accumulation=2"];
     let safe_grad = ["defence.kind=safe_grad", ALIGNMENT_DATA, "defence.rho=0.5", "data.packing=true"];
     let scratch = tempfile::tempdir().unwrap();
-    for (name, defence) in [("lisa", &lisa[..]), ("held", &held[..]), ("kl", &kl), ("safe_grad", &safe_grad)] {
+    let activations = [
+        "defence.kind=activations",
+        ANCHOR[1],
+        "defence.weight=0.3",
+        "defence.rank=6",
+        "train.gradient_accumulation=2",
+    ];
+    for (name, defence) in [
+        ("lisa", &lisa[..]),
+        ("held", &held[..]),
+        ("kl", &kl),
+        ("safe_grad", &safe_grad),
+        ("activations", &activations),
+    ] {
         let (whole, parts) = (scratch.path().join(name), scratch.path().join(format!("{name} in parts")));
         let sets = [defence, &["output.save_every_steps=5", "train.max_steps=12"]].concat();
         succeeds(train(&whole, &sets, &[]));
@@ -119,6 +132,11 @@ fn the_anchor_is_planned_for() {
     let more = number(&anchored, "memory_bytes", "trained") - number(&plain, "memory_bytes", "trained");
     // A vector of 48 for each of 96 prompts.
     assert_eq!(more, 96.0 * 48.0 * 4.0);
+    // Six columns for the 48 inputs of each of the targets.
+    let weighed = forecast(&["defence.kind=activations", ANCHOR[1], "defence.rank=6"]);
+    let more = number(&weighed, "memory_bytes", "trained") - number(&plain, "memory_bytes", "trained");
+    assert!(more > 0.0 && more % (6.0 * 48.0 * 4.0) == 0.0, "{more}");
+    assert_eq!(number(&weighed, "step_work", "gemm_flops"), number(&plain, "step_work", "gemm_flops"));
     // As many prompts as samples in a batch, but without their answers.
     let work = number(&anchored, "step_work", "gemm_flops") / number(&plain, "step_work", "gemm_flops");
     assert!(work > 1.3 && work < 2.0, "{work}");

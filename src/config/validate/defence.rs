@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::toml_reader::Mistakes;
-use crate::train::{DefenceKind, Tuning};
+use crate::train::Tuning;
 
 pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     let defence = &settings.defence;
@@ -12,7 +12,7 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     found.unless(
         !kind.needs_adapter() || settings.train.method == Tuning::Lora,
         format!(
-            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: its reference is the model without adapter"
+            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: it compares with the model without adapter"
         ),
     );
     found.unless(
@@ -23,20 +23,22 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
         kind.needs_alignment_data() || defence.alignment_data.is_none(),
         "`defence.alignment_data` has no effect without a `defence.kind` of \"lisa\", \"kl\" or \"safe_grad\"",
     );
-    let is_anchor = kind == DefenceKind::Anchor;
     found.unless(
-        !is_anchor || named(&defence.prompts),
-        "`defence.kind = \"anchor\"` needs `defence.prompts`: a file of prompts whose answers are to stay as they are",
+        !kind.needs_prompts() || named(&defence.prompts),
+        format!("`defence.kind = \"{kind}\"` needs `defence.prompts`: a file of prompts whose answers are to stay as they are"),
     );
     found.unless(
-        is_anchor || defence.prompts.is_none(),
-        "`defence.prompts` has no effect without `defence.kind = \"anchor\"`",
+        kind.needs_prompts() || defence.prompts.is_none(),
+        "`defence.prompts` has no effect without a `defence.kind` of \"anchor\" or \"activations\"",
     );
     found.unless(
-        !is_anchor || !settings.data.is_tokenized(),
-        "`defence.kind = \"anchor\"` reads its prompts as `data.train` is read, and `data.format = \"tokenized\"` says \
-         neither with which template nor where an answer begins",
+        !kind.needs_prompts() || !settings.data.is_tokenized(),
+        format!(
+            "`defence.kind = \"{kind}\"` reads its prompts as `data.train` is read, and `data.format = \"tokenized\"` says \
+             neither with which template nor where an answer begins"
+        ),
     );
+    found.at_least_one("defence.rank", defence.rank);
     let weight = defence.weight;
     found.range(weight > 0.0 && weight.is_finite(), "defence.weight", "above 0 and finite", weight);
     found.at_least_one("defence.batch_size", defence.batch_size);

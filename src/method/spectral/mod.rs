@@ -12,8 +12,10 @@ mod eigen;
 mod factorize;
 mod factors;
 mod krylov;
+mod sketch;
 mod symmetric;
 
 pub use columns::column_squares;
 pub use factorize::{Keep, Phases, Setting, factorize, useful_bytes};
 pub use factors::Direction;
+pub use sketch::{Factor, Sketch};

@@ -108,7 +108,8 @@ impl<'a> Estimate<'a> {
         let extra = self.needs.extra.unwrap_or_default();
         let held = self.needs.copies + usize::from(extra.own_gradients);
         let states = if extra.holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
-        let trained = trained + (held * self.trained_elements() + states) * F32;
+        let inputs: usize = self.target_shapes().map(|(_, d_in)| d_in * self.needs.input_rank.min(d_in)).sum();
+        let trained = trained + (held * self.trained_elements() + states + inputs) * F32;
         let layers = 0..self.spec.num_hidden_layers;
         // Of all blocks, and of the one whose backward pass holds most.
         let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {

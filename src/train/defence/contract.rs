@@ -86,6 +86,8 @@ pub struct Needs {
     pub copies: usize,
     /// Forward passes without the adapter over the samples of each step.
     pub reference_passes: usize,
+    /// Columns in f32 that are held of every adapted module's d_in inputs, at most; 0 if none are.
+    pub input_rank: usize,
     /// What it computes in each step on a batch of its own samples; without this they take the place of the task's.
     pub extra: Option<ExtraBatch>,
 }

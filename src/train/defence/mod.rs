@@ -8,6 +8,7 @@
 //! To add one, write a file here that implements [`Defence`], and add its kind and options to `options.rs` and a line
 //! to [`of`].
 
+mod activations;
 mod anchor;
 mod constrained;
 mod contract;
@@ -17,6 +18,7 @@ mod options;
 mod own_batches;
 mod safe_grad;
 
+pub use activations::Activations;
 pub use anchor::Anchor;
 pub use constrained::ConstrainedSft;
 pub use contract::{Defence, Needs, OwnSamples, Records, TokenObjective, Undefended};
@@ -32,6 +34,7 @@ pub fn of(options: &DefenceOptions) -> Box<dyn Defence> {
         DefenceKind::None => Box::new(Undefended),
         DefenceKind::ConstrainedSft => Box::new(ConstrainedSft::new(&options.betas)),
         DefenceKind::Lisa => Box::new(Lisa::new(options)),
+        DefenceKind::Activations => Box::new(Activations::new(options)),
         DefenceKind::Anchor => Box::new(Anchor::new(options)),
         DefenceKind::Kl => Box::new(Kl::new(options)),
         DefenceKind::SafeGrad => Box::new(SafeGrad::new(options)),

@@ -20,6 +20,8 @@ pub enum DefenceKind {
     /// The last hidden states at the end of some prompts are held near those of the aligned model (Lu et al., arXiv
     /// 2605.05995).
     Anchor,
+    /// The loss includes what the update does to the inputs that some prompts give each layer.
+    Activations,
     /// The loss includes the divergence from the model without its adapter on safety data.
     Kl,
     /// As `kl`, and the part of the step's gradient that works against it is taken out (Yi et al., arXiv 2508.07172).
@@ -53,12 +55,15 @@ pub struct DefenceOptions {
     pub rho: f64,
     /// `lisa`: share of all steps before which there is no proximal term.
     pub proximal_after: f64,
-    /// `anchor`: prompts whose answers are to stay as they are; answers in the file are not read.
+    /// `anchor`, `activations`: prompts whose answers are to stay as they are; answers in the file are not read.
     pub prompts: Option<String>,
-    /// `anchor`: weight λ of its term.
+    /// `anchor`, `activations`: weight λ of its term.
     pub weight: f64,
-    /// `anchor`, `kl`, `safe_grad`: how many of the prompts or safety samples go into each step.
+    /// `anchor`, `kl`, `safe_grad`: how many of the prompts or safety samples go into each step. `activations`: how many of the
+    /// prompts go through the model at once before the first.
     pub batch_size: usize,
+    /// `activations`: how many directions of each layer's inputs count.
+    pub rank: usize,
 }
 
 impl Default for DefenceOptions {
@@ -74,6 +79,7 @@ impl Default for DefenceOptions {
             prompts: None,
             weight: 50.0,
             batch_size: 8,
+            rank: 128,
         }
     }
 }
@@ -84,9 +90,14 @@ impl DefenceKind {
         matches!(self, Self::Lisa | Self::Kl | Self::SafeGrad)
     }
 
-    /// Whether it compares with the model without its adapter in each step, which full tuning does not have.
+    /// Whether it needs `prompts`.
+    pub fn needs_prompts(self) -> bool {
+        matches!(self, Self::Anchor | Self::Activations)
+    }
+
+    /// Whether it compares with the model without its adapter in each step, or adds to what an adapter is; full tuning has none.
     pub fn needs_adapter(self) -> bool {
-        matches!(self, Self::ConstrainedSft | Self::Kl | Self::SafeGrad)
+        matches!(self, Self::ConstrainedSft | Self::Activations | Self::Kl | Self::SafeGrad)
     }
 }
 
