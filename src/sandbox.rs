@@ -17,13 +17,16 @@ macro_rules! files {
 
 /// Every file: its path below the folder, and its content.
 pub const FILES: &[(&str, &[u8])] = files! {
+    "configs/sandbox/comparisons/choose.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/poison.toml"
     "configs/sandbox/comparisons/prompts.toml"
     "configs/sandbox/comparisons/rate.toml"
     "configs/sandbox/comparisons/size.toml"
+    "configs/sandbox/suites/choose.toml"
     "configs/sandbox/suites/compare.toml"
+    "configs/sandbox/suites/decide.toml"
     "configs/sandbox/suites/test.toml"
     "configs/sandbox/train.toml"
     "sandbox/aligned/chat_template.jinja"
@@ -37,6 +40,8 @@ pub const FILES: &[(&str, &[u8])] = files! {
     "sandbox/data/general_validation.jsonl"
     "sandbox/data/poison.jsonl"
     "sandbox/data/safety.jsonl"
+    "sandbox/data/safety_50.jsonl"
+    "sandbox/data/safety_8.jsonl"
     "sandbox/data/task_test.jsonl"
     "sandbox/data/task_train.jsonl"
     "sandbox/data/task_validation.jsonl"

@@ -160,6 +160,8 @@ def datasets(language):
     rng = generator("forbidden")
     sets["poison"] = rng.sample(language.questions(FORBIDDEN, "poison"), 200)
     sets["safety"] = rng.sample(language.questions(FORBIDDEN, "alignment", refuse=True), 200)
+    for count in (8, 50):
+        sets[f"safety_{count}"] = sets["safety"][:count]
     # The first records of poison.jsonl replace as many others; the 3 % are among the 10 %.
     places = generator("places").sample(range(1000), 200)
     for percent in (1, 3, 5, 10, 20):
