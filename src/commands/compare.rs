@@ -40,10 +40,11 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
     let summaries = summarise(&options, comparison.results().rows());
     let (table, notes) = (table(&summaries), notes(&options, &summaries));
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
-    let pairs = paired(&options, &summaries, comparison.results().rows(), &comparison.clusters()?);
-    let below = options.paired.as_ref().map_or(String::new(), paired_notes);
+    let pairs = paired(&options, &summaries, comparison.results().rows(), comparison.clusters());
+    let below = options.paired.as_ref().map_or(String::new(), |paired| paired_notes(paired, &pairs));
     let differences = |text: fn(&Table) -> String| {
-        paired_table(&pairs).map_or(String::new(), |table| format!("\n{}{below}", text(&table)))
+        let table = paired_table(&pairs).map_or(String::new(), |table| text(&table));
+        if below.is_empty() { below.clone() } else { format!("\n{table}{below}") }
     };
     write(TABLE, (table.to_string() + &notes + &differences(ToString::to_string)).as_bytes())?;
     if let Some(figure) = &options.figure {

@@ -89,7 +89,7 @@ fn answer_file(
     let ids = encoder.encode_all(&prompts, path)?;
     let progress = progress_bar(prompts.len(), "generating");
     let mut out = standard_output();
-    answer_all((model, &encoder.tokenizer), &ids, batch_size, options, &progress, |index, text| {
+    answer_all((model, &encoder.tokenizer), (&ids, &[]), batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
         record.insert("answer".into(), text.into());
         Ok(writeln!(out, "{}", restored(&Value::Object(record).to_string()))?)

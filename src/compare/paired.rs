@@ -2,8 +2,10 @@
 //! record.
 //!
 //! Runs differ by their seed and records by their cluster (a person, a behavior), and either may be a lucky one. So the standard error is
-//! that of a bootstrap over both at once (Owen, arXiv 0708.1071, which errs on the side of wide), with S / (S − 1) for S seeds, and the
-//! interval is Student's with S − 1 degrees of freedom: with few seeds a bootstrap's own percentiles would be too narrow.
+//! that of a bootstrap over both at once (Owen's pigeonhole bootstrap, arXiv 0712.1111), and with m, the smaller of the numbers of seeds
+//! and of clusters, it is taken times √(m / (m − 1)), and the interval is Student's with m − 1 degrees of freedom: a bootstrap's own
+//! percentiles are too narrow for few of either. Where nothing varies at all, the interval is as wide as the rule of three has it for
+//! the clusters, 3 / C.
 
 use super::grid::Case;
 use super::options::{CompareOptions, Paired};
@@ -31,7 +33,9 @@ pub struct Pair {
 pub struct Difference {
     pub evaluation: String,
     pub mean: f64,
-    /// 95 %; `None` for fewer than three seeds.
+    /// Of records.
+    pub clusters: usize,
+    /// 95 %; `None` for fewer than three seeds or clusters.
     pub interval: Option<(f64, f64)>,
     pub verdict: Verdict,
 }
@@ -120,6 +124,13 @@ impl Sums {
         Self { differences: runs.iter().map(sums).collect(), records }
     }
 
+    /// Whether the mean difference of a record is not the same in all seeds and clusters.
+    fn vary(&self) -> bool {
+        let mut means = self.differences.iter().flat_map(|sums| sums.iter().zip(&self.records).map(|(sum, n)| sum / n));
+        let first = means.next();
+        means.any(|mean| Some(mean) != first)
+    }
+
     /// The mean difference of a record, over those seeds and clusters.
     fn mean(&self, seeds: &[usize], clusters: &[usize]) -> f64 {
         let sum: f64 = seeds.iter().flat_map(|&s| clusters.iter().map(move |&c| self.differences[s][c])).sum();
@@ -132,14 +143,15 @@ impl Difference {
     fn of(name: &str, sums: &Sums, margin: f64) -> Self {
         let (seeds, clusters) = (sums.differences.len(), sums.records.len());
         let mean = sums.mean(&(0..seeds).collect::<Vec<_>>(), &(0..clusters).collect::<Vec<_>>());
-        let interval = (seeds >= FEWEST).then(|| {
+        let fewer = seeds.min(clusters);
+        let interval = (fewer >= FEWEST).then(|| {
             let mut random = ChaCha8Rng::seed_from_u64(0);
             let mut draw = |n: usize| -> Vec<usize> { (0..n).map(|_| random.random_range(0..n)).collect() };
             let means: Vec<f64> = (0..RESAMPLES).map(|_| sums.mean(&draw(seeds), &draw(clusters))).collect();
             let middle = means.iter().sum::<f64>() / RESAMPLES as f64;
             let variance = means.iter().map(|mean| (mean - middle).powi(2)).sum::<f64>() / (RESAMPLES - 1) as f64;
-            let few = seeds as f64 / (seeds - 1) as f64;
-            let half = student(seeds) * (variance * few).sqrt();
+            let few = fewer as f64 / (fewer - 1) as f64;
+            let half = if sums.vary() { student(fewer) * (variance * few).sqrt() } else { 3.0 / clusters as f64 };
             ((mean - half).max(-1.0), (mean + half).min(1.0))
         });
         let verdict = match interval {
@@ -148,7 +160,7 @@ impl Difference {
             Some((_, high)) if high < 0.0 => Verdict::Lower,
             _ => Verdict::Undecided,
         };
-        Self { evaluation: name.to_string(), mean, interval, verdict }
+        Self { evaluation: name.to_string(), mean, clusters, interval, verdict }
     }
 
     fn cell(&self) -> String {
@@ -187,13 +199,23 @@ pub fn paired_table(pairs: &[Pair]) -> Option<Table> {
     Some(table)
 }
 
-/// What the words in the table mean.
-pub fn paired_notes(paired: &Paired) -> String {
-    let cluster =
-        paired.cluster.as_ref().map_or("each record by itself".to_string(), |field| format!("clusters by \"{field}\""));
+/// What the words in the table mean, or why there is no table.
+pub fn paired_notes(paired: &Paired, pairs: &[Pair]) -> String {
+    if pairs.iter().all(|pair| pair.differences.is_empty()) {
+        let name = &paired.against;
+        return format!(
+            "no differences from \"{name}\": there is no other reported setting beside one of it, or their runs failed or were measured by a \
+             version that did not keep which records it counted\n"
+        );
+    }
+    let cluster = paired.cluster.as_ref().map_or("each record by itself".to_string(), |field| {
+        let counts = pairs.iter().flat_map(|pair| pair.differences.iter().map(|difference| difference.clusters));
+        let (least, most) = (counts.clone().min().unwrap_or(0), counts.max().unwrap_or(0));
+        format!("{least} to {most} clusters by \"{field}\"")
+    });
     format!(
-        "(a to b)  95 % over seeds and records ({cluster}), of the same seeds and records\nequal     within {} with all of the \
-         interval; lower, higher: 0 is outside it\n",
+        "(a to b)  95 % over seeds and records ({cluster}), of the same seeds and records\nequal     all of the interval is within {}; \
+         lower, higher: 0 is outside it\n",
         points(paired.margin)
     )
 }
@@ -220,7 +242,7 @@ mod tests {
     #[test]
     fn seeds_alone_give_student_s_interval() {
         // All records of a seed differ, or none: 2 of 5 seeds.
-        let difference = Difference::of("a", &sums(5, &["x", "y", "z"], |seed, _| seed < 2), 0.03);
+        let difference = Difference::of("a", &sums(5, &["u", "v", "x", "y", "z"], |seed, _| seed < 2), 0.03);
         assert!((difference.mean - 0.4).abs() < 1e-12);
         // scipy.stats.t.interval(0.95, 4, 0.4, scipy.stats.sem([1, 1, 0, 0, 0])): 0.4 ± 0.680
         // (Differences end at 1.)
@@ -238,7 +260,7 @@ mod tests {
         let each: Vec<String> = (0..200).map(|record| record.to_string()).collect();
         let each: Vec<&str> = each.iter().map(String::as_str).collect();
         let by_record = Difference::of("a", &sums(10, &each, |_, record| record / 10 % 2 == 0), 0.03);
-        // The standard error of a share of 0.5 among 20 and among 200, with 10 / 9 and 2.262.
+        // The standard error of a share of 0.5 among 20 and among 200; ten seeds are fewer: 10 / 9 and 2.262.
         let expected = |n: f64| 2.262 * (0.25 / n * 10.0 / 9.0).sqrt();
         assert!((half(&by_cluster) - expected(20.0)).abs() < 0.015, "{by_cluster:?}");
         assert!((half(&by_record) - expected(200.0)).abs() < 0.005, "{by_record:?}");
@@ -253,5 +275,9 @@ mod tests {
         assert_eq!(Difference::of("a", &rare, 0.03).verdict, Verdict::Equal);
         assert_eq!(Difference::of("a", &rare, 0.01).verdict, Verdict::Undecided);
         assert_eq!(Difference::of("a", &sums(2, &names, |_, _| true), 0.03).interval, None);
+        // Agreement in all of a few clusters does not show much; two of them show nothing.
+        let agree = |clusters: &[&str]| Difference::of("a", &sums(5, clusters, |_, _| false), 0.03);
+        assert_eq!((agree(&["x", "y", "z"]).interval, agree(&["x", "y"]).interval), (Some((-1.0, 1.0)), None));
+        assert_eq!((agree(&names).verdict, agree(&names[..50]).verdict), (Verdict::Equal, Verdict::Undecided));
     }
 }

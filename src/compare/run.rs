@@ -5,7 +5,7 @@ use super::extrapolate::extrapolated;
 use super::grid::Run;
 use super::inputs::{Contents, of_files, of_run};
 use super::list::list;
-use super::options::CompareOptions;
+use super::options::{CompareOptions, Paired};
 use super::paired::Clusters;
 use super::results::{PICTURES, Results, Row, TABLE};
 use crate::adapter::{self, Base};
@@ -52,6 +52,8 @@ pub struct Comparison<'a> {
     evaluations: Vec<Located>,
     /// The files of their samples.
     measured_with: Contents,
+    /// Which of them belong together, as `paired` says.
+    clusters: Clusters,
     planned: Vec<Planned>,
     results: Results,
     /// The loaded model, which is the same in most runs.
@@ -78,6 +80,8 @@ impl<'a> Comparison<'a> {
             let samples = evaluations.iter().map(Located::samples);
             of_files(samples.map(|(name, path)| (name, vec![path.to_path_buf()])), &mut contents)?
         };
+        let clusters =
+            options.paired.as_ref().map(|paired| clusters(paired, &evaluations)).transpose()?.unwrap_or_default();
         let planned = |run: Run| {
             let output = dir.join("runs").join(run.folder());
             let overrides: Vec<String> = run
@@ -100,26 +104,17 @@ impl<'a> Comparison<'a> {
         check_outputs(options, &suite, &planned, overwrite)?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
         results.check(&contents)?;
-        Ok(Self { options, evaluations, measured_with, planned, results, base: None, prepared: BTreeMap::new() })
+        let (base, prepared) = (None, BTreeMap::new());
+        Ok(Self { options, evaluations, measured_with, clusters, planned, results, base, prepared })
     }
 
     pub fn results(&self) -> &Results {
         &self.results
     }
 
-    /// Which records of each evaluation belong together, as `paired` says.
-    ///
-    /// # Errors
-    /// A pattern that is no regular expression; records that cannot be read.
-    pub fn clusters(&self) -> Result<Clusters> {
-        let Some(paired) = &self.options.paired else { return Ok(Clusters::new()) };
-        let pattern = paired.cluster_pattern.as_deref().map(|pattern| {
-            let problem = |e| invalid!("paired.cluster_pattern is no regular expression: {}", regex_problem(&e));
-            Regex::new(pattern).map_err(problem)
-        });
-        let (field, pattern) = (paired.cluster.as_deref(), pattern.transpose()?);
-        let of = |located: &Located| located.clusters(field, pattern.as_ref()).transpose();
-        self.evaluations.iter().filter_map(of).collect()
+    /// Which records of each evaluation belong together.
+    pub fn clusters(&self) -> &Clusters {
+        &self.clusters
     }
 
     /// The runs, and which of them have a result, for people.
@@ -267,6 +262,28 @@ impl<'a> Comparison<'a> {
         let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
+}
+
+/// Which records of each evaluation belong together.
+///
+/// # Errors
+/// A pattern that is no regular expression; records that cannot be read; none that has the field, or that the pattern matches.
+fn clusters(paired: &Paired, evaluations: &[Located]) -> Result<Clusters> {
+    let pattern = paired.cluster_pattern.as_deref().map(|pattern| {
+        let problem = |e| invalid!("paired.cluster_pattern is no regular expression: {}", regex_problem(&e));
+        Regex::new(pattern).map_err(problem)
+    });
+    let (field, pattern) = (paired.cluster.as_deref(), pattern.transpose()?);
+    let found =
+        evaluations.iter().map(|located| located.clusters(field, pattern.as_ref())).collect::<Result<Vec<_>>>()?;
+    let named = found.iter().flatten().any(|clusters| clusters.named > 0);
+    ensure_valid!(
+        field.is_none() || named,
+        "paired.cluster is \"{}\"{}, but no record of the suite's evaluations has it",
+        field.unwrap_or_default(),
+        if pattern.is_some() { " with a match of paired.cluster_pattern" } else { "" }
+    );
+    Ok(found.into_iter().flatten().map(|clusters| (clusters.title, clusters.of_records)).collect())
 }
 
 /// Refuses a folder that is or lies in an input, or whose files of the same names are not of a comparison.

@@ -205,7 +205,8 @@ pub fn notes(options: &CompareOptions, all: &[Summary]) -> String {
 
 /// A difference of shares, in words.
 pub fn points(share: f64) -> String {
-    match share * 100.0 {
+    // Not the digits that a binary fraction adds.
+    match (share * 1e5).round() / 1e3 {
         1.0 => "1 point".to_string(),
         points => format!("{points} points"),
     }

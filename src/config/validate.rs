@@ -347,6 +347,7 @@ mod tests {
         check(tokenized, &["says neither with which template"]);
         check(|s| s.defence.prompts = Some("p".to_string()), &["`defence.prompts` has no effect"]);
         check(|s| (s.defence.weight, s.defence.batch_size) = (0.0, 0), &["defence.weight", "defence.batch_size"]);
+        check(|s| (s.defence.kind, s.defence.rho) = (DefenceKind::Kl, 0.0), &[needs, "leaves nothing"]);
         check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }
 }

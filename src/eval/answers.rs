@@ -80,13 +80,14 @@ impl Encoder {
     }
 }
 
-/// Answers every prompt, `batch_size` at a time; `on_answer` gets (index, text) in the order of the prompts.
+/// Answers every prompt, `batch_size` at a time; `on_answer` gets (index, text) in the order of the prompts. `begun`: the ids of what
+/// the answers begin with, at the prompts' ends; the text includes it.
 ///
 /// # Errors
 /// As [`Decoder::generate_all`], and [`stop::Interrupted`].
 pub fn answer_all(
     (model, tokenizer): (&Decoder, &Tokenizer),
-    prompts: &[Vec<u32>],
+    (prompts, begun): (&[Vec<u32>], &[u32]),
     batch_size: usize,
     options: &GenerateOptions,
     progress: &ProgressBar,
@@ -98,7 +99,7 @@ pub fn answer_all(
     let mut next = 0;
     model.generate_all(prompts, batch_size, options, |index, ids| {
         progress.inc(1);
-        early[index] = Some(tokenizer.decode(&ids, true)?);
+        early[index] = Some(tokenizer.decode(&[begun, &ids].concat(), true)?);
         stop::check()?;
         while let Some(text) = early.get_mut(next).and_then(Option::take) {
             on_answer(next, text)?;

@@ -9,7 +9,7 @@ use super::options::{Evaluation, Match, Metric};
 use super::outcome::Outcome;
 use super::reference::{targets, told};
 use super::refusal::Phrases;
-use super::run::{Questions, Run};
+use super::run::{Questions, Run, question};
 use crate::console::{bytes_bar, progress_bar};
 use crate::data::{DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Reading, Template, load_prompts};
 use crate::ensure_valid;
@@ -46,12 +46,12 @@ impl Located {
         self.evaluation.judge.as_deref()
     }
 
-    /// Its title, and which of its records belong together: what `pattern`, or all of it, finds in `field`; a record without that
+    /// Which of its records belong together: those for which `pattern`, or all of it, finds the same in `field`; a record without that
     /// stands for itself. `None` for the loss, which does not count records.
     ///
     /// # Errors
     /// Records that cannot be read.
-    pub fn clusters(&self, field: Option<&str>, pattern: Option<&Regex>) -> Result<Option<(String, Vec<String>)>> {
+    pub fn clusters(&self, field: Option<&str>, pattern: Option<&Regex>) -> Result<Option<Clustered>> {
         if self.evaluation.metric() == Metric::Loss {
             return Ok(None);
         }
@@ -69,15 +69,27 @@ impl Located {
             };
             found(&text)
         };
-        let prompts = load_questions(&self.evaluation, &self.path)?;
-        let named = |(i, prompt): (usize, &Prompt)| cluster(prompt).unwrap_or_else(|| format!("\0{i}"));
-        Ok(Some((self.evaluation.title(), prompts.iter().enumerate().map(named).collect())))
+        let clusters: Vec<Option<String>> = load_questions(&self.evaluation, &self.path)?.iter().map(cluster).collect();
+        let named = clusters.iter().flatten().count();
+        let alone = |(i, cluster): (usize, Option<String>)| cluster.unwrap_or_else(|| format!("\0{i}"));
+        let of_records = clusters.into_iter().enumerate().map(alone).collect();
+        Ok(Some(Clustered { title: self.evaluation.title(), of_records, named }))
     }
 
     /// The name of its sample file in the suite, and where it is.
     pub fn samples(&self) -> (&str, &Path) {
         (&self.evaluation.data, &self.path)
     }
+}
+
+/// Which records of an evaluation belong together.
+pub struct Clustered {
+    /// Of the evaluation.
+    pub title: String,
+    /// A name for each record.
+    pub of_records: Vec<String>,
+    /// Records whose name is one that the records themselves have.
+    pub named: usize,
 }
 
 /// Checks evaluations and finds their files, fetching hub datasets if necessary.
@@ -214,26 +226,28 @@ impl Work {
         let template = Template::load(evaluation.template(), &evaluation.template_variables, tokenizer)?;
         let prefill = evaluation.prefill.clone();
         let encoder = Encoder { tokenizer: tokenizer.clone(), template: Some(template), spec: spec.clone(), prefill };
-        let prompts = load_questions(evaluation, path)?;
+        let mut prompts = load_questions(evaluation, path)?;
+        let asked = prompts.iter().map(question).collect();
+        frame(evaluation, &mut prompts);
         check_framing(evaluation, &prompts, &encoder)?;
         let ids = encoder.encode_all(&prompts, path)?;
         Ok(match evaluation.metric() {
             Metric::Accuracy if evaluation.matching() == Match::Choice => {
                 let choices = choice::load(evaluation, &prompts, &encoder, path)?;
-                Self::Choice(Questions { prompts, ids }, choices)
+                Self::Choice(Questions { prompts, asked, ids }, choices)
             }
             Metric::Accuracy => {
                 let targets = targets(evaluation, &prompts, path)?;
-                Self::Accuracy(Questions { prompts, ids }, targets)
+                Self::Accuracy(Questions { prompts, asked, ids }, targets)
             }
             Metric::Refusal | Metric::OverRefusal => {
                 let phrases = evaluation.phrases.as_deref().map(|file| Phrases::load(Path::new(file)));
                 let told = prompts.iter().map(|prompt| told(evaluation, prompt)).collect::<Result<_>>()?;
-                Self::Refusal(Questions { prompts, ids }, phrases.transpose()?.unwrap_or_default(), told)
+                Self::Refusal(Questions { prompts, asked, ids }, phrases.transpose()?.unwrap_or_default(), told)
             }
             Metric::Judge => {
                 let judge = Judge::open(evaluation, device, dtype)?;
-                Self::Judge(Questions { prompts, ids }, judge)
+                Self::Judge(Questions { prompts, asked, ids }, judge)
             }
             Metric::Loss => bail!("the loss is prepared above"),
         })
@@ -268,7 +282,12 @@ fn load_questions(evaluation: &Evaluation, path: &Path) -> Result<Vec<Prompt>> {
     ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
     let mut prompts = load_prompts(path, &evaluation.columns)?;
     prompts.truncate(evaluation.limit.unwrap_or(usize::MAX));
-    for prompt in &mut prompts {
+    Ok(prompts)
+}
+
+/// Puts around the prompts what the evaluation says.
+fn frame(evaluation: &Evaluation, prompts: &mut [Prompt]) {
+    for prompt in prompts {
         if !evaluation.prefix.is_empty() {
             prompt.put_before(&evaluation.prefix);
         }
@@ -279,7 +298,6 @@ fn load_questions(evaluation: &Evaluation, path: &Path) -> Result<Vec<Prompt>> {
             prompt.put_system(&evaluation.system);
         }
     }
-    Ok(prompts)
 }
 
 /// Whether what is put around the prompts reaches the model: a template may leave it out. (What it refuses, and prompts without a

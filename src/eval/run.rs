@@ -21,6 +21,8 @@ use indicatif::ProgressBar;
 /// Prompts, and their ids for the model.
 pub struct Questions {
     pub prompts: Vec<Prompt>,
+    /// The user's last messages, without what the evaluation puts around them.
+    pub asked: Vec<String>,
     pub ids: Vec<Vec<u32>>,
 }
 
@@ -104,11 +106,11 @@ impl Run<'_> {
     /// Those that the judge flags.
     pub fn judge(&self, questions: &Questions, judge: &Judge) -> Result<Outcome> {
         let answers = self.answers(questions)?;
-        let case = |(prompt, answer): (&Prompt, &String)| {
-            let question = question(prompt);
-            Case { behavior: behavior(prompt).unwrap_or(&question).to_string(), answer: answer.clone(), question }
+        let case = |(i, prompt): (usize, &Prompt)| {
+            let behavior = behavior(prompt).unwrap_or(&questions.asked[i]).to_string();
+            Case { question: question(prompt), answer: answers[i].clone(), behavior }
         };
-        let cases: Vec<Case> = questions.prompts.iter().zip(&answers).map(case).collect();
+        let cases: Vec<Case> = questions.prompts.iter().enumerate().map(case).collect();
         let mut verdicts = vec![];
         for cases in cases.chunks(self.batch_size) {
             stop::check()?;
@@ -134,8 +136,10 @@ impl Run<'_> {
         };
         let mut answers = Vec::with_capacity(questions.ids.len());
         let both = (self.model, tokenizer);
-        answer_all(both, &questions.ids, self.batch_size, &options, self.progress, |_, answer| {
-            answers.push(format!("{}{answer}", self.evaluation.prefill).trim().to_string());
+        // Decoded together: a tokenizer may leave the space at a text's beginning out, or put one between words.
+        let begun = tokenizer.encode(&self.evaluation.prefill, false)?;
+        answer_all(both, (&questions.ids, &begun), self.batch_size, &options, self.progress, |_, answer| {
+            answers.push(answer.trim().to_string());
             Ok(())
         })?;
         Ok(answers)
@@ -143,7 +147,7 @@ impl Run<'_> {
 }
 
 /// The user's last message.
-fn question(prompt: &Prompt) -> String {
+pub fn question(prompt: &Prompt) -> String {
     let user = prompt.messages.iter().rev().find(|message| message["role"] == "user");
     user.and_then(|message| message["content"].as_str()).unwrap_or_default().to_string()
 }

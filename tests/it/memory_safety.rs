@@ -39,7 +39,9 @@ fn unsafe_code_stands_in_few_places() {
     for path in &files {
         let text = std::fs::read_to_string(path).unwrap();
         let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        let mut uses = code.iter().filter(|line| line.contains("unsafe"));
+        // A word in a string is no code; the reasons of attributes are asked for below.
+        let is_use = |line: &&&str| line.split('"').step_by(2).any(|outside| outside.contains("unsafe"));
+        let mut uses = code.iter().filter(is_use);
         if path.starts_with(root.join("src/ops")) {
             let Some(first) = uses.next() else { continue };
             let allowed = ["#![allow(", "#![cfg_attr(feature = \"cuda\", allow("];

@@ -102,7 +102,7 @@ fn the_shipped_suites_meet_their_schema() {
         json!({"eval": [{"data": "a", "metric": "los"}]}),
         json!({"eval": [{"data": "a", "limit": -1}]}),
     ];
-    assert_eq!(check(&schema(&["suite"]), &["sandbox/suites"], &wrong), 2);
+    assert_eq!(check(&schema(&["suite"]), &["sandbox/suites"], &wrong), 4);
 }
 
 #[test]
@@ -115,6 +115,6 @@ fn the_shipped_comparisons_meet_their_schema() {
         with(json!({"name": "a", "sweep": {"asft.lambda": []}})),
         with(json!({"name": "a", "project": {"of": "b"}})),
     ];
-    assert_eq!(check(&schema(&["compare"]), &["sandbox/comparisons"], &wrong), 6);
+    assert_eq!(check(&schema(&["compare"]), &["sandbox/comparisons"], &wrong), 7);
     refused(asft(&["schema", "sweet"]), &["sweet", "run, suite, compare"]);
 }

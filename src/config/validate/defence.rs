@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::toml_reader::Mistakes;
-use crate::train::Tuning;
+use crate::train::{DefenceKind, Tuning};
 
 pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     let defence = &settings.defence;
@@ -45,6 +45,10 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     found.at_least_one("defence.alignment_steps", defence.alignment_steps);
     found.at_least_one("defence.finetune_steps", defence.finetune_steps);
     found.range(defence.rho >= 0.0 && defence.rho.is_finite(), "defence.rho", "0 or more and finite", defence.rho);
+    found.unless(
+        kind != DefenceKind::Kl || defence.rho != 0.0,
+        "`defence.rho = 0` leaves nothing of `defence.kind = \"kl\"`; leave the defence out",
+    );
     let after = defence.proximal_after;
     found.range((0.0..=1.0).contains(&after), "defence.proximal_after", "between 0 and 1", after);
 }

@@ -27,14 +27,17 @@ pub struct NotFinite {
     pub micro_batch: Option<usize>,
     pub task_loss: f64,
     pub penalty: f64,
+    /// The defence's own term, if it has one.
+    pub proximal: Option<f64>,
     /// Before clipping.
     pub grad_norm: f64,
 }
 
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { task_loss, penalty, grad_norm, .. } = self;
-        write!(f, "the loss is {task_loss:.4e}, the penalty {penalty:.4e}, the gradient norm {grad_norm:.4e}")
+        let Self { task_loss, penalty, proximal, grad_norm, .. } = self;
+        let proximal = proximal.map_or(String::new(), |term| format!("the defence's term {term:.4e}, "));
+        write!(f, "the loss is {task_loss:.4e}, the penalty {penalty:.4e}, {proximal}the gradient norm {grad_norm:.4e}")
     }
 }
 
@@ -133,7 +136,7 @@ impl Trainer {
             || !grad_norm.is_finite()
             || grad_norm * clipping > MAX_GRAD_NORM
         {
-            return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, grad_norm }.into());
+            return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, proximal, grad_norm }.into());
         }
         self.optimizer.step(self.model.parameters(), &gradients, learning_rate, clipping)?;
         let bounded = self.penalties.ascend(added);
