@@ -115,6 +115,26 @@ def test_refusals(scratch):
     refuses("full rank", lambda: module_penalty(a, b, full, projector="equation"), "full rank")
     refuses("truncated", lambda: module_penalty(a, b, cut, projector="subspace", subspace_rank=5), "--tolerance")
     refuses("a misspelt mode", lambda: module_penalty(a, b, full, "ortogonal"), "orthogonal")
+    nothing = Direction(torch.zeros(4, 0), torch.zeros(0), torch.zeros(5, 0), 0.0, 0.0)
+    refuses("a misspelt projector, V = 0", lambda: module_penalty(a, b, nothing, projector="subspce"), "'subspce'", "subspace")
+    unused = {
+        "a rank without a subspace": (dict(subspace_rank=2), "subspace_rank", "'released'"),
+        "an energy without a subspace": (dict(penalize="all", subspace_energy=0.5), "subspace_energy", "'released'"),
+        "a rank and an energy": (dict(projector="subspace", subspace_rank=2, subspace_energy=0.5), "exclude"),
+        "no rank": (dict(projector="subspace", subspace_rank=0), "at least 1", "0"),
+        "an energy above 1": (dict(projector="subspace", subspace_energy=90), "(0, 1]", "90"),
+        "a mix without input": (dict(input_mix=0.3), "input_mix", "'orthogonal'"),
+        "a negative mix": (dict(penalize="input", input_mix=-0.1), "input_mix", "-0.1"),
+        "input and columns": (dict(penalize="input", projector="equation"), "rows", "'equation'"),
+    }
+    for what, (given, *words) in unused.items():
+        refuses(what, lambda: module_penalty(a, b, full, **given), *words)
+    try:
+        module_penalty(a, b, full, "all", subspace_rnk=2)
+    except TypeError as error:
+        assert "subspace_rnk" in str(error)
+    else:
+        raise AssertionError("a misspelt setting: not refused")
     refuses("another shape", lambda: module_penalty(a.T, b, full), "(4, 2)")
     return "refusals"
 

@@ -17,13 +17,15 @@ case "$(uname -s) $(uname -m)" in
     *) platform=$(uname -m)-unknown-linux-gnu ;;
 esac
 scripts/package.sh "$binary" "$platform" "$scratch/dist"
-ASFT_DOWNLOADS=file://$scratch/dist ASFT_PREFIX=$root/usr sh scripts/install.sh
+installer=$PWD/scripts/install.sh
+# A relative prefix is below the folder that the installer is started in.
+(cd "$root" && ASFT_DOWNLOADS=file://$scratch/dist ASFT_PREFIX=usr sh "$installer")
 
 # A damaged archive is not installed.
 cp -R "$scratch/dist" "$scratch/damaged"
 echo damaged >> "$scratch/damaged/asft-$platform.tar.gz"
-if ASFT_DOWNLOADS=file://$scratch/damaged ASFT_PREFIX=$scratch/nowhere sh scripts/install.sh 2> /dev/null || [ -e "$scratch/nowhere" ]; then
-    echo "scripts/install.sh installs an archive that differs from its checksum" >&2
+if ASFT_DOWNLOADS=file://$scratch/damaged ASFT_PREFIX=$scratch/nowhere sh "$installer" 2> /dev/null || [ -e "$scratch/nowhere" ]; then
+    echo "$installer installs an archive that differs from its checksum" >&2
     exit 1
 fi
 

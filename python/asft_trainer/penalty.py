@@ -26,6 +26,8 @@ PENALIZE = ("orthogonal", "orthogonal+reverse", "aligned", "input", "all")
 PROJECTOR = ("released", "equation", "subspace")
 # As asft has it: a residual at rounding level means that V has no more directions.
 COMPLETE = 1e-5
+# The share of |V|^2 that a subspace keeps unless it is told.
+ENERGY = 0.9
 
 
 class Direction(NamedTuple):
@@ -62,8 +64,8 @@ def load_direction(path, device="cpu"):
         }
 
 
-def spectrum(direction, projector, subspace_rank=None, subspace_energy=0.9):
-    """The eigenvalues [k'] of what stands for C, on the first k' columns of U.
+def spectrum(direction, projector, subspace_rank=None, subspace_energy=None):
+    """The eigenvalues [k'] of what stands for C, on the first k' columns of U. The settings are those that `check` accepts.
 
     Raises ValueError for `equation` where V has full rank or the file leaves directions out, and for a subspace that the file
     does not hold.
@@ -77,40 +79,62 @@ def spectrum(direction, projector, subspace_rank=None, subspace_energy=0.9):
         if kept == len(direction.basis):
             raise ValueError(f"projector equation: V has full rank ({kept}), so C is the identity and nothing is penalised")
         return torch.ones_like(c)
-    if projector != "subspace":
-        raise ValueError(f"projector {projector!r}; expected one of {', '.join(PROJECTOR)}")
-    if subspace_rank is None:
+    rank = subspace_rank
+    if rank is None:
         share = torch.cumsum(c.double(), 0) / direction.v_norm
-        rank = int((share < subspace_energy).sum()) + 1
-    else:
-        rank = subspace_rank
+        rank = int((share < (ENERGY if subspace_energy is None else subspace_energy)).sum()) + 1
     if rank > kept and not direction.is_complete:
         raise ValueError(f"the subspace needs {rank} directions and the file keeps {kept}; recompute it with a smaller --tolerance")
     return torch.ones_like(c[: min(rank, kept)])
 
 
-def module_penalty(a, b, direction, penalize="orthogonal", projector="released", *, input_mix=0.0, **subspace):
+def check(penalize, projector, input_mix, subspace_rank, subspace_energy):
+    """Raises ValueError for a name that is unknown and for a setting that would have no effect, as asft refuses them."""
+    for key, value, known in (("penalize", penalize, PENALIZE), ("projector", projector, PROJECTOR)):
+        if value not in known:
+            raise ValueError(f"{key} {value!r}; expected one of {', '.join(known)}")
+    if projector != "subspace" and (subspace_rank, subspace_energy) != (None, None):
+        raise ValueError(f"subspace_rank and subspace_energy have no effect with projector {projector!r}; expected 'subspace'")
+    if subspace_rank is not None and subspace_energy is not None:
+        raise ValueError("subspace_rank and subspace_energy exclude each other; give one")
+    if subspace_rank is not None and subspace_rank < 1:
+        raise ValueError(f"subspace_rank must be at least 1, got {subspace_rank}")
+    if subspace_energy is not None and not 0.0 < subspace_energy <= 1.0:
+        raise ValueError(f"subspace_energy must be in (0, 1], got {subspace_energy}")
+    if not 0.0 <= input_mix < float("inf"):
+        raise ValueError(f"input_mix must be a number >= 0, got {input_mix}")
+    if penalize != "input" and input_mix != 0.0:
+        raise ValueError(f"input_mix has no effect with penalize {penalize!r}; expected 'input'")
+    if penalize == "input" and projector != "released":
+        raise ValueError(f"penalize 'input' is on V's rows, and projector {projector!r} on its columns; leave that out")
+
+
+def module_penalty(
+    a, b, direction, penalize="orthogonal", projector="released", *, input_mix=0.0, subspace_rank=None, subspace_energy=None
+):
     """The penalty of dW = B A without lambda, a scalar f32 tensor that autograd can differentiate.
 
-    a: [r, d_in], b: [d_out, r]; direction: the module's, on their device; subspace: subspace_rank or subspace_energy.
-    Raises ValueError for an unknown mode or a direction of other shapes.
+    a: [r, d_in], b: [d_out, r]; direction: the module's, on their device. input_mix belongs to penalize "input"; subspace_rank,
+    or else subspace_energy, a share of |V|^2 (0.9 if neither is given), to projector "subspace".
+    Raises ValueError for an unknown mode or projector, a setting that these do not use, or a direction of other shapes.
     """
-    if penalize not in PENALIZE:
-        raise ValueError(f"penalize {penalize!r}; expected one of {', '.join(PENALIZE)}")
+    check(penalize, projector, input_mix, subspace_rank, subspace_energy)
     expected, found = (len(direction.basis), len(direction.right_basis)), (b.shape[0], a.shape[1])
     if expected != found:
         raise ValueError(f"the direction is of a weight {expected}, the update {found}")
     # In half precision |dW|^2 would be lost in rounding.
     with torch.autocast(a.device.type, enabled=False):
-        return closed_form(a.float(), b.float(), direction, penalize, projector, input_mix, subspace)
+        a, b = a.float(), b.float()
+        if penalize == "all":
+            return product(b, b, a, a)
+        if penalize == "input":
+            return input_penalty(a, b, direction, input_mix)
+        c = spectrum(direction, projector, subspace_rank, subspace_energy)
+        return output_penalty(a, b, direction, penalize, c)
 
 
-def closed_form(a, b, direction, penalize, projector, input_mix, subspace):
-    if penalize == "all":
-        return product(b, b, a, a)
-    if penalize == "input":
-        return input_penalty(a, b, direction, input_mix)
-    c = spectrum(direction, projector, **subspace)
+def output_penalty(a, b, direction, penalize, c):
+    """The penalties on V's columns, with C's eigenvalues c [k']."""
     basis = direction.basis[:, : len(c)]
     aligned = basis @ (c[:, None] * (basis.T @ b))  # C B [d_out, r]
     g = aligned if penalize == "aligned" else b - aligned

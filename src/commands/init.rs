@@ -55,7 +55,9 @@ fn write_sandbox(dir: &Path, overwrite: bool) -> Result<()> {
     Outputs::new(overwrite).filled("--sandbox", dir).check()?;
     sandbox::write(dir)?;
     let (count, shown) = (sandbox::FILES.len(), dir.display());
-    let first = format!("cd {shown} && asft train --config {}", sandbox::CONFIG);
+    // No argument holds a NUL, the only thing that cannot be quoted.
+    let enter = shlex::try_join(["cd", &*dir.to_string_lossy()]).unwrap_or_default();
+    let first = format!("{enter} && asft train --config {}", sandbox::CONFIG);
     log::info(&format!("wrote {count} files to {shown}; next: {first}"), json!({"files": count, "dir": dir}));
     Ok(())
 }

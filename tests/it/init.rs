@@ -96,14 +96,15 @@ fn files(dir: &Path, folder: &str) -> BTreeSet<PathBuf> {
 #[test]
 fn the_sandbox_is_the_repository_s_and_trains_where_it_is_written() {
     let scratch = tempfile::tempdir().unwrap();
-    let dir = scratch.path().join("new/sandbox");
+    let dir = scratch.path().join("new/sand box");
     let init = || {
         let mut command = asft(&["init", "--sandbox"]);
         command.arg(&dir);
         command
     };
     let told = succeeds(init());
-    assert!(told.contains("asft train --config configs/sandbox/train.toml"), "{told}");
+    let next = format!("cd '{}' && asft train --config configs/sandbox/train.toml", dir.display());
+    assert!(told.contains(&next), "{told}");
     let shipped = ["sandbox/aligned", "sandbox/unaligned", "sandbox/data", "configs/sandbox"];
     let expected: BTreeSet<PathBuf> = shipped.iter().flat_map(|folder| files(&root(), folder)).collect();
     assert_eq!(files(&dir, ""), expected);
