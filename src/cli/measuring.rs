@@ -8,6 +8,31 @@ use crate::method::perturb::Unit;
 use clap::Args;
 use std::path::PathBuf;
 
+/// Options of `asft eval` that say what one evaluation is, which a suite says itself.
+const OF_ONE: [&str; 21] = [
+    "metric",
+    "preset",
+    "format",
+    "column",
+    "template",
+    "template_variable",
+    "limit",
+    "max_length",
+    "max_new_tokens",
+    "match",
+    "reference",
+    "labels",
+    "marker",
+    "phrases",
+    "phrases_within",
+    "system",
+    "prefix",
+    "suffix",
+    "prefill",
+    "judge",
+    "judge_preset",
+];
+
 #[derive(Args)]
 #[command(
     after_help = "Examples:
@@ -30,7 +55,7 @@ pub struct EvalArgs {
     #[arg(long, requires = "adapter")]
     pub baseline: bool,
     /// A TOML file of evaluations, instead of the options below
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["metric", "preset"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = OF_ONE)]
     pub suite: Option<PathBuf>,
     /// Samples: a JSON, JSONL, CSV, TSV or Parquet file, or a hub dataset as org/name or
     /// org/name@revision:path/to/file

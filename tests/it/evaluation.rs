@@ -154,6 +154,8 @@ fn mistakes_exit_with_2_and_say_where() {
         (vec!["--data", data, "--metric", "accuracy", "--match", "choice"], vec!["nothing to choose from"]),
         (vec!["--suite", suite], vec!["suite.toml:3", "did you mean `metric`"]),
         (vec!["--suite", "/nowhere.toml"], vec!["/nowhere.toml"]),
+        (vec!["--suite", suite, "--limit", "4"], vec!["--suite", "--limit"]),
+        (vec!["--suite", suite, "--system", "Be brief."], vec!["--suite", "--system"]),
         (vec!["--data", "/nowhere.jsonl", "--metric", "refusal"], vec!["/nowhere.jsonl"]),
         (vec!["--data", data, "--metric", "refusal", "--adapter", "/nowhere"], vec!["/nowhere"]),
     ] {
