@@ -19,6 +19,19 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
+/// Work on what a user gave that was given up, as it takes too long or too much: the user's mistake to a command, which does
+/// nothing else, but not to a server, which may be too busy.
+#[derive(Debug)]
+pub struct Unfinished(pub String);
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unfinished {}
+
 /// An error that every rank of a job knows of (see [`crate::ranks`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
@@ -59,7 +72,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         return agreed.exit_code;
     }
     // A clap-style usage mistake and a bad input share one code, so that scripts need to know only one.
-    if error.chain().any(|cause| cause.is::<Invalid>()) { 2 } else { 1 }
+    if error.chain().any(|cause| cause.is::<Invalid>() || cause.is::<Unfinished>()) { 2 } else { 1 }
 }
 
 /// One error for all of them, a user's mistake if each of them is. `what`: what cannot be done.

@@ -65,7 +65,7 @@ impl Tokenizer {
     pub fn load(place: &Path) -> Result<Self> {
         let own = place.to_path_buf();
         untrusted::run(move || Self::read(&own))
-            .map_err(|why| invalid!("the tokenizer of {} cannot be used: {why}", place.display()))?
+            .map_err(|why| why.error(&format!("the tokenizer of {}", place.display())))?
     }
 
     fn read(place: &Path) -> Result<Self> {
@@ -124,7 +124,7 @@ impl Tokenizer {
     /// a regular expression, may make it take any amount of time.
     fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
         let inner = self.inner.clone();
-        untrusted::run(move || work(&inner)).map_err(|why| invalid!("the tokenizer cannot be used: {why}"))
+        untrusted::run(move || work(&inner)).map_err(|why| why.error("the tokenizer"))
     }
 
     pub fn bos_token(&self) -> Option<&str> {

@@ -3,15 +3,17 @@
 //! Libraries assert some things that a damaged file can violate: [`without_panic`]. A chat template is a program: its
 //! fuel pays for what it can be seen to do, but not for comparing values that share parts (2ⁿ comparisons of n lists),
 //! and a long enough expression overflows an ordinary stack. [`run`] does such work on a thread with a large stack,
-//! which is abandoned if it takes too long or too much memory. Such a thread runs until the process ends, which the
-//! caller's error soon causes.
+//! which is abandoned if it takes too long or too much memory. Such a thread cannot be ended: it runs until its work or the
+//! process ends. A command ends soon after its error; a server, which does not, looks at how many are [`abandoned`].
 
+use crate::error::Unfinished;
+use crate::invalid;
 use crate::memory::resident_bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 10 });
 const TICK: Duration = Duration::from_millis(50);
 /// How many checks may find it at work. A stopped process does not tick.
 const TICKS: usize = (LIMIT.as_millis() / TICK.as_millis()) as usize;
-/// How much the process may grow in the meantime.
+/// How much the process may grow in the meantime, be it by this work or by other work beside it.
 const GROWTH_BYTES: u64 = 2 << 30;
 
 /// Why work was abandoned.
@@ -44,6 +46,24 @@ impl std::fmt::Display for GivenUp {
             Self::NoThread => f.write_str("no thread can be started for it"),
         }
     }
+}
+
+impl GivenUp {
+    /// As an error; `what` was worked on.
+    pub fn error(self, what: &str) -> anyhow::Error {
+        let text = format!("{what} cannot be used: {self}");
+        if self == Self::Panicked { invalid!("{text}") } else { anyhow::Error::new(Unfinished(text)) }
+    }
+}
+
+/// Work that was given up; what it holds is gone once it has ended.
+static ABANDONED: Mutex<Vec<Weak<()>>> = Mutex::new(vec![]);
+
+/// How many threads are still at work that was given up.
+pub fn abandoned() -> usize {
+    let mut all = lock(&ABANDONED);
+    all.retain(|work| work.strong_count() > 0);
+    all.len()
 }
 
 /// The result of `work`, or `None` if it panics; nothing is printed then.
@@ -204,13 +224,21 @@ fn run_watched<T: Send + 'static>(
     progress: impl Fn() -> usize,
 ) -> Result<T, GivenUp> {
     let (reply, answer) = channel();
-    let job: Job = Box::new(move || drop(reply.send(work())));
+    let held = Arc::new(());
+    let at_work = Arc::downgrade(&held);
+    let job: Job = Box::new(move || {
+        let result = work();
+        drop(held);
+        drop(reply.send(result));
+    });
     let worker = WORKER.take().or_else(spawn).ok_or(GivenUp::NoThread)?;
     // If the worker is gone, the job is dropped, and with it the other end of `answer`.
     let gone = worker.send(job).is_err();
     let result = wait(&answer, ticks, growth_bytes, progress);
     if !gone && matches!(result, Ok(_) | Err(GivenUp::Panicked)) {
         WORKER.set(Some(worker));
+    } else {
+        lock(&ABANDONED).push(at_work);
     }
     result
 }
@@ -264,6 +292,7 @@ mod tests {
         assert_eq!(run(|| deep(500_000)), Ok(500_000));
         let sleep = |milliseconds| std::thread::sleep(Duration::from_millis(milliseconds));
         assert_eq!(run_within(2, u64::MAX, move || sleep(2000)), Err(GivenUp::TooLong));
+        assert!(abandoned() > 0, "it is still at work");
         // Much more than the limit: other tests of this process may free memory at the same time.
         let greedy = move || {
             let mut held = vec![];

@@ -11,7 +11,7 @@ pub use adapters::{ExportArgs, InspectArgs, MergeArgs, ProjectArgs};
 pub use measuring::{EvalArgs, GenerateArgs, LandscapeArgs};
 pub use meta::{CompletionsArgs, DoctorArgs, InitArgs, ManArgs, ReportArgs, SchemaArgs, SchemaOf};
 pub use model::{BaseArgs, ModelArgs};
-pub use serving::{LimitArgs, ServeArgs};
+pub use serving::{DEFAULT_CONTEXT, LimitArgs, ServeArgs};
 pub use training::{CompareArgs, DataArgs, DirectionArgs, TrainArgs};
 
 use crate::console::log::LogFormat;

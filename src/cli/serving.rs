@@ -5,6 +5,9 @@ use super::model::adapter_folder;
 use clap::Args;
 use std::path::PathBuf;
 
+/// Tokens of `--context`: the cache of a model with a long context would not fit most machines.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft serve --model tests/tiny/aligned --adapter tuned=runs/tiny/adapter
@@ -40,8 +43,7 @@ pub struct ServeArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Most tokens of a prompt and its answer together (4096, or the model's context if that is shorter)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help = context_help())]
     pub context: Option<usize>,
     /// Sequences that are continued at once; the cache has room for the context of each
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -58,6 +60,12 @@ pub struct LimitArgs {
     /// Time that running answers have to finish after SIGINT or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace: u64,
+}
+
+fn context_help() -> String {
+    format!(
+        "Most tokens of a prompt and its answer together ({DEFAULT_CONTEXT}, or the model's context if that is shorter)"
+    )
 }
 
 fn named_adapter(text: &str) -> Result<(String, PathBuf), String> {

@@ -1,7 +1,7 @@
 //! `asft serve`
 
 use super::{find_model, load_base, print};
-use crate::cli::{LimitArgs, ServeArgs};
+use crate::cli::{DEFAULT_CONTEXT, LimitArgs, ServeArgs};
 use crate::console::log;
 use crate::data::{Template, TemplateVariables};
 use crate::eval::Encoder;
@@ -15,8 +15,10 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
-/// Unless another is asked for: the cache of a model with a long context would not fit most machines.
-const CONTEXT: usize = 4096;
+/// Of --timeout and --grace.
+const MOST_SECONDS: u64 = 7 * 24 * 3600;
+/// Of --batch-size and --queue.
+const MOST_SEQUENCES: usize = 1 << 14;
 
 pub fn run(args: ServeArgs) -> Result<()> {
     let variables = TemplateVariables::parse(&args.template_variable)?;
@@ -49,14 +51,16 @@ pub fn run(args: ServeArgs) -> Result<()> {
 
 fn limits(args: &LimitArgs, spec: &ModelSpec) -> Result<Limits> {
     let longest = spec.context();
-    let context = args.context.unwrap_or(CONTEXT.min(longest));
+    let context = args.context.unwrap_or(DEFAULT_CONTEXT.min(longest));
     ensure_valid!(
         (2..=longest).contains(&context),
         "--context should be from 2 to {longest}, the model's own, got {context}"
     );
-    ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
+    check("--batch-size", args.batch_size as u64, 1, MOST_SEQUENCES as u64)?;
+    check("--queue", args.queue as u64, 0, MOST_SEQUENCES as u64)?;
+    check("--timeout", args.timeout, 1, MOST_SECONDS)?;
+    check("--grace", args.grace, 0, MOST_SECONDS)?;
     ensure_valid!(args.max_body_bytes > 0, "--max-body-bytes should be at least 1");
-    ensure_valid!(args.timeout > 0, "--timeout should be at least 1");
     Ok(Limits {
         body_bytes: args.max_body_bytes,
         context,
@@ -65,6 +69,11 @@ fn limits(args: &LimitArgs, spec: &ModelSpec) -> Result<Limits> {
         request: Duration::from_secs(args.timeout),
         grace: Duration::from_secs(args.grace),
     })
+}
+
+fn check(option: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    ensure_valid!((least..=most).contains(&value), "{option} should be from {least} to {most}, got {value}");
+    Ok(())
 }
 
 /// The chat template, unless none was asked for and the tokenizer has none: then only completions are served.

@@ -371,8 +371,8 @@ fn encoded(
     let each = |group: Vec<Unread>| run_each(group, encoding, given_up);
     let outcomes: Vec<Vec<_>> = groups.into_par_iter().map(each).collect();
     let told = |(place, outcome): (Place, Result<Option<Outcome>, GivenUp>)| {
-        let given_up = |why| {
-            let error = invalid!("the chat template or the tokenizer cannot be used: {why}");
+        let given_up = |why: GivenUp| {
+            let error = why.error("the chat template or the tokenizer");
             Some(Outcome { example: Err(Unusable { place, error, hint: None }), columns: vec![] })
         };
         (place, outcome.unwrap_or_else(given_up))

@@ -313,7 +313,7 @@ fn explain(error: &Error) -> anyhow::Error {
 }
 
 fn given_up(why: untrusted::GivenUp) -> anyhow::Error {
-    invalid!("the chat template cannot be used: {why}")
+    why.error("the chat template")
 }
 
 /// Collects at most OUTPUT_LIMIT bytes.

@@ -88,8 +88,8 @@ pub fn join_parts(messages: &mut [Value], kept: bool) -> Result<()> {
                 (Some("text") | None, Some(Value::String(text))) => whole.push_str(text),
                 (Some(other), _) if other != "text" => {
                     return Err(invalid!(
-                        "message {}: part {} of `content` is of type {other:?}, expected \"text\": only text can be \
-                         trained on",
+                        "message {}: part {} of `content` is of type {other:?}, expected \"text\": only text is \
+                         read",
                         index + 1,
                         part_index + 1
                     ));

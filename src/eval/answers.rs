@@ -44,22 +44,23 @@ impl Encoder {
     /// The prompt's ids: through the chat template, or as plain text with the tokenizer's own special tokens.
     ///
     /// # Errors
-    /// As [`Encoder::text`]; ids that the model has no embedding for; no ids, or too many for the model's context.
+    /// As [`Encoder::text`] and [`Encoder::check`]; too many ids for the model's context.
     pub fn encode(&self, messages: &[Value], variables: &Map<String, Value>) -> Result<Vec<u32>> {
         let (text, special) = self.text(messages, variables)?;
         let ids = self.tokenizer.encode(&text, special)?;
         self.check(&ids)?;
+        let (context, count) = (self.spec.context(), ids.len());
+        ensure_valid!(count < context, "the prompt has {count} tokens; the model's context ends at {context}");
         Ok(ids)
     }
 
     /// # Errors
-    /// Ids that the model has no embedding for; no ids, or too many for the model's context.
+    /// Ids that the model has no embedding for; no ids.
     pub fn check(&self, ids: &[u32]) -> Result<()> {
-        let (vocab_size, context, count) = (self.spec.vocab_size, self.spec.context(), ids.len());
+        let vocab_size = self.spec.vocab_size;
         let fits = ids.iter().all(|&id| (id as usize) < vocab_size);
         ensure_valid!(fits, "the tokenizer gives ids beyond the model's vocab_size of {vocab_size}");
-        ensure_valid!(count > 0, "the prompt has no tokens");
-        ensure_valid!(count < context, "the prompt has {count} tokens; the model's context ends at {context}");
+        ensure_valid!(!ids.is_empty(), "the prompt has no tokens");
         Ok(())
     }
 

@@ -73,7 +73,8 @@ impl Decoder {
                 return Ok(());
             }
             for (slot, step) in slots.step(self, &active)? {
-                let (step, Some(index)) = (step?, indices[slot]) else { continue };
+                let step = step.or_else(|error| self.refuse_damaged_weights().and(Err(error)))?;
+                let Some(index) = indices[slot] else { continue };
                 if let Some(token) = step.token.filter(|_| step.end != Some(End::Stop)) {
                     on_token(index, token)?;
                 }

@@ -35,7 +35,7 @@ pub use parameters::{Gradients, Parameters};
 pub use rope::{Growth, Rope, RopeScaling, Rotations};
 pub use sampling::{check_temperature, check_top_p};
 pub use scores::Score;
-pub use slots::{End, GenerateOptions, Scored, Slots, Step};
+pub use slots::{Chosen, End, GenerateOptions, Scored, Slots};
 pub use spec::{BlockNorms, DeltaNetSpec, Experts, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;

@@ -11,13 +11,8 @@ use rand::rngs::StdRng;
 /// # Errors
 /// What it should be, to go after its name.
 pub fn check_temperature(temperature: f64) -> Result<(), String> {
-    // Below that, the scaled logits exceed f32's range.
-    let possible = temperature == 0.0 || (temperature >= 0.01 && temperature.is_finite());
-    if possible {
-        Ok(())
-    } else {
-        Err(format!("should be 0 (the likeliest token), or 0.01 or more, got {temperature}"))
-    }
+    let possible = temperature >= 0.0 && temperature.is_finite();
+    if possible { Ok(()) } else { Err(format!("should be 0 (the likeliest token) or more, got {temperature}")) }
 }
 
 /// Whether tokens can be drawn from that share of the probability.
@@ -97,6 +92,18 @@ mod tests {
                 // Five standard deviations.
                 assert!((f64::from(count) / 20_000.0 - share).abs() < 5.0 * (share * (1.0 - share) / 20_000.0).sqrt());
             }
+        }
+    }
+
+    #[test]
+    fn any_temperature_from_0_on_can_be_drawn_at() {
+        for temperature in [f64::MIN_POSITIVE, 1e-9, 0.005, 1e9, f64::MAX] {
+            check_temperature(temperature).unwrap();
+            let drawn = Sampler::new(1, temperature, 0.9).draw(&[-1e30, 3.0, 2.0]).unwrap();
+            assert!(temperature > 1.0 || drawn == 1, "{temperature}: {drawn}");
+        }
+        for temperature in [-0.1, f64::NAN, f64::INFINITY] {
+            check_temperature(temperature).unwrap_err();
         }
     }
 

@@ -42,7 +42,7 @@ pub enum End {
 
 /// What a step brought to a sequence.
 #[derive(Debug)]
-pub struct Step {
+pub struct Chosen {
     /// The token that was chosen; `None` if the sequence was begun without room for one.
     pub token: Option<u32>,
     /// Of that token, if it was asked for.
@@ -121,7 +121,7 @@ impl Slots {
     ///
     /// # Errors
     /// The decoder fails.
-    pub fn step(&mut self, model: &Decoder, slots: &[usize]) -> Result<Vec<(usize, Result<Step>)>> {
+    pub fn step(&mut self, model: &Decoder, slots: &[usize]) -> Result<Vec<(usize, Result<Chosen>)>> {
         let running = slots.iter().filter_map(|&slot| Some((slot, self.running.get(slot)?.as_ref()?)));
         let active: Vec<(usize, &[u32])> = running.map(|(slot, running)| (slot, running.fresh.as_slice())).collect();
         let x = model.extend(&active, &mut self.cache)?;
@@ -134,8 +134,7 @@ impl Slots {
         let mut steps = Vec::with_capacity(active.len());
         for ((slot, start), logits) in active.into_iter().zip(starts).zip(logits) {
             let Some(running) = &mut self.running[slot] else { continue };
-            let step =
-                running.prompt_scores(model, &x, start).and_then(|prompt| running.choose(model, &logits, prompt));
+            let step = running.prompt_scores(model, &x, start).and_then(|prompt| running.choose(&logits, prompt));
             if running.turn(model) {
                 self.cache.clear(slot);
             }
@@ -159,7 +158,7 @@ impl Running {
         for (rows, targets) in rows.chunks(chunk).zip(targets.chunks(chunk)) {
             let logits = host(&model.logits_at(x, rows)?)?;
             for row in &logits {
-                finite(model, row)?;
+                finite(row)?;
             }
             let scored = logits.par_iter().zip(targets).map(|(row, &target)| Score::new(row, target, top));
             scores.extend(scored.collect::<Vec<Score>>());
@@ -168,10 +167,10 @@ impl Running {
     }
 
     /// Chooses the next token by its logits, [vocab_size].
-    fn choose(&mut self, model: &Decoder, logits: &[f32], prompt: Vec<Score>) -> Result<Step> {
-        let best = finite(model, logits)?;
+    fn choose(&mut self, logits: &[f32], prompt: Vec<Score>) -> Result<Chosen> {
+        let best = finite(logits)?;
         if self.room == 0 {
-            return Ok(Step { token: None, score: None, prompt, end: Some(End::Length) });
+            return Ok(Chosen { token: None, score: None, prompt, end: Some(End::Length) });
         }
         let token = match &mut self.sampler {
             Some(sampler) => sampler.draw(logits)?,
@@ -188,7 +187,7 @@ impl Running {
             (false, true) => Some(End::Length),
             (false, false) => None,
         };
-        Ok(Step { token: Some(token), score, prompt, end })
+        Ok(Chosen { token: Some(token), score, prompt, end })
     }
 
     /// Whether the sequence has got so long that its keys were rotated by other frequencies: all of it is fresh then.
@@ -211,13 +210,10 @@ fn host(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
 ///
 /// # Errors
 /// A logit that is not finite.
-fn finite(model: &Decoder, logits: &[f32]) -> Result<u32> {
+fn finite(logits: &[f32]) -> Result<u32> {
     let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
     let finite = logits.iter().fold(true, |finite, x| finite & x.is_finite());
-    if !finite {
-        model.refuse_damaged_weights()?;
-        anyhow::bail!("the model's logits are not finite");
-    }
+    anyhow::ensure!(finite, "the model's logits are not finite");
     let place = logits.iter().position(|x| *x == top).context("there are no logits")?;
     Ok(u32::try_from(place)?)
 }

@@ -2,9 +2,9 @@
 
 use crate::model::Score;
 use crate::tokenizer::{Pieces, Tokenizer};
-use crate::untrusted;
 use anyhow::Result;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A token and how likely it was.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,82 +23,59 @@ pub struct Told {
 
 /// Text that follows what was given before, and the tokens that begin in it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Part {
+pub struct Fragment {
     pub text: String,
     pub tokens: Vec<Told>,
 }
 
-/// A prompt that is part of the text.
-#[derive(Clone, Debug)]
-pub struct Echo {
-    pub text: String,
-    /// Where each token begins in it, in characters.
-    pub offsets: Vec<usize>,
+impl Fragment {
+    /// Adds what follows.
+    pub fn append(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        self.tokens.extend(next.tokens);
+    }
 }
 
 /// The answer so far.
 pub struct Answer {
     tokenizer: Tokenizer,
     pieces: Pieces,
-    echo: Option<Echo>,
     /// Texts that end it.
-    stops: Vec<String>,
+    stops: Arc<[String]>,
     text: String,
     /// Bytes of the text that were given.
     given: usize,
     /// Tokens that were not given, and the byte of the text at which each begins.
     tokens: VecDeque<(usize, Told)>,
-    /// Characters before the answer: those of the echo.
-    before: usize,
+    /// Of the text and what stands before it.
+    characters: usize,
 }
 
 impl Answer {
-    /// `pieces`: what turns its ids into text.
-    pub fn new(tokenizer: &Tokenizer, pieces: Pieces, echo: Option<Echo>, stops: Vec<String>) -> Self {
-        let before = echo.as_ref().map_or(0, |echo| echo.text.chars().count());
+    /// `pieces`: what turns its ids into text; `before`: characters of the prompt, if that is part of the text.
+    pub fn new(tokenizer: &Tokenizer, pieces: Pieces, before: usize, stops: Arc<[String]>) -> Self {
         let (tokenizer, tokens) = (tokenizer.clone(), VecDeque::new());
-        Self { tokenizer, pieces, echo, stops, text: String::new(), given: 0, tokens, before }
-    }
-
-    /// The prompt, if it is part of the text; `scores`: of its tokens from the second on, if they are to be told.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn prompt(&mut self, ids: &[u32], scores: Vec<Score>, told: bool) -> Result<Option<Part>> {
-        let Some(echo) = self.echo.take() else { return Ok(None) };
-        if !told {
-            return Ok(Some(Part { text: echo.text, tokens: vec![] }));
-        }
-        let (tokenizer, ids) = (self.tokenizer.clone(), ids.to_vec());
-        // All at once: handing the tokens over one by one would take longer than decoding them.
-        let tokens = untrusted::run(move || {
-            let mut pieces = Pieces::new(&tokenizer, false);
-            let scores = std::iter::once(None).chain(scores.into_iter().map(Some));
-            let tokens = ids.into_iter().zip(scores).zip(echo.offsets);
-            tokens.map(|((id, score), offset)| tell(&mut pieces, id, score, offset)).collect::<Result<Vec<Told>>>()
-        });
-        let tokens = tokens.map_err(|why| anyhow::anyhow!("decoding the prompt: {why}"))??;
-        Ok(Some(Part { text: echo.text, tokens }))
+        Self { tokenizer, pieces, stops, text: String::new(), given: 0, tokens, characters: before }
     }
 
     /// Adds a token; returns what is certain of the text, and whether the answer has come to a text that ends it.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
-    pub fn push(&mut self, id: u32, score: Option<Score>) -> Result<(Part, bool)> {
-        let (start, offset) = (self.text.len(), self.offset());
+    pub fn push(&mut self, id: u32, score: Option<Score>) -> Result<(Fragment, bool)> {
+        let (start, offset) = (self.text.len(), self.characters);
         let told = score.is_some();
         let token = tell(&mut self.pieces, id, score, offset)?;
-        self.text.push_str(&token.text);
+        self.add(&token.text);
         if told {
             self.tokens.push_back((start, token));
         }
         let fresh = &self.text[self.given..];
         if let Some(end) = self.stops.iter().filter_map(|stop| fresh.find(stop.as_str())).min() {
             self.text.truncate(self.given + end);
-            let part = self.give(self.text.len(), false);
+            let fragment = self.give(self.text.len(), false);
             self.tokens.clear();
-            return Ok((part, true));
+            return Ok((fragment, true));
         }
         // What may become such a text waits.
         let held = self.stops.iter().map(|stop| overlap(fresh, stop)).max().unwrap_or(0);
@@ -109,33 +86,34 @@ impl Answer {
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
-    pub fn finish(&mut self, last: Option<(u32, Score)>) -> Result<Part> {
-        self.text.push_str(&self.pieces.rest()?);
-        let mut part = self.give(self.text.len(), true);
+    pub fn finish(&mut self, last: Option<(u32, Score)>) -> Result<Fragment> {
+        let rest = self.pieces.rest()?;
+        self.add(&rest);
+        let mut fragment = self.give(self.text.len(), true);
         if let Some((id, score)) = last {
             let mut pieces = Pieces::new(&self.tokenizer, false);
-            part.tokens.push(Told { ends: true, ..tell(&mut pieces, id, Some(score), self.offset())? });
+            fragment.tokens.push(Told { ends: true, ..tell(&mut pieces, id, Some(score), self.characters)? });
         }
-        Ok(part)
+        Ok(fragment)
     }
 
-    /// Characters so far, the echo's included.
-    fn offset(&self) -> usize {
-        self.before + self.text.chars().count()
+    fn add(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.characters += text.chars().count();
     }
 
     /// The text up to byte `end`, with the tokens that begin before it and, with `at_end`, at it.
-    fn give(&mut self, end: usize, at_end: bool) -> Part {
+    fn give(&mut self, end: usize, at_end: bool) -> Fragment {
         let text = self.text[self.given..end].to_string();
         self.given = end;
         let begins = |start: usize| start < end || at_end && start == end;
         let count = self.tokens.iter().take_while(|(start, _)| begins(*start)).count();
-        Part { text, tokens: self.tokens.drain(..count).map(|(_, token)| token).collect() }
+        Fragment { text, tokens: self.tokens.drain(..count).map(|(_, token)| token).collect() }
     }
 }
 
 /// The next token of a text. Its alternatives are told as what each would have added.
-fn tell(pieces: &mut Pieces, id: u32, score: Option<Score>, offset: usize) -> Result<Told> {
+pub fn tell(pieces: &mut Pieces, id: u32, score: Option<Score>, offset: usize) -> Result<Told> {
     let Score { log_probability, top } = match score {
         Some(score) => score,
         None => return Ok(Told { text: pieces.push(id)?, offset, log_probability: None, top: vec![], ends: false }),
@@ -150,12 +128,13 @@ fn tell(pieces: &mut Pieces, id: u32, score: Option<Score>, offset: usize) -> Re
 
 /// Bytes of the longest end of `text` that `stop`, which is not in it, begins with.
 fn overlap(text: &str, stop: &str) -> usize {
-    let ends = stop.char_indices().map(|(end, _)| end).filter(|end| *end > 0).rev();
-    ends.into_iter().find(|end| text.ends_with(&stop[..*end])).unwrap_or(0)
+    let ends = stop.char_indices().map(|(end, _)| end).filter(|end| (1..=text.len()).contains(end));
+    ends.rev().find(|end| text.ends_with(&stop[..*end])).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::echo::{Echo, Echoed};
     use super::*;
     use std::path::Path;
 
@@ -171,19 +150,19 @@ mod tests {
     fn run(text: &str, stops: &[&str]) -> (Vec<String>, Vec<String>, bool) {
         let tokenizer = tokenizer();
         let stops = stops.iter().map(|stop| stop.to_string()).collect();
-        let mut answer = Answer::new(&tokenizer, Pieces::new(&tokenizer, true), None, stops);
+        let mut answer = Answer::new(&tokenizer, Pieces::new(&tokenizer, true), 0, stops);
         let (mut parts, mut tokens) = (vec![], vec![]);
         for id in tokenizer.encode(text, false).unwrap() {
-            let (part, stopped) = answer.push(id, score(-1.0)).unwrap();
-            parts.push(part.text);
-            tokens.extend(part.tokens.into_iter().map(|token| token.text));
+            let (fragment, stopped) = answer.push(id, score(-1.0)).unwrap();
+            parts.push(fragment.text);
+            tokens.extend(fragment.tokens.into_iter().map(|token| token.text));
             if stopped {
                 return (parts, tokens, true);
             }
         }
-        let part = answer.finish(None).unwrap();
-        parts.push(part.text);
-        tokens.extend(part.tokens.into_iter().map(|token| token.text));
+        let fragment = answer.finish(None).unwrap();
+        parts.push(fragment.text);
+        tokens.extend(fragment.tokens.into_iter().map(|token| token.text));
         (parts, tokens, false)
     }
 
@@ -213,25 +192,28 @@ mod tests {
         assert_eq!(overlap("is cold", "old man"), 3);
         assert_eq!(overlap("naï", "ïx"), "ï".len());
         assert_eq!(overlap("is", "cold"), 0);
+        assert_eq!(overlap("é", "é and more"), 2);
     }
 
     #[test]
     fn an_echo_comes_first_and_offsets_count_its_characters() {
         let tokenizer = tokenizer();
         let (prompt, ids) = ("né", tokenizer.encode("né", false).unwrap());
-        let echo = Echo { text: prompt.to_string(), offsets: (0..ids.len()).collect() };
-        let mut answer = Answer::new(&tokenizer, Pieces::after(&tokenizer, &ids, true).unwrap(), Some(echo), vec![]);
-        let scores = vec![score(-2.0).unwrap(); ids.len() - 1];
-        let part = answer.prompt(&ids, scores, true).unwrap().unwrap();
-        assert_eq!(part.text, prompt);
-        assert_eq!(part.tokens[0].log_probability, None);
-        assert!(part.tokens[1..].iter().all(|token| token.log_probability == Some(-2.0)));
+        let scores = Some(vec![score(-2.0).unwrap(); ids.len() - 1]);
+        let offsets = (0..ids.len()).collect();
+        let echo = Arc::new(Echo { text: prompt.to_string(), ids: ids.clone(), offsets });
+        let fragment = Echoed { echo, scores }.fragment(&tokenizer).unwrap();
+        assert_eq!(fragment.text, prompt);
+        assert_eq!(fragment.tokens[0].log_probability, None);
+        assert!(fragment.tokens[1..].iter().all(|token| token.log_probability == Some(-2.0)));
+        let pieces = Pieces::after(&tokenizer, &ids, true).unwrap();
+        let mut answer = Answer::new(&tokenizer, pieces, 2, Arc::new([]));
         let id = tokenizer.encode(" hot", false).unwrap()[0];
-        let (part, _) = answer.push(id, score(-0.5)).unwrap();
-        assert_eq!(part.tokens[0].offset, 2);
+        let (fragment, _) = answer.push(id, score(-0.5)).unwrap();
+        assert_eq!(fragment.tokens[0].offset, 2);
         let eos = tokenizer.eos_id().unwrap();
-        let part = answer.finish(Some((eos, score(-0.1).unwrap()))).unwrap();
-        let last = part.tokens.last().unwrap();
-        assert!(part.text.is_empty() && last.ends && last.text == tokenizer.eos_token().unwrap());
+        let fragment = answer.finish(Some((eos, score(-0.1).unwrap()))).unwrap();
+        let last = fragment.tokens.last().unwrap();
+        assert!(fragment.text.is_empty() && last.ends && last.text == tokenizer.eos_token().unwrap());
     }
 }

@@ -1,8 +1,10 @@
 //! Bodies of responses: JSON, or server-sent events as they come.
 
+use super::echo::Echoed;
+use super::form::Form;
+use super::prepare::Preparing;
 use super::refusal::Refusal;
 use super::sequence::Event;
-use super::shape::{Shape, Usage};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as HttpBody, Bytes, Frame};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -11,14 +13,21 @@ use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 pub type Body = Either<Full<Bytes>, Stream>;
 
 /// A response in JSON.
 pub fn json(status: u16, value: &Value) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(value.to_string()))));
+    written(status, value.to_string())
+}
+
+/// A response in JSON that is written down already.
+pub fn written(status: u16, text: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text))));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -38,30 +47,31 @@ pub fn refused(refusal: &Refusal) -> Response<Body> {
 
 /// Events as the chunks of a stream. Dropping it ends the sequences.
 pub struct Stream {
-    shape: Shape,
+    form: Form,
+    preparing: Arc<Preparing>,
     events: UnboundedReceiver<(usize, Event)>,
     /// Chunks to be sent.
     ready: VecDeque<Bytes>,
+    /// The chunk of an echo, which another thread writes, before what follows.
+    echo: Option<JoinHandle<Result<Bytes, Refusal>>>,
     /// Choices that have not ended.
     open: usize,
-    usage: Usage,
-    include_usage: bool,
+    /// Tokens of the answers.
+    chosen: usize,
 }
 
 impl Stream {
-    /// The stream of `choices` choices, whose first event is `first`. `prompt_tokens`: for the counts at the end, if those are
-    /// to be told.
+    /// The stream of `choices` choices, whose first event is `first`.
     pub fn response(
-        shape: Shape,
+        form: Form,
+        preparing: Arc<Preparing>,
         choices: usize,
         first: (usize, Event),
         events: UnboundedReceiver<(usize, Event)>,
-        (prompt_tokens, include_usage): (usize, bool),
     ) -> Response<Body> {
-        let usage = Usage { prompt: prompt_tokens, chosen: 0 };
-        let mut stream = Self { shape, events, ready: VecDeque::new(), open: choices, usage, include_usage };
+        let mut stream = Self { form, preparing, events, ready: VecDeque::new(), echo: None, open: choices, chosen: 0 };
         for choice in 0..choices {
-            let chunk = stream.shape.first(choice, include_usage);
+            let chunk = stream.form.first(choice);
             chunk.into_iter().for_each(|chunk| stream.send(&chunk));
         }
         stream.take(first);
@@ -72,29 +82,45 @@ impl Stream {
     }
 
     fn send(&mut self, chunk: &Value) {
-        self.ready.push_back(Bytes::from(format!("data: {chunk}\n\n")));
+        self.ready.push_back(event(chunk));
     }
 
     fn take(&mut self, (choice, event): (usize, Event)) {
         match event {
-            Event::Part(part) => self.send(&self.shape.part(choice, &part, self.include_usage)),
+            Event::Echo(echoed) => self.write(choice, echoed),
+            Event::Text(fragment) => self.send(&self.form.fragment(choice, &fragment)),
             Event::End(end, chosen) => {
-                self.usage.chosen += chosen;
+                self.chosen += chosen;
                 self.open = self.open.saturating_sub(1);
-                self.send(&self.shape.end(choice, end, self.include_usage));
+                self.send(&self.form.end(choice, end));
                 if self.open == 0 {
-                    if self.include_usage {
-                        self.send(&self.shape.usage(self.usage));
+                    if self.form.include_usage {
+                        self.send(&self.form.usage(self.chosen));
                     }
                     self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
                 }
             }
-            Event::Failed(refusal) => {
-                self.open = 0;
-                self.send(&refusal.body());
-            }
+            Event::Failed(refusal) => self.fail(&refusal),
         }
     }
+
+    fn write(&mut self, choice: usize, echoed: Echoed) {
+        let (form, preparing) = (self.form.clone(), self.preparing.clone());
+        self.echo = Some(spawn_blocking(move || {
+            let fragment = echoed.fragment(&preparing.encoder.tokenizer);
+            let fragment = fragment.map_err(|why| Refusal::unreadable("prompt", &why))?;
+            Ok(event(&form.fragment(choice, &fragment)))
+        }));
+    }
+
+    fn fail(&mut self, refusal: &Refusal) {
+        self.open = 0;
+        self.send(&refusal.body());
+    }
+}
+
+fn event(chunk: &Value) -> Bytes {
+    Bytes::from(format!("data: {chunk}\n\n"))
 }
 
 impl HttpBody for Stream {
@@ -105,6 +131,15 @@ impl HttpBody for Stream {
         loop {
             if let Some(chunk) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if let Some(echo) = &mut self.echo {
+                let written = ready!(Pin::new(echo).poll(cx));
+                self.echo = None;
+                match written.map_err(|why| Refusal::failure(&why.into())).flatten() {
+                    Ok(chunk) => self.ready.push_back(chunk),
+                    Err(refusal) => self.fail(&refusal),
+                }
+                continue;
             }
             if self.open == 0 {
                 return Poll::Ready(None);

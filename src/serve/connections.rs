@@ -1,6 +1,6 @@
 //! Connections over HTTP/1.1, all on one thread.
 
-use super::edge::Edge;
+use super::edge::{Edge, PREPARING_THREADS};
 use anyhow::{Context, Result};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
@@ -23,8 +23,8 @@ use tokio::time::Sleep;
 
 /// Connections at once.
 const MOST_CONNECTIONS: usize = 512;
-/// Threads on which templates and tokenizers run.
-const PREPARING_THREADS: usize = 4;
+/// Threads on which responses are written.
+const WRITING_THREADS: usize = 4;
 /// How long a connection may say nothing, before a request and between two.
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// How long a client may not read what is sent to it.
@@ -42,21 +42,21 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Answers whoever connects.
+    /// Answers whoever connects. `behind`: how long a client may take to read what is already there for it.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn open(listener: StdListener, edge: Arc<Edge>) -> Result<Self> {
+    pub fn open(listener: StdListener, edge: Arc<Edge>, behind: Duration) -> Result<Self> {
         listener.set_nonblocking(true).context("listening")?;
         let runtime = Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(PREPARING_THREADS)
+            .max_blocking_threads(PREPARING_THREADS + WRITING_THREADS)
             .build()
             .context("starting the server")?;
         let listener = runtime.block_on(async { TcpListener::from_std(listener) }).context("listening")?;
         let ((closing, closed), (ending, ended)) = (oneshot::channel(), oneshot::channel());
         let work = move || {
-            runtime.block_on(serve(listener, edge, closed, ended));
+            runtime.block_on(serve((listener, behind), edge, closed, ended));
             // A template that does not end must not keep the process.
             runtime.shutdown_background();
         };
@@ -78,7 +78,12 @@ impl Connections {
     }
 }
 
-async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver<()>, ended: oneshot::Receiver<()>) {
+async fn serve(
+    (listener, behind): (TcpListener, Duration),
+    edge: Arc<Edge>,
+    closed: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<()>,
+) {
     let (graceful, connections) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
@@ -107,7 +112,7 @@ async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver
             let edge = edge.clone();
             async move { Ok::<_, Infallible>(edge.answer(request).await) }
         });
-        let connection = graceful.watch(http.serve_connection(Patient::new(stream, WRITE_TIME), service));
+        let connection = graceful.watch(http.serve_connection(Patient::new(stream, WRITE_TIME, behind), service));
         tokio::spawn(async move {
             let _broken = connection.await;
             drop(place);
@@ -126,17 +131,22 @@ async fn serve(listener: TcpListener, edge: Arc<Edge>, closed: oneshot::Receiver
     poll_fn(first).await;
 }
 
-/// A connection that fails if its client does not read for too long.
+/// A connection that fails if its client reads nothing for too long, or if it has been too long since it had read everything.
 struct Patient {
     stream: TokioIo<TcpStream>,
+    /// How long it may read nothing.
     limit: Duration,
+    /// How long it may not have read everything.
+    behind: Duration,
     /// Ends the connection, while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Ends it, from the first write that waited on until everything is written.
+    late: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patient {
-    fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream: TokioIo::new(stream), limit, stalled: None }
+    fn new(stream: TcpStream, limit: Duration, behind: Duration) -> Self {
+        Self { stream: TokioIo::new(stream), limit, behind, stalled: None, late: None }
     }
 
     fn watched<T>(&mut self, cx: &mut task::Context, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -144,9 +154,11 @@ impl Patient {
             self.stalled = None;
             return written;
         }
-        let limit = self.limit;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        let mut is_over = |timer: &mut Option<Pin<Box<Sleep>>>, limit: Duration| {
+            timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx).is_ready()
+        };
+        let (stalled, late) = (is_over(&mut self.stalled, self.limit), is_over(&mut self.late, self.behind));
+        if stalled || late { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
     }
 }
 
@@ -164,6 +176,10 @@ impl Write for Patient {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        // HTTP flushes once nothing is left to be written.
+        if flushed.is_ready() {
+            self.late = None;
+        }
         self.watched(cx, flushed)
     }
 
@@ -178,21 +194,35 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_is_left() {
+        // A client that reads nothing, and one that reads a little all the time.
+        assert_eq!(written_to(Duration::from_millis(50), Duration::from_secs(60), false), io::ErrorKind::TimedOut);
+        assert_eq!(written_to(Duration::from_secs(60), Duration::from_millis(200), true), io::ErrorKind::TimedOut);
+    }
+
+    /// How writing ends to a client that does not read, or not enough.
+    fn written_to(limit: Duration, behind: Duration, reads: bool) -> io::ErrorKind {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let written = runtime.block_on(async {
+        runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
-            let mut patient = Patient::new(stream, Duration::from_millis(50));
+            let mut patient = Patient::new(stream, limit, behind);
+            let reader = tokio::spawn(async move {
+                while reads {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let _read = client.try_read(&mut [0; 1 << 12]);
+                }
+                std::future::pending::<()>().await;
+                drop(client);
+            });
             let written = loop {
                 match poll_fn(|cx| Pin::new(&mut patient).poll_write(cx, &[0; 1 << 16])).await {
                     Ok(_) => {}
-                    Err(why) => break why,
+                    Err(why) => break why.kind(),
                 }
             };
-            drop(client);
+            reader.abort();
             written
-        });
-        assert_eq!(written.kind(), io::ErrorKind::TimedOut);
+        })
     }
 }

@@ -1,35 +1,49 @@
 //! One request and its response: who may ask, for what, and what is said.
 
-use super::body::{Body, Stream, json, refused};
+use super::body::{Body, Stream, json, refused, written};
+use super::echo::Echoed;
+use super::form::{Choice, Form, Kind};
 use super::limits::Limits;
 use super::prepare::{Prepared, Preparing};
 use super::refusal::Refusal;
+use super::senders::Senders;
 use super::sequence::{Event, Sequence};
-use super::shape::{Choice, Kind, Usage};
 use crate::console::log;
 use crate::eval::Encoder;
+use crate::tokenizer::Tokenizer;
+use crate::untrusted;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderValue, ORIGIN};
-use hyper::{HeaderMap, Method, Request, Response};
+use hyper::header::{ALLOW, CONTENT_LENGTH, HeaderValue};
+use hyper::{Method, Request, Response};
 use serde_json::{Value, json as object};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
 
 /// How long a request's body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// Threads on which templates and tokenizers run.
+pub const PREPARING_THREADS: usize = 4;
+/// Threads that may be at work that was given up, before nothing is begun any more until some have ended.
+const MOST_ABANDONED: usize = 8;
+
+/// Before the name of a model.
+const ONE_MODEL: &str = "/v1/models/";
 
 /// What all requests share.
 pub struct Edge {
     preparing: Arc<Preparing>,
-    /// A hash of the key that requests must bear.
-    key: Option<blake3::Hash>,
+    senders: Senders,
     sequences: Sender<Sequence>,
-    /// One for each sequence that may run or wait.
+    /// One for each sequence that may run or wait; a request that is prepared has one, too.
     places: Arc<Semaphore>,
+    /// One for each request that may be prepared at once.
+    turns: Arc<Semaphore>,
     /// Seconds since 1970.
     started: u64,
 }
@@ -39,12 +53,13 @@ impl Edge {
         names: Vec<String>,
         encoder: Encoder,
         limits: Limits,
-        key: Option<&str>,
+        senders: Senders,
         sequences: Sender<Sequence>,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(limits.batch_size + limits.queue));
-        let key = key.map(|key| blake3::hash(key.as_bytes()));
-        Self { preparing: Arc::new(Preparing { names, encoder, limits }), key, sequences, places, started: now() }
+        let places = Arc::new(Semaphore::new(limits.sequences()));
+        let turns = Arc::new(Semaphore::new(PREPARING_THREADS));
+        let preparing = Arc::new(Preparing { names, encoder, limits });
+        Self { preparing, senders, sequences, places, turns, started: now() }
     }
 
     /// The response to a request, which may be an error.
@@ -59,11 +74,12 @@ impl Edge {
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let arrived = Instant::now();
-        self.check_sender(request.headers())?;
+        self.senders.check(request.headers())?;
         let (method, kind) = match request.uri().path() {
             "/v1/models" => (Method::GET, None),
             "/v1/chat/completions" => (Method::POST, Some(Kind::Chat)),
             "/v1/completions" => (Method::POST, Some(Kind::Completion)),
+            other if other.starts_with(ONE_MODEL) => (Method::GET, None),
             other => return Err(Refusal::new(404, "not_found", format!("there is nothing at {other:.200}"))),
         };
         if *request.method() != method {
@@ -72,36 +88,40 @@ impl Edge {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(if kind.is_some() { "POST" } else { "GET" }));
             return Ok(response);
         }
-        let Some(kind) = kind else { return Ok(json(200, &self.models())) };
+        let Some(kind) = kind else { return Ok(json(200, &self.models(request.uri().path())?)) };
         let body = self.read(request).await?;
+        let limit = self.preparing.limits.request;
+        let deadline = arrived + limit;
+        if untrusted::abandoned() >= MOST_ABANDONED {
+            return Err(Refusal::busy());
+        }
+        let place = self.places.clone().try_acquire_owned().map_err(|_| Refusal::busy())?;
+        let prepared = timeout_at(deadline.into(), self.prepare(kind, body)).await;
+        let prepared = prepared.map_err(|_| Refusal::late(limit))??;
+        self.generate(prepared, place, deadline).await
+    }
+
+    /// Waits for a turn, for which whoever goes away, or has waited too long, does not wait any longer.
+    async fn prepare(&self, kind: Kind, body: Bytes) -> Result<Prepared, Refusal> {
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| Refusal::stopping())?;
         let preparing = self.preparing.clone();
-        let prepared = tokio::task::spawn_blocking(move || preparing.prepare(kind, &body, now())).await;
-        let prepared = prepared.map_err(|why| Refusal::failure(&why.into()))??;
-        self.generate(prepared, arrived).await
+        elsewhere(move || {
+            let _turn = turn;
+            preparing.prepare(kind, &body, now())
+        })
+        .await?
     }
 
-    /// # Errors
-    /// A request without the key, or from a web page: whoever visits one has not asked for it.
-    fn check_sender(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        if headers.contains_key(ORIGIN) {
-            let message = "requests of web pages, which have the header Origin, are not answered";
-            return Err(Refusal::new(403, "origin_not_allowed", message));
-        }
-        let Some(key) = self.key else { return Ok(()) };
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        // Hashes are compared in constant time.
-        if given.is_some_and(|given| blake3::hash(given) == key) {
-            return Ok(());
-        }
-        let problem = if given.is_some() { "the API key is not the server's" } else { "an API key is needed" };
-        let message = format!("{problem}; send it in the header Authorization: Bearer KEY");
-        Err(Refusal::new(401, "invalid_api_key", message))
-    }
-
-    fn models(&self) -> Value {
-        let model =
-            |name: &String| object!({"id": name, "object": "model", "created": self.started, "owned_by": "asft"});
-        object!({"object": "list", "data": self.preparing.names.iter().map(model).collect::<Vec<_>>()})
+    /// All models, or the one that `path` names.
+    fn models(&self, path: &str) -> Result<Value, Refusal> {
+        let model = |name: &str| object!({"id": name, "object": "model", "created": self.started, "owned_by": "asft"});
+        let names = &self.preparing.names;
+        let Some(name) = path.strip_prefix(ONE_MODEL) else {
+            let all: Vec<Value> = names.iter().map(|name| model(name)).collect();
+            return Ok(object!({"object": "list", "data": all}));
+        };
+        let name = percent_decoded(name);
+        self.preparing.number(&name).map(|_| model(&name))
     }
 
     async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
@@ -120,42 +140,58 @@ impl Edge {
         }
     }
 
-    async fn generate(&self, prepared: Prepared, arrived: Instant) -> Result<Response<Body>, Refusal> {
-        let Prepared { shape, model, drafts, prompt_tokens, stream, include_usage } = prepared;
-        let choices = drafts.len();
-        let count = u32::try_from(choices).map_err(|_| Refusal::busy())?;
-        let mut places = self.places.clone().try_acquire_many_owned(count).map_err(|_| Refusal::busy())?;
-        let deadline = arrived + self.preparing.limits.request;
+    /// `place`: that of the first sequence.
+    async fn generate(
+        &self,
+        prepared: Prepared,
+        mut place: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<Response<Body>, Refusal> {
+        let Prepared { form, model, drafts, stream } = prepared;
+        let (choices, preparing) = (drafts.len(), self.preparing.clone());
+        let others = u32::try_from(choices.saturating_sub(1)).map_err(|_| Refusal::busy())?;
+        place.merge(self.places.clone().try_acquire_many_owned(others).map_err(|_| Refusal::busy())?);
         let (events, mut told) = unbounded_channel();
         for (choice, draft) in drafts.into_iter().enumerate() {
-            let place = places.split(1).ok_or_else(Refusal::busy)?;
+            let place = place.split(1).ok_or_else(Refusal::busy)?;
             let sequence = Sequence { draft, model, choice, events: events.clone(), deadline, _place: place };
             self.sequences.send(sequence).map_err(|_| Refusal::stopping())?;
         }
         drop(events);
         if !stream {
             let (choices, chosen) = collect(&mut told, choices).await?;
-            return Ok(json(200, &shape.whole(&choices, Usage { prompt: prompt_tokens, chosen })));
+            let text = elsewhere(move || whole(&form, choices, chosen, &preparing.encoder.tokenizer)).await??;
+            return Ok(written(200, text));
         }
         // An error before anything is said can still have its status.
         match told.recv().await.ok_or_else(Refusal::stopping)? {
             (_, Event::Failed(refusal)) => Err(refusal),
-            first => Ok(Stream::response(shape, choices, first, told, (prompt_tokens, include_usage))),
+            first => Ok(Stream::response(form, preparing, choices, first, told)),
         }
     }
 }
 
+/// Does what takes long on a thread for which nobody else waits.
+async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    spawn_blocking(work).await.map_err(|why| Refusal::failure(&why.into()))
+}
+
+/// A choice, and the prompt before it if that is part of the text.
+type Continued = (Option<Echoed>, Choice);
+
 /// All choices once they have ended, and how many tokens were chosen.
-async fn collect(told: &mut UnboundedReceiver<(usize, Event)>, count: usize) -> Result<(Vec<Choice>, usize), Refusal> {
-    let (mut choices, mut chosen) = (vec![Choice::default(); count], 0);
-    while choices.iter().any(|choice| choice.end.is_none()) {
+async fn collect(
+    told: &mut UnboundedReceiver<(usize, Event)>,
+    count: usize,
+) -> Result<(Vec<Continued>, usize), Refusal> {
+    let mut choices: Vec<Continued> = (0..count).map(|_| (None, Choice::default())).collect();
+    let mut chosen = 0;
+    while choices.iter().any(|(_, choice)| choice.end.is_none()) {
         let (number, event) = told.recv().await.ok_or_else(Refusal::stopping)?;
-        let Some(choice) = choices.get_mut(number) else { continue };
+        let Some((echo, choice)) = choices.get_mut(number) else { continue };
         match event {
-            Event::Part(part) => {
-                choice.part.text.push_str(&part.text);
-                choice.part.tokens.extend(part.tokens);
-            }
+            Event::Echo(echoed) => *echo = Some(echoed),
+            Event::Text(fragment) => choice.fragment.append(fragment),
             Event::End(end, tokens) => {
                 choice.end = Some(end);
                 chosen += tokens;
@@ -166,7 +202,53 @@ async fn collect(told: &mut UnboundedReceiver<(usize, Event)>, count: usize) -> 
     Ok((choices, chosen))
 }
 
+/// A whole response in JSON.
+fn whole(form: &Form, choices: Vec<Continued>, chosen: usize, tokenizer: &Tokenizer) -> Result<String, Refusal> {
+    let one = |(echo, choice): Continued| {
+        let Some(echo) = echo else { return Ok(choice) };
+        let mut fragment = echo.fragment(tokenizer).map_err(|why| Refusal::unreadable("prompt", &why))?;
+        fragment.append(choice.fragment);
+        Ok(Choice { fragment, ..choice })
+    };
+    let choices: Vec<Choice> = choices.into_iter().map(one).collect::<Result<_, Refusal>>()?;
+    Ok(form.whole(&choices, chosen).to_string())
+}
+
 /// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// `text` with %XX as the bytes that they stand for; what stands for no text stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = vec![];
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let coded =
+            digits.filter(|digits| !digits.starts_with('+')).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(coded.unwrap_or(*first));
+        rest = if coded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_paths_are_decoded() {
+        for (coded, name) in [
+            ("a", "a"),
+            ("org%2Fm-1%20b", "org/m-1 b"),
+            ("org/m", "org/m"),
+            ("%C3%A9", "é"),
+            ("%", "%"),
+            ("%+1", "%+1"),
+        ] {
+            assert_eq!(percent_decoded(coded), name);
+        }
+        assert_eq!(percent_decoded("%FF"), "%FF");
+    }
 }

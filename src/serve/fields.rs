@@ -59,6 +59,13 @@ impl Fields {
         count.map(Some).ok_or_else(|| expected(name, &format!("a whole number, {}", range()), &value))
     }
 
+    /// Leaves a field out that is `false` where a number may be.
+    pub fn drop_false(&mut self, name: &str) {
+        if self.left.get(name) == Some(&Value::Bool(false)) {
+            self.left.shift_remove(name);
+        }
+    }
+
     /// A seed: any whole number of 64 bits.
     pub fn seed(&mut self, name: &'static str) -> Result<Option<u64>, Refusal> {
         let Some(value) = self.take(name) else { return Ok(None) };

@@ -17,3 +17,10 @@ pub struct Limits {
     /// How long running answers may take to finish after a signal to stop.
     pub grace: Duration,
 }
+
+impl Limits {
+    /// Sequences that run or wait.
+    pub fn sequences(&self) -> usize {
+        self.batch_size + self.queue
+    }
+}

@@ -1,31 +1,32 @@
 //! From a request to the sequences that answer it: model, token ids, limits.
 
-use super::answer::{Answer, Echo};
+use super::answer::Answer;
+use super::echo::Echo;
+use super::form::{Form, Kind};
 use super::limits::Limits;
 use super::refusal::Refusal;
 use super::request::{Chat, Common, Completion, Prompt};
 use super::sequence::Draft;
-use super::shape::{Kind, Shape};
 use crate::error::listing;
 use crate::eval::Encoder;
 use crate::model::{GenerateOptions, Scored};
-use crate::tokenizer::Pieces;
+use crate::tokenizer::{self, Pieces};
 use serde_json::Map;
+use std::sync::Arc;
 
 /// As in OpenAI's API.
 const COMPLETION_TOKENS: usize = 16;
+/// Tokens and alternatives that one response may tell of: some 30 MB of JSON.
+const MOST_TOLD: usize = 1 << 18;
 
 /// A request that can be answered.
 pub struct Prepared {
-    pub shape: Shape,
+    pub form: Form,
     /// The decoder's number.
     pub model: usize,
     /// A sequence for each choice.
     pub drafts: Vec<Draft>,
-    /// Of all prompts, each counted once.
-    pub prompt_tokens: usize,
     pub stream: bool,
-    pub include_usage: bool,
 }
 
 /// What requests are prepared with.
@@ -39,8 +40,10 @@ pub struct Preparing {
 /// A prompt's ids and how its answer becomes text.
 struct Encoded {
     ids: Vec<u32>,
+    /// Tokens that may follow.
+    room: usize,
     pieces: Pieces,
-    echo: Option<Echo>,
+    echo: Option<Arc<Echo>>,
 }
 
 impl Preparing {
@@ -56,6 +59,7 @@ impl Preparing {
     fn chat(&self, chat: Chat, created: u64) -> Result<Prepared, Refusal> {
         let Chat { common, messages, top } = chat;
         let model = self.number(&common.model)?;
+        self.check_count("messages", common.choices)?;
         let encoder = &self.encoder;
         if encoder.template.is_none() {
             let message =
@@ -65,91 +69,107 @@ impl Preparing {
         let (text, special) =
             encoder.text(&messages, &Map::new()).map_err(|why| Refusal::unreadable("messages", &why))?;
         let ids = encoder.tokenizer.encode(&text, special).map_err(|why| Refusal::unreadable("messages", &why))?;
-        let prompt = Encoded { ids, pieces: Pieces::new(&encoder.tokenizer, true), echo: None };
+        let room = self.room("messages", &ids, common.max_tokens)?;
+        let prompt = Encoded { ids, room, pieces: Pieces::new(&encoder.tokenizer, true), echo: None };
         let scored = top.map(|top| Scored { prompt: false, top });
-        let shape = Shape::new(Kind::Chat, &common.model, created, top);
-        self.prepared(shape, model, &common, ("messages", vec![prompt]), scored)
+        let form = Form::new(Kind::Chat, &common.model, created, top);
+        self.prepared(form, model, &common, vec![prompt], scored)
     }
 
     fn completion(&self, completion: Completion, created: u64) -> Result<Prepared, Refusal> {
         let Completion { common, prompts, echo, top } = completion;
         let model = self.number(&common.model)?;
-        let encoded: Result<Vec<Encoded>, anyhow::Error> =
-            prompts.into_iter().map(|prompt| self.encode(prompt, echo)).collect();
-        let encoded = encoded.map_err(|why| Refusal::unreadable("prompt", &why))?;
+        self.check_count("prompt", prompts.len().saturating_mul(common.choices))?;
+        let most = common.max_tokens.unwrap_or(COMPLETION_TOKENS);
+        let encoded = prompts.into_iter().map(|prompt| self.encode(prompt, echo, most)).collect::<Result<_, _>>()?;
         let scored = top.map(|top| Scored { prompt: echo, top });
-        let shape = Shape::new(Kind::Completion, &common.model, created, top);
-        let common = Common { max_tokens: Some(common.max_tokens.unwrap_or(COMPLETION_TOKENS)), ..common };
-        self.prepared(shape, model, &common, ("prompt", encoded), scored)
+        let form = Form::new(Kind::Completion, &common.model, created, top);
+        self.prepared(form, model, &common, encoded, scored)
     }
 
-    fn number(&self, name: &str) -> Result<usize, Refusal> {
+    /// Before anything is encoded.
+    fn check_count(&self, field: &str, sequences: usize) -> Result<(), Refusal> {
+        let most = self.limits.sequences();
+        let message = || format!("the request asks for {sequences} answers; the server takes {most} at once");
+        if sequences > most { Err(Refusal::field(field, message())) } else { Ok(()) }
+    }
+
+    /// The number of a model.
+    ///
+    /// # Errors
+    /// A name that no model has.
+    pub fn number(&self, name: &str) -> Result<usize, Refusal> {
         self.names.iter().position(|known| known == name).ok_or_else(|| {
             let message = format!("there is no model `{name:.100}` here, only {}", listing(&self.names, 12));
             Refusal { status: 404, code: "model_not_found", ..Refusal::field("model", message) }
         })
     }
 
-    /// A prompt to be continued as it stands.
-    fn encode(&self, prompt: Prompt, echo: bool) -> anyhow::Result<Encoded> {
+    /// A prompt to be continued as it stands, by up to `max_tokens`.
+    fn encode(&self, prompt: Prompt, echo: bool, max_tokens: usize) -> Result<Encoded, Refusal> {
         let tokenizer = &self.encoder.tokenizer;
-        let (ids, echoed) = match prompt {
+        let unreadable = |why: anyhow::Error| Refusal::unreadable("prompt", &why);
+        let (ids, known) = match prompt {
             Prompt::Text(text) => {
-                let encoded = tokenizer.encode_with_offsets(&text, true)?;
-                let mut characters = text.char_indices().map(|(byte, _)| byte).enumerate().peekable();
-                let mut offset = 0;
-                let offsets = encoded.offsets.iter().zip(&encoded.added).map(|((start, _), added)| {
-                    while let Some((place, _)) = characters.next_if(|(_, byte)| !added && byte <= start) {
-                        offset = place;
-                    }
-                    offset
-                });
-                let offsets = offsets.collect();
-                (encoded.ids, Echo { text, offsets })
+                let encoded = tokenizer.encode_with_offsets(&text, true).map_err(unreadable)?;
+                let offsets = character_offsets(&text, &encoded);
+                (encoded.ids, Some((text, offsets)))
             }
-            Prompt::Ids(ids) => {
-                let pieces = if echo { tokenizer.pieces(&ids)? } else { vec![] };
+            Prompt::Ids(ids) => (ids, None),
+        };
+        // Before anything is decoded, which takes its time for each id.
+        let room = self.room("prompt", &ids, Some(max_tokens))?;
+        let pieces = Pieces::after(tokenizer, &ids, true).map_err(unreadable)?;
+        if !echo {
+            return Ok(Encoded { ids, room, pieces, echo: None });
+        }
+        let (text, offsets) = match known {
+            Some(known) => known,
+            None => {
+                let pieces = tokenizer.pieces(&ids).map_err(unreadable)?;
                 let lengths = pieces.iter().map(|piece| piece.chars().count());
                 let offsets = lengths.scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect();
-                (ids, Echo { text: pieces.concat(), offsets })
+                (pieces.concat(), offsets)
             }
         };
-        let pieces = Pieces::after(tokenizer, &ids, true)?;
-        Ok(Encoded { ids, pieces, echo: echo.then_some(echoed) })
+        let echo = Arc::new(Echo { text, ids: ids.clone(), offsets });
+        Ok(Encoded { ids, room, pieces, echo: Some(echo) })
     }
 
     fn prepared(
         &self,
-        shape: Shape,
+        mut form: Form,
         model: usize,
         common: &Common,
-        (field, prompts): (&str, Vec<Encoded>),
+        prompts: Vec<Encoded>,
         scored: Option<Scored>,
     ) -> Result<Prepared, Refusal> {
-        let (sequences, most) = (prompts.len() * common.choices, self.limits.batch_size + self.limits.queue);
-        if sequences > most {
-            let message = format!("the request asks for {sequences} answers; the server takes {most} at once");
-            return Err(Refusal::field(field, message));
-        }
+        check_told(&prompts, common.choices, scored)?;
+        let tokenizer = &self.encoder.tokenizer;
         let seed = common.seed.unwrap_or_else(rand::random);
-        let (mut drafts, mut prompt_tokens) = (Vec::with_capacity(sequences), 0);
-        for Encoded { ids, pieces, echo } in prompts {
-            let max_new_tokens = self.room(field, &ids, common.max_tokens)?;
-            prompt_tokens += ids.len();
+        // The texts of special tokens are left out of answers, so that such a text is never found in one.
+        let special = common.stops.iter().filter_map(|stop| tokenizer.token_to_id(stop));
+        let special = special.filter(|id| tokenizer.is_special(*id));
+        let stop_ids: Vec<u32> = tokenizer.eos_ids().iter().copied().chain(special).collect();
+        let stops: Arc<[String]> = common.stops.clone().into();
+        form.prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+        form.include_usage = common.include_usage;
+        let mut drafts = vec![];
+        for Encoded { ids, room, pieces, echo } in prompts {
+            let before = echo.as_ref().map_or(0, |echo| echo.text.chars().count());
             for choice in 0..common.choices {
                 let options = GenerateOptions {
-                    max_new_tokens,
+                    max_new_tokens: room,
                     temperature: common.temperature,
                     top_p: common.top_p,
                     seed: seed.wrapping_add(choice as u64),
-                    stop_ids: self.encoder.tokenizer.eos_ids().to_vec(),
+                    stop_ids: stop_ids.clone(),
                 };
-                let answer = Answer::new(&self.encoder.tokenizer, pieces.clone(), echo.clone(), common.stops.clone());
-                drafts.push(Draft { prompt: ids.clone(), options, scored, answer });
+                let answer = Answer::new(tokenizer, pieces.clone(), before, stops.clone());
+                drafts.push(Draft { prompt: ids.clone(), options, scored, answer, echo: echo.clone() });
             }
         }
-        let Common { stream, include_usage, .. } = *common;
-        Ok(Prepared { shape, model, drafts, prompt_tokens, stream, include_usage })
+        Ok(Prepared { form, model, drafts, stream: common.stream })
     }
 
     /// How many tokens may follow the prompt.
@@ -166,3 +186,35 @@ impl Preparing {
         Err(Refusal { code: "context_length_exceeded", ..Refusal::field(field, message) })
     }
 }
+
+/// Where each token begins in the text, in characters.
+fn character_offsets(text: &str, encoded: &tokenizer::Encoded) -> Vec<usize> {
+    let mut characters = text.char_indices().map(|(byte, _)| byte).enumerate().peekable();
+    let mut offset = 0;
+    let offsets = encoded.offsets.iter().zip(&encoded.added).map(|((start, _), added)| {
+        while let Some((place, _)) = characters.next_if(|(_, byte)| !added && byte <= start) {
+            offset = place;
+        }
+        offset
+    });
+    offsets.collect()
+}
+
+/// # Errors
+/// A response that would tell of too many tokens.
+fn check_told(prompts: &[Encoded], choices: usize, scored: Option<Scored>) -> Result<(), Refusal> {
+    let Some(Scored { prompt, top }) = scored else { return Ok(()) };
+    let of_one = |encoded: &Encoded| encoded.room + if prompt { encoded.ids.len() } else { 0 };
+    let told = prompts.iter().map(of_one).sum::<usize>().saturating_mul(choices * (top + 1));
+    if told <= MOST_TOLD {
+        return Ok(());
+    }
+    let message = format!(
+        "`logprobs` may tell of {told} tokens, which are those of all prompts and answers with their alternatives; a \
+         response may have {MOST_TOLD}: ask for less at a time, or set a smaller `max_tokens`"
+    );
+    Err(Refusal::field("logprobs", message))
+}
+
+#[cfg(test)]
+mod tests;

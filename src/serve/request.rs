@@ -10,6 +10,8 @@ const MOST_CHOICES: usize = 8;
 /// As in OpenAI's API, but for chats' 20 and completions' 5 alike.
 const MOST_TOP: usize = 20;
 const MOST_STOPS: usize = 16;
+/// Of one text that ends answers.
+const MOST_STOP_BYTES: usize = 1 << 10;
 /// Above it, text is noise; OpenAI's bound.
 const MOST_TEMPERATURE: f64 = 2.0;
 
@@ -68,7 +70,7 @@ impl Chat {
             Some(other) => return Err(expected("messages", "a list of one message or more", &other)),
             None => return Err(missing("messages")),
         };
-        messages.iter().try_for_each(check_message)?;
+        messages.iter().enumerate().try_for_each(|(index, message)| check_message(index, message))?;
         let told = fields.boolean("logprobs")?;
         let top = fields.count("top_logprobs", 0, MOST_TOP)?;
         if top.is_some_and(|top| top > 0) && !told {
@@ -87,7 +89,9 @@ impl Chat {
         }
         fields.unserved("response_format", |value| value["type"] == "text")?;
         fields.unserved("modalities", |value| *value == serde_json::json!(["text"]))?;
-        for name in ["audio", "reasoning_effort", "verbosity", "web_search_options"] {
+        fields.unserved("reasoning_effort", |value| value == "none")?;
+        fields.unserved("verbosity", |value| value == "medium")?;
+        for name in ["audio", "web_search_options"] {
             fields.unserved(name, |_| false)?;
         }
         // Of what is asked for, it says only how.
@@ -106,6 +110,7 @@ impl Completion {
         let mut fields = Fields::parse(body)?;
         let prompts = prompts(fields.take("prompt").ok_or_else(|| missing("prompt"))?)?;
         let echo = fields.boolean("echo")?;
+        fields.drop_false("logprobs");
         let top = fields.count("logprobs", 0, MOST_TOP)?;
         let common = Common::take(&mut fields, 0)?;
         fields.unserved("suffix", |value| value == "")?;
@@ -153,11 +158,20 @@ fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
-fn check_message(message: &Value) -> Result<(), Refusal> {
+fn check_message(index: usize, message: &Value) -> Result<(), Refusal> {
     let is_content = |content: &Value| content.is_string() || content.is_array() || content.is_null();
     let is_message = message["role"].is_string() && is_content(&message["content"]);
     let what = "messages with a `role`, and `content` that is a string or a list of parts";
-    if is_message { Ok(()) } else { Err(Refusal::field("messages", format!("`messages` should hold {what}"))) }
+    if !is_message {
+        return Err(Refusal::field("messages", format!("`messages` should hold {what}")));
+    }
+    // An assistant may have said nothing.
+    let may_be_empty = message["role"] == "assistant" || message["tool_calls"].is_array();
+    if message["content"].is_null() && !may_be_empty {
+        let message = format!("`messages`: message {} has no `content`", index + 1);
+        return Err(Refusal { code: "missing_parameter", ..Refusal::field("messages", message) });
+    }
+    Ok(())
 }
 
 /// One text, several, ids of one, or ids of several.
@@ -191,8 +205,11 @@ fn stops(value: Option<Value>) -> Result<Vec<String>, Refusal> {
         Some(Value::Array(list)) => list.iter().map(|text| text.as_str().map(str::to_string)).collect(),
         Some(_) => None,
     };
-    let fits = |texts: &Vec<String>| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty());
-    let what = format!("a string, or a list of up to {MOST_STOPS}, none of them empty");
+    // An empty one asks for nothing.
+    let texts = texts.map(|texts| texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<String>>());
+    let fits =
+        |texts: &Vec<String>| texts.len() <= MOST_STOPS && texts.iter().all(|text| text.len() <= MOST_STOP_BYTES);
+    let what = format!("a string, or a list of up to {MOST_STOPS}, of at most {MOST_STOP_BYTES} bytes each");
     texts.filter(fits).ok_or_else(|| expected("stop", &what, &value.unwrap_or_default()))
 }
 
@@ -202,7 +219,8 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, Refusal> {
         return Err(Refusal::field("stream_options", "`stream_options` needs `stream`: true"));
     }
     let known = |options: &serde_json::Map<String, Value>| {
-        options.iter().all(|(name, value)| name == "include_usage" && value.is_boolean())
+        let known = |name: &str| ["include_usage", "include_obfuscation"].contains(&name);
+        options.iter().all(|(name, value)| known(name) && (value.is_boolean() || value.is_null()))
     };
     if !options.as_object().is_some_and(known) {
         return Err(expected("stream_options", "{\"include_usage\": true or false}", &options));

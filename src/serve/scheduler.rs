@@ -1,18 +1,23 @@
 //! Decoding for everybody at once. The sequences of one model, which share its decoder, take each step together; one joins as
 //! soon as there is a free slot and leaves as soon as it has ended, whatever the others do.
 
+use super::echo::Echoed;
 use super::limits::Limits;
 use super::refusal::Refusal;
 use super::sequence::{Event, Sequence};
-use crate::model::{Decoder, End, ModelSpec, Slots, Step};
+use crate::console::log;
+use crate::model::{Chosen, Decoder, End, ModelSpec, Slots};
 use crate::stop::StopRequest;
 use anyhow::{Context, Result};
+use serde_json::json;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// How often an idle scheduler looks for a signal.
 const TICK: Duration = Duration::from_millis(50);
+/// Steps that may fail one after another: then the device, say, will not work again in this process.
+const MOST_FAILURES: usize = 8;
 /// Prompts join a step up to that many tokens, so that running answers do not wait for many prompts at once; one always may.
 const PROMPT_TOKENS: usize = 2048;
 
@@ -25,6 +30,10 @@ pub struct Scheduler<'a> {
     running: Vec<Option<(Sequence, usize)>>,
     waiting: VecDeque<Sequence>,
     arriving: Receiver<Sequence>,
+    /// Steps that failed since the last that did not.
+    failures: usize,
+    /// By model: whether its weights were looked at, as an answer failed.
+    examined: Vec<bool>,
     /// When answers that still run are cut, once a signal has come.
     stopping: Option<Instant>,
 }
@@ -34,13 +43,26 @@ impl<'a> Scheduler<'a> {
     pub fn new(spec: ModelSpec, decoders: Vec<Decoder>, limits: &'a Limits, arriving: Receiver<Sequence>) -> Self {
         let running = (0..limits.batch_size).map(|_| None).collect();
         let slots = Slots::new(&spec, limits.batch_size, limits.context);
-        Self { spec, decoders, limits, slots, running, waiting: VecDeque::new(), arriving, stopping: None }
+        let (waiting, examined) = (VecDeque::new(), vec![false; decoders.len()]);
+        Self { spec, decoders, limits, slots, running, waiting, arriving, failures: 0, examined, stopping: None }
     }
 
     /// Answers until a signal comes and what runs has ended, or the grace is over. `on_stop` is called when it comes.
-    pub fn run(mut self, stop: &StopRequest, on_stop: impl FnOnce()) {
+    ///
+    /// # Errors
+    /// Nothing can arrive any more although no signal came; one step after another fails.
+    pub fn run(mut self, stop: &StopRequest, on_stop: impl FnOnce()) -> Result<()> {
+        let answered = self.answer(stop, on_stop);
+        let cut = self.running.iter_mut().filter_map(Option::take).map(|(sequence, _)| sequence);
+        let all = cut.chain(self.waiting.drain(..)).chain(self.arriving.try_iter());
+        all.for_each(|sequence| sequence.tell(Event::Failed(Refusal::stopping())));
+        answered
+    }
+
+    fn answer(&mut self, stop: &StopRequest, on_stop: impl FnOnce()) -> Result<()> {
         let mut on_stop = Some(on_stop);
-        while self.receive() {
+        loop {
+            let arrives = self.receive();
             if self.stopping.is_none() && stop.received().is_some() {
                 self.stopping = Some(Instant::now() + self.limits.grace);
                 on_stop.take().into_iter().for_each(|on_stop| on_stop());
@@ -48,17 +70,20 @@ impl<'a> Scheduler<'a> {
             if let Some(end) = self.stopping {
                 self.waiting.drain(..).for_each(|sequence| sequence.tell(Event::Failed(Refusal::stopping())));
                 if self.is_idle() || Instant::now() >= end {
-                    break;
+                    return Ok(());
                 }
             }
+            anyhow::ensure!(arrives || self.stopping.is_some(), "the thread of the connections has ended");
+            anyhow::ensure!(
+                self.failures < MOST_FAILURES,
+                "{MOST_FAILURES} steps failed one after another; the warnings before say why"
+            );
             self.drop_unwanted();
             self.admit();
             for model in 0..self.decoders.len() {
                 self.step(model);
             }
         }
-        let cut = self.running.iter_mut().filter_map(Option::take).map(|(sequence, _)| sequence);
-        cut.chain(self.arriving.try_iter()).for_each(|sequence| sequence.tell(Event::Failed(Refusal::stopping())));
     }
 
     fn is_idle(&self) -> bool {
@@ -80,11 +105,10 @@ impl<'a> Scheduler<'a> {
 
     /// Ends sequences that nobody waits for, or that nobody may wait for any longer.
     fn drop_unwanted(&mut self) {
-        let (now, seconds) = (Instant::now(), self.limits.request.as_secs());
+        let (now, limit) = (Instant::now(), self.limits.request);
         let goes_on = |sequence: &Sequence| {
             if now >= sequence.deadline {
-                let message = format!("the request took longer than the {seconds} seconds that one may take");
-                sequence.tell(Event::Failed(Refusal::new(504, "timeout", message)));
+                sequence.tell(Event::Failed(Refusal::late(limit)));
             }
             sequence.is_wanted() && now < sequence.deadline
         };
@@ -126,9 +150,15 @@ impl<'a> Scheduler<'a> {
             return;
         }
         let steps = match self.slots.step(&self.decoders[model], &slots) {
-            Ok(steps) => steps,
+            Ok(steps) => {
+                self.failures = 0;
+                steps
+            }
             Err(error) => return self.begin_anew(&error),
         };
+        if steps.iter().any(|(_, step)| step.is_err()) {
+            self.examine(model);
+        }
         for (slot, step) in steps {
             let Some((sequence, chosen)) = self.running.get_mut(slot).and_then(Option::as_mut) else { continue };
             let ended = match step.and_then(|step| take_step(sequence, chosen, step)) {
@@ -143,8 +173,19 @@ impl<'a> Scheduler<'a> {
         }
     }
 
+    /// Says which weights are damaged, if any are: once, as all of them are read for it.
+    fn examine(&mut self, model: usize) {
+        if std::mem::replace(&mut self.examined[model], true) {
+            return;
+        }
+        if let Err(error) = self.decoders[model].refuse_damaged_weights() {
+            log::warn(&format!("{error:#}"), json!({}));
+        }
+    }
+
     /// After a step that failed halfway: what the cache holds of any sequence may be wrong.
     fn begin_anew(&mut self, error: &anyhow::Error) {
+        self.failures += 1;
         let refusal = Refusal::failure(error);
         let running = self.running.iter_mut().filter_map(Option::take);
         running.for_each(|(sequence, _)| sequence.tell(Event::Failed(refusal.clone())));
@@ -153,30 +194,53 @@ impl<'a> Scheduler<'a> {
 }
 
 /// Tells what a step brought; `chosen` counts the tokens. Returns why the answer ended, if it did.
-fn take_step(sequence: &mut Sequence, chosen: &mut usize, step: Step) -> Result<Option<End>> {
-    let told = sequence.draft.scored.is_some();
-    if *chosen == 0
-        && let Some(part) = sequence.draft.answer.prompt(&sequence.draft.prompt, step.prompt, told)?
-    {
-        sequence.tell(Event::Part(part));
+fn take_step(sequence: &mut Sequence, chosen: &mut usize, step: Chosen) -> Result<Option<End>> {
+    if let Some(echo) = sequence.draft.echo.take() {
+        let scores = sequence.draft.scored.is_some().then_some(step.prompt);
+        sequence.tell(Event::Echo(Echoed { echo, scores }));
     }
     let Some(token) = step.token else { return Ok(step.end) };
     *chosen += 1;
     let answer = &mut sequence.draft.answer;
-    let (part, end) = match step.end {
+    let (fragment, end) = match step.end {
         Some(End::Stop) => (answer.finish(step.score.map(|score| (token, score)))?, Some(End::Stop)),
         end => {
-            let (mut part, stopped) = answer.push(token, step.score)?;
+            let (mut fragment, stopped) = answer.push(token, step.score)?;
             if end.is_some() && !stopped {
                 let rest = answer.finish(None).context("at the end of an answer")?;
-                part.text.push_str(&rest.text);
-                part.tokens.extend(rest.tokens);
+                fragment.append(rest);
             }
-            (part, if stopped { Some(End::Stop) } else { end })
+            (fragment, if stopped { Some(End::Stop) } else { end })
         }
     };
-    if !part.text.is_empty() || !part.tokens.is_empty() {
-        sequence.tell(Event::Part(part));
+    if !fragment.text.is_empty() || !fragment.tokens.is_empty() {
+        sequence.tell(Event::Text(fragment));
     }
     Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use std::sync::mpsc::channel;
+
+    /// How a scheduler without decoders ends after so many failed steps.
+    fn end(failures: usize, arriving: Receiver<Sequence>) -> String {
+        let spec = ModelSpec::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny/aligned")).unwrap();
+        let time = Duration::from_secs(1);
+        let limits = Limits { body_bytes: 1, context: 16, batch_size: 1, queue: 1, request: time, grace: time };
+        let mut scheduler = Scheduler::new(spec, vec![], &limits, arriving);
+        (0..failures).for_each(|_| scheduler.begin_anew(&anyhow::anyhow!("on purpose")));
+        let stop = StopRequest::listen(log::notice).unwrap();
+        scheduler.run(&stop, || ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_server_that_can_answer_nothing_ends_with_an_error() {
+        let (sender, arriving) = channel();
+        assert!(end(MOST_FAILURES, arriving).contains("failed one after another"));
+        drop(sender);
+        assert!(end(MOST_FAILURES - 1, channel().1).contains("connections has ended"));
+    }
 }

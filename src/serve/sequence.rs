@@ -1,8 +1,10 @@
 //! What the edge asks the scheduler for, and what it is told.
 
-use super::answer::{Answer, Part};
+use super::answer::{Answer, Fragment};
+use super::echo::{Echo, Echoed};
 use super::refusal::Refusal;
 use crate::model::{End, GenerateOptions, Scored};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,6 +15,8 @@ pub struct Draft {
     pub options: GenerateOptions,
     pub scored: Option<Scored>,
     pub answer: Answer,
+    /// The prompt, until it is told, if it is part of the text.
+    pub echo: Option<Arc<Echo>>,
 }
 
 /// A sequence to continue.
@@ -33,7 +37,9 @@ pub struct Sequence {
 /// What happens to a sequence; of several choices, each event comes with its number.
 #[derive(Debug)]
 pub enum Event {
-    Part(Part),
+    /// The prompt was read.
+    Echo(Echoed),
+    Text(Fragment),
     /// Why it ended, and how many tokens were chosen.
     End(End, usize),
     Failed(Refusal),

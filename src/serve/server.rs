@@ -5,6 +5,7 @@ use super::connections::Connections;
 use super::edge::Edge;
 use super::limits::Limits;
 use super::scheduler::Scheduler;
+use super::senders::Senders;
 use crate::console::log;
 use crate::invalid;
 use crate::stop::{self, Place, StopRequest};
@@ -34,7 +35,7 @@ impl Server {
     /// are answered.
     ///
     /// # Errors
-    /// Threads that cannot be started; those of `on_ready`.
+    /// Threads that cannot be started; those of `on_ready` and of [`Scheduler::run`].
     pub fn run(
         self,
         models: Catalogue,
@@ -46,14 +47,15 @@ impl Server {
         let (sequences, waiting) = channel();
         let Catalogue { names, encoder, decoders } = models;
         let spec = encoder.spec.clone();
-        let edge = Arc::new(Edge::new(names, encoder, limits.clone(), key, sequences));
-        let mut connections = Connections::open(self.listener, edge)?;
+        let is_local = self.address.ip().is_loopback();
+        let edge = Arc::new(Edge::new(names, encoder, limits.clone(), Senders::new(key, is_local), sequences));
+        let mut connections = Connections::open(self.listener, edge, limits.request)?;
         let part = stop::Part::begin();
         stop::at(Place::After { what: "the running answers", otherwise: "without finishing them" });
         on_ready(self.address)?;
-        Scheduler::new(spec, decoders, &limits, waiting).run(&stop, || connections.close());
+        let answered = Scheduler::new(spec, decoders, &limits, waiting).run(&stop, || connections.close());
         connections.join();
         drop(part);
-        Ok(())
+        answered
     }
 }

@@ -8,9 +8,12 @@ use anyhow::Result;
 const CONTEXT: usize = 8;
 /// Tokens of a character that is not complete: it has at most four bytes.
 const MOST_INSIDE: usize = 3;
+/// How many new ids may end inside a character, one after the other, before their text is given all the same: they are no
+/// characters, and decoding them again with each further one would take quadratic time.
+const MOST_UNFINISHED: usize = 12;
 
 /// Turns ids into the text that each adds to that before it. Joined, the pieces and the rest are what
-/// [`Tokenizer::decode`] gives for all ids.
+/// [`Tokenizer::decode`] gives for all ids; bytes that are no characters may be replaced in other places.
 ///
 /// A token's text may depend on the one before (a leading space of a text is dropped, say), so the last tokens are
 /// decoded with and without those that are new.
@@ -49,7 +52,8 @@ impl Pieces {
         Ok(pieces)
     }
 
-    /// The text that the next id adds: none if it ends inside a character, whose text comes with its last token.
+    /// The text that the next id adds: none if it ends inside a character, whose text comes with its last token. Takes the same
+    /// time for each id.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
@@ -60,12 +64,20 @@ impl Pieces {
         self.ids.push(id);
         let text = self.new_text()?;
         if text.ends_with('\u{fffd}') {
-            return Ok(String::new());
+            let waits = self.ids.len() - self.known < MOST_UNFINISHED;
+            return if waits { Ok(String::new()) } else { self.give_up(&text) };
         }
         self.ids.drain(..self.known);
         self.known = self.ids.len();
         self.given.clear();
         Ok(text)
+    }
+
+    /// Of `text`, that of the new ids, what comes before the last of them, with which a character may begin.
+    fn give_up(&mut self, text: &str) -> Result<String> {
+        *self = Self::after(&self.tokenizer, &self.ids, self.skip_special_tokens)?;
+        let rest = self.rest()?;
+        Ok(text.strip_suffix(&rest).unwrap_or(text).to_string())
     }
 
     /// What the ids stand for whose text has not been given, as they end inside a character.
@@ -110,11 +122,42 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::decode`].
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let (tokenizer, ids) = (self.clone(), ids.to_vec());
+        // All at once: handing them over one by one takes longer than decoding them.
+        self.run(move |_| tokenizer.pieces_here(&ids))?
+    }
+
+    fn pieces_here(&self, ids: &[u32]) -> Result<Vec<String>> {
         let mut text = Pieces::new(self, false);
         let mut pieces = ids.iter().map(|&id| text.push(id)).collect::<Result<Vec<String>>>()?;
         if let Some(last) = pieces.last_mut() {
             last.push_str(&text.rest()?);
         }
         Ok(pieces)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn bytes_that_are_no_characters_take_linear_time() {
+        let tokenizer = Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny/aligned")).unwrap();
+        let crab = tokenizer.encode("🦀", false).unwrap();
+        assert!(crab.len() > 1, "{crab:?}");
+        let first = crab[0];
+        let mut pieces = Pieces::new(&tokenizer, true);
+        for _ in 0..200 {
+            pieces.push(first).unwrap();
+            assert!(pieces.ids.len() <= CONTEXT + MOST_UNFINISHED, "{} ids are decoded again", pieces.ids.len());
+        }
+        // A character that follows is whole.
+        for before in 0..30 {
+            let ids = [&vec![first; before][..], &crab, &tokenizer.encode(" hot", false).unwrap()].concat();
+            let pieces = tokenizer.pieces(&ids).unwrap();
+            assert_eq!(pieces.concat(), tokenizer.decode(&ids, false).unwrap());
+        }
     }
 }

@@ -48,9 +48,10 @@ fn what_would_change_the_answer_is_never_ignored() {
         ("presence_penalty", json!(-1)),
         ("logit_bias", json!({"5": 1})),
         ("reasoning_effort", json!("low")),
+        ("verbosity", json!("low")),
         ("modalities", json!(["text", "audio"])),
         ("temperature", json!(2.5)),
-        ("temperature", json!(0.001)),
+        ("temperature", json!(-0.001)),
         ("temperature", json!("0")),
         ("top_p", json!(0)),
         ("n", json!(9)),
@@ -58,10 +59,13 @@ fn what_would_change_the_answer_is_never_ignored() {
         ("seed", json!(1.5)),
         ("max_tokens", json!(0)),
         ("max_tokens", json!(-1)),
-        ("stop", json!([""])),
+        ("stop", json!("a".repeat(1025))),
+        ("stop", json!(vec!["a"; 17])),
         ("stop", json!(7)),
         ("stream", json!("yes")),
         ("stream_options", json!({"include_usage": true})),
+        ("messages", json!([{"role": "user"}])),
+        ("messages", json!([{"role": "tool", "content": null}])),
         ("top_logprobs", json!(3)),
         ("top_k", json!(40)),
         ("messages", json!([])),
@@ -89,6 +93,22 @@ fn what_asks_for_nothing_is_accepted() {
         "reasoning_effort": null, "store": false, "metadata": {"a": "b"}
     });
     chat(neutral).unwrap();
+    chat(json!({"reasoning_effort": "none", "verbosity": "medium"})).unwrap();
+    let said_nothing = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": null}]);
+    chat(json!({"messages": said_nothing})).unwrap();
+    for stop in [json!(""), json!([""]), json!([])] {
+        assert!(completion(json!({"stop": stop})).unwrap().common.stops.is_empty());
+    }
+    assert_eq!(completion(json!({"stop": ["", "a"]})).unwrap().common.stops, ["a"]);
+    assert_eq!(completion(json!({"logprobs": false})).unwrap().top, None);
+    for (options, counted) in [
+        (json!({"include_usage": null}), false),
+        (json!({"include_usage": true, "include_obfuscation": false}), true),
+        (json!({"include_obfuscation": true}), false),
+    ] {
+        let asked = chat(json!({"stream": true, "stream_options": options})).unwrap();
+        assert_eq!(asked.common.include_usage, counted);
+    }
     completion(json!({"suffix": null, "best_of": 1, "max_tokens": 0})).unwrap();
     assert!(chat(json!({"max_tokens": 3, "max_completion_tokens": 4})).is_err());
 }

@@ -1,6 +1,6 @@
 //! What is answered: as the other commands say it, and the same in every form.
 
-use super::{MODEL, Server, asft, chat, completion, printed, text, tuned};
+use super::{MODEL, Server, asft, chat, completion, endless, printed, text, tuned};
 use crate::support::command::stdout;
 use crate::support::files::write_json_lines;
 use asft::tokenizer::Tokenizer;
@@ -132,6 +132,21 @@ fn stop_texts_end_answers_before_them() {
         assert_eq!(said(&answer), &whole[..whole.find(stop).unwrap()]);
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     }
+}
+
+#[test]
+fn a_stop_may_be_a_special_token() {
+    let dir = tempfile::tempdir().unwrap();
+    // Here the token that ends turns ends nothing by itself; its text is not told.
+    let server = Server::of(&endless(dir.path()), &[]);
+    let mut asked = completion(format!("<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"));
+    asked["max_tokens"] = json!(60);
+    let whole = server.answer("completions", &asked);
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    asked["stop"] = json!("<|im_end|>");
+    let answer = server.answer("completions", &asked);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert!(said(&whole).starts_with(said(&answer)) && !said(&answer).is_empty(), "{whole} {answer}");
 }
 
 #[test]

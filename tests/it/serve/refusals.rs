@@ -6,8 +6,10 @@ use crate::support::files::{copy_files, tiny};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// Asserts the form of OpenAI's errors; returns `code` and `param`.
 #[track_caller]
@@ -82,6 +84,9 @@ fn every_mistake_has_its_status_and_its_field() {
     }
     assert_eq!(error(&raw("GET", "/", &[], ""), 404).0, "not_found");
     assert_eq!(error(&raw("GET", "/v1/models", &[("origin", "https://example.com")], ""), 403).0, "origin_not_allowed");
+    assert_eq!(error(&raw("GET", "/v1/models/other", &[], ""), 404).0, "model_not_found");
+    let models = server.get("/v1/models").json();
+    assert_eq!(server.get("/v1/models/%61ligned").json(), models["data"][0]);
     let large = completion("a".repeat(20000)).to_string();
     assert_eq!(error(&raw("POST", "/v1/completions", &[], &large), 413).0, "body_too_large");
     // Nothing of this has hurt it.
@@ -102,7 +107,24 @@ fn without_the_key_nothing_is_answered() {
     }
     error(&models(&[]), 401);
     error(&server.post("chat/completions", &chat("aligned", "hi")), 401);
-    assert_eq!(models(&[("Authorization", "Bearer s3cret")]).status, 200);
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        assert_eq!(models(&[("Authorization", &format!("{scheme} s3cret"))]).status, 200);
+    }
+}
+
+#[test]
+fn without_a_key_the_server_has_no_other_names() {
+    let server = Server::start(&[]);
+    let port = server.address.rsplit_once(':').unwrap().1;
+    for (host, status) in
+        [("localhost".to_string(), 200), (format!("localhost:{port}"), 200), ("example.com".into(), 403)]
+    {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        write!(stream, "GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        assert_eq!(Reply::parse(&reply).unwrap().status, status, "{host}: {reply}");
+    }
 }
 
 #[test]
@@ -145,6 +167,35 @@ fn a_request_may_not_take_longer_than_allowed() {
     assert!(!late.is_empty());
     late.iter().for_each(|reply| assert_eq!(error(reply, 504).0, "timeout"));
     server.answer("completions", &completion("hi"));
+}
+
+#[test]
+fn what_is_prepared_too_long_is_late_and_keeps_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("slow.jinja");
+    // 2^60 comparisons for one message, none for others.
+    let twins = "{% set x = [x, x] %}{% set y = [y, y] %}".repeat(60);
+    let slow = format!(
+        "{{% if messages[0].content == 'slow' %}}{{% set x = [1] %}}{{% set y = [1] %}}{twins}{{{{ x == y }}}}{{% endif %}}\
+         {{{{ messages[0].content }}}}"
+    );
+    fs::write(&template, slow).unwrap();
+    let server = Server::start(&["--template", text(&template), "--timeout", "3"]);
+    let begun = Instant::now();
+    // One more than are prepared at once: it waits for its turn.
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..5).map(|_| scope.spawn(|| server.post("chat/completions", &chat("aligned", "slow")))).collect();
+        for asked in asked {
+            assert_eq!(error(&asked.join().unwrap(), 504).0, "timeout");
+        }
+    });
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(server.get("/v1/models").status, 200);
+    // Once what takes too long is given up, others have their turn again.
+    while server.post("chat/completions", &chat("aligned", "hi")).status != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
 }
 
 #[test]
@@ -195,6 +246,10 @@ fn a_server_that_cannot_be_is_not_started() {
         (vec!["--context", "1"], vec!["--context"]),
         (vec!["--batch-size", "0"], vec!["--batch-size"]),
         (vec!["--timeout", "0"], vec!["--timeout"]),
+        (vec!["--timeout", "18446744073709551615"], vec!["--timeout", "from 1 to 604800"]),
+        (vec!["--grace", "18446744073709551615"], vec!["--grace", "from 0 to 604800"]),
+        (vec!["--queue", "9223372036854775808"], vec!["--queue", "from 0 to 16384"]),
+        (vec!["--batch-size", "1099511627776"], vec!["--batch-size", "from 1 to 16384"]),
         (vec!["--adapter", "a=/nowhere"], vec!["/nowhere"]),
         (vec!["--template", "/nowhere.jinja"], vec!["/nowhere.jinja"]),
     ] {

@@ -1,6 +1,6 @@
 //! Answers in the form of OpenAI's API: whole, or as the chunks of a stream.
 
-use super::answer::{Part, Told};
+use super::answer::{Fragment, Told};
 use crate::model::End;
 use crate::version::VERSION;
 use serde_json::{Map, Value, json};
@@ -12,23 +12,16 @@ pub enum Kind {
     Completion,
 }
 
-/// Tokens that were read and chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub prompt: usize,
-    pub chosen: usize,
-}
-
 /// A choice as it has come so far.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
-    pub part: Part,
+    pub fragment: Fragment,
     pub end: Option<End>,
 }
 
 /// What all parts of one response have in common.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct Form {
     kind: Kind,
     id: String,
     /// Seconds since 1970.
@@ -36,70 +29,79 @@ pub struct Shape {
     model: String,
     /// How many likely tokens are told of each place, if tokens are told.
     top: Option<usize>,
+    /// Of all prompts, each counted once.
+    pub prompt_tokens: usize,
+    /// Whether a stream ends with the counts of tokens.
+    pub include_usage: bool,
 }
 
-impl Shape {
+impl Form {
     pub fn new(kind: Kind, model: &str, created: u64, top: Option<usize>) -> Self {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        Self { kind, id, created, model: model.to_string(), top }
+        Self { kind, id, created, model: model.to_string(), top, prompt_tokens: 0, include_usage: false }
     }
 
-    /// A whole response.
-    pub fn whole(&self, choices: &[Choice], usage: Usage) -> Value {
+    /// A whole response; `chosen` counts the tokens of its answers.
+    pub fn whole(&self, choices: &[Choice], chosen: usize) -> Value {
         let choice = |(index, choice): (usize, &Choice)| {
             let mut fields = Map::from_iter([("index".to_string(), json!(index))]);
-            let text = &choice.part.text;
+            let text = &choice.fragment.text;
             match self.kind {
                 Kind::Chat => {
                     fields.insert("message".into(), json!({"role": "assistant", "content": text, "refusal": null}))
                 }
                 Kind::Completion => fields.insert("text".into(), json!(text)),
             };
-            self.finish(fields, &choice.part.tokens, choice.end)
+            self.finish(fields, &choice.fragment.tokens, choice.end)
         };
         let choices: Vec<Value> = choices.iter().enumerate().map(choice).collect();
         let mut whole = self.frame(choices, false);
-        whole.insert("usage".into(), usage.value());
+        whole.insert("usage".into(), self.counts(chosen));
         Value::Object(whole)
     }
 
     /// What a stream begins each choice with, if anything.
-    pub fn first(&self, index: usize, with_usage: bool) -> Option<Value> {
+    pub fn first(&self, index: usize) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": ""});
-        (self.kind == Kind::Chat).then(|| self.chunk(index, delta, &[], None, with_usage))
+        (self.kind == Kind::Chat).then(|| self.chunk(index, delta, &[], None))
     }
 
-    /// A part of a choice.
-    pub fn part(&self, index: usize, part: &Part, with_usage: bool) -> Value {
+    /// A fragment of a choice.
+    pub fn fragment(&self, index: usize, fragment: &Fragment) -> Value {
         let content = match self.kind {
-            Kind::Chat => json!({"content": part.text}),
-            Kind::Completion => json!(part.text),
+            Kind::Chat => json!({"content": fragment.text}),
+            Kind::Completion => json!(fragment.text),
         };
-        self.chunk(index, content, &part.tokens, None, with_usage)
+        self.chunk(index, content, &fragment.tokens, None)
     }
 
     /// The end of a choice.
-    pub fn end(&self, index: usize, end: End, with_usage: bool) -> Value {
+    pub fn end(&self, index: usize, end: End) -> Value {
         let content = if self.kind == Kind::Chat { json!({}) } else { json!("") };
-        self.chunk(index, content, &[], Some(end), with_usage)
+        self.chunk(index, content, &[], Some(end))
     }
 
     /// The counts that end a stream.
-    pub fn usage(&self, usage: Usage) -> Value {
+    pub fn usage(&self, chosen: usize) -> Value {
         let mut chunk = self.frame(vec![], true);
-        chunk.insert("usage".into(), usage.value());
+        chunk.insert("usage".into(), self.counts(chosen));
         Value::Object(chunk)
     }
 
-    fn chunk(&self, index: usize, content: Value, tokens: &[Told], end: Option<End>, with_usage: bool) -> Value {
+    fn chunk(&self, index: usize, content: Value, tokens: &[Told], end: Option<End>) -> Value {
         let name = if self.kind == Kind::Chat { "delta" } else { "text" };
         let fields = Map::from_iter([("index".to_string(), json!(index)), (name.to_string(), content)]);
         let mut chunk = self.frame(vec![self.finish(fields, tokens, end)], true);
-        if with_usage {
+        if self.include_usage {
             chunk.insert("usage".into(), Value::Null);
         }
         Value::Object(chunk)
+    }
+
+    fn counts(&self, chosen: usize) -> Value {
+        let prompt = self.prompt_tokens;
+        json!({"prompt_tokens": prompt, "completion_tokens": chosen, "total_tokens": prompt + chosen})
     }
 
     fn frame(&self, choices: Vec<Value>, is_chunk: bool) -> Map<String, Value> {
@@ -131,13 +133,6 @@ impl Shape {
         let reason = end.map(|end| if end == End::Stop { "stop" } else { "length" });
         fields.insert("finish_reason".into(), json!(reason));
         Value::Object(fields)
-    }
-}
-
-impl Usage {
-    fn value(self) -> Value {
-        let Self { prompt, chosen } = self;
-        json!({"prompt_tokens": prompt, "completion_tokens": chosen, "total_tokens": prompt + chosen})
     }
 }
 
