@@ -51,9 +51,10 @@ pub fn save_gguf(adapter: &Adapter, spec: &ModelSpec, path: &Path) -> Result<()>
 
 /// How many heads the rows of a module are, if their order is another in GGUF files.
 pub(super) fn heads(spec: &ModelSpec, module: &str) -> Option<usize> {
-    match split_block(module)?.1 {
+    let (layer, linear) = split_block(module)?;
+    match linear {
         "self_attn.q_proj" => Some(spec.num_attention_heads),
-        "self_attn.k_proj" => Some(spec.num_key_value_heads),
+        "self_attn.k_proj" => Some(spec.heads(layer).kv_heads),
         _ => None,
     }
 }

@@ -188,5 +188,5 @@ pub fn fresh_modules(
 pub fn module_shape(spec: &ModelSpec, module: &str) -> Option<(usize, usize)> {
     let (layer, linear) = split_block(module)?;
     let exists = layer < spec.num_hidden_layers && spec.block_linears(layer).any(|known| known == linear);
-    exists.then(|| spec.linear_shape(linear))?
+    exists.then(|| spec.linear_shape(layer, linear))?
 }

@@ -1,5 +1,5 @@
 //! One decoder block: x₁ = x + mixer(norm(x)); y = x₁ + mlp(norm(x₁)), the mixer being attention or a gated DeltaNet. Some families
-//! norm the outputs of mixer and MLP too, or only those, before each sum, or scale them. The backward is the same, bottom to top.
+//! norm the outputs of mixer and MLP too, or only those, before each sum, or scale them, or scale y. The backward is the same, bottom to top.
 
 use super::linear::Linear;
 use super::mixer::{Mixer, Saved as MixerSaved};
@@ -25,6 +25,8 @@ pub struct Block {
     pub mlp_post_norm: Option<Norm>,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: Option<f64>,
+    /// Factor of what the block returns.
+    pub layer_scale: Option<f64>,
 }
 
 /// What the backward pass needs.
@@ -89,11 +91,12 @@ impl Block {
         let (m, mlp) = self.mlp.forward(&h, pass)?;
         let (m, mlp_post_norm) = forward_norm(self.mlp_post_norm.as_ref(), m)?;
         let saved = Saved { attention_norm, mixer, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
-        Ok((add(&x, &self.residual(m)?)?, saved))
+        Ok((scaled_by(add(&x, &self.residual(m)?)?, self.layer_scale)?, saved))
     }
 
     /// dy -> dx, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
+        let dy = &scaled_by(dy.clone(), self.layer_scale)?;
         let dm = self.residual(dy.clone())?;
         let dm = backward_norm(self.mlp_post_norm.as_ref(), saved.mlp_post_norm.as_ref(), dm, gradients)?;
         let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;

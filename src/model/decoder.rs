@@ -9,7 +9,7 @@ use crate::names::{EMBEDDING, HEAD, LoraMatrix};
 use crate::ops::attention::Layout;
 use crate::ops::sum::{is_finite, scaled_by};
 use crate::ops::weight::Weight;
-use crate::ops::{cross_entropy, linear, softcap};
+use crate::ops::{cross_entropy, linear, rounded, softcap};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -114,8 +114,10 @@ impl Decoder {
 
     /// For each of the spec's ropes, the rotations of the (start, length) stretches.
     fn rotations(&self, stretches: &[(usize, usize)]) -> Result<Vec<Rotations>> {
-        let of = |rope: &Rope| rope.rotations(self.spec.head_dim, stretches, self.device());
-        self.spec.ropes.iter().map(of).collect()
+        let of = |(number, rope): (usize, &Rope)| {
+            rope.rotations(self.spec.turned_head_dim(number), stretches, self.device())
+        };
+        self.spec.ropes.iter().enumerate().map(of).collect()
     }
 
     /// ids -> [ids, hidden_size] in the compute type
@@ -126,11 +128,7 @@ impl Decoder {
 
     /// The embeddings' factor, rounded to the compute type as in transformers.
     pub(super) fn embedding_scale(&self) -> Option<f64> {
-        self.spec.embedding_scale.map(|scale| match self.dtype {
-            DType::BF16 => half::bf16::from_f64(scale).to_f64(),
-            DType::F16 => half::f16::from_f64(scale).to_f64(),
-            _ => scale,
-        })
+        self.spec.embedding_scale.map(|scale| rounded(scale, self.dtype))
     }
 
     /// x: [N, hidden_size] after the final norm, or its gradient, times the factor of the logits

@@ -6,7 +6,7 @@
 
 use super::config_json::Config;
 use super::rope::RopeScaling;
-use super::spec::ModelSpec;
+use super::spec::{Heads, ModelSpec};
 use crate::checkpoint::{Checkpoint, is_gguf, model_config};
 use crate::console::log;
 use crate::names::HEAD;
@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Once;
 
 const SUPPORTED: &str = "llama (Llama 2 and 3, SmolLM2), mistral, ministral3, qwen2 (Qwen2 and 2.5), qwen3, qwen3_moe, qwen3_5_text, qwen3_5_moe_text, gemma2, \
-                         gemma3_text, smollm3, granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3, and the text models of gemma3, mistral3, \
+                         gemma3_text, gemma4_text, smollm3, granite, phi3 (Phi-3 and 4), glm4, olmo2, olmo3, and the text models of gemma3, gemma4, mistral3, \
                          qwen3_vl, qwen3_5 and qwen3_5_moe";
 
 impl ModelSpec {
@@ -78,6 +78,7 @@ fn text_model(config: &Config) -> Result<ModelSpec> {
         "qwen3_vl_text" => qwen::qwen3_vl(config),
         "gemma2" => gemma::gemma(config, false),
         "gemma3_text" => gemma::gemma(config, true),
+        "gemma4_text" => gemma4::gemma4(config),
         "smollm3" => smollm3::smollm3(config),
         "granite" => granite::granite(config),
         "olmo2" => olmo::olmo2(config),
@@ -93,16 +94,24 @@ fn text_model(config: &Config) -> Result<ModelSpec> {
 
 /// Sizes that have to fit together.
 fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
-    ensure_valid!(
-        spec.num_attention_heads.is_multiple_of(spec.num_key_value_heads),
-        "{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
-        config.origin,
-        spec.num_attention_heads,
-        spec.num_key_value_heads
-    );
-    ensure_valid!(spec.head_dim.is_multiple_of(2), "{}: head_dim {} is odd", config.origin, spec.head_dim);
-    for rope in &spec.ropes {
-        let pairs = rope.heads(spec.head_dim).rotary_dim / 2;
+    for number in 0..spec.num_hidden_layers {
+        let Heads { kv_heads, head_dim } = spec.heads(number);
+        ensure_valid!(
+            spec.num_attention_heads.is_multiple_of(kv_heads),
+            "{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({kv_heads})",
+            config.origin,
+            spec.num_attention_heads
+        );
+        ensure_valid!(head_dim.is_multiple_of(2), "{}: head_dim {head_dim} is odd", config.origin);
+        let turned = spec.layers[number].rope.map_or(head_dim, |rope| spec.turned_head_dim(rope));
+        ensure_valid!(
+            turned == head_dim,
+            "{}: layer {number} has heads of {head_dim} values, others of its type heads of {turned}; expected one size",
+            config.origin
+        );
+    }
+    for (number, rope) in spec.ropes.iter().enumerate() {
+        let pairs = rope.heads(spec.turned_head_dim(number)).rotary_dim / 2;
         ensure_valid!(
             rope.partial > 0.0 && rope.partial <= 1.0 && pairs > 0,
             "{}: partial_rotary_factor is {}; expected more than 0 and at most 1, and at least one value of a head",
@@ -123,6 +132,7 @@ fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
 
 mod base;
 mod gemma;
+mod gemma4;
 mod glm4;
 mod granite;
 mod layer_types;

@@ -66,6 +66,9 @@ impl ModelSpec {
                 let original = ("rope.scaling.original_context_length", original);
                 metadata.extend([kind("yarn"), ("rope.scaling.factor", number(factor)), original]);
             }
+            RopeScaling::Proportional { .. } => {
+                return Err(invalid!("a proportional rope is not written as GGUF here"));
+            }
             RopeScaling::Dynamic { .. } => return Err(invalid!("llama.cpp has no dynamic rope scaling")),
             // As factors: see below.
             RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } | RopeScaling::None => {}

@@ -9,13 +9,16 @@ use super::mixture::Mixture;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::projection::Projection;
+use super::qkv::Qkv;
 use super::shared_expert::SharedExpert;
-use super::{Decoder, DeltaNetSpec, LayerSpec, ModelSpec, Parameters, Weights};
+use super::{Decoder, DeltaNetSpec, Heads, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{
-    BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, ROUTER, in_block, in_expert, split_block,
+    BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, LAYER_SCALE, ROUTER, in_block, in_expert,
+    split_block,
 };
 use crate::ops::attention::Shape;
+use crate::ops::rounded;
 use crate::ops::weight::Weight;
 use crate::quant::Quantiser;
 use crate::{ensure_valid, invalid};
@@ -113,9 +116,21 @@ impl Loader<'_> {
             mlp: self.feedforward(layer)?,
             mlp_post_norm,
             residual_scale: spec.residual_scale,
+            layer_scale: self.layer_scale(layer)?,
         };
         self.progress.inc(1);
         Ok(block)
+    }
+
+    /// Rounded to the compute type, as in transformers.
+    fn layer_scale(&self, layer: usize) -> Result<Option<f64>> {
+        if !self.spec.layer_scale {
+            return Ok(None);
+        }
+        let name = in_block(layer, LAYER_SCALE);
+        let values = self.checkpoint.read_f32(&name)?;
+        let scale = values.first().with_context(|| format!("{name} is empty"))?;
+        Ok(Some(rounded(f64::from(*scale), self.dtype)))
     }
 
     fn mixer(&mut self, layer: usize) -> Result<Mixer> {
@@ -147,25 +162,29 @@ impl Loader<'_> {
 
     fn attention(&mut self, layer: usize) -> Result<Attention> {
         let spec = self.spec;
-        let LayerSpec { window, rope, .. } = spec.layers[layer];
+        let LayerSpec { window, rope, values_are_keys, .. } = spec.layers[layer];
+        let Heads { kv_heads, head_dim } = spec.heads(layer);
         let mut norm = |name: &str| self.norm(&in_block(layer, &format!("self_attn.{name}")));
         let qk_norm = if spec.qk_norm.is_some() { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
-        let (queries, keys) = spec.head_widths();
+        let (queries, keys) = spec.head_widths(layer);
+        let mut linear = |name: &str| self.linear(layer, &format!("self_attn.{name}"));
         let qkv = if spec.fused_qkv {
-            Projection::Fused { linear: self.linear(layer, "self_attn.qkv_proj")?, widths: [queries, keys, keys] }
+            Qkv::Each(Projection::Fused { linear: linear("qkv_proj")?, widths: [queries, keys, keys] })
+        } else if values_are_keys {
+            Qkv::ValuesAreKeys(Projection::Separate([linear("q_proj")?, linear("k_proj")?]))
         } else {
-            let mut linear = |name: &str| self.linear(layer, &format!("self_attn.{name}"));
-            Projection::Separate([linear("q_proj")?, linear("k_proj")?, linear("v_proj")?])
+            Qkv::Each(Projection::Separate([linear("q_proj")?, linear("k_proj")?, linear("v_proj")?]))
         };
         Ok(Attention {
             qkv,
             gated: spec.gated_attention,
             o_proj: self.linear(layer, "self_attn.o_proj")?,
             qk_norm,
+            v_norm: if spec.value_norm { Some(self.plain_norm(head_dim)?) } else { None },
             shape: Shape {
                 heads: spec.num_attention_heads,
-                kv_heads: spec.num_key_value_heads,
-                head_dim: spec.head_dim,
+                kv_heads,
+                head_dim,
                 scale: spec.attention_scale,
                 window,
                 cap: spec.attention_softcap,
@@ -221,6 +240,12 @@ impl Loader<'_> {
         Ok(Linear { module, weight, bias, lora: None, trains: self.weights.train(), watch: None })
     }
 
+    /// A norm over `size` values that has no weight.
+    fn plain_norm(&self, size: usize) -> Result<Norm> {
+        let weight = Tensor::ones(size, DType::F32, self.device)?;
+        Ok(Norm { module: String::new(), weight, eps: self.spec.rms_norm_eps, offset: false, trains: false })
+    }
+
     fn norm(&mut self, module: &str) -> Result<Norm> {
         let weight = self.tensor_in(&format!("{module}.weight"), DType::F32)?;
         let (eps, offset) = (self.spec.rms_norm_eps, self.spec.norm_offset);
@@ -233,8 +258,8 @@ impl ModelSpec {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors = vec![(EMBEDDING.to_string(), vec![self.vocab_size, self.hidden_size])];
         for module in self.linear_modules() {
-            let (_, linear) = split_block(&module).unwrap_or_default();
-            let (d_out, d_in) = self.linear_shape(linear).unwrap_or_default();
+            let (layer, linear) = split_block(&module).unwrap_or_default();
+            let (d_out, d_in) = self.linear_shape(layer, linear).unwrap_or_default();
             tensors.push((format!("{module}.weight"), vec![d_out, d_in]));
             if self.has_bias(linear) {
                 tensors.push((format!("{module}.bias"), vec![d_out]));
@@ -242,7 +267,7 @@ impl ModelSpec {
         }
         for layer in 0..self.num_hidden_layers {
             for matrix in self.mixture_matrices(layer) {
-                let (d_out, d_in) = self.linear_shape(&matrix).unwrap_or_default();
+                let (d_out, d_in) = self.linear_shape(layer, &matrix).unwrap_or_default();
                 tensors.push((format!("{}.weight", in_block(layer, &matrix)), vec![d_out, d_in]));
             }
             let others = self.other_tensors(layer).into_iter();

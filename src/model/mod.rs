@@ -19,6 +19,7 @@ mod norm;
 mod options;
 mod parameters;
 mod projection;
+mod qkv;
 mod rope;
 mod sampling;
 mod scores;
@@ -36,7 +37,7 @@ pub use rope::{Growth, Rope, RopeScaling, Rotations};
 pub use sampling::{check_temperature, check_top_p};
 pub use scores::Score;
 pub use slots::{Chosen, End, GenerateOptions, Scored, Slots};
-pub use spec::{BlockNorms, DeltaNetSpec, Experts, LayerSpec, ModelSpec, QkNorm};
+pub use spec::{BlockNorms, DeltaNetSpec, Experts, Heads, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
 

@@ -1,7 +1,7 @@
 //! Rotary frequencies of a model: theta^(-2i/D) for i < D / 2, stretched as its `config.json` says.
 //!
 //! The formulas are those of transformers' `modeling_rope_utils`: linear, dynamic (NTK), YaRN (arXiv 2309.00071),
-//! LongRoPE (arXiv 2402.13753) and Llama 3.1's.
+//! LongRoPE (arXiv 2402.13753), Llama 3.1's and Gemma 4's, which is proportional.
 
 use crate::ops::rope::{Angles, Heads, Stretch};
 use anyhow::Result;
@@ -48,6 +48,11 @@ pub enum RopeScaling {
     /// Every frequency divided by `factor`.
     Linear {
         factor: f64,
+    },
+    /// Only the first `share` of the pairs turned, at the frequencies that they have in a head turned whole, divided by `factor`.
+    Proportional {
+        factor: f64,
+        share: f64,
     },
     /// theta grows with the sequence once it is longer than the model's context.
     Dynamic {
@@ -100,7 +105,9 @@ impl Rope {
     /// the scaling in that number, some do not.
     pub fn context(&self, max_position_embeddings: usize) -> usize {
         let stretched = match self.scaling {
-            RopeScaling::Linear { factor } => factor * max_position_embeddings as f64,
+            RopeScaling::Linear { factor } | RopeScaling::Proportional { factor, .. } => {
+                factor * max_position_embeddings as f64
+            }
             RopeScaling::Dynamic { factor, max_position_embeddings: context } => factor * context,
             RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. }
             | RopeScaling::Llama3 { factor, original_max_position_embeddings: original, .. } => factor * original,
@@ -160,6 +167,11 @@ impl Rope {
         match &self.scaling {
             RopeScaling::None => base(self.theta).collect(),
             RopeScaling::Linear { factor } => base(self.theta).map(|frequency| frequency / *factor as f32).collect(),
+            RopeScaling::Proportional { factor, share } => {
+                let turned = (share * rotary_dim as f64 / 2.0) as usize;
+                let of = |(i, frequency): (usize, f32)| if i < turned { frequency / *factor as f32 } else { 0.0 };
+                base(self.theta).enumerate().map(of).collect()
+            }
             RopeScaling::Dynamic { factor, max_position_embeddings: context } => {
                 let (d, end) = (rotary_dim as f64, (end as f64).max(*context));
                 base(self.theta * (factor * end / context - (factor - 1.0)).powf(d / (d - 2.0))).collect()

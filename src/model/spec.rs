@@ -4,7 +4,8 @@
 
 use super::rope::Rope;
 use crate::names::{
-    ATTENTION, EXPERT_LINEARS, Forms, ROUTER, expert_part, in_block, in_expert, is_in_delta_net, is_in_shared_expert,
+    ATTENTION, EXPERT_LINEARS, Forms, LAYER_SCALE, ROUTER, expert_part, in_block, in_expert, is_in_delta_net,
+    is_in_shared_expert,
 };
 use crate::ops::activation::Activation;
 use crate::ops::delta_rule;
@@ -20,6 +21,7 @@ pub struct ModelSpec {
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
+    /// Of layers that have no heads of their own, as is `head_dim`.
     pub num_key_value_heads: usize,
     pub head_dim: usize,
     pub max_position_embeddings: usize,
@@ -41,6 +43,8 @@ pub struct ModelSpec {
     pub delta_net: Option<DeltaNetSpec>,
     /// RMSNorm of queries and keys before the rotation.
     pub qk_norm: Option<QkNorm>,
+    /// RMSNorm of each head's values, without a weight.
+    pub value_norm: bool,
     /// Norm weights are stored as w − 1.
     pub norm_offset: bool,
     /// The norms around attention and MLP.
@@ -58,6 +62,8 @@ pub struct ModelSpec {
     pub embedding_scale: Option<f64>,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: Option<f64>,
+    /// Whether what a layer returns has a factor, `layer_scalar`, which does not train.
+    pub layer_scale: bool,
     /// The experts of layers with a mixture.
     pub experts: Option<Experts>,
     /// The rotary embeddings that layers choose from.
@@ -77,6 +83,18 @@ pub struct LayerSpec {
     pub delta_net: bool,
     /// Whether the MLP is a mixture of experts.
     pub mixture: bool,
+    /// Heads other than most layers'.
+    pub heads: Option<Heads>,
+    /// Whether attention's values are its keys, before norms and rotation.
+    pub values_are_keys: bool,
+}
+
+/// Heads of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Of keys, and of values.
+    pub kv_heads: usize,
+    pub head_dim: usize,
 }
 
 /// A gated DeltaNet, alike in all layers that have one.
@@ -166,9 +184,9 @@ impl ModelSpec {
         rope.map_or(self.max_position_embeddings, |rope| rope.context(self.max_position_embeddings))
     }
 
-    /// Shape [d_out, d_in] of a block linear such as `self_attn.q_proj`.
-    pub fn linear_shape(&self, linear: &str) -> Option<(usize, usize)> {
-        let (queries, keys) = self.head_widths();
+    /// Shape [d_out, d_in] of a layer's block linear such as `self_attn.q_proj`.
+    pub fn linear_shape(&self, layer: usize, linear: &str) -> Option<(usize, usize)> {
+        let (queries, keys) = self.head_widths(layer);
         if let Some(part) = expert_part(linear) {
             let inner = self.experts?.intermediate_size;
             return Some(if part == "down_proj" { (self.hidden_size, inner) } else { (inner, self.hidden_size) });
@@ -214,9 +232,22 @@ impl ModelSpec {
         }
     }
 
-    /// Widths of all queries, and of all keys (or values).
-    pub fn head_widths(&self) -> (usize, usize) {
-        (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim)
+    /// The heads of a layer's keys and values.
+    pub fn heads(&self, layer: usize) -> Heads {
+        let most = Heads { kv_heads: self.num_key_value_heads, head_dim: self.head_dim };
+        self.layers.get(layer).and_then(|layer| layer.heads).unwrap_or(most)
+    }
+
+    /// Widths of all queries, and of all keys (or values), in a layer.
+    pub fn head_widths(&self, layer: usize) -> (usize, usize) {
+        let Heads { kv_heads, head_dim } = self.heads(layer);
+        (self.num_attention_heads * head_dim, kv_heads * head_dim)
+    }
+
+    /// The size of the heads that a rope turns.
+    pub fn turned_head_dim(&self, rope: usize) -> usize {
+        let turned = self.layers.iter().position(|layer| layer.rope == Some(rope));
+        turned.map_or(self.head_dim, |layer| self.heads(layer).head_dim)
     }
 
     /// Names and shapes of a block's tensors that are neither linears nor experts.
@@ -230,6 +261,9 @@ impl ModelSpec {
                 ("linear_attn.dt_bias".to_string(), vec![heads.value_heads]),
             ]);
         }
+        if self.layer_scale {
+            tensors.push((LAYER_SCALE.to_string(), vec![1]));
+        }
         tensors
     }
 
@@ -242,8 +276,8 @@ impl ModelSpec {
         }
         let widths = match self.qk_norm {
             None => None,
-            Some(QkNorm::Heads) => Some((self.head_dim, self.head_dim)),
-            Some(QkNorm::Whole) => Some(self.head_widths()),
+            Some(QkNorm::Heads) => Some((self.heads(layer).head_dim, self.heads(layer).head_dim)),
+            Some(QkNorm::Whole) => Some(self.head_widths(layer)),
         };
         if let Some((queries, keys)) = widths {
             norms.extend([("self_attn.q_norm", queries), ("self_attn.k_norm", keys)]);
@@ -254,6 +288,7 @@ impl ModelSpec {
     /// The linears of a block that adapters may be attached to, in the order of the forward pass.
     pub fn block_linears(&self, layer: usize) -> impl Iterator<Item = &'static str> {
         let (mixture, delta_net) = (self.has_mixture(layer), self.delta_net_of(layer).is_some());
+        let values_are_keys = self.layers.get(layer).is_some_and(|layer| layer.values_are_keys);
         let forms = Forms {
             fused_qkv: self.fused_qkv,
             fused_gate_up: self.fused_gate_up,
@@ -261,6 +296,7 @@ impl ModelSpec {
             shared_expert: self.shared_size().is_some(),
         };
         forms.linears().filter(move |linear| match linear.split_once('.') {
+            Some((ATTENTION, "v_proj")) => !delta_net && !values_are_keys,
             Some((ATTENTION, _)) => !delta_net,
             Some(("mlp", _)) => mixture == is_in_shared_expert(linear),
             _ => delta_net,

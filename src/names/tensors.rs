@@ -84,6 +84,8 @@ pub fn is_in_delta_net(module: &str) -> bool {
     module.split('.').any(|part| part == DELTA_NET)
 }
 
+/// The factor of what a block returns, [1].
+pub const LAYER_SCALE: &str = "layer_scalar";
 /// The token embedding, [vocab, hidden].
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output head, [vocab, hidden], if it is not the embedding.

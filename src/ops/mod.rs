@@ -147,6 +147,15 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(if x.dtype() == dtype { y } else { traffic::counted(y, &[x]) })
 }
 
+/// A factor as a type has it.
+pub fn rounded(factor: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => half::bf16::from_f64(factor).to_f64(),
+        DType::F16 => half::f16::from_f64(factor).to_f64(),
+        _ => factor,
+    }
+}
+
 /// A kernel's result as a tensor of `like`'s type.
 fn output(values: Vec<f32>, shape: impl Into<candle_core::Shape>, like: &Tensor) -> Result<Tensor> {
     widen::tensor(values, shape.into(), like.dtype())

@@ -22,6 +22,7 @@ mod factorize;
 mod families;
 mod following;
 mod framing;
+mod gemma4;
 mod gguf;
 mod gguf_types;
 mod init;

@@ -1,7 +1,6 @@
 //! That the goldens of Qwen3.5 notice each of its features, and what a gated DeltaNet does besides them.
 
 use crate::support::goldens::*;
-use crate::support::tensors::{max_difference, to_vec};
 use asft::adapter::LoraOptions;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::model::{Decoder, ModelSpec, Weights};
@@ -12,24 +11,6 @@ use std::collections::BTreeMap;
 
 const CASE: &str = "qwen3_5_text";
 const MIXTURE: &str = "qwen3_5_moe";
-
-/// How far the base's logits are from the golden's with another spec and other weights.
-fn difference(spec: &ModelSpec, change: impl Fn(&str, Tensor) -> Tensor) -> f64 {
-    difference_of(CASE, spec, change)
-}
-
-fn difference_of(case: &str, spec: &ModelSpec, change: impl Fn(&str, Tensor) -> Tensor) -> f64 {
-    let (stored, scratch) = (base_checkpoint(case), tempfile::tempdir().unwrap());
-    let read = |name: &str| change(name, stored.tensor(name, DType::F32, &Device::Cpu).unwrap());
-    let tensors: BTreeMap<String, Tensor> = stored.names().map(|name| (name.to_string(), read(name))).collect();
-    save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
-    let weights = Checkpoint::open(scratch.path()).unwrap();
-    let place = (device(), DType::F32);
-    let model = Decoder::load(spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
-    let batch = GoldenBatch::load(case);
-    let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
-    max_difference(&logits, &batch.live(&Golden::expected(case).values("base.logits"), spec.vocab_size))
-}
 
 #[test]
 fn every_feature_switched_off_shows_in_its_golden() {
@@ -42,7 +23,7 @@ fn every_feature_switched_off_shows_in_its_golden() {
     for (feature, off) in features {
         let mut changed = spec(CASE);
         off(&mut changed);
-        let found = difference(&changed, |_, tensor| tensor);
+        let found = logit_error(CASE, &changed, |_, tensor| tensor);
         assert!(found > 1e-2, "without {feature}: {found}");
     }
 }
@@ -74,11 +55,14 @@ fn every_tensor_of_a_gated_delta_net_shows_in_its_golden() {
         ("self_attn.q_norm.weight", nothing),
         ("self_attn.q_proj.weight", even_gates),
     ];
-    let same = difference(&spec(CASE), |_, tensor| tensor);
+    let same = logit_error(CASE, &spec(CASE), |_, tensor| tensor);
     assert!(same <= 1e-4, "{same}");
     for (ending, change) in changes {
-        let found =
-            difference(&spec(CASE), |name, tensor| if name.ends_with(ending) { change(&tensor) } else { tensor });
+        let found = logit_error(
+            CASE,
+            &spec(CASE),
+            |name, tensor| if name.ends_with(ending) { change(&tensor) } else { tensor },
+        );
         assert!(found > 1e-2, "{ending}: {found}");
     }
 }
@@ -88,7 +72,7 @@ fn a_shared_expert_and_its_gate_show_in_the_golden_of_a_mixture() {
     // The weights are saved by the names of the text model.
     let spec = ModelSpec { wrapped: false, ..spec(MIXTURE) };
     let without = |ending: &str| {
-        difference_of(MIXTURE, &spec, |name, x| if name.ends_with(ending) { x.zeros_like().unwrap() } else { x })
+        logit_error(MIXTURE, &spec, |name, x| if name.ends_with(ending) { x.zeros_like().unwrap() } else { x })
     };
     assert!(without("nothing") <= 1e-4);
     for ending in ["shared_expert_gate.weight", "shared_expert.down_proj.weight", "mlp.gate.weight"] {
@@ -96,7 +80,7 @@ fn a_shared_expert_and_its_gate_show_in_the_golden_of_a_mixture() {
     }
     let mut one = spec.clone();
     one.experts.as_mut().unwrap().per_token = 1;
-    assert!(difference_of(MIXTURE, &one, |_, x| x) > 1e-2);
+    assert!(logit_error(MIXTURE, &one, |_, x| x) > 1e-2);
     let targets = |name: &str| {
         let target_modules = Targets::List(vec![name.to_string()]);
         LoraOptions { target_modules, ..Default::default() }.targets(&spec)

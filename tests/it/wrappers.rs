@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const WRAPPERS: [&str; 5] = ["gemma3", "mistral3", "qwen3_vl", "qwen3_5", "qwen3_5_moe"];
+const WRAPPERS: [&str; 6] = ["gemma3", "gemma4", "mistral3", "qwen3_vl", "qwen3_5", "qwen3_5_moe"];
 
 /// What the golden adapters of a case are for, in the order of a regular expression and in that of the blocks.
 fn adapted_linears(case: &str) -> (&'static str, &'static [&'static str]) {

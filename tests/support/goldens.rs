@@ -1,9 +1,9 @@
 //! The golden models, batches and numbers of PyTorch; see `tests/fixtures/make/goldens.py`.
 
 use super::files::fixture;
-use super::tensors::{relative_error, to_vec};
+use super::tensors::{max_difference, relative_error, to_vec};
 use asft::adapter::{self, Adapter};
-use asft::checkpoint::Checkpoint;
+use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::data::{Example, collate};
 use asft::model::{Decoder, DeviceKind, ModelSpec, Sequences, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 22] = [
+pub const CASES: [&str; 24] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -36,6 +36,8 @@ pub const CASES: [&str; 22] = [
     "qwen3_5_text",
     "qwen3_5",
     "qwen3_5_moe",
+    "gemma4_text",
+    "gemma4",
 ];
 
 /// Where the goldens are computed: `ASFT_TEST_DEVICE`, which `scripts/gpu_check.sh` sets; else the CPU.
@@ -91,6 +93,20 @@ pub fn adapted_in(case: &str, dtype: DType) -> Decoder {
     adapter.check_fits(model.spec()).unwrap();
     attach(&mut model, &adapter);
     model
+}
+
+/// How far the base's logits are from the golden's with another spec and other weights.
+pub fn logit_error(case: &str, spec: &ModelSpec, change: impl Fn(&str, Tensor) -> Tensor) -> f64 {
+    let (stored, scratch) = (base_checkpoint(case), tempfile::tempdir().unwrap());
+    let read = |name: &str| change(name, stored.tensor(name, DType::F32, &Device::Cpu).unwrap());
+    let tensors: BTreeMap<String, Tensor> = stored.names().map(|name| (name.to_string(), read(name))).collect();
+    save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
+    let weights = Checkpoint::open(scratch.path()).unwrap();
+    let place = (device(), DType::F32);
+    let model = Decoder::load(spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+    let batch = GoldenBatch::load(case);
+    let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+    max_difference(&logits, &batch.live(&Golden::expected(case).values("base.logits"), spec.vocab_size))
 }
 
 /// Every tensor of a safetensors file, integers included.

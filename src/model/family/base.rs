@@ -33,6 +33,9 @@ pub const LLAMA: Defaults = Defaults {
     rope: ropes::PLAIN,
 };
 
+const PLAIN_LAYER: LayerSpec =
+    LayerSpec { window: None, rope: Some(0), delta_net: false, mixture: false, heads: None, values_are_keys: false };
+
 /// What all families share: a Llama without biases.
 pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
     let hidden_size = config.required_size("hidden_size")?;
@@ -73,6 +76,7 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         gated_attention: false,
         delta_net: None,
         qk_norm: None,
+        value_norm: false,
         norm_offset: false,
         norms: BlockNorms::BEFORE,
         activation: activation(config, defaults)?,
@@ -82,9 +86,10 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         logit_scale: None,
         embedding_scale: None,
         residual_scale: None,
+        layer_scale: false,
         experts: None,
         ropes: ropes::of(config, context, &defaults.rope)?,
-        layers: vec![LayerSpec { window: None, rope: Some(0), delta_net: false, mixture: false }; num_hidden_layers],
+        layers: vec![PLAIN_LAYER; num_hidden_layers],
     })
 }
 

@@ -18,6 +18,8 @@ pub struct RopeDefaults {
     pub longrope_only: bool,
     /// Whether queries grow with the position, by `llama_4_scaling_beta`.
     pub grows: bool,
+    /// The share of pairs that full attention's rope turns where nothing is written, if the family has the type `proportional`.
+    pub proportional: Option<f64>,
     /// One rope for layers with full attention, and one of this theta for those with a window.
     pub sliding: Option<Sliding>,
 }
@@ -37,12 +39,20 @@ pub const PLAIN: RopeDefaults = RopeDefaults {
     original_max_position_embeddings: None,
     longrope_only: false,
     grows: false,
+    proportional: None,
     sliding: None,
 };
 
 pub const GEMMA_3: RopeDefaults = RopeDefaults {
     theta: 1_000_000.0,
     sliding: Some(Sliding { key: Some("rope_local_base_freq"), theta: 10_000.0 }),
+    ..PLAIN
+};
+
+pub const GEMMA_4: RopeDefaults = RopeDefaults {
+    theta: 1_000_000.0,
+    proportional: Some(0.25),
+    sliding: Some(Sliding { key: None, theta: 10_000.0 }),
     ..PLAIN
 };
 
@@ -113,6 +123,7 @@ fn by_layer_type(config: &Config, context: usize, defaults: &RopeDefaults, slidi
     let plain = |theta| Rope::new(theta, RopeScaling::None);
     let part = |nested: &Config, name: &str, theta: f64| match nested.object(name)? {
         Some(parameters) => rope_parameters(&parameters, &around(theta)),
+        None if defaults.proportional.is_some() => Err(nested.missing(name)),
         None => Ok(plain(theta)),
     };
     let five = match written(config, "rope_parameters")? {
@@ -125,7 +136,9 @@ fn by_layer_type(config: &Config, context: usize, defaults: &RopeDefaults, slidi
         Some(scaling) => Some(vec![rope_parameters(&scaling, &around(global))?, plain(local)]),
         None => None,
     };
-    Ok(agreed(config, five, four)?.unwrap_or_else(|| vec![plain(global), plain(local)]))
+    let whole =
+        defaults.proportional.map_or(RopeScaling::None, |share| RopeScaling::Proportional { factor: 1.0, share });
+    Ok(agreed(config, five, four)?.unwrap_or_else(|| vec![Rope::new(global, whole), plain(local)]))
 }
 
 /// The object in a field, unless it is empty.
@@ -148,14 +161,18 @@ fn agreed<T: PartialEq>(config: &Config, five: Option<T>, four: Option<T>) -> Re
 fn rope_parameters(rope: &Config, surroundings: &Surroundings) -> Result<Rope> {
     let theta = rope.number("rope_theta")?.unwrap_or(surroundings.theta);
     let context = surroundings.max_position_embeddings;
-    let partial = rope.number("partial_rotary_factor")?;
-    if let Some(got) = partial.filter(|&got| got != 1.0 && surroundings.defaults.partial.is_none()) {
-        return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
-    }
     let kind = match rope.string("rope_type")? {
         Some(kind) => kind,
         None => rope.string("type")?.unwrap_or("default"),
     };
+    let partial = rope.number("partial_rotary_factor")?;
+    if kind == "proportional" && surroundings.defaults.proportional.is_some() {
+        let scaling = proportional(rope, partial)?;
+        return Ok(surroundings.rope(theta, scaling, None));
+    }
+    if let Some(got) = partial.filter(|&got| got != 1.0 && surroundings.defaults.partial.is_none()) {
+        return Err(invalid!("{}: `partial_rotary_factor` = {got} is not supported; expected 1", rope.origin));
+    }
     let kind = if surroundings.defaults.longrope_only { phi3_kind(rope, kind)? } else { kind };
     let inside = rope.number("original_max_position_embeddings")?;
     let original = surroundings.original.or(inside).unwrap_or(context as f64);
@@ -224,6 +241,16 @@ fn yarn(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {
         original_max_position_embeddings: original,
         truncate: rope.flag("truncate")?.unwrap_or(true),
     })
+}
+
+fn proportional(rope: &Config, share: Option<f64>) -> Result<RopeScaling> {
+    let share = share.unwrap_or(1.0);
+    ensure_valid!(
+        share <= 1.0,
+        "{}: partial_rotary_factor is {share}; expected more than 0 and at most 1",
+        rope.origin
+    );
+    Ok(RopeScaling::Proportional { factor: rope.number("factor")?.unwrap_or(1.0), share })
 }
 
 fn longrope(rope: &Config, original: f64, context: usize) -> Result<RopeScaling> {

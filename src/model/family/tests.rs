@@ -4,7 +4,7 @@ use crate::model::rope::RopeScaling;
 use crate::model::spec::{BlockNorms, DeltaNetSpec, QkNorm};
 use serde_json::{Value, json};
 
-fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
+pub(super) fn parse_with(model_type: &str, overrides: Value) -> Result<ModelSpec> {
     let mut value = json!({
         "model_type": model_type, "vocab_size": 100, "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
@@ -19,7 +19,7 @@ fn llama_with(overrides: Value) -> Result<ModelSpec> {
     parse_with("llama", overrides)
 }
 
-fn windows(spec: &ModelSpec) -> Vec<Option<usize>> {
+pub(super) fn windows(spec: &ModelSpec) -> Vec<Option<usize>> {
     spec.layers.iter().map(|layer| layer.window).collect()
 }
 
@@ -245,7 +245,7 @@ fn some_layers_of_a_mixture_have_experts() {
     assert_eq!(spec.block_linears(0).count(), 7);
     assert_eq!(spec.block_linears(1).count(), 4);
     assert_eq!(spec.mixture_matrices(1).len(), 1 + 4 * 3);
-    assert_eq!(spec.linear_shape("mlp.experts.3.down_proj"), Some((48, 768)));
+    assert_eq!(spec.linear_shape(1, "mlp.experts.3.down_proj"), Some((48, 768)));
 }
 
 #[test]
@@ -264,8 +264,8 @@ fn three_layers_of_four_of_qwen3_5_have_a_gated_delta_net() {
     assert!(!plain.qkv_bias && plain.layers.iter().all(|layer| layer.rope.is_none() == layer.delta_net));
     assert_eq!(plain.block_linears(0).collect::<Vec<_>>()[..2], ["linear_attn.in_proj_qkv", "linear_attn.in_proj_z"]);
     assert_eq!((plain.block_linears(0).count(), plain.block_linears(3).count()), (8, 7));
-    assert_eq!(plain.linear_shape("self_attn.q_proj"), Some((2 * 4 * 256, 48)));
-    assert_eq!(plain.linear_shape("linear_attn.in_proj_qkv"), Some((2 * 16 * 128 + 32 * 128, 48)));
+    assert_eq!(plain.linear_shape(1, "self_attn.q_proj"), Some((2 * 4 * 256, 48)));
+    assert_eq!(plain.linear_shape(1, "linear_attn.in_proj_qkv"), Some((2 * 16 * 128 + 32 * 128, 48)));
     let wrapped = parse_with("qwen3_5", json!({"text_config": {"num_hidden_layers": 24}})).unwrap();
     assert!(wrapped.wrapped && (wrapped.hidden_size, wrapped.vocab_size) == (4096, 248_320));
     for (fields, needle) in [
@@ -302,8 +302,8 @@ fn all_layers_of_qwen3_5_s_mixtures_have_experts_and_a_shared_one() {
             .chain(["mlp.shared_expert_gate"])
             .collect::<Vec<_>>()[..]
     );
-    assert_eq!(spec.linear_shape("mlp.shared_expert_gate"), Some((1, 48)));
-    assert_eq!(spec.linear_shape("mlp.shared_expert.down_proj"), Some((48, 512)));
+    assert_eq!(spec.linear_shape(1, "mlp.shared_expert_gate"), Some((1, 48)));
+    assert_eq!(spec.linear_shape(1, "mlp.shared_expert.down_proj"), Some((48, 512)));
     let wrapped = parse_with("qwen3_5_moe", json!({"text_config": {}})).unwrap();
     assert_eq!((wrapped.hidden_size, wrapped.num_hidden_layers, wrapped.num_key_value_heads), (2048, 40, 2));
     for (fields, needle) in [

@@ -15,8 +15,9 @@ struct Wrapper {
     tied: bool,
 }
 
-const WRAPPERS: [Wrapper; 5] = [
+const WRAPPERS: [Wrapper; 6] = [
     Wrapper { model_type: "gemma3", texts: &["gemma3_text"], tied: true },
+    Wrapper { model_type: "gemma4", texts: &["gemma4_text"], tied: true },
     Wrapper { model_type: "mistral3", texts: &["mistral", "ministral3"], tied: true },
     Wrapper { model_type: "qwen3_vl", texts: &["qwen3_vl_text"], tied: false },
     Wrapper { model_type: "qwen3_5", texts: &["qwen3_5_text"], tied: false },
@@ -66,6 +67,7 @@ pub fn text_fields(config: &Config) -> Result<Option<Map<String, Value>>> {
 fn sizes(text_type: &str) -> Map<String, Value> {
     let [vocab_size, hidden_size, intermediate_size, layers, heads] = match text_type {
         "gemma3_text" => [262_208, 2304, 9216, 26, 8],
+        "gemma4_text" => [262_144, 2304, 9216, 30, 8],
         "ministral3" => [131_072, 4096, 14336, 34, 32],
         "qwen3_vl_text" => [151_936, 4096, 22016, 32, 32],
         "qwen3_5_text" => [248_320, 4096, 12288, 32, 16],

@@ -125,9 +125,9 @@ impl<'a> Costs<'a> {
         self.run.spec.hidden_size as f64
     }
 
-    /// Widths of q and of k (or v).
-    fn heads(&self) -> (f64, f64) {
-        let (queries, keys) = self.run.spec.head_widths();
+    /// Widths of q and of k (or v) in a layer.
+    fn heads(&self, layer: usize) -> (f64, f64) {
+        let (queries, keys) = self.run.spec.head_widths(layer);
         (queries as f64, keys as f64)
     }
 

@@ -10,7 +10,6 @@ use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::{Experts, ModelSpec};
 use crate::names::{EMBEDDING, HEAD};
-use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::divergence;
 use crate::ops::gpu::Serving;
@@ -78,7 +77,7 @@ pub struct Estimate<'a> {
     /// The defence's.
     pub(super) needs: Needs,
     /// On a GPU, which kernels serve there.
-    gpu: Option<Serving>,
+    pub(super) gpu: Option<Serving>,
 }
 
 impl<'a> Estimate<'a> {
@@ -169,9 +168,9 @@ impl<'a> Estimate<'a> {
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
         let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
-        let width = self.spec.num_attention_heads * self.spec.head_dim;
+        let width: usize = self.attention_layers().map(|layer| self.spec.head_widths(layer).0).sum();
         let (forwards, squares) = (1 + again + reference, sum.squares as f64);
-        let attention = squares * (width * self.attention_layers() * (2 * forwards + 5)) as f64;
+        let attention = squares * (width * (2 * forwards + 5)) as f64;
         let layers = 0..self.spec.num_hidden_layers;
         let traffic: usize = layers.clone().map(|layer| self.traffic_per_token(layer)).sum();
         let chunks: usize = layers.map(|layer| self.chunk_flops(layer, forwards)).sum();
@@ -189,8 +188,8 @@ impl<'a> Estimate<'a> {
         2 * (forward * forwards + backward)
     }
 
-    fn attention_layers(&self) -> usize {
-        (0..self.spec.num_hidden_layers).filter(|&layer| self.spec.delta_net_of(layer).is_none()).count()
+    pub(super) fn attention_layers(&self) -> impl Iterator<Item = usize> {
+        (0..self.spec.num_hidden_layers).filter(|&layer| self.spec.delta_net_of(layer).is_none())
     }
 
     /// Values of all that trains.
@@ -253,7 +252,7 @@ impl<'a> Estimate<'a> {
     }
 
     /// Shapes (d_out, d_in) of the targeted linear layers.
-    fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
+    pub(super) fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
         self.sized_targets().map(|(shape, _)| shape)
     }
 
@@ -292,103 +291,24 @@ impl<'a> Estimate<'a> {
         self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()
     }
 
-    /// What a block keeps for its backward pass, per token.
-    fn block_bytes(&self, layer: usize) -> usize {
-        let spec = self.spec;
-        let (h, inner) = (spec.hidden_size, spec.inner_size(layer));
-        let (q, kv) = spec.head_widths();
-        // Inputs of the norms and of the linear layers, gate, up and their product.
-        let mut values = 4 * h + 3 * inner + spec.norms.after() * h;
-        let mut wide = 0;
-        if let Some(of) = spec.delta_net_of(layer) {
-            // Before and after the convolution; z, the core's output, its norm, and the product of the two.
-            values += 2 * of.heads.mixed_width() + 4 * of.heads.value_width();
-            wide += 3 * of.heads.value_heads + of.heads.kept_per_row();
-        } else {
-            // q, k, v and the attention's output.
-            values += 2 * q + 2 * kv;
-            values += if spec.qk_norm.is_some() { q + kv } else { 0 };
-            values += if spec.gated_attention { 2 * q } else { 0 };
-        }
-        if let Some(experts) = self.mixture(layer) {
-            // A token's row for each of its experts, and what that made of it before it is weighed.
-            values += 2 * experts.per_token * h;
-            // The shared expert's gate, up and product, and what it returns before it is weighed.
-            values += experts.shared.map_or(0, |shared| 3 * shared + h);
-        }
-        values * self.width() + wide * F32 + self.lora_bytes()
-    }
-
-    /// What a block's adapters keep per token: their input, if dropout or the compute type makes it differ from the
-    /// linear layer's, and its product with A.
-    fn lora_bytes(&self) -> usize {
-        if self.settings.train.method == Tuning::Full || self.targets.is_empty() {
-            return 0;
-        }
-        let copies = self.settings.lora.dropout > 0.0 || self.width() != F32;
-        let bytes: usize =
-            self.sized_targets().map(|((_, d_in), rank)| (rank + if copies { d_in } else { 0 }) * F32).sum();
-        bytes / self.spec.num_hidden_layers
-    }
-
-    /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
-    /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
-    fn transient_bytes(&self, layer: usize) -> usize {
-        let (h, w) = (self.spec.hidden_size, self.width());
-        // An expert at a time, which may get every token.
-        let inner = self.mixture(layer).map_or(self.spec.intermediate_size, |experts| experts.intermediate_size);
-        let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
-        let between = match self.gpu {
-            None => 0,
-            Some(kernels) if kernels.gated_mlp => widest() * F32,
-            Some(_) => 10 * inner * F32,
-        };
-        let mlp = 3 * inner * w + between;
-        // On the CPU the gradients of what a gated DeltaNet read; on a GPU, which has no kernel for it, also the square matrices of
-        // its chunks and what each head reads.
-        let recurrent = self.spec.delta_net_of(layer).map_or(0, |of| match self.gpu {
-            None => 2 * of.heads.mixed_width(),
-            Some(_) => of.heads.padded_per_row(),
-        });
-        4 * h * w
-            + recurrent * F32
-            + match self.mixture(layer) {
-                // What the experts return, and then that in the order of tokens twice, once in f32 in half precision.
-                Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * (w + F32)),
-                None => mlp,
-            }
-    }
-
     /// The mixture of a layer, if it has one.
     pub(super) fn mixture(&self, layer: usize) -> Option<Experts> {
         self.spec.experts.filter(|_| self.spec.has_mixture(layer))
     }
 
-    /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
-    /// temporary scores.
-    fn score_bytes(&self, largest: Micro) -> usize {
-        let Some(kernels) = self.gpu else { return 0 };
-        let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
-        let all = self.attention_layers();
-        let blocks = if self.settings.train.gradient_checkpointing { all.min(1) } else { all };
-        if kernels.attention && self.spec.head_dim <= MAX_HEAD_DIM {
-            // The log-sum-exp of each block, and in one block's backward pass the sums that its gradient needs.
-            return (blocks + 1) * heads * largest.tokens * F32;
-        }
-        let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
-        let group = largest.squares.min(MAX_SCORES / heads);
-        blocks * kept + heads * group * F32 * if capped { 6 } else { 4 }
-    }
-
     /// Bytes that norms, rotations, activations, sums and buffers move in a pass over one block, per token.
     fn traffic_per_token(&self, layer: usize) -> usize {
         let spec = self.spec;
-        let (q, kv) = spec.head_widths();
+        let (q, kv) = spec.head_widths(layer);
         let mixer = match spec.delta_net_of(layer) {
             Some(of) => 8 * of.heads.mixed_width() + 8 * of.heads.value_width(),
-            None => 5 * (q + kv) + if spec.gated_attention { 7 * q } else { 0 },
+            None => {
+                let values = if spec.value_norm { 2 * kv } else { 0 };
+                5 * (q + kv) + values + if spec.gated_attention { 7 * q } else { 0 }
+            }
         };
-        let plain = 14 * spec.hidden_size + mixer + 8 * spec.largest_inner_size();
+        let scaled = if spec.layer_scale { 2 * spec.hidden_size } else { 0 };
+        let plain = scaled + 14 * spec.hidden_size + mixer + 8 * spec.largest_inner_size();
         let lora: usize = match self.settings.train.method {
             Tuning::Lora => self.target_shapes().map(|(d_out, d_in)| 5 * d_out + 2 * d_in).sum(),
             Tuning::Full => 0,

@@ -6,6 +6,7 @@
 //! the same without the weights, and in a `prediction` the time of a step on one of the `cards`, from its `costs`. `resume`
 //! finds where to start, and `prepare` loads.
 
+mod activations;
 pub mod cards;
 mod costs;
 pub mod disk;

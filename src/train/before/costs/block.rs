@@ -3,6 +3,13 @@
 use super::{Costs, F32, Part, Unit};
 
 impl Costs<'_> {
+    /// Where what the block returns has a factor.
+    fn layer_scale(&mut self) {
+        if self.run.spec.layer_scale {
+            self.rows(Part::Rows, 2.0 * self.n * self.hidden() * self.w);
+        }
+    }
+
     pub(super) fn block_forward(&mut self, layer: usize, adapted: bool) {
         let (n, w, h, spec) = (self.n, self.w, self.hidden(), self.run.spec);
         for linear in spec.block_linears(layer) {
@@ -29,6 +36,7 @@ impl Costs<'_> {
         }
         self.rows(Part::Rows, 3.0 * n * h * w); // the residual sum
         self.residual_scales();
+        self.layer_scale();
     }
 
     /// The gate of `inner` values, forward.
@@ -75,10 +83,11 @@ impl Costs<'_> {
             None => self.attention_backward(layer),
         }
         self.residual_scales();
+        self.layer_scale();
     }
 
     fn attention_forward(&mut self, layer: usize) {
-        let (n, w, (q, kv), heads) = (self.n, self.w, self.heads(), self.run.spec.num_attention_heads as f64);
+        let (n, w, (q, kv), heads) = (self.n, self.w, self.heads(layer), self.run.spec.num_attention_heads as f64);
         if self.run.spec.fused_qkv {
             for width in [q, kv, kv] {
                 self.rows(Part::Linears, 2.0 * n * width * w); // taken apart
@@ -94,10 +103,13 @@ impl Costs<'_> {
     }
 
     fn attention_backward(&mut self, layer: usize) {
-        let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads());
+        let (n, w, h, (q, kv)) = (self.n, self.w, self.hidden(), self.heads(layer));
         let heads = self.run.spec.num_attention_heads as f64;
         if self.run.spec.fused_qkv {
             self.rows(Part::Linears, 2.0 * n * (q + 2.0 * kv) * w); // put together
+        } else if self.values_are_keys(layer) {
+            self.rows(Part::Rows, 3.0 * n * h * w); // the sum of dx, of q and k
+            self.rows(Part::Rows, 3.0 * n * kv * w); // that of dk and dv
         } else {
             (0..2).for_each(|_| self.rows(Part::Rows, 3.0 * n * h * w)); // sums of dx, of q, k and v
         }
@@ -113,9 +125,9 @@ impl Costs<'_> {
         self.heads_pass(layer, q, kv);
     }
 
-    /// Norms of heads, if there are any, and rotations of q and k, either way.
+    /// Norms of heads and of values, if there are any, and rotations of q and k, either way.
     fn heads_pass(&mut self, layer: usize, q: f64, kv: f64) {
-        let (n, w, d, spec) = (self.n, self.w, self.run.spec.head_dim, self.run.spec);
+        let (n, w, d, spec) = (self.n, self.w, self.run.spec.heads(layer).head_dim, self.run.spec);
         let rope = spec.layers.get(layer).and_then(|layer| spec.ropes.get(layer.rope?));
         for width in [q, kv] {
             if spec.qk_norm.is_some() {
@@ -125,6 +137,13 @@ impl Costs<'_> {
                 self.rows(Part::Rows, 2.0 * n * width * w + n * rope.heads(d).rotary_dim as f64 * F32);
             }
         }
+        if spec.value_norm {
+            self.rows(Part::Rows, 2.0 * n * kv * w + n * kv / d as f64 * F32);
+        }
+    }
+
+    fn values_are_keys(&self, layer: usize) -> bool {
+        self.run.spec.layers.get(layer).is_some_and(|layer| layer.values_are_keys)
     }
 
     /// A norm that moves `tensors` of [n, width].

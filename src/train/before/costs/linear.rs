@@ -10,13 +10,13 @@ impl Costs<'_> {
         (!self.is_full()).then_some(size.rank as f64)
     }
 
-    fn shape(&self, linear: &str) -> (f64, f64) {
-        let (d_out, d_in) = self.run.spec.linear_shape(linear).unwrap_or_default();
+    fn shape(&self, layer: usize, linear: &str) -> (f64, f64) {
+        let (d_out, d_in) = self.run.spec.linear_shape(layer, linear).unwrap_or_default();
         (d_out as f64, d_in as f64)
     }
 
     pub(super) fn linear_forward(&mut self, layer: usize, linear: &str, adapted: bool) {
-        let ((d_out, d_in), n, w) = (self.shape(linear), self.n, self.w);
+        let ((d_out, d_in), n, w) = (self.shape(layer, linear), self.n, self.w);
         self.converted_weight(layer, linear);
         self.product([n, d_out, d_in]);
         if self.run.spec.has_bias(linear) {
@@ -33,7 +33,7 @@ impl Costs<'_> {
     }
 
     pub(super) fn linear_backward(&mut self, layer: usize, linear: &str) {
-        let ((d_out, d_in), n, w) = (self.shape(linear), self.n, self.w);
+        let ((d_out, d_in), n, w) = (self.shape(layer, linear), self.n, self.w);
         self.converted_weight(layer, linear);
         self.product([n, d_in, d_out]);
         if self.is_full() {
@@ -58,7 +58,7 @@ impl Costs<'_> {
     /// A weight that is not in the compute type is brought there for each product: one that trains from f32, a quantised one
     /// from its format.
     fn converted_weight(&mut self, layer: usize, linear: &str) {
-        let (d_out, d_in) = self.run.spec.linear_shape(linear).unwrap_or_default();
+        let (d_out, d_in) = self.run.spec.linear_shape(layer, linear).unwrap_or_default();
         let (values, name) = ((d_out * d_in) as f64, format!("{}.weight", in_block(layer, linear)));
         if self.is_full() {
             if self.is_half() {

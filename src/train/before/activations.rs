@@ -1,0 +1,104 @@
+//! What the forward pass of a run keeps for the backward pass, and what a block's backward pass has besides.
+
+use super::estimate::Estimate;
+use super::workload::Micro;
+use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
+use crate::train::options::Tuning;
+
+const F32: usize = 4;
+
+impl Estimate<'_> {
+    /// What a block keeps for its backward pass, per token.
+    pub(super) fn block_bytes(&self, layer: usize) -> usize {
+        let spec = self.spec;
+        let (h, inner) = (spec.hidden_size, spec.inner_size(layer));
+        let (q, kv) = spec.head_widths(layer);
+        // Inputs of the norms and of the linear layers, gate, up and their product.
+        let mut values = 4 * h + 3 * inner + spec.norms.after() * h;
+        let mut wide = 0;
+        if let Some(of) = spec.delta_net_of(layer) {
+            // Before and after the convolution; z, the core's output, its norm, and the product of the two.
+            values += 2 * of.heads.mixed_width() + 4 * of.heads.value_width();
+            wide += 3 * of.heads.value_heads + of.heads.kept_per_row();
+        } else {
+            // q, k, v and the attention's output.
+            values += 2 * q + 2 * kv;
+            values += if spec.qk_norm.is_some() { q + kv } else { 0 };
+            values += if spec.gated_attention { 2 * q } else { 0 };
+            // What becomes values, unless it is what becomes keys.
+            let apart = spec.layers.get(layer).is_none_or(|layer| !layer.values_are_keys);
+            values += if spec.value_norm && apart { kv } else { 0 };
+        }
+        if let Some(experts) = self.mixture(layer) {
+            // A token's row for each of its experts, and what that made of it before it is weighed.
+            values += 2 * experts.per_token * h;
+            // The shared expert's gate, up and product, and what it returns before it is weighed.
+            values += experts.shared.map_or(0, |shared| 3 * shared + h);
+        }
+        values * self.width() + wide * F32 + self.lora_bytes()
+    }
+
+    /// What a block's adapters keep per token: their input, if dropout or the compute type makes it differ from the
+    /// linear layer's, and its product with A.
+    fn lora_bytes(&self) -> usize {
+        if self.settings.train.method == Tuning::Full || self.targets.is_empty() {
+            return 0;
+        }
+        let copies = self.settings.lora.dropout > 0.0 || self.width() != F32;
+        let bytes: usize =
+            self.sized_targets().map(|((_, d_in), rank)| (rank + if copies { d_in } else { 0 }) * F32).sum();
+        bytes / self.spec.num_hidden_layers
+    }
+
+    /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
+    /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
+    pub(super) fn transient_bytes(&self, layer: usize) -> usize {
+        let (h, w) = (self.spec.hidden_size, self.width());
+        // An expert at a time, which may get every token.
+        let inner = self.mixture(layer).map_or(self.spec.intermediate_size, |experts| experts.intermediate_size);
+        let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
+        let between = match self.gpu {
+            None => 0,
+            Some(kernels) if kernels.gated_mlp => widest() * F32,
+            Some(_) => 10 * inner * F32,
+        };
+        let mlp = 3 * inner * w + between;
+        // On the CPU the gradients of what a gated DeltaNet read; on a GPU, which has no kernel for it, also the square matrices of
+        // its chunks and what each head reads.
+        let recurrent = self.spec.delta_net_of(layer).map_or(0, |of| match self.gpu {
+            None => 2 * of.heads.mixed_width(),
+            Some(_) => of.heads.padded_per_row(),
+        });
+        4 * h * w
+            + recurrent * F32
+            + match self.mixture(layer) {
+                // What the experts return, and then that in the order of tokens twice, once in f32 in half precision.
+                Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * (w + F32)),
+                None => mlp,
+            }
+    }
+
+    /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
+    /// temporary scores.
+    pub(super) fn score_bytes(&self, largest: Micro) -> usize {
+        let Some(kernels) = self.gpu else { return 0 };
+        let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
+        // What a block keeps, and what its backward pass has besides.
+        let of_layer = |layer: usize| {
+            if kernels.attention && self.spec.heads(layer).head_dim <= MAX_HEAD_DIM {
+                // The log-sum-exp; the sums that the gradient needs.
+                let rows = heads * largest.tokens * F32;
+                return (rows, rows);
+            }
+            let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
+            let group = largest.squares.min(MAX_SCORES / heads);
+            (kept, heads * group * F32 * if capped { 6 } else { 4 })
+        };
+        let layers = || self.attention_layers().map(of_layer);
+        if self.settings.train.gradient_checkpointing {
+            return layers().map(|(kept, besides)| kept + besides).max().unwrap_or(0);
+        }
+        let kept: usize = layers().map(|(kept, _)| kept).sum();
+        kept + layers().map(|(_, besides)| besides).max().unwrap_or(0)
+    }
+}

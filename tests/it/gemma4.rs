@@ -1,0 +1,58 @@
+//! That the goldens of Gemma 4 notice each of its features, and what it has besides them.
+
+use crate::support::goldens::*;
+use asft::adapter::LoraOptions;
+use asft::model::{ModelSpec, RopeScaling};
+use asft::names::Targets;
+use candle_core::Tensor;
+
+const CASE: &str = "gemma4_text";
+
+#[test]
+fn every_feature_switched_off_shows_in_its_golden() {
+    type Off = fn(&mut ModelSpec);
+    let unscaled: Off = |spec| spec.attention_scale = (spec.head_dim as f64).powf(-0.5);
+    let features: [(&str, Off); 8] = [
+        ("norms of values", |spec| spec.value_norm = false),
+        ("scores as they are", unscaled),
+        ("norms of w", |spec| spec.norm_offset = true),
+        ("soft-cap", |spec| spec.logit_softcap = None),
+        ("embeddings' factor", |spec| spec.embedding_scale = None),
+        ("window", |spec| spec.layers[0].window = None),
+        ("a rotation of windows", |spec| spec.layers[0].rope = None),
+        ("a share of pairs", |spec| spec.ropes[0].scaling = RopeScaling::None),
+    ];
+    let same = logit_error(CASE, &spec(CASE), |_, tensor| tensor);
+    assert!(same <= 1e-4, "{same}");
+    for (feature, off) in features {
+        let mut changed = spec(CASE);
+        off(&mut changed);
+        let found = logit_error(CASE, &changed, |_, tensor| tensor);
+        assert!(found > 1e-2, "without {feature}: {found}");
+    }
+    // The pairs that are turned have frequencies of their own.
+    let mut beginning = spec(CASE);
+    (beginning.ropes[0].scaling, beginning.ropes[0].partial) = (RopeScaling::None, 0.5);
+    assert!(logit_error(CASE, &beginning, |_, tensor| tensor) > 1e-2);
+}
+
+#[test]
+fn every_tensor_of_its_own_shows_in_its_golden() {
+    type Change = fn(&Tensor) -> Tensor;
+    let ones: Change = |x| x.ones_like().unwrap();
+    for ending in ["layer_scalar", "q_norm.weight", "k_norm.weight", "post_feedforward_layernorm.weight"] {
+        let change = |name: &str, tensor: Tensor| if name.ends_with(ending) { ones(&tensor) } else { tensor };
+        let found = logit_error(CASE, &spec(CASE), change);
+        assert!(found > 1e-2, "without {ending}: {found}");
+    }
+}
+
+#[test]
+fn layers_whose_values_are_keys_have_no_linear_of_values() {
+    let targets = |names: &[&str]| {
+        let target_modules = Targets::List(names.iter().map(|name| name.to_string()).collect());
+        LoraOptions { target_modules, ..Default::default() }.targets(&spec(CASE)).unwrap()
+    };
+    assert_eq!(targets(&["v_proj"]), ["model.layers.0.self_attn.v_proj"]);
+    assert_eq!(targets(&["k_proj"]).len(), 3);
+}
