@@ -56,7 +56,7 @@ impl Connections {
         let listener = runtime.block_on(async { TcpListener::from_std(listener) }).context("listening")?;
         let ((closing, closed), (ending, ended)) = (oneshot::channel(), oneshot::channel());
         let work = move || {
-            runtime.block_on(serve((listener, behind), edge, closed, ended));
+            runtime.block_on(serve(listener, behind, edge, closed, ended));
             // A template that does not end must not keep the process.
             runtime.shutdown_background();
         };
@@ -79,7 +79,8 @@ impl Connections {
 }
 
 async fn serve(
-    (listener, behind): (TcpListener, Duration),
+    listener: TcpListener,
+    behind: Duration,
     edge: Arc<Edge>,
     closed: oneshot::Receiver<()>,
     ended: oneshot::Receiver<()>,
@@ -207,13 +208,12 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let mut patient = Patient::new(stream, limit, behind);
+            let (mut often, mut bytes) = (tokio::time::interval(Duration::from_millis(5)), [0; 1 << 12]);
             let reader = tokio::spawn(async move {
-                while reads {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    let _read = client.try_read(&mut [0; 1 << 12]);
+                loop {
+                    often.tick().await;
+                    let _read = client.try_read(if reads { &mut bytes } else { &mut [] });
                 }
-                std::future::pending::<()>().await;
-                drop(client);
             });
             let written = loop {
                 match poll_fn(|cx| Pin::new(&mut patient).poll_write(cx, &[0; 1 << 16])).await {

@@ -92,13 +92,18 @@ impl Edge {
         let body = self.read(request).await?;
         let limit = self.preparing.limits.request;
         let deadline = arrived + limit;
-        if untrusted::abandoned() >= MOST_ABANDONED {
-            return Err(Refusal::busy());
-        }
-        let place = self.places.clone().try_acquire_owned().map_err(|_| Refusal::busy())?;
+        let place = self.admit()?;
         let prepared = timeout_at(deadline.into(), self.prepare(kind, body)).await;
         let prepared = prepared.map_err(|_| Refusal::late(limit))??;
         self.generate(prepared, place, deadline).await
+    }
+
+    /// A place for a request's first sequence, before anything is done for it.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if untrusted::abandoned() >= MOST_ABANDONED {
+            return Err(Refusal::busy());
+        }
+        self.places.clone().try_acquire_owned().map_err(|_| Refusal::busy())
     }
 
     /// Waits for a turn, for which whoever goes away, or has waited too long, does not wait any longer.
@@ -235,7 +240,25 @@ fn percent_decoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::prepare::tests::preparing;
     use super::*;
+    use std::sync::{Barrier, mpsc};
+
+    #[test]
+    fn beside_much_work_that_was_given_up_nothing_is_begun() {
+        let Preparing { names, encoder, limits } = preparing();
+        let edge = Edge::new(names, encoder, limits, Senders::new(None, true), mpsc::channel().0);
+        let end = Arc::new(Barrier::new(MOST_ABANDONED + 1));
+        let work: Vec<_> = (0..MOST_ABANDONED)
+            .map(|_| {
+                let end = end.clone();
+                std::thread::spawn(move || untrusted::run(move || end.wait()).is_err())
+            })
+            .collect();
+        assert!(work.into_iter().all(|work| work.join().unwrap()), "it waits for the end of the test");
+        assert_eq!(edge.admit().unwrap_err(), Refusal::busy());
+        end.wait();
+    }
 
     #[test]
     fn names_in_paths_are_decoded() {

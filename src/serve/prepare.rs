@@ -217,4 +217,4 @@ fn check_told(prompts: &[Encoded], choices: usize, scored: Option<Scored>) -> Re
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

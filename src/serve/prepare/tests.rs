@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// On the toy model, with its context of 256 tokens.
-fn preparing() -> Preparing {
+pub fn preparing() -> Preparing {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny/aligned");
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let template = Template::load("tokenizer", &TemplateVariables::default(), &tokenizer).unwrap();
