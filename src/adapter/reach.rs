@@ -4,7 +4,7 @@
 //! path (`re.fullmatch`), or "all-linear". PEFT ignores matrices of other modules, and initialises missing ones afresh,
 //! with no more than a warning; here both are refused.
 
-use crate::names::{Forms, PathPattern, is_in_delta_net, is_in_shared_expert, layer_number, names_module};
+use crate::names::{Forms, PathPattern, is_in_delta_net, is_in_shared_expert, is_intake, layer_number, names_module};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -103,6 +103,7 @@ impl Reach {
                 fused_gate_up: fused("mlp.gate_up_proj"),
                 delta_net: modules.clone().any(is_in_delta_net),
                 shared_expert: modules.clone().any(is_in_shared_expert),
+                layer_inputs: modules.clone().any(is_intake),
             };
             let known = |name: &str| forms.linears().any(|linear| names_module(name, linear));
             let empty =

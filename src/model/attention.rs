@@ -1,5 +1,5 @@
 //! Self-attention of a block: q, k, v projections, norms of q and k (in some families, of v too), rotation of q and k (in most layers),
-//! causal attention, a gate (in some families), output projection.
+//! causal attention, perhaps over an earlier layer's keys and values, a gate (in some families), output projection.
 //!
 //! With a gate, q's linear gives 2 D values for each head, its queries and then its gates: attention's output counts σ(gate)-fold.
 
@@ -7,7 +7,7 @@ use super::linear::{Linear, Saved as LinearSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
 use super::qkv::{Qkv, Saved as QkvSaved};
-use super::{LayerCache, Pass, Rotations};
+use super::{Across, LayerCache, Pass};
 use crate::ops::activation::Activation;
 use crate::ops::{attention, gated_mlp, rms_norm, rope};
 use anyhow::Result;
@@ -19,9 +19,14 @@ pub struct Attention {
     pub gated: bool,
     pub o_proj: Linear,
     /// Norms of queries and keys, before the rotation.
-    pub qk_norm: Option<(Norm, Norm)>,
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
     /// Norm of values, without a weight.
     pub v_norm: Option<Norm>,
+    /// The layer whose keys and values are seen: its own number if it has some.
+    pub keys_of: usize,
+    /// Whether later layers see them too.
+    pub shares: bool,
     pub shape: attention::Shape,
     /// Index of the pass's rotations that turn this layer, if it is rotated.
     pub rope: Option<usize>,
@@ -30,42 +35,49 @@ pub struct Attention {
 /// What the backward pass needs.
 pub struct Saved {
     qkv: QkvSaved,
-    qk_norm: Option<(rms_norm::Saved, rms_norm::Saved)>,
-    v_norm: Option<rms_norm::Saved>,
+    q_norm: Option<rms_norm::Saved>,
+    /// `None` where keys and values are another layer's.
+    keys: Option<KeysSaved>,
     core: attention::Saved,
     /// The gates and what they multiply, if there are any.
     gate: Option<(Tensor, Tensor)>,
     o: LinearSaved,
 }
 
+struct KeysSaved {
+    k_norm: Option<rms_norm::Saved>,
+    v_norm: Option<rms_norm::Saved>,
+}
+
 impl Attention {
     /// h: [N, hidden_size] -> [N, hidden_size]. With a cache, keys and values of earlier calls are also seen.
-    pub fn forward(&self, h: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
+    pub fn forward(
+        &self,
+        h: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        across: &mut Across,
+    ) -> Result<(Tensor, Saved)> {
         let key = pass.dropout_key;
-        let ([mut q, mut k, mut v], qkv) = self.qkv.forward(h, key)?;
+        let ((mut q, own), qkv) = self.qkv.forward(h, key)?;
         let mut gate = None;
         if self.gated {
             let [queries, gates] = self.split(&q)?;
             (q, gate) = (queries, Some(gates));
         }
-        let mut norms_saved = None;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            let (q_normed, q_saved) = q_norm.forward_heads(&q)?;
-            let (k_normed, k_saved) = k_norm.forward_heads(&k)?;
-            (q, k, norms_saved) = (q_normed, k_normed, Some((q_saved, k_saved)));
-        }
-        let mut v_saved = None;
-        if let Some(v_norm) = &self.v_norm {
-            let (normed, saved) = v_norm.forward_heads(&v)?;
-            (v, v_saved) = (normed, Some(saved));
-        }
+        let (mut q, q_norm) = forward_norm(self.q_norm.as_ref(), q)?;
         if let Some(rope) = self.rope {
-            let Rotations { queries, keys } = &pass.rotations[rope];
-            (q, k) = (rope::forward(&q, queries)?, rope::forward(&k, keys)?);
+            q = rope::forward(&q, &pass.rotations[rope].queries)?;
         }
-        let (k, v) = match cache {
-            Some(cache) => cache.append(&k, &v, &pass.layout.spans)?,
-            None => (k, v),
+        let (k, v, keys) = match own {
+            Some(own) => {
+                let (k, v, saved) = self.own_keys(own, pass, cache, across)?;
+                (k, v, Some(saved))
+            }
+            None => {
+                let (k, v) = across.shared(self.keys_of)?;
+                (k, v, None)
+            }
         };
         let (core, core_saved) = attention::forward(&q, &k, &v, self.shape, &pass.layout)?;
         let (inner, gate) = match gate {
@@ -73,12 +85,41 @@ impl Attention {
             None => (core, None),
         };
         let (y, o_saved) = self.o_proj.forward(&inner, key)?;
-        let saved = Saved { qkv, qk_norm: norms_saved, v_norm: v_saved, core: core_saved, gate, o: o_saved };
-        Ok((y, saved))
+        Ok((y, Saved { qkv, q_norm, keys, core: core_saved, gate, o: o_saved }))
+    }
+
+    /// What k and v: [N, Hkv · D] become for attention, those in the cache among them.
+    fn own_keys(
+        &self,
+        (k, v): (Tensor, Tensor),
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        across: &mut Across,
+    ) -> Result<(Tensor, Tensor, KeysSaved)> {
+        let (mut k, k_norm) = forward_norm(self.k_norm.as_ref(), k)?;
+        let (v, v_norm) = forward_norm(self.v_norm.as_ref(), v)?;
+        if let Some(rope) = self.rope {
+            k = rope::forward(&k, &pass.rotations[rope].keys)?;
+        }
+        let (k, v) = match cache {
+            Some(cache) => cache.append(&k, &v, &pass.layout.spans)?,
+            None => (k, v),
+        };
+        if self.shares {
+            across.share(self.keys_of, (k.clone(), v.clone()));
+        }
+        Ok((k, v, KeysSaved { k_norm, v_norm }))
     }
 
     /// dy -> dh, both [N, hidden_size]
-    pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
+    pub fn backward(
+        &self,
+        saved: &Saved,
+        dy: &Tensor,
+        pass: &Pass,
+        across: &mut Across,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
         let key = pass.dropout_key;
         let mut d_core = self.o_proj.backward(&saved.o, dy, key, gradients)?;
         let mut d_gate = None;
@@ -86,22 +127,39 @@ impl Attention {
             let (of_gate, of_core) = gated_mlp::backward(gate, core, &d_core, Activation::Sigmoid)?;
             (d_core, d_gate) = (of_core, Some(of_gate));
         }
-        let (mut dq, mut dk, mut dv) = attention::backward(&saved.core, &d_core, self.shape, &pass.layout)?;
+        let (mut dq, dk, dv) = attention::backward(&saved.core, &d_core, self.shape, &pass.layout)?;
+        let own = match &saved.keys {
+            Some(keys) => Some(self.own_keys_backward(keys, (dk, dv), pass, across, gradients)?),
+            None => {
+                across.give_back(self.keys_of, (dk, dv))?;
+                None
+            }
+        };
         if let Some(rope) = self.rope {
-            let Rotations { queries, keys } = &pass.rotations[rope];
-            (dq, dk) = (rope::backward(&dq, queries)?, rope::backward(&dk, keys)?);
+            dq = rope::backward(&dq, &pass.rotations[rope].queries)?;
         }
-        if let (Some(v_norm), Some(saved)) = (&self.v_norm, &saved.v_norm) {
-            dv = v_norm.backward_heads(saved, &dv, gradients)?;
-        }
-        if let (Some((q_norm, k_norm)), Some((q_saved, k_saved))) = (&self.qk_norm, &saved.qk_norm) {
-            dq = q_norm.backward_heads(q_saved, &dq, gradients)?;
-            dk = k_norm.backward_heads(k_saved, &dk, gradients)?;
-        }
+        dq = backward_norm(self.q_norm.as_ref(), saved.q_norm.as_ref(), dq, gradients)?;
         if let Some(d_gate) = d_gate {
             dq = self.joined(&dq, &d_gate)?;
         }
-        self.qkv.backward(&saved.qkv, [dq, dk, dv], key, gradients)
+        self.qkv.backward(&saved.qkv, (dq, own), key, gradients)
+    }
+
+    /// The way back of [`Attention::own_keys`].
+    fn own_keys_backward(
+        &self,
+        saved: &KeysSaved,
+        of_seen: (Tensor, Tensor),
+        pass: &Pass,
+        across: &mut Across,
+        gradients: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let (mut dk, dv) = if self.shares { across.with_gradients(self.keys_of, of_seen)? } else { of_seen };
+        if let Some(rope) = self.rope {
+            dk = rope::backward(&dk, &pass.rotations[rope].keys)?;
+        }
+        let dv = backward_norm(self.v_norm.as_ref(), saved.v_norm.as_ref(), dv, gradients)?;
+        Ok((backward_norm(self.k_norm.as_ref(), saved.k_norm.as_ref(), dk, gradients)?, dv))
     }
 
     /// [N, H · 2 D] -> queries and gates, [N, H · D] each
@@ -125,5 +183,23 @@ impl Attention {
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.qkv.linears_mut().iter_mut().chain([&mut self.o_proj])
+    }
+}
+
+fn forward_norm(norm: Option<&Norm>, x: Tensor) -> Result<(Tensor, Option<rms_norm::Saved>)> {
+    let Some(norm) = norm else { return Ok((x, None)) };
+    let (y, saved) = norm.forward_heads(&x)?;
+    Ok((y, Some(saved)))
+}
+
+fn backward_norm(
+    norm: Option<&Norm>,
+    saved: Option<&rms_norm::Saved>,
+    dy: Tensor,
+    gradients: &mut Gradients,
+) -> Result<Tensor> {
+    match (norm, saved) {
+        (Some(norm), Some(saved)) => norm.backward_heads(saved, &dy, gradients),
+        _ => Ok(dy),
     }
 }

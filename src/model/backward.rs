@@ -9,6 +9,7 @@ use super::block::Saved;
 use super::{Decoder, DropoutKey, Gradients, Sequences};
 use crate::names::{EMBEDDING, HEAD};
 use crate::ops::scalar::Scalar;
+use crate::ops::sum::add;
 use crate::ops::{cross_entropy, divergence};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -104,9 +105,10 @@ impl Decoder {
         let (scale, factor) = if self.dtype == DType::F32 { (scale, 1.0) } else { (1.0, scale) };
         gradients.set_factor(factor);
         let mut x = self.embed(input_ids)?;
+        let (mut across, inputs_saved) = self.across(input_ids, &x)?;
         let mut kept: Vec<Kept> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let (y, saved) = block.forward(&x, &pass, None)?;
+            let (y, saved) = block.forward(&x, &pass, None, &mut across)?;
             kept.push(if checkpointing { Kept::Input(x) } else { Kept::Saved(Box::new(saved)) });
             x = y;
         }
@@ -119,11 +121,15 @@ impl Decoder {
         for (block, kept) in self.blocks.iter().zip(kept).rev() {
             let saved = match kept {
                 Kept::Saved(saved) => *saved,
-                Kept::Input(x) => block.forward(&x, &pass, None)?.1,
+                Kept::Input(x) => block.forward(&x, &pass, None, &mut across)?.1,
             };
-            dx = block.backward(&saved, &dx, &pass, gradients)?;
+            dx = block.backward(&saved, &dx, &pass, &mut across, gradients)?;
         }
         if self.trains {
+            if let (Some(own), Some(saved)) = (&self.layer_inputs, &inputs_saved) {
+                let of_inputs: Vec<Tensor> = std::mem::take(&mut across.input_gradients).into_values().collect();
+                dx = add(&dx, &own.backward(saved, input_ids, &of_inputs, gradients)?)?;
+            }
             let ids = Tensor::new(input_ids, self.device())?;
             let dx = (dx.to_dtype(DType::F32)? * self.embedding_scale().unwrap_or(1.0))?;
             gradients.add(EMBEDDING, self.embed_tokens.tensor()?.zeros_like()?.index_add(&ids, &dx, 0)?)?;

@@ -1,6 +1,7 @@
 //! One decoder block: x₁ = x + mixer(norm(x)); y = x₁ + mlp(norm(x₁)), the mixer being attention or a gated DeltaNet. Some families
-//! norm the outputs of mixer and MLP too, or only those, before each sum, or scale them, or scale y. The backward is the same, bottom to top.
+//! norm the outputs of mixer and MLP too, or only those, before each sum, or scale them, add what comes of an input of the layer's own, or scale y. The backward is the same, bottom to top.
 
+use super::layer_inputs::{Intake, IntakeSaved};
 use super::linear::Linear;
 use super::mixer::{Mixer, Saved as MixerSaved};
 use super::mixture::{Mixture, Saved as MixtureSaved};
@@ -8,7 +9,7 @@ use super::mlp::{Mlp, Saved as MlpSaved};
 use super::norm::Norm;
 use super::parameters::Gradients;
 use super::shared_expert::SharedExpert;
-use super::{LayerCache, Pass};
+use super::{Across, LayerCache, Pass};
 use crate::ops::rms_norm;
 use crate::ops::sum::{add, scaled_by};
 use crate::ops::weight::Weight;
@@ -25,6 +26,8 @@ pub struct Block {
     pub mlp_post_norm: Option<Norm>,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: Option<f64>,
+    /// What takes the layer's own input in.
+    pub intake: Option<Intake>,
     /// Factor of what the block returns.
     pub layer_scale: Option<f64>,
 }
@@ -37,6 +40,7 @@ pub struct Saved {
     mlp_norm: Option<rms_norm::Saved>,
     mlp: FeedforwardSaved,
     mlp_post_norm: Option<rms_norm::Saved>,
+    intake: Option<IntakeSaved>,
 }
 
 /// What follows attention in a block.
@@ -83,27 +87,48 @@ impl Feedforward {
 
 impl Block {
     /// x: [N, hidden_size] -> y: [N, hidden_size]
-    pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        across: &mut Across,
+    ) -> Result<(Tensor, Saved)> {
         let (h, attention_norm) = forward_norm(self.attention_norm.as_ref(), x.clone())?;
-        let (a, mixer) = self.mixer.forward(&h, pass, cache)?;
+        let (a, mixer) = self.mixer.forward(&h, pass, cache, across)?;
         let (a, attention_post_norm) = forward_norm(self.attention_post_norm.as_ref(), a)?;
         let (x, h, mlp_norm) = forward_sum(self.mlp_norm.as_ref(), x, &self.residual(a)?)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
         let (m, mlp_post_norm) = forward_norm(self.mlp_post_norm.as_ref(), m)?;
-        let saved = Saved { attention_norm, mixer, attention_post_norm, mlp_norm, mlp, mlp_post_norm };
-        Ok((scaled_by(add(&x, &self.residual(m)?)?, self.layer_scale)?, saved))
+        let (mut y, mut intake) = (add(&x, &self.residual(m)?)?, None);
+        if let Some(own) = &self.intake {
+            let (added, saved) = own.forward(&y, pass, across)?;
+            (y, intake) = (add(&y, &added)?, Some(saved));
+        }
+        let saved = Saved { attention_norm, mixer, attention_post_norm, mlp_norm, mlp, mlp_post_norm, intake };
+        Ok((scaled_by(y, self.layer_scale)?, saved))
     }
 
     /// dy -> dx, both [N, hidden_size]
-    pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
-        let dy = &scaled_by(dy.clone(), self.layer_scale)?;
+    pub fn backward(
+        &self,
+        saved: &Saved,
+        dy: &Tensor,
+        pass: &Pass,
+        across: &mut Across,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let mut dy = scaled_by(dy.clone(), self.layer_scale)?;
+        if let (Some(own), Some(saved)) = (&self.intake, &saved.intake) {
+            dy = add(&dy, &own.backward(saved, &dy, pass, across, gradients)?)?;
+        }
         let dm = self.residual(dy.clone())?;
         let dm = backward_norm(self.mlp_post_norm.as_ref(), saved.mlp_post_norm.as_ref(), dm, gradients)?;
         let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;
-        let dx = backward_sum(self.mlp_norm.as_ref(), saved.mlp_norm.as_ref(), &dh, dy, gradients)?;
+        let dx = backward_sum(self.mlp_norm.as_ref(), saved.mlp_norm.as_ref(), &dh, &dy, gradients)?;
         let da = self.residual(dx.clone())?;
         let da = backward_norm(self.attention_post_norm.as_ref(), saved.attention_post_norm.as_ref(), da, gradients)?;
-        let dh = self.mixer.backward(&saved.mixer, &da, pass, gradients)?;
+        let dh = self.mixer.backward(&saved.mixer, &da, pass, across, gradients)?;
         backward_sum(self.attention_norm.as_ref(), saved.attention_norm.as_ref(), &dh, &dx, gradients)
     }
 
@@ -118,7 +143,8 @@ impl Block {
             Feedforward::Mlp(mlp) => mlp.linears().collect(),
             Feedforward::Mixture(mixture) => mixture.shared.iter().flat_map(SharedExpert::linears).collect(),
         };
-        self.mixer.linears().into_iter().chain(feedforward)
+        let intake = self.intake.iter().flat_map(|own| [&own.gate, &own.projection]);
+        self.mixer.linears().into_iter().chain(feedforward).chain(intake)
     }
 
     /// As [`Block::linears`], to attach adapters.
@@ -127,7 +153,8 @@ impl Block {
             Feedforward::Mlp(mlp) => mlp.linears_mut().collect(),
             Feedforward::Mixture(mixture) => mixture.shared.iter_mut().flat_map(SharedExpert::linears_mut).collect(),
         };
-        self.mixer.linears_mut().into_iter().chain(feedforward)
+        let intake = self.intake.iter_mut().flat_map(|own| [&mut own.gate, &mut own.projection]);
+        self.mixer.linears_mut().into_iter().chain(feedforward).chain(intake)
     }
 
     /// The matrices of a mixture that take no adapters, by module.

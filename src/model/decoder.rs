@@ -1,11 +1,12 @@
 //! The decoder-only transformer: embedding, blocks, final norm, output head. Its backward pass is in backward.rs.
 
 use super::block::Block;
+use super::layer_inputs::{self, LayerInputs};
 use super::norm::Norm;
-use super::{DropoutKey, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations, Watch};
+use super::{Across, DropoutKey, KvCache, Lora, ModelSpec, Parameters, Pass, Rope, Rotations, Watch};
 use crate::ensure_valid;
 use crate::error::listing;
-use crate::names::{EMBEDDING, HEAD, LoraMatrix};
+use crate::names::{EMBEDDING, HEAD, LAYER_EMBEDDING, LoraMatrix};
 use crate::ops::attention::Layout;
 use crate::ops::sum::{is_finite, scaled_by};
 use crate::ops::weight::Weight;
@@ -45,6 +46,8 @@ pub struct Decoder {
     pub(super) dtype: DType,
     /// [vocab_size, hidden_size]
     pub(super) embed_tokens: Weight,
+    /// Inputs that layers have besides, in models that have them.
+    pub(super) layer_inputs: Option<LayerInputs>,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Norm,
     /// [vocab_size, hidden_size]; `None`: the embedding.
@@ -126,6 +129,15 @@ impl Decoder {
         scaled_by(rows, self.embedding_scale())
     }
 
+    /// What the layers of a pass begin with besides x: [ids, hidden_size], the embeddings.
+    pub(super) fn across(&self, ids: &[u32], x: &Tensor) -> Result<(Across, Option<layer_inputs::Saved>)> {
+        let mut across = Across::default();
+        let Some(own) = &self.layer_inputs else { return Ok((across, None)) };
+        let (inputs, saved) = own.forward(ids, x)?;
+        across.inputs = inputs;
+        Ok((across, Some(saved)))
+    }
+
     /// The embeddings' factor, rounded to the compute type as in transformers.
     pub(super) fn embedding_scale(&self) -> Option<f64> {
         self.spec.embedding_scale.map(|scale| rounded(scale, self.dtype))
@@ -144,7 +156,9 @@ impl Decoder {
 
     /// Hidden states after the last block, [N, hidden_size], keeping nothing.
     fn hidden(&self, ids: &[u32], pass: &Pass) -> Result<Tensor> {
-        self.blocks.iter().try_fold(self.embed(ids)?, |x, block| Ok(block.forward(&x, pass, None)?.0))
+        let x = self.embed(ids)?;
+        let mut across = self.across(ids, &x)?.0;
+        self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(&x, pass, None, &mut across)?.0))
     }
 
     /// Logits of every position of the sequences, [N, vocab_size] in f32.
@@ -206,8 +220,9 @@ impl Decoder {
         let pass = Pass { layout: Layout::cached(spans), rotations: self.rotations(&stretches)?, dropout_key: None };
         let ids: Vec<u32> = fresh.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
         let mut x = self.embed(&ids)?;
+        let mut across = self.across(&ids, &x)?.0;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward(&x, &pass, Some(cache))?.0;
+            x = block.forward(&x, &pass, Some(cache), &mut across)?.0;
         }
         Ok(x)
     }
@@ -286,6 +301,10 @@ impl Decoder {
             }
         };
         look(EMBEDDING, self.embed_tokens.is_finite()?);
+        if let Some(own) = &self.layer_inputs {
+            look(LAYER_EMBEDDING, own.embedding.is_finite()?);
+            look(&format!("{}.weight", own.projection.module), own.projection.weight.is_finite()?);
+        }
         for linear in self.blocks.iter().flat_map(Block::linears) {
             look(&format!("{}.weight", linear.module), linear.weight.is_finite()?);
             if let Some(lora) = &linear.lora {

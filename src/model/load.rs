@@ -3,6 +3,7 @@
 use super::attention::Attention;
 use super::block::{Block, Feedforward};
 use super::delta_net::DeltaNet;
+use super::layer_inputs::{Intake, LayerInputs};
 use super::linear::Linear;
 use super::mixer::Mixer;
 use super::mixture::Mixture;
@@ -11,11 +12,11 @@ use super::norm::Norm;
 use super::projection::Projection;
 use super::qkv::Qkv;
 use super::shared_expert::SharedExpert;
-use super::{Decoder, DeltaNetSpec, Heads, LayerSpec, ModelSpec, Parameters, Weights};
+use super::{Decoder, DeltaNetSpec, Heads, LayerInputSpec, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{
-    BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, LAYER_SCALE, ROUTER, in_block, in_expert,
-    split_block,
+    ATTENTION, BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, INTAKE_NORM, LAYER_EMBEDDING,
+    LAYER_PROJECTION, LAYER_PROJECTION_NORM, LAYER_SCALE, ROUTER, in_block, in_expert, split_block,
 };
 use crate::ops::attention::Shape;
 use crate::ops::rounded;
@@ -56,11 +57,12 @@ impl Decoder {
         let parameters = Parameters::new();
         let mut loader = Loader { spec, checkpoint, device, dtype, weights, parameters, progress };
         let embed_tokens = loader.weight(EMBEDDING)?;
+        let layer_inputs = spec.layer_inputs.map(|of| loader.layer_inputs(of)).transpose()?;
         let blocks = (0..spec.num_hidden_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
         let norm = loader.norm(FINAL_NORM)?;
         let lm_head = if spec.tie_word_embeddings { None } else { Some(loader.weight(HEAD)?) };
         let (parameters, trains) = (loader.parameters, weights.train());
-        Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, blocks, norm, lm_head, parameters, trains })
+        Ok(Decoder { spec: spec.clone(), dtype, embed_tokens, layer_inputs, blocks, norm, lm_head, parameters, trains })
     }
 }
 
@@ -115,11 +117,37 @@ impl Loader<'_> {
             mlp_norm,
             mlp: self.feedforward(layer)?,
             mlp_post_norm,
+            intake: spec.layer_inputs.map(|_| self.intake(layer)).transpose()?,
             residual_scale: spec.residual_scale,
             layer_scale: self.layer_scale(layer)?,
         };
         self.progress.inc(1);
         Ok(block)
+    }
+
+    fn layer_inputs(&mut self, LayerInputSpec { size, .. }: LayerInputSpec) -> Result<LayerInputs> {
+        let (module, trains) = (LAYER_PROJECTION.to_string(), self.weights.train());
+        let weight = self.weight(&format!("{module}.weight"))?;
+        Ok(LayerInputs {
+            embedding: self.weight(LAYER_EMBEDDING)?,
+            projection: Linear { module, weight, bias: None, lora: None, trains, watch: None },
+            norm: self.norm(LAYER_PROJECTION_NORM)?,
+            context_scale: (self.spec.hidden_size as f64).powf(-0.5),
+            layers: self.spec.num_hidden_layers,
+            size,
+            dtype: self.dtype,
+            trains,
+        })
+    }
+
+    fn intake(&mut self, layer: usize) -> Result<Intake> {
+        Ok(Intake {
+            layer,
+            gate: self.linear(layer, "per_layer_input_gate")?,
+            projection: self.linear(layer, "per_layer_projection")?,
+            norm: self.norm(&in_block(layer, INTAKE_NORM))?,
+            activation: self.spec.activation,
+        })
     }
 
     /// Rounded to the compute type, as in transformers.
@@ -162,14 +190,18 @@ impl Loader<'_> {
 
     fn attention(&mut self, layer: usize) -> Result<Attention> {
         let spec = self.spec;
-        let LayerSpec { window, rope, values_are_keys, .. } = spec.layers[layer];
+        let LayerSpec { window, rope, values_are_keys, keys_of, .. } = spec.layers[layer];
         let Heads { kv_heads, head_dim } = spec.heads(layer);
         let mut norm = |name: &str| self.norm(&in_block(layer, &format!("self_attn.{name}")));
-        let qk_norm = if spec.qk_norm.is_some() { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
+        let has_keys = spec.has_keys(layer);
+        let q_norm = spec.qk_norm.map(|_| norm("q_norm")).transpose()?;
+        let k_norm = spec.qk_norm.filter(|_| has_keys).map(|_| norm("k_norm")).transpose()?;
         let (queries, keys) = spec.head_widths(layer);
         let mut linear = |name: &str| self.linear(layer, &format!("self_attn.{name}"));
         let qkv = if spec.fused_qkv {
             Qkv::Each(Projection::Fused { linear: linear("qkv_proj")?, widths: [queries, keys, keys] })
+        } else if !has_keys {
+            Qkv::Queries(linear("q_proj")?)
         } else if values_are_keys {
             Qkv::ValuesAreKeys(Projection::Separate([linear("q_proj")?, linear("k_proj")?]))
         } else {
@@ -179,8 +211,11 @@ impl Loader<'_> {
             qkv,
             gated: spec.gated_attention,
             o_proj: self.linear(layer, "self_attn.o_proj")?,
-            qk_norm,
+            q_norm,
+            k_norm,
             v_norm: if spec.value_norm { Some(self.plain_norm(head_dim)?) } else { None },
+            keys_of: keys_of.unwrap_or(layer),
+            shares: spec.shares_keys(layer),
             shape: Shape {
                 heads: spec.num_attention_heads,
                 kv_heads,
@@ -224,7 +259,7 @@ impl Loader<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {
         let gate_up = if self.spec.fused_gate_up {
-            let widths = [self.spec.intermediate_size; 2];
+            let widths = [self.spec.mlp_size(layer); 2];
             Projection::Fused { linear: self.linear(layer, "mlp.gate_up_proj")?, widths }
         } else {
             Projection::Separate([self.linear(layer, "mlp.gate_proj")?, self.linear(layer, "mlp.up_proj")?])
@@ -257,6 +292,12 @@ impl ModelSpec {
     /// Name and shape of every tensor that the decoder reads.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors = vec![(EMBEDDING.to_string(), vec![self.vocab_size, self.hidden_size])];
+        if let Some(LayerInputSpec { vocab_size, size }) = self.layer_inputs {
+            let all = self.num_hidden_layers * size;
+            tensors.push((LAYER_EMBEDDING.to_string(), vec![vocab_size, all]));
+            tensors.push((format!("{LAYER_PROJECTION}.weight"), vec![all, self.hidden_size]));
+            tensors.push((format!("{LAYER_PROJECTION_NORM}.weight"), vec![size]));
+        }
         for module in self.linear_modules() {
             let (layer, linear) = split_block(&module).unwrap_or_default();
             let (d_out, d_in) = self.linear_shape(layer, linear).unwrap_or_default();
@@ -278,6 +319,15 @@ impl ModelSpec {
             tensors.push((HEAD.to_string(), vec![self.vocab_size, self.hidden_size]));
         }
         tensors
+    }
+}
+
+impl ModelSpec {
+    /// Whether a tensor is of keys or values in a layer that sees an earlier layer's: stored by some, used by none.
+    fn is_replaced(&self, name: &str) -> bool {
+        let parts = ["k_proj", "v_proj", "k_norm", "v_norm"].map(|part| format!("{ATTENTION}.{part}."));
+        split_block(name)
+            .is_some_and(|(layer, rest)| !self.has_keys(layer) && parts.iter().any(|part| rest.starts_with(part)))
     }
 }
 
@@ -306,6 +356,7 @@ fn check_shapes(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     let stray = checkpoint
         .names()
         .filter(|name| name.starts_with(BLOCKS) && !known.contains(*name))
+        .filter(|name| !spec.is_replaced(name))
         // Old Llama checkpoints store the rotary table as a buffer.
         .filter(|name| !name.ends_with("rotary_emb.inv_freq"));
     problems.extend(stray.map(|name| format!("{name} is not part of a {} with this config.json", spec.model_type)));

@@ -4,7 +4,7 @@ use super::attention::{Attention, Saved as AttentionSaved};
 use super::delta_net::{DeltaNet, Saved as DeltaNetSaved};
 use super::linear::Linear;
 use super::parameters::Gradients;
-use super::{LayerCache, Pass};
+use super::{Across, LayerCache, Pass};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -22,10 +22,16 @@ pub enum Saved {
 
 impl Mixer {
     /// h: [N, hidden_size] -> [N, hidden_size]. With a cache, the positions of earlier calls are also seen.
-    pub fn forward(&self, h: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<(Tensor, Saved)> {
+    pub fn forward(
+        &self,
+        h: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        across: &mut Across,
+    ) -> Result<(Tensor, Saved)> {
         Ok(match self {
             Self::Attention(attention) => {
-                let (y, saved) = attention.forward(h, pass, cache)?;
+                let (y, saved) = attention.forward(h, pass, cache, across)?;
                 (y, Saved::Attention(saved))
             }
             Self::DeltaNet(delta_net) => {
@@ -36,9 +42,18 @@ impl Mixer {
     }
 
     /// dy -> dh, both [N, hidden_size]
-    pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
+    pub fn backward(
+        &self,
+        saved: &Saved,
+        dy: &Tensor,
+        pass: &Pass,
+        across: &mut Across,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
         match (self, saved) {
-            (Self::Attention(attention), Saved::Attention(saved)) => attention.backward(saved, dy, pass, gradients),
+            (Self::Attention(attention), Saved::Attention(saved)) => {
+                attention.backward(saved, dy, pass, across, gradients)
+            }
             (Self::DeltaNet(delta_net), Saved::DeltaNet(saved)) => delta_net.backward(saved, dy, pass, gradients),
             _ => anyhow::bail!("a block was saved with another mixer"),
         }

@@ -1,5 +1,6 @@
 //! The decoder: spec, linears with adapters, blocks, and their explicit backward passes.
 
+mod across;
 mod attention;
 mod backward;
 mod block;
@@ -10,6 +11,7 @@ mod family;
 mod generate;
 mod gguf;
 mod kv_cache;
+mod layer_inputs;
 mod linear;
 mod load;
 mod mixer;
@@ -27,6 +29,7 @@ mod shared_expert;
 mod slots;
 mod spec;
 
+pub use across::Across;
 pub use backward::{Objective, Through};
 pub use decoder::{Decoder, Sequences};
 pub use kv_cache::{KvCache, LayerCache};
@@ -37,7 +40,7 @@ pub use rope::{Growth, Rope, RopeScaling, Rotations};
 pub use sampling::{check_temperature, check_top_p};
 pub use scores::Score;
 pub use slots::{Chosen, End, GenerateOptions, Scored, Slots};
-pub use spec::{BlockNorms, DeltaNetSpec, Experts, Heads, LayerSpec, ModelSpec, QkNorm};
+pub use spec::{BlockNorms, DeltaNetSpec, Experts, Heads, LayerInputSpec, LayerSpec, ModelSpec, QkNorm};
 
 use crate::ops::attention::Layout;
 

@@ -4,8 +4,8 @@
 
 use super::rope::Rope;
 use crate::names::{
-    ATTENTION, EXPERT_LINEARS, Forms, LAYER_SCALE, ROUTER, expert_part, in_block, in_expert, is_in_delta_net,
-    is_in_shared_expert,
+    ATTENTION, EXPERT_LINEARS, Forms, INTAKE_NORM, LAYER_SCALE, ROUTER, expert_part, in_block, in_expert,
+    is_in_delta_net, is_in_shared_expert, is_intake,
 };
 use crate::ops::activation::Activation;
 use crate::ops::delta_rule;
@@ -64,6 +64,8 @@ pub struct ModelSpec {
     pub residual_scale: Option<f64>,
     /// Whether what a layer returns has a factor, `layer_scalar`, which does not train.
     pub layer_scale: bool,
+    /// What layers have as inputs besides the hidden states.
+    pub layer_inputs: Option<LayerInputSpec>,
     /// The experts of layers with a mixture.
     pub experts: Option<Experts>,
     /// The rotary embeddings that layers choose from.
@@ -87,6 +89,19 @@ pub struct LayerSpec {
     pub heads: Option<Heads>,
     /// Whether attention's values are its keys, before norms and rotation.
     pub values_are_keys: bool,
+    /// The earlier layer whose keys and values attention sees in place of its own.
+    pub keys_of: Option<usize>,
+    /// Whether the MLP is twice as wide as `intermediate_size` says.
+    pub wide: bool,
+}
+
+/// Inputs of layers besides the hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerInputSpec {
+    /// Tokens of their embedding.
+    pub vocab_size: usize,
+    /// Values that a token has for each layer.
+    pub size: usize,
 }
 
 /// Heads of attention.
@@ -204,9 +219,11 @@ impl ModelSpec {
             "mlp.shared_expert_gate" => (1, self.hidden_size),
             "mlp.shared_expert.gate_proj" | "mlp.shared_expert.up_proj" => (self.shared_size()?, self.hidden_size),
             "mlp.shared_expert.down_proj" => (self.hidden_size, self.shared_size()?),
-            "mlp.gate_proj" | "mlp.up_proj" => (self.intermediate_size, self.hidden_size),
-            "mlp.gate_up_proj" => (2 * self.intermediate_size, self.hidden_size),
-            "mlp.down_proj" => (self.hidden_size, self.intermediate_size),
+            "mlp.gate_proj" | "mlp.up_proj" => (self.mlp_size(layer), self.hidden_size),
+            "mlp.gate_up_proj" => (2 * self.mlp_size(layer), self.hidden_size),
+            "mlp.down_proj" => (self.hidden_size, self.mlp_size(layer)),
+            "per_layer_input_gate" => (self.layer_inputs?.size, self.hidden_size),
+            "per_layer_projection" => (self.hidden_size, self.layer_inputs?.size),
             _ => return None,
         })
     }
@@ -225,7 +242,7 @@ impl ModelSpec {
     /// Whether a block linear carries a bias.
     pub fn has_bias(&self, linear: &str) -> bool {
         match linear {
-            _ if is_in_delta_net(linear) => false,
+            _ if is_in_delta_net(linear) || is_intake(linear) => false,
             "self_attn.o_proj" => self.o_bias,
             _ if linear.starts_with("mlp.") => self.mlp_bias,
             _ => self.qkv_bias,
@@ -269,7 +286,8 @@ impl ModelSpec {
 
     /// Names and sizes of a block's norms.
     fn block_norms(&self, layer: usize) -> Vec<(&'static str, usize)> {
-        let mut norms: Vec<_> = self.norms.names().map(|name| (name, self.hidden_size)).collect();
+        let own = self.layer_inputs.map(|_| INTAKE_NORM);
+        let mut norms: Vec<_> = self.norms.names().chain(own).map(|name| (name, self.hidden_size)).collect();
         if let Some(delta_net) = self.delta_net_of(layer) {
             norms.push(("linear_attn.norm", delta_net.heads.value_dim));
             return norms;
@@ -280,7 +298,10 @@ impl ModelSpec {
             Some(QkNorm::Whole) => Some(self.head_widths(layer)),
         };
         if let Some((queries, keys)) = widths {
-            norms.extend([("self_attn.q_norm", queries), ("self_attn.k_norm", keys)]);
+            norms.push(("self_attn.q_norm", queries));
+            if self.has_keys(layer) {
+                norms.push(("self_attn.k_norm", keys));
+            }
         }
         norms
     }
@@ -294,12 +315,17 @@ impl ModelSpec {
             fused_gate_up: self.fused_gate_up,
             delta_net: self.delta_net.is_some(),
             shared_expert: self.shared_size().is_some(),
+            layer_inputs: self.layer_inputs.is_some(),
         };
+        let own_keys = self.has_keys(layer);
         forms.linears().filter(move |linear| match linear.split_once('.') {
-            Some((ATTENTION, "v_proj")) => !delta_net && !values_are_keys,
+            Some((ATTENTION, "v_proj")) => !delta_net && own_keys && !values_are_keys,
+            Some((ATTENTION, "k_proj")) => !delta_net && own_keys,
             Some((ATTENTION, _)) => !delta_net,
             Some(("mlp", _)) => mixture == is_in_shared_expert(linear),
-            _ => delta_net,
+            Some(_) => delta_net,
+            // An input of the layer's own is taken in after whatever it has.
+            None => true,
         })
     }
 
@@ -316,8 +342,24 @@ impl ModelSpec {
     pub fn inner_size(&self, layer: usize) -> usize {
         match self.experts.filter(|_| self.has_mixture(layer)) {
             Some(experts) => experts.per_token * experts.intermediate_size,
-            None => self.intermediate_size,
+            None => self.mlp_size(layer),
         }
+    }
+
+    /// How many values a token has between gate and down of a layer's MLP.
+    pub fn mlp_size(&self, layer: usize) -> usize {
+        let wide = self.layers.get(layer).is_some_and(|layer| layer.wide);
+        self.intermediate_size * if wide { 2 } else { 1 }
+    }
+
+    /// Whether later layers see a layer's keys and values.
+    pub fn shares_keys(&self, layer: usize) -> bool {
+        self.layers.iter().any(|later| later.keys_of == Some(layer))
+    }
+
+    /// Whether a layer's attention has keys and values of its own.
+    pub fn has_keys(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_none_or(|layer| layer.keys_of.is_none())
     }
 
     /// The largest of [`ModelSpec::inner_size`].

@@ -2,8 +2,8 @@
 
 /// The linear layers that blocks have, in the order of the forward pass: a family has either q, k and v or qkv, and either
 /// gate and up or gate_up; a layer has either attention or a gated DeltaNet, and either an MLP or a mixture, perhaps with a shared
-/// expert.
-pub const BLOCK_LINEARS: [&str; 18] = [
+/// expert, and perhaps an input of its own.
+pub const BLOCK_LINEARS: [&str; 20] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
@@ -22,6 +22,8 @@ pub const BLOCK_LINEARS: [&str; 18] = [
     "mlp.shared_expert.up_proj",
     "mlp.shared_expert.down_proj",
     "mlp.shared_expert_gate",
+    "per_layer_input_gate",
+    "per_layer_projection",
 ];
 
 /// The router of a block's mixture of experts.
@@ -52,6 +54,8 @@ pub struct Forms {
     pub delta_net: bool,
     /// Mixtures have an expert that all tokens go to.
     pub shared_expert: bool,
+    /// Layers have inputs of their own.
+    pub layer_inputs: bool,
 }
 
 impl Forms {
@@ -62,6 +66,7 @@ impl Forms {
             "self_attn.qkv_proj" => self.fused_qkv,
             "mlp.gate_proj" | "mlp.up_proj" => !self.fused_gate_up,
             "mlp.gate_up_proj" => self.fused_gate_up,
+            linear if is_intake(linear) => self.layer_inputs,
             linear if is_in_delta_net(linear) => self.delta_net,
             linear if is_in_shared_expert(linear) => self.shared_expert,
             _ => true,
@@ -86,6 +91,20 @@ pub fn is_in_delta_net(module: &str) -> bool {
 
 /// The factor of what a block returns, [1].
 pub const LAYER_SCALE: &str = "layer_scalar";
+/// The norm of what a block makes of the layer's own input.
+pub const INTAKE_NORM: &str = "post_per_layer_input_norm";
+
+/// Whether a path in a block, or of the whole model, is a linear that takes a layer's own input in.
+pub fn is_intake(module: &str) -> bool {
+    module.split('.').any(|part| part == "per_layer_input_gate" || part == "per_layer_projection")
+}
+
+/// The embedding that the inputs of layers have, [vocab, layers · size].
+pub const LAYER_EMBEDDING: &str = "model.embed_tokens_per_layer.weight";
+/// The linear from the embedding to the inputs of layers.
+pub const LAYER_PROJECTION: &str = "model.per_layer_model_projection";
+/// The norm of that linear's outputs.
+pub const LAYER_PROJECTION_NORM: &str = "model.per_layer_projection_norm";
 /// The token embedding, [vocab, hidden].
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output head, [vocab, hidden], if it is not the embedding.

@@ -2,11 +2,15 @@
 
 use crate::support::goldens::*;
 use asft::adapter::LoraOptions;
-use asft::model::{ModelSpec, RopeScaling};
+use asft::checkpoint::{Checkpoint, save_tensors};
+use asft::model::{Decoder, ModelSpec, RopeScaling, Weights};
 use asft::names::Targets;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
+use indicatif::ProgressBar;
+use std::collections::BTreeMap;
 
 const CASE: &str = "gemma4_text";
+const SHARED: &str = "gemma4_shared";
 
 #[test]
 fn every_feature_switched_off_shows_in_its_golden() {
@@ -45,6 +49,58 @@ fn every_tensor_of_its_own_shows_in_its_golden() {
         let found = logit_error(CASE, &spec(CASE), change);
         assert!(found > 1e-2, "without {ending}: {found}");
     }
+}
+
+#[test]
+fn what_layers_hand_on_shows_in_its_golden() {
+    type Off = fn(&mut ModelSpec);
+    let same = logit_error(SHARED, &spec(SHARED), |_, tensor| tensor);
+    assert!(same <= 1e-4, "{same}");
+    let features: [(&str, Off); 3] = [
+        ("a window over shared keys", |spec| spec.layers[3].window = None),
+        ("rotation of shared keys", |spec| spec.layers[0].rope = None),
+        ("embeddings' factor", |spec| spec.embedding_scale = None),
+    ];
+    for (feature, off) in features {
+        let mut changed = spec(SHARED);
+        off(&mut changed);
+        let found = logit_error(SHARED, &changed, |_, tensor| tensor);
+        assert!(found > 1e-2, "without {feature}: {found}");
+    }
+    for ending in [
+        "embed_tokens_per_layer.weight",
+        "per_layer_model_projection.weight",
+        "per_layer_input_gate.weight",
+        "layers.0.self_attn.k_proj.weight",
+        "layers.1.self_attn.v_proj.weight",
+    ] {
+        let none = |name: &str, x: Tensor| if name.ends_with(ending) { x.zeros_like().unwrap() } else { x };
+        let found = logit_error(SHARED, &spec(SHARED), none);
+        assert!(found > 1e-2, "without {ending}: {found}");
+    }
+    for ending in ["per_layer_projection_norm.weight", "post_per_layer_input_norm.weight"] {
+        let ones = |name: &str, x: Tensor| if name.ends_with(ending) { x.ones_like().unwrap() } else { x };
+        let found = logit_error(SHARED, &spec(SHARED), ones);
+        assert!(found > 1e-2, "without {ending}: {found}");
+    }
+}
+
+/// Checkpoints may hold the keys that a layer would have, and transformers does not read them either.
+#[test]
+fn keys_that_are_replaced_may_be_stored() {
+    let (stored, scratch) = (base_checkpoint(SHARED), tempfile::tempdir().unwrap());
+    let read = |name: &str| (name.to_string(), stored.tensor(name, DType::F32, &Device::Cpu).unwrap());
+    let load = |extra: &str| {
+        let mut tensors: BTreeMap<String, Tensor> = stored.names().map(read).collect();
+        tensors.insert(extra.to_string(), Tensor::zeros((24, 48), DType::F32, &Device::Cpu).unwrap());
+        save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
+        let weights = Checkpoint::open(scratch.path()).unwrap();
+        let place = (device(), DType::F32);
+        Decoder::load(&spec(SHARED), &weights, place, Weights::Frozen, &ProgressBar::hidden()).map(drop)
+    };
+    load("model.layers.2.self_attn.k_proj.weight").unwrap();
+    let error = load("model.layers.2.self_attn.x_proj.weight").unwrap_err().to_string();
+    assert!(error.contains("x_proj.weight is not part"), "{error}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 24] = [
+pub const CASES: [&str; 25] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -37,6 +37,7 @@ pub const CASES: [&str; 24] = [
     "qwen3_5",
     "qwen3_5_moe",
     "gemma4_text",
+    "gemma4_shared",
     "gemma4",
 ];
 

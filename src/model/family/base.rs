@@ -33,8 +33,16 @@ pub const LLAMA: Defaults = Defaults {
     rope: ropes::PLAIN,
 };
 
-const PLAIN_LAYER: LayerSpec =
-    LayerSpec { window: None, rope: Some(0), delta_net: false, mixture: false, heads: None, values_are_keys: false };
+const PLAIN_LAYER: LayerSpec = LayerSpec {
+    window: None,
+    rope: Some(0),
+    delta_net: false,
+    mixture: false,
+    heads: None,
+    values_are_keys: false,
+    keys_of: None,
+    wide: false,
+};
 
 /// What all families share: a Llama without biases.
 pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
@@ -87,6 +95,7 @@ pub fn common(config: &Config, defaults: &Defaults) -> Result<ModelSpec> {
         embedding_scale: None,
         residual_scale: None,
         layer_scale: false,
+        layer_inputs: None,
         experts: None,
         ropes: ropes::of(config, context, &defaults.rope)?,
         layers: vec![PLAIN_LAYER; num_hidden_layers],

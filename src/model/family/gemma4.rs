@@ -1,5 +1,6 @@
 //! Gemma 4 (text, dense): attention over all positions has heads of its own, and may take its values from its keys; queries, keys and
-//! values are normed head by head and the scores not scaled; each layer's output has a factor.
+//! values are normed head by head and the scores not scaled; each layer's output has a factor. The last layers may see the keys and
+//! values of an earlier one, and each layer may have an input of its own.
 
 use super::base::{Defaults, LLAMA, common, read_attention_bias};
 use super::refused::refuse_unsupported;
@@ -7,7 +8,7 @@ use super::ropes;
 use super::windows::set_windows;
 use crate::ensure_valid;
 use crate::model::config_json::Config;
-use crate::model::spec::{BlockNorms, Heads, ModelSpec, QkNorm};
+use crate::model::spec::{BlockNorms, Heads, LayerInputSpec, ModelSpec, QkNorm};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -43,16 +44,15 @@ pub fn gemma4(config: &Config) -> Result<ModelSpec> {
         config.origin
     );
     read_heads(config, &mut spec)?;
+    share_keys(config, &mut spec)?;
+    spec.layer_inputs = layer_inputs(config, spec.vocab_size)?;
     Ok(spec)
 }
 
 /// Refuses what is not served, with its value; absent fields have transformers' defaults.
 fn refuse_parts(config: &Config) -> Result<()> {
-    let zero = json!(0);
     for (key, default, harmless) in [
-        ("hidden_size_per_layer_input", json!(256), &[json!(0)][..]),
-        ("num_kv_shared_layers", zero.clone(), &[zero]),
-        ("enable_moe_block", json!(false), &[json!(false)]),
+        ("enable_moe_block", json!(false), &[json!(false)][..]),
         // Text is causal to a model that looks both ways in images.
         ("use_bidirectional_attention", Value::Null, &[Value::Null, json!(false), json!("vision")]),
         ("rope_theta", Value::Null, &[Value::Null]),
@@ -67,6 +67,45 @@ fn refuse_parts(config: &Config) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A number that may be 0; null is 0.
+fn count(config: &Config, key: &str, default: usize) -> Result<usize> {
+    let Some(got) = config.fields.get(key) else { return Ok(default) };
+    if got.is_null() || got == &json!(0) { Ok(0) } else { config.required_size(key) }
+}
+
+/// The last layers see the keys and values of the last layer before them that is of their type.
+fn share_keys(config: &Config, spec: &mut ModelSpec) -> Result<()> {
+    let (layers, shared) = (spec.num_hidden_layers, count(config, "num_kv_shared_layers", 0)?);
+    ensure_valid!(
+        shared < layers,
+        "{}: num_kv_shared_layers is {shared}; expected less than num_hidden_layers ({layers})",
+        config.origin
+    );
+    let wide = config.flag("use_double_wide_mlp")?.unwrap_or(false);
+    let (own, later) = spec.layers.split_at_mut(layers - shared);
+    for layer in later {
+        let source = own.iter().rposition(|earlier| earlier.window.is_some() == layer.window.is_some());
+        ensure_valid!(
+            source.is_some_and(|source| own[source].heads == layer.heads),
+            "{}: num_kv_shared_layers is {shared}, and no layer before these has keys and values of their types and heads",
+            config.origin
+        );
+        (layer.keys_of, layer.wide, layer.values_are_keys) = (source, wide, false);
+    }
+    Ok(())
+}
+
+fn layer_inputs(config: &Config, tokens: usize) -> Result<Option<LayerInputSpec>> {
+    let size = count(config, "hidden_size_per_layer_input", 256)?;
+    let vocab_size = config.size("vocab_size_per_layer_input")?.unwrap_or(262_144);
+    ensure_valid!(
+        size == 0 || vocab_size >= tokens,
+        "{}: vocab_size_per_layer_input is {vocab_size}; expected at least vocab_size ({tokens})",
+        config.origin
+    );
+    Ok((size > 0).then_some(LayerInputSpec { vocab_size, size }))
 }
 
 /// The heads of attention over all positions: by layer, as the newest transformers writes them, or by `global_head_dim`, with which
@@ -156,10 +195,40 @@ mod tests {
     }
 
     #[test]
+    fn the_last_layers_see_keys_of_the_last_of_their_type_before_them() {
+        let types = ["sliding", "sliding", "full", "sliding", "full"].map(|kind| format!("{kind}_attention"));
+        let spec = parsed(json!({
+            "num_hidden_layers": 5, "layer_types": types, "num_kv_shared_layers": 2, "use_double_wide_mlp": true,
+        }));
+        let spec = spec.unwrap();
+        assert_eq!(
+            spec.layers.iter().map(|layer| layer.keys_of).collect::<Vec<_>>(),
+            [None, None, None, Some(1), Some(2)]
+        );
+        assert_eq!((0..5).map(|layer| spec.shares_keys(layer)).collect::<Vec<_>>(), [false, true, true, false, false]);
+        assert_eq!((0..5).map(|layer| spec.inner_size(layer)).collect::<Vec<_>>(), [80, 80, 80, 160, 160]);
+        assert_eq!(spec.block_linears(3).take(3).collect::<Vec<_>>()[..2], ["self_attn.q_proj", "self_attn.o_proj"]);
+        assert!(spec.layer_inputs.is_none());
+    }
+
+    #[test]
+    fn layers_have_inputs_of_their_own_unless_the_size_is_zero() {
+        let spec = parse_with("gemma4_text", json!({})).unwrap();
+        assert_eq!(spec.layer_inputs, Some(LayerInputSpec { vocab_size: 262_144, size: 256 }));
+        assert_eq!(spec.linear_shape(0, "per_layer_input_gate"), Some((256, 48)));
+        assert_eq!((spec.block_linears(0).count(), spec.block_linears(0).last()), (9, Some("per_layer_projection")));
+        assert!(parsed(json!({"hidden_size_per_layer_input": null})).unwrap().layer_inputs.is_none());
+    }
+
+    #[test]
     fn what_is_not_served_is_refused_by_name() {
         for (fields, needle) in [
-            (json!({"hidden_size_per_layer_input": 32}), "`hidden_size_per_layer_input` = 32"),
-            (json!({"num_kv_shared_layers": 2}), "`num_kv_shared_layers` = 2"),
+            (
+                json!({"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 99}),
+                "vocab_size_per_layer_input is 99",
+            ),
+            (json!({"num_kv_shared_layers": 3}), "less than num_hidden_layers (3)"),
+            (json!({"num_kv_shared_layers": 1}), "no layer before these"),
             (json!({"enable_moe_block": true}), "`enable_moe_block` = true"),
             (json!({"use_bidirectional_attention": "all"}), "`use_bidirectional_attention` = \"all\""),
             (json!({"layer_types": vec!["sliding_attention"; 3]}), "ends with sliding_attention"),
@@ -173,9 +242,6 @@ mod tests {
             assert!(error.to_string().contains(needle), "{needle}: {error:#}");
             assert_eq!(crate::error::exit_code(&error), 2);
         }
-        // As long as nothing is said, there are inputs of each layer.
-        let error = parse_with("gemma4_text", json!({})).unwrap_err();
-        assert!(error.to_string().contains("`hidden_size_per_layer_input` = 256"), "{error:#}");
         let other = json!({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}});
         let error = parse_with("llama", other).unwrap_err().to_string();
         assert!(error.contains("partial_rotary_factor"), "{error}");

@@ -22,12 +22,17 @@ impl Estimate<'_> {
             wide += 3 * of.heads.value_heads + of.heads.kept_per_row();
         } else {
             // q, k, v and the attention's output.
+            let kv = if spec.has_keys(layer) { kv } else { 0 };
             values += 2 * q + 2 * kv;
             values += if spec.qk_norm.is_some() { q + kv } else { 0 };
             values += if spec.gated_attention { 2 * q } else { 0 };
             // What becomes values, unless it is what becomes keys.
             let apart = spec.layers.get(layer).is_none_or(|layer| !layer.values_are_keys);
             values += if spec.value_norm && apart { kv } else { 0 };
+        }
+        if let Some(inputs) = spec.layer_inputs {
+            // What the gate reads and gives, the product, and what is normed.
+            values += 2 * h + 2 * inputs.size;
         }
         if let Some(experts) = self.mixture(layer) {
             // A token's row for each of its experts, and what that made of it before it is weighed.
@@ -36,6 +41,16 @@ impl Estimate<'_> {
             values += experts.shared.map_or(0, |shared| 3 * shared + h);
         }
         values * self.width() + wide * F32 + self.lora_bytes()
+    }
+
+    /// What layers hand to one another besides, per token: their own inputs, and keys and values that others see.
+    pub(super) fn across_bytes(&self) -> usize {
+        let spec = self.spec;
+        let shared = (0..spec.num_hidden_layers).filter(|&layer| spec.shares_keys(layer));
+        let keys: usize = shared.map(|layer| 2 * spec.head_widths(layer).1).sum();
+        let inputs = spec.layer_inputs.map_or(0, |of| of.size * spec.num_hidden_layers);
+        // With the gradients of both.
+        2 * (keys + inputs) * self.width()
     }
 
     /// What a block's adapters keep per token: their input, if dropout or the compute type makes it differ from the
@@ -55,7 +70,7 @@ impl Estimate<'_> {
     pub(super) fn transient_bytes(&self, layer: usize) -> usize {
         let (h, w) = (self.spec.hidden_size, self.width());
         // An expert at a time, which may get every token.
-        let inner = self.mixture(layer).map_or(self.spec.intermediate_size, |experts| experts.intermediate_size);
+        let inner = self.mixture(layer).map_or(self.spec.mlp_size(layer), |experts| experts.intermediate_size);
         let widest = || self.target_shapes().map(|(d_out, d_in)| 2 * d_out.max(d_in)).max().unwrap_or(0);
         let between = match self.gpu {
             None => 0,

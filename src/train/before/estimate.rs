@@ -120,6 +120,7 @@ impl<'a> Estimate<'a> {
                 layers.map(|layer| self.transient_bytes(layer)).max(),
             )
         };
+        let kept_at_head: usize = kept_at_head + self.across_bytes();
         let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.gpu.is_none());
         let copies = match self.gpu {
             None => F32,

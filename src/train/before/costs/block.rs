@@ -24,7 +24,7 @@ impl Costs<'_> {
         match self.run.mixture(layer) {
             Some(mixture) => self.mixture_forward(layer, mixture),
             None => {
-                let inner = spec.intermediate_size as f64;
+                let inner = spec.mlp_size(layer) as f64;
                 for _ in 0..if spec.fused_gate_up { 2 } else { 0 } {
                     self.rows(Part::Linears, 2.0 * n * inner * w); // taken apart
                 }
@@ -36,6 +36,11 @@ impl Costs<'_> {
         }
         self.rows(Part::Rows, 3.0 * n * h * w); // the residual sum
         self.residual_scales();
+        if let Some(inputs) = spec.layer_inputs {
+            self.gate_forward(inputs.size as f64);
+            self.norm(h, 2.0);
+            self.rows(Part::Rows, 3.0 * n * h * w); // the sum
+        }
         self.layer_scale();
     }
 
@@ -64,7 +69,7 @@ impl Costs<'_> {
         match self.run.mixture(layer) {
             Some(mixture) => self.mixture_backward(layer, mixture),
             None => {
-                let inner = spec.intermediate_size as f64;
+                let inner = spec.mlp_size(layer) as f64;
                 self.gate_backward(inner);
                 if spec.fused_gate_up {
                     self.rows(Part::Linears, 4.0 * n * inner * w); // put together
@@ -83,6 +88,11 @@ impl Costs<'_> {
             None => self.attention_backward(layer),
         }
         self.residual_scales();
+        if let Some(inputs) = spec.layer_inputs {
+            self.gate_backward(inputs.size as f64);
+            self.norm_backward(h, 3.0);
+            self.rows(Part::Rows, 3.0 * n * h * w); // the sum
+        }
         self.layer_scale();
     }
 
@@ -107,6 +117,8 @@ impl Costs<'_> {
         let heads = self.run.spec.num_attention_heads as f64;
         if self.run.spec.fused_qkv {
             self.rows(Part::Linears, 2.0 * n * (q + 2.0 * kv) * w); // put together
+        } else if !self.run.spec.has_keys(layer) {
+            (0..2).for_each(|_| self.rows(Part::Rows, 3.0 * n * kv * w)); // dk and dv added to those of the same keys
         } else if self.values_are_keys(layer) {
             self.rows(Part::Rows, 3.0 * n * h * w); // the sum of dx, of q and k
             self.rows(Part::Rows, 3.0 * n * kv * w); // that of dk and dv
@@ -129,7 +141,8 @@ impl Costs<'_> {
     fn heads_pass(&mut self, layer: usize, q: f64, kv: f64) {
         let (n, w, d, spec) = (self.n, self.w, self.run.spec.heads(layer).head_dim, self.run.spec);
         let rope = spec.layers.get(layer).and_then(|layer| spec.ropes.get(layer.rope?));
-        for width in [q, kv] {
+        let own = if spec.has_keys(layer) { &[q, kv][..] } else { &[q] };
+        for &width in own {
             if spec.qk_norm.is_some() {
                 self.rows(Part::Rows, 2.0 * n * width * w + n * width / d as f64 * F32);
             }
@@ -137,7 +150,7 @@ impl Costs<'_> {
                 self.rows(Part::Rows, 2.0 * n * width * w + n * rope.heads(d).rotary_dim as f64 * F32);
             }
         }
-        if spec.value_norm {
+        if spec.value_norm && spec.has_keys(layer) {
             self.rows(Part::Rows, 2.0 * n * kv * w + n * kv / d as f64 * F32);
         }
     }
