@@ -1,12 +1,15 @@
 //! That the goldens of Gemma 4 notice each of its features, and what it has besides them.
 
+use crate::support::files::{fixture, read_json};
 use crate::support::goldens::*;
+use crate::support::tensors::to_vec;
 use asft::adapter::LoraOptions;
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::model::{Decoder, ModelSpec, RopeScaling, Weights};
-use asft::names::Targets;
+use asft::names::{Naming, Targets};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 const CASE: &str = "gemma4_text";
@@ -101,6 +104,27 @@ fn keys_that_are_replaced_may_be_stored() {
     load("model.layers.2.self_attn.k_proj.weight").unwrap();
     let error = load("model.layers.2.self_attn.x_proj.weight").unwrap_err().to_string();
     assert!(error.contains("x_proj.weight is not part"), "{error}");
+}
+
+/// Also what is outside of the blocks has its place in the multimodal class.
+#[test]
+fn a_model_with_inputs_of_layers_is_the_same_inside_its_class() {
+    let (stored, scratch) = (base_checkpoint(SHARED), tempfile::tempdir().unwrap());
+    let read = |name: &str| {
+        let tensor = stored.tensor(name, DType::F32, &Device::Cpu).unwrap();
+        (Naming::Wrapper.name(name).into_owned(), tensor)
+    };
+    save_tensors(&scratch.path().join("model.safetensors"), &stored.names().map(read).collect()).unwrap();
+    let text = read_json(&fixture(SHARED).join("model/config.json"));
+    let config = json!({"model_type": "gemma4", "text_config": text, "tie_word_embeddings": true});
+    std::fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
+    let (spec, weights) = (ModelSpec::load(scratch.path()).unwrap(), Checkpoint::open(scratch.path()).unwrap());
+    assert!(spec.wrapped && weights.names().any(|name| name == "model.embed_tokens_per_layer.weight"));
+    let place = (device(), DType::F32);
+    let inside = Decoder::load(&spec, &weights, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+    let batch = GoldenBatch::load(SHARED);
+    let logits = |model: &Decoder| to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+    assert_eq!(logits(&inside), logits(&base(SHARED, false)));
 }
 
 #[test]
