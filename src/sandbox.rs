@@ -18,6 +18,7 @@ macro_rules! files {
 /// Every file: its path below the folder, and its content.
 pub const FILES: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/choose.toml"
+    "configs/sandbox/comparisons/decide.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/poison.toml"
