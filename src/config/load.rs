@@ -157,6 +157,7 @@ train = "train.jsonl"
             let unset = [
                 "train.warmup_steps",
                 "asft.subspace_rank",
+                "defence.prompts",
                 "lora.layers_to_transform",
                 "lora.rank_pattern",
                 "lora.alpha_pattern",
