@@ -12,8 +12,8 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ARG CUDA_COMPUTE_CAP=80
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl g++ python3 && rm -rf /var/lib/apt/lists/*
+ENV CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup PATH=/usr/local/cargo/bin:$PATH
 RUN curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --no-modify-path --default-toolchain none
-ENV PATH=/root/.cargo/bin:$PATH
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --features cuda && strip target/release/asft && python3 scripts/third_party.py > THIRD_PARTY.txt

@@ -1,8 +1,12 @@
-//! What a judge sees of a question and its answer, and what it says.
+//! What judges have in common: what one sees of a question and its answer, what it says, and its decoder.
 
 use super::options::Evaluation;
+use crate::checkpoint::Checkpoint;
+use crate::console::progress_bar;
 use crate::ensure_valid;
+use crate::model::{Decoder, ModelSpec, Weights};
 use anyhow::Result;
+use candle_core::{DType, Device};
 use serde_json::Value;
 
 /// What a judge sees.
@@ -34,6 +38,17 @@ pub fn prompt_of(evaluation: &Evaluation) -> Result<Option<&str>> {
         "judge_prompt should hold {{question}} (or {{behavior}}) and {{answer}}, got {prompt:?}"
     );
     Ok(Some(prompt))
+}
+
+/// The judge's decoder, which computes at `place`.
+///
+/// # Errors
+/// As [`Decoder::load`].
+pub fn load_decoder(spec: &ModelSpec, checkpoint: &Checkpoint, (device, dtype): &(Device, DType)) -> Result<Decoder> {
+    let progress = progress_bar(0, "loading judge");
+    let decoder = Decoder::load(spec, checkpoint, (device, *dtype), Weights::Frozen, &progress)?;
+    progress.finish_and_clear();
+    Ok(decoder)
 }
 
 /// The prompt with the case's texts filled in, in one pass: a text may contain another's placeholder.

@@ -2,12 +2,11 @@
 //! beaver-dam-7b (PKU-Alignment, BeaverTails). Any sequence-classification checkpoint whose decoder asft knows will do:
 //! the decoder's tensors, and `score.weight` [labels, hidden_size].
 
-use super::case::{Case, Verdict, fill, prompt_of};
+use super::case::{Case, Verdict, fill, load_decoder, prompt_of};
 use super::options::{Evaluation, JUDGE_PROMPT};
 use crate::checkpoint::Checkpoint;
-use crate::console::progress_bar;
 use crate::hub;
-use crate::model::{Decoder, ModelSpec, Weights};
+use crate::model::{Decoder, ModelSpec};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -81,11 +80,8 @@ impl Classifier {
         if let Some(network) = self.network.get() {
             return Ok(network);
         }
-        let (device, dtype) = &self.place;
-        let progress = progress_bar(0, "loading judge");
-        let model = Decoder::load(&self.spec, &self.checkpoint, (device, *dtype), Weights::Frozen, &progress)?;
-        progress.finish_and_clear();
-        let score = self.checkpoint.tensor(SCORE, DType::F32, device)?;
+        let model = load_decoder(&self.spec, &self.checkpoint, &self.place)?;
+        let score = self.checkpoint.tensor(SCORE, DType::F32, &self.place.0)?;
         Ok(self.network.get_or_init(|| Network { model, score }))
     }
 

@@ -1,14 +1,13 @@
 //! A judge that answers in words: a language model that is asked about a question and its answer, through its own chat template or a
 //! prompt as text. Its verdict is the probability of a label as the first token of what it says, or a pattern in its text.
 
-use super::case::{Case, Verdict, fill, prompt_of};
+use super::case::{Case, Verdict, fill, load_decoder, prompt_of};
 use super::options::Evaluation;
 use crate::checkpoint::Checkpoint;
-use crate::console::progress_bar;
 use crate::data::Template;
 use crate::error::regex_problem;
 use crate::hub;
-use crate::model::{Decoder, GenerateOptions, KvCache, ModelSpec, Weights};
+use crate::model::{Decoder, GenerateOptions, KvCache, ModelSpec};
 use crate::tokenizer::Tokenizer;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
@@ -85,10 +84,7 @@ impl Generative {
         if let Some(model) = self.model.get() {
             return Ok(model);
         }
-        let (device, dtype) = &self.place;
-        let progress = progress_bar(0, "loading judge");
-        let model = Decoder::load(&self.spec, &self.checkpoint, (device, *dtype), Weights::Frozen, &progress)?;
-        progress.finish_and_clear();
+        let model = load_decoder(&self.spec, &self.checkpoint, &self.place)?;
         Ok(self.model.get_or_init(|| model))
     }
 

@@ -231,24 +231,23 @@ impl Work {
         frame(evaluation, &mut prompts);
         check_framing(evaluation, &prompts, &encoder)?;
         let ids = encoder.encode_all(&prompts, path)?;
+        let questions = Questions { prompts, asked, ids };
+        let prompts = &questions.prompts;
         Ok(match evaluation.metric() {
             Metric::Accuracy if evaluation.matching() == Match::Choice => {
-                let choices = choice::load(evaluation, &prompts, &encoder, path)?;
-                Self::Choice(Questions { prompts, asked, ids }, choices)
+                let choices = choice::load(evaluation, prompts, &encoder, path)?;
+                Self::Choice(questions, choices)
             }
             Metric::Accuracy => {
-                let targets = targets(evaluation, &prompts, path)?;
-                Self::Accuracy(Questions { prompts, asked, ids }, targets)
+                let targets = targets(evaluation, prompts, path)?;
+                Self::Accuracy(questions, targets)
             }
             Metric::Refusal | Metric::OverRefusal => {
                 let phrases = evaluation.phrases.as_deref().map(|file| Phrases::load(Path::new(file)));
                 let told = prompts.iter().map(|prompt| told(evaluation, prompt)).collect::<Result<_>>()?;
-                Self::Refusal(Questions { prompts, asked, ids }, phrases.transpose()?.unwrap_or_default(), told)
+                Self::Refusal(questions, phrases.transpose()?.unwrap_or_default(), told)
             }
-            Metric::Judge => {
-                let judge = Judge::open(evaluation, device, dtype)?;
-                Self::Judge(Questions { prompts, asked, ids }, judge)
-            }
+            Metric::Judge => Self::Judge(questions, Judge::open(evaluation, device, dtype)?),
             Metric::Loss => bail!("the loss is prepared above"),
         })
     }

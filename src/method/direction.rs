@@ -12,6 +12,7 @@ use crate::checkpoint::sketch::sketch;
 use crate::checkpoint::{Checkpoint, StreamWriter, all_finite, combined_hash, weight_hash};
 use crate::error::listing;
 use crate::hub::Resolved;
+use crate::model::ModelSpec;
 use crate::names::{Targets, block_linears, resolve_targets, sort_naturally};
 use crate::ranks::Ranks;
 use crate::{ensure_valid, invalid};
@@ -177,6 +178,10 @@ fn comparable(
     let mut all: Vec<String> = sides.0.iter().chain(&sides.1).cloned().collect();
     sort_naturally(&mut all);
     all.dedup();
+    // Stored by some, and used by no layer. A model that asft does not serve can have a direction, too.
+    if let Ok(spec) = ModelSpec::load(&request.aligned.place) {
+        all.retain(|module| !spec.is_replaced(&format!("{module}.weight")));
+    }
     let targeted = resolve_targets(&request.targets, &all)?;
     let shape = |checkpoint: &Checkpoint, module: &str| {
         let info = checkpoint.info(&format!("{module}.weight"))?;

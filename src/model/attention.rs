@@ -4,7 +4,7 @@
 //! With a gate, q's linear gives 2 D values for each head, its queries and then its gates: attention's output counts σ(gate)-fold.
 
 use super::linear::{Linear, Saved as LinearSaved};
-use super::norm::Norm;
+use super::norm::{self, Norm};
 use super::parameters::Gradients;
 use super::qkv::{Qkv, Saved as QkvSaved};
 use super::{Across, LayerCache, Pass};
@@ -65,7 +65,7 @@ impl Attention {
             let [queries, gates] = self.split(&q)?;
             (q, gate) = (queries, Some(gates));
         }
-        let (mut q, q_norm) = forward_norm(self.q_norm.as_ref(), q)?;
+        let (mut q, q_norm) = norm::forward_if(self.q_norm.as_ref(), q, Norm::forward_heads)?;
         if let Some(rope) = self.rope {
             q = rope::forward(&q, &pass.rotations[rope].queries)?;
         }
@@ -96,8 +96,8 @@ impl Attention {
         cache: Option<&mut LayerCache>,
         across: &mut Across,
     ) -> Result<(Tensor, Tensor, KeysSaved)> {
-        let (mut k, k_norm) = forward_norm(self.k_norm.as_ref(), k)?;
-        let (v, v_norm) = forward_norm(self.v_norm.as_ref(), v)?;
+        let (mut k, k_norm) = norm::forward_if(self.k_norm.as_ref(), k, Norm::forward_heads)?;
+        let (v, v_norm) = norm::forward_if(self.v_norm.as_ref(), v, Norm::forward_heads)?;
         if let Some(rope) = self.rope {
             k = rope::forward(&k, &pass.rotations[rope].keys)?;
         }
@@ -138,7 +138,7 @@ impl Attention {
         if let Some(rope) = self.rope {
             dq = rope::backward(&dq, &pass.rotations[rope].queries)?;
         }
-        dq = backward_norm(self.q_norm.as_ref(), saved.q_norm.as_ref(), dq, gradients)?;
+        dq = norm::backward_if(self.q_norm.as_ref().zip(saved.q_norm.as_ref()), dq, Norm::backward_heads, gradients)?;
         if let Some(d_gate) = d_gate {
             dq = self.joined(&dq, &d_gate)?;
         }
@@ -158,8 +158,12 @@ impl Attention {
         if let Some(rope) = self.rope {
             dk = rope::backward(&dk, &pass.rotations[rope].keys)?;
         }
-        let dv = backward_norm(self.v_norm.as_ref(), saved.v_norm.as_ref(), dv, gradients)?;
-        Ok((backward_norm(self.k_norm.as_ref(), saved.k_norm.as_ref(), dk, gradients)?, dv))
+        let dv =
+            norm::backward_if(self.v_norm.as_ref().zip(saved.v_norm.as_ref()), dv, Norm::backward_heads, gradients)?;
+        Ok((
+            norm::backward_if(self.k_norm.as_ref().zip(saved.k_norm.as_ref()), dk, Norm::backward_heads, gradients)?,
+            dv,
+        ))
     }
 
     /// [N, H · 2 D] -> queries and gates, [N, H · D] each
@@ -183,23 +187,5 @@ impl Attention {
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.qkv.linears_mut().iter_mut().chain([&mut self.o_proj])
-    }
-}
-
-fn forward_norm(norm: Option<&Norm>, x: Tensor) -> Result<(Tensor, Option<rms_norm::Saved>)> {
-    let Some(norm) = norm else { return Ok((x, None)) };
-    let (y, saved) = norm.forward_heads(&x)?;
-    Ok((y, Some(saved)))
-}
-
-fn backward_norm(
-    norm: Option<&Norm>,
-    saved: Option<&rms_norm::Saved>,
-    dy: Tensor,
-    gradients: &mut Gradients,
-) -> Result<Tensor> {
-    match (norm, saved) {
-        (Some(norm), Some(saved)) => norm.backward_heads(saved, &dy, gradients),
-        _ => Ok(dy),
     }
 }

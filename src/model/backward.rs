@@ -106,6 +106,7 @@ impl Decoder {
         gradients.set_factor(factor);
         let mut x = self.embed(input_ids)?;
         let (mut across, inputs_saved) = self.across(input_ids, &x)?;
+        let inputs_saved = inputs_saved.filter(|_| self.trains);
         let mut kept: Vec<Kept> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let (y, saved) = block.forward(&x, &pass, None, &mut across)?;

@@ -6,7 +6,7 @@ use super::linear::Linear;
 use super::mixer::{Mixer, Saved as MixerSaved};
 use super::mixture::{Mixture, Saved as MixtureSaved};
 use super::mlp::{Mlp, Saved as MlpSaved};
-use super::norm::Norm;
+use super::norm::{self, Norm};
 use super::parameters::Gradients;
 use super::shared_expert::SharedExpert;
 use super::{Across, LayerCache, Pass};
@@ -94,12 +94,12 @@ impl Block {
         cache: Option<&mut LayerCache>,
         across: &mut Across,
     ) -> Result<(Tensor, Saved)> {
-        let (h, attention_norm) = forward_norm(self.attention_norm.as_ref(), x.clone())?;
+        let (h, attention_norm) = norm::forward_if(self.attention_norm.as_ref(), x.clone(), Norm::forward)?;
         let (a, mixer) = self.mixer.forward(&h, pass, cache, across)?;
-        let (a, attention_post_norm) = forward_norm(self.attention_post_norm.as_ref(), a)?;
+        let (a, attention_post_norm) = norm::forward_if(self.attention_post_norm.as_ref(), a, Norm::forward)?;
         let (x, h, mlp_norm) = forward_sum(self.mlp_norm.as_ref(), x, &self.residual(a)?)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
-        let (m, mlp_post_norm) = forward_norm(self.mlp_post_norm.as_ref(), m)?;
+        let (m, mlp_post_norm) = norm::forward_if(self.mlp_post_norm.as_ref(), m, Norm::forward)?;
         let (mut y, mut intake) = (add(&x, &self.residual(m)?)?, None);
         if let Some(own) = &self.intake {
             let (added, saved) = own.forward(&y, pass, across)?;
@@ -123,11 +123,21 @@ impl Block {
             dy = add(&dy, &own.backward(saved, &dy, pass, across, gradients)?)?;
         }
         let dm = self.residual(dy.clone())?;
-        let dm = backward_norm(self.mlp_post_norm.as_ref(), saved.mlp_post_norm.as_ref(), dm, gradients)?;
+        let dm = norm::backward_if(
+            self.mlp_post_norm.as_ref().zip(saved.mlp_post_norm.as_ref()),
+            dm,
+            Norm::backward,
+            gradients,
+        )?;
         let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;
         let dx = backward_sum(self.mlp_norm.as_ref(), saved.mlp_norm.as_ref(), &dh, &dy, gradients)?;
         let da = self.residual(dx.clone())?;
-        let da = backward_norm(self.attention_post_norm.as_ref(), saved.attention_post_norm.as_ref(), da, gradients)?;
+        let da = norm::backward_if(
+            self.attention_post_norm.as_ref().zip(saved.attention_post_norm.as_ref()),
+            da,
+            Norm::backward,
+            gradients,
+        )?;
         let dh = self.mixer.backward(&saved.mixer, &da, pass, across, gradients)?;
         backward_sum(self.attention_norm.as_ref(), saved.attention_norm.as_ref(), &dh, &dx, gradients)
     }
@@ -164,24 +174,6 @@ impl Block {
             Feedforward::Mixture(mixture) => Some(mixture.as_ref()),
         };
         mixture.into_iter().flat_map(Mixture::weights)
-    }
-}
-
-fn forward_norm(norm: Option<&Norm>, x: Tensor) -> Result<(Tensor, Option<rms_norm::Saved>)> {
-    let Some(norm) = norm else { return Ok((x, None)) };
-    let (y, saved) = norm.forward(&x)?;
-    Ok((y, Some(saved)))
-}
-
-fn backward_norm(
-    norm: Option<&Norm>,
-    saved: Option<&rms_norm::Saved>,
-    dy: Tensor,
-    gradients: &mut Gradients,
-) -> Result<Tensor> {
-    match (norm, saved) {
-        (Some(norm), Some(saved)) => norm.backward(saved, &dy, gradients),
-        _ => Ok(dy),
     }
 }
 

@@ -324,7 +324,7 @@ impl ModelSpec {
 
 impl ModelSpec {
     /// Whether a tensor is of keys or values in a layer that sees an earlier layer's: stored by some, used by none.
-    fn is_replaced(&self, name: &str) -> bool {
+    pub fn is_replaced(&self, name: &str) -> bool {
         let parts = ["k_proj", "v_proj", "k_norm", "v_norm"].map(|part| format!("{ATTENTION}.{part}."));
         split_block(name)
             .is_some_and(|(layer, rest)| !self.has_keys(layer) && parts.iter().any(|part| rest.starts_with(part)))

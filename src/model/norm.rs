@@ -17,6 +17,27 @@ pub struct Norm {
     pub trains: bool,
 }
 
+/// x -> (y, what [`backward_if`] needs) by one of the forward functions of a norm that a layer may have; x itself if it has none.
+pub fn forward_if(
+    norm: Option<&Norm>,
+    x: Tensor,
+    forward: fn(&Norm, &Tensor) -> Result<(Tensor, rms_norm::Saved)>,
+) -> Result<(Tensor, Option<rms_norm::Saved>)> {
+    let Some(norm) = norm else { return Ok((x, None)) };
+    let (y, saved) = forward(norm, &x)?;
+    Ok((y, Some(saved)))
+}
+
+/// dy -> dx by the backward function that belongs to it.
+pub fn backward_if(
+    norm: Option<(&Norm, &rms_norm::Saved)>,
+    dy: Tensor,
+    backward: fn(&Norm, &rms_norm::Saved, &Tensor, &mut Gradients) -> Result<Tensor>,
+    gradients: &mut Gradients,
+) -> Result<Tensor> {
+    norm.map_or(Ok(dy.clone()), |(norm, saved)| backward(norm, saved, &dy, gradients))
+}
+
 impl Norm {
     /// x: [N, d] -> y: [N, d]
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, rms_norm::Saved)> {

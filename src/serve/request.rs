@@ -67,6 +67,7 @@ impl Chat {
         let mut fields = Fields::parse(body)?;
         let messages = match fields.take("messages") {
             Some(Value::Array(messages)) if !messages.is_empty() => messages,
+            Some(Value::Array(_)) => return Err(Refusal::field("messages", "`messages` is an empty list")),
             Some(other) => return Err(expected("messages", "a list of one message or more", &other)),
             None => return Err(missing("messages")),
         };

@@ -1,5 +1,6 @@
 //! That the goldens of Gemma 4 notice each of its features, and what it has besides them.
 
+use crate::support::command::{asft, succeeds};
 use crate::support::files::{fixture, read_json};
 use crate::support::goldens::*;
 use crate::support::tensors::to_vec;
@@ -104,6 +105,33 @@ fn keys_that_are_replaced_may_be_stored() {
     load("model.layers.2.self_attn.k_proj.weight").unwrap();
     let error = load("model.layers.2.self_attn.x_proj.weight").unwrap_err().to_string();
     assert!(error.contains("x_proj.weight is not part"), "{error}");
+}
+
+/// A pair of which one side holds such keys has a direction without them.
+#[test]
+fn a_direction_leaves_replaced_keys_out() {
+    let (stored, scratch) = (base_checkpoint(SHARED), tempfile::tempdir().unwrap());
+    let side = |name: &str, factor: f64, extra: bool| {
+        let dir = scratch.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::copy(fixture(SHARED).join("model/config.json"), dir.join("config.json")).unwrap();
+        let read =
+            |name: &str| (name.to_string(), (stored.tensor(name, DType::F32, &Device::Cpu).unwrap() * factor).unwrap());
+        let mut tensors: BTreeMap<String, Tensor> = stored.names().map(read).collect();
+        if extra {
+            let keys = Tensor::ones((24, 48), DType::F32, &Device::Cpu).unwrap();
+            tensors.insert("model.layers.2.self_attn.k_proj.weight".to_string(), keys);
+        }
+        save_tensors(&dir.join("model.safetensors"), &tensors).unwrap();
+        dir.display().to_string()
+    };
+    let out = scratch.path().join("direction.safetensors").display().to_string();
+    let (aligned, unaligned) = (side("aligned", 1.0, true), side("unaligned", 0.9, false));
+    let pair = ["--aligned", &aligned, "--unaligned", &unaligned, "--target-modules", "k_proj", "--out", &out];
+    succeeds(asft(&["direction"]).args(pair));
+    let made = candle_core::safetensors::load(&out, &Device::Cpu).unwrap();
+    assert!(made.keys().any(|name| name.contains("layers.0.self_attn.k_proj")));
+    assert!(!made.keys().any(|name| name.contains("layers.2.self_attn.k_proj")));
 }
 
 /// Also what is outside of the blocks has its place in the multimodal class.

@@ -12,7 +12,7 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     found.unless(
         !kind.needs_adapter() || settings.train.method == Tuning::Lora,
         format!(
-            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: it compares with the model without adapter"
+            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: its term is of an adapter, or of the model without one"
         ),
     );
     found.unless(

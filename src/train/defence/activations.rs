@@ -12,8 +12,9 @@
 //! E for R. It is computed once before the first step, of the model without its adapter, and does not change; nothing of it needs
 //! to be in a checkpoint.
 
-use super::contract::{Defence, Needs, OwnSamples, Records};
+use super::contract::{Defence, Needs};
 use super::options::DefenceOptions;
+use super::own_batches::prompts;
 use crate::config::Settings;
 use crate::console::log;
 use crate::data::Dataset;
@@ -28,9 +29,6 @@ use candle_core::{DType, Tensor};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-
-/// The setting that names the prompts.
-const PROMPTS: &str = "defence.prompts";
 
 pub struct Activations {
     options: DefenceOptions,
@@ -76,8 +74,7 @@ impl Activations {
 
 impl Defence for Activations {
     fn needs(&self) -> Needs {
-        let own = |file| OwnSamples { records: Records::Prompts, name: "prompts", key: PROMPTS, file };
-        let samples = self.options.prompts.clone().map(own);
+        let samples = prompts(&self.options);
         Needs { samples, input_rank: self.options.rank, ..Needs::default() }
     }
 

@@ -13,9 +13,9 @@
 //! it starts from; nothing of it needs to be in a checkpoint. The pass is without dropout, as h⁰ is: masks would be a
 //! distance to the aligned model where the weights have none, and the model is used without them.
 
-use super::contract::{Defence, ExtraBatch, Needs, OwnSamples, Records};
+use super::contract::{Defence, ExtraBatch, Needs};
 use super::options::DefenceOptions;
-use super::own_batches::OwnBatches;
+use super::own_batches::{OwnBatches, PROMPTS, prompts};
 use crate::config::Settings;
 use crate::data::{Batch, Dataset};
 use crate::model::{Decoder, Gradients, Sequences, Through};
@@ -25,9 +25,6 @@ use crate::train::plan::Pool;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
-
-/// The setting that names the prompts.
-const PROMPTS: &str = "defence.prompts";
 
 pub struct Anchor {
     options: DefenceOptions,
@@ -61,8 +58,7 @@ fn distance(h: &Tensor, reference: &Tensor, factor: f64) -> Result<(Scalar, Tens
 
 impl Defence for Anchor {
     fn needs(&self) -> Needs {
-        let own = |file| OwnSamples { records: Records::Prompts, name: "prompts", key: PROMPTS, file };
-        let samples = self.options.prompts.clone().map(own);
+        let samples = prompts(&self.options);
         let extra = ExtraBatch { holds_states: true, ..ExtraBatch::default() };
         Needs { samples, extra: Some(extra), ..Needs::default() }
     }

@@ -18,6 +18,15 @@ pub fn alignment_samples(options: &DefenceOptions) -> Option<OwnSamples> {
     options.alignment_data.clone().map(|file| OwnSamples { records, name, key, file })
 }
 
+/// The setting that names prompts.
+pub const PROMPTS: &str = "defence.prompts";
+
+/// The prompts that the options name.
+pub fn prompts(options: &DefenceOptions) -> Option<OwnSamples> {
+    let (records, name, key) = (Records::Prompts, "prompts", PROMPTS);
+    options.prompts.clone().map(|file| OwnSamples { records, name, key, file })
+}
+
 /// A batch for each step, as a function of the seed and the step's number.
 pub struct OwnBatches {
     pub pool: Pool,
