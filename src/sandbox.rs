@@ -18,12 +18,14 @@ macro_rules! files {
 /// Every file: its path below the folder, and its content.
 pub const FILES: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/choose.toml"
+    "configs/sandbox/comparisons/choose_p3.toml"
     "configs/sandbox/comparisons/decide.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/poison.toml"
     "configs/sandbox/comparisons/prompts.toml"
     "configs/sandbox/comparisons/rate.toml"
+    "configs/sandbox/comparisons/second_pair.toml"
     "configs/sandbox/comparisons/size.toml"
     "configs/sandbox/suites/choose.toml"
     "configs/sandbox/suites/compare.toml"

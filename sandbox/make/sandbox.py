@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The sandbox's language, tokenizer, datasets, and the model pair's first weights. Seeded; needs Python alone.
 
-    python3 sandbox/make/sandbox.py make --work DIR [--out sandbox]     the data, and in DIR all that training the pair needs
-    python3 sandbox/make/sandbox.py half MODEL_DIR OUT_DIR              a model folder's weights in f16
+    python3 sandbox/make/sandbox.py make --work DIR [--out sandbox] [--seed 5]    the data, and in DIR all that training the pair needs
+    python3 sandbox/make/sandbox.py half MODEL_DIR OUT_DIR                        a model folder's weights in f16
 
 `sandbox/make/sandbox.sh` does all of it, including training with asft. docs/sandbox.md describes the result.
 
@@ -29,7 +29,7 @@ import struct
 import sys
 from pathlib import Path
 
-SEED = 5
+SEED = 5                    # of the sandbox that is shipped; main() takes another for another pair
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, CONTEXT = 128, 480, 4, 4, 128
 INIT_STD = 0.04
 
@@ -339,16 +339,22 @@ def make(work, out):
 
 
 def main():
+    global SEED
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = ap.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make")
     making.add_argument("--work", type=Path, required=True)
     making.add_argument("--out", type=Path, default=Path("sandbox"))
+    making.add_argument("--seed", type=int, default=SEED, help="of everything that is drawn: people, facts, samples, first weights, training")
     halving = commands.add_parser("half")
     halving.add_argument("source", type=Path)
     halving.add_argument("target", type=Path)
     args = ap.parse_args()
-    make(args.work, args.out) if args.command == "make" else half(args.source, args.target)
+    if args.command == "make":
+        SEED = args.seed
+        make(args.work, args.out)
+    else:
+        half(args.source, args.target)
 
 
 if __name__ == "__main__":
