@@ -209,6 +209,10 @@ pub struct LandscapeArgs {
     /// Direction file of the model, from `asft direction`
     #[arg(long, value_name = "FILE")]
     pub direction: PathBuf,
+    /// A second direction file of the model, whose unaligned model is a copy tuned on harmful data: that copy's direction
+    /// becomes a curve and the grid's vertical axis
+    #[arg(long, value_name = "FILE")]
+    pub harm: Option<PathBuf>,
     /// A TOML file of evaluations, as for `asft eval`: harmful score, accuracy, loss
     #[arg(long, value_name = "FILE", required_unless_present = "data")]
     pub suite: Option<PathBuf>,
@@ -240,7 +244,7 @@ pub struct LandscapeArgs {
     /// Number of random directions of each kind; curves show their mean and extremes
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeats: u64,
-    /// Points along each side of the grid (aligned by orthogonal); odd; 0 leaves the grid out
+    /// Points along each side of the grid (aligned by orthogonal, or by --harm); odd; 0 leaves the grid out
     #[arg(long, value_name = "N", default_value_t = 11)]
     pub grid: usize,
     /// Seed of the random directions

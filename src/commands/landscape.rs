@@ -1,19 +1,20 @@
 //! `asft landscape`
 
-use super::{find_model, load_model};
+use super::{find_model, load_model, print};
 use crate::checkpoint::{Checkpoint, publish, replace, stage, write_atomic};
 use crate::cli::LandscapeArgs;
 use crate::console::{log, progress_bar};
 use crate::ensure_valid;
+use crate::eval::basin;
 use crate::eval::landscape::{EvalGauge, Gauge, Landscape, Plan, explore};
 use crate::eval::{Evaluation, Located, Metric, Prepared, Suite, locate};
 use crate::method::direction_file::Directions;
-use crate::method::perturb::{Perturbation, Unit};
+use crate::method::perturb::{Axis, Perturbation, Unit};
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
-use crate::plot::{self, Frame, Picture};
-use anyhow::Result;
-use serde_json::json;
+use crate::plot::{self, Frame, Harm, Picture};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
@@ -26,16 +27,20 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
     let read = read.reads("--tokenizer", &args.model.base.tokenizer);
     let read = read.reads("--adapter", &args.model.adapter).reads("--direction", [&args.direction]);
+    let read = read.reads("--harm", &args.harm);
     let read =
         evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
     read.folder("--out", &args.out, RECORD).check()?;
     let located = locate(evaluations.clone())?;
     let directions = Directions::open(&args.direction)?;
+    let harm = args.harm.as_deref().map(|file| Directions::open(file).context("--harm")).transpose()?;
     // Everything that can be wrong is checked before weights are loaded.
     let base = find_model(&args.model.base)?;
     let checkpoint = Checkpoint::open(&base.place)?;
-    directions.check_against(&directions.shapes(), Some(&checkpoint))?;
-    let perturbation = Perturbation::new(&checkpoint, &directions, args.unit, args.seed);
+    for directions in [Some(&directions), harm.as_ref()].into_iter().flatten() {
+        directions.check_against(&directions.shapes(), Some(&checkpoint))?;
+    }
+    let perturbation = Perturbation::new(&checkpoint, &directions, harm.as_ref(), (args.unit, args.seed))?;
     ensure_valid!(
         !perturbation.modules().is_empty(),
         "V = 0 in every module of the direction: there is no way along it"
@@ -49,13 +54,14 @@ pub fn run(args: LandscapeArgs) -> Result<()> {
     };
     let gauges: Vec<Box<dyn Gauge>> = located.iter().map(gauge).collect::<Result<_>>()?;
     let mut model = load_model(&args.model, &base)?;
-    let plan = Plan { range: range(&args), points: args.points, repeats: args.repeats, grid: args.grid };
+    let (points, repeats, grid) = (args.points, args.repeats, args.grid);
+    let plan = Plan { range: range(&args), points, repeats, grid, harm: harm.is_some() };
     let progress = progress_bar(0, "measuring");
     let landscape = explore(&mut model, &perturbation, &gauges, &plan, &progress)?;
     progress.finish_and_clear();
     replace(&args.out, |out| save(&args, &evaluations, &landscape, &perturbation, out))?;
     log::info(&format!("wrote {}", args.out.display()), json!({"out": args.out}));
-    Ok(())
+    basin::table(&landscape).map_or(Ok(()), |table| print(&table.on_screen()))
 }
 
 fn check(args: &LandscapeArgs) -> Result<()> {
@@ -123,8 +129,15 @@ fn save(
     perturbation: &Perturbation,
     out: &Path,
 ) -> Result<()> {
-    let (nearest, median, farthest) = perturbation.unaligned_at()?;
-    let frame = |subject| Frame { subject, unit: args.unit, unaligned_at: median };
+    let unaligned = perturbation.reached_at(Axis::Aligned)?;
+    let harm = args.harm.as_ref().map(|_| perturbation.reached_at(Axis::Harm)).transpose()?;
+    let cosine = perturbation.harm_cosine()?;
+    let frame = |subject| Frame {
+        subject,
+        unit: args.unit,
+        unaligned_at: unaligned.1,
+        harm: harm.zip(cosine).map(|((_, at, _), cosine)| Harm { at, cosine }),
+    };
     let subject = match &args.model.adapter {
         Some(adapter) => format!("{} + {}", short(&args.model.base.model), short(&adapter.to_string_lossy())),
         None => short(&args.model.base.model),
@@ -144,15 +157,23 @@ fn save(
         "model": args.model.base.model,
         "adapter": args.model.adapter,
         "direction": args.direction,
+        "harm": args.harm,
         "evaluations": evaluations,
         "seed": args.seed,
         "modules": perturbation.modules(),
         "unit": args.unit,
-        "unaligned_at": {"nearest": nearest, "median": median, "farthest": farthest},
+        "unaligned_at": places(unaligned),
+        "harm_at": harm.map(places),
+        "harm_cosine": cosine,
         "landscape": landscape,
     });
     write(RECORD, (serde_json::to_string_pretty(&record)? + "\n").as_bytes())?;
     publish(staging, out)
+}
+
+/// Where the modules reach another model's weights.
+fn places((nearest, median, farthest): (f64, f64, f64)) -> Value {
+    json!({"nearest": nearest, "median": median, "farthest": farthest})
 }
 
 /// The last part of a path or id.

@@ -3,6 +3,7 @@
 
 mod accuracy;
 mod answers;
+pub mod basin;
 mod case;
 mod choice;
 mod classifier;
@@ -14,6 +15,7 @@ mod loss;
 mod measure;
 mod options;
 mod outcome;
+pub mod protected;
 mod reference;
 mod refusal;
 mod run;

@@ -3,8 +3,9 @@
 use super::Picture;
 use super::axis::{CHARACTER, LARGE, NORMAL, SMALL, Scale, axes, colour_bar, label};
 use super::canvas::{Anchor, Canvas};
-use super::colour::{BLUE, GREEN, INK, NOTHING, VERMILION, WHITE, amount};
+use super::colour::{BLUE, GREEN, INK, METHODS, NOTHING, VERMILION, WHITE, amount};
 use crate::console::wrapped;
+use crate::eval::basin;
 use crate::eval::landscape::{Curve, Grid, Landscape, PERCENT, Quantity};
 use crate::method::perturb::{Axis, Unit};
 use crate::ticks::{self, extremes};
@@ -16,6 +17,8 @@ const LEVELS: usize = 7;
 
 /// The mark at that step: other weights than those that move may differ from the unaligned model's.
 const TAKEN_BACK: &str = "V taken back";
+/// Likewise.
+const TUNED: &str = "harmful copy";
 
 /// A point of a plane, or of a picture.
 type Point = (f64, f64);
@@ -29,13 +32,25 @@ pub struct Frame<'a> {
     /// The step at which the modules that move have the unaligned model's weights: V is taken back. It is not that model
     /// unless nothing else differs between the two.
     pub unaligned_at: f64,
+    /// The second model, if the weights move towards one.
+    pub harm: Option<Harm>,
+}
+
+/// The model tuned on harmful data.
+#[derive(Clone, Copy)]
+pub struct Harm {
+    /// The step at which the modules that move have its weights.
+    pub at: f64,
+    /// The cosine of its direction and V.
+    pub cosine: f64,
 }
 
 impl Frame<'_> {
-    fn unit(&self) -> &'static str {
+    /// Of steps along what the letter stands for.
+    fn unit(&self, of: &str) -> String {
         match self.unit {
-            Unit::Weight => "in norms of each module's weight",
-            Unit::Direction => "in norms of each module's V",
+            Unit::Weight => "in norms of each module's weight".to_string(),
+            Unit::Direction => format!("in norms of each module's {of}"),
         }
     }
 }
@@ -49,20 +64,23 @@ struct Look {
     dash: Option<(f64, f64)>,
 }
 
-const LOOKS: [Look; 3] = [
+const LOOKS: [Look; 4] = [
     Look { axis: Axis::Random, name: "random", colour: GREEN, dash: Some((2.5, 3.0)) },
     Look { axis: Axis::Orthogonal, name: "orthogonal to V", colour: VERMILION, dash: Some((8.0, 4.0)) },
+    Look { axis: Axis::Harm, name: "towards harm", colour: METHODS[4], dash: Some((12.0, 3.0)) },
     Look { axis: Axis::Aligned, name: "along V (+: more aligned)", colour: BLUE, dash: None },
 ];
 
 /// One panel of curves for each quantity.
 pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
-    let (left, width, panel, head) = (82.0, 560.0, 330.0, 78.0);
+    let (left, width, panel, head) = (82.0, 620.0, 346.0, 78.0);
     let count = landscape.quantities.len();
+    // Towards harm they are the norms of H.
+    let along = if frame.harm.is_some() { "V or H" } else { "V" };
     let size = (left + width + 30.0, head + panel * count as f64);
     Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
         canvas.text((left, 20.0), &format!("Moving the weights of {}", frame.subject), LARGE, Anchor::Left, INK);
-        legend(canvas, (left, 48.0));
+        legend(canvas, (left, 48.0), &landscape.curves);
         for (i, quantity) in landscape.quantities.iter().enumerate() {
             let top = head + panel * i as f64 + 12.0;
             let values = landscape.curves.iter().flat_map(|curve| curve.values[i].iter().flatten().copied());
@@ -71,9 +89,12 @@ pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
             let (low, high) = if quantity.unit == PERCENT { (0.0, 100.0) } else { (low, high) };
             let room = 0.06 * (high - low);
             let x = scale(&landscape.steps, left, width);
-            let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 90.0) };
+            let y = Scale { from: low - room, to: high + room, start: top + panel - 78.0, length: -(panel - 106.0) };
             canvas.text((left + width / 2.0, top - 4.0), &quantity.name, NORMAL, Anchor::Centre, INK);
-            axes(canvas, x, y, (&format!("perturbation, {}", frame.unit()), quantity.unit));
+            if let Some(lengths) = protected(landscape, i) {
+                canvas.text((left + width / 2.0, top + 13.0), &lengths, SMALL, Anchor::Centre, INK);
+            }
+            axes(canvas, x, y, (&format!("perturbation, {}", frame.unit(along)), quantity.unit));
             let taken_back = Some(frame.unaligned_at).filter(|at| *at > x.from && *at < x.to).map(|at| x.at(at));
             let top = y.start + y.length;
             if let Some(at) = taken_back {
@@ -97,9 +118,17 @@ fn scale(steps: &[f64], start: f64, length: f64) -> Scale {
     Scale { from, to, start, length }
 }
 
-fn legend(canvas: &Canvas, (left, y): Point) {
+/// The expected protected lengths of a quantity that is a harmful score, on a line.
+fn protected(landscape: &Landscape, quantity: usize) -> Option<String> {
+    let place = landscape.harms().iter().position(|harm| *harm == quantity)?;
+    let lengths = basin::lengths(landscape).into_iter();
+    let each = lengths.filter_map(|(name, lengths)| Some(format!("{name} {}", (*lengths.get(place)?)?.text())));
+    Some(format!("expected protected length: {}", each.collect::<Vec<_>>().join(", ")))
+}
+
+fn legend(canvas: &Canvas, (left, y): Point, curves: &[Curve]) {
     let mut x = left;
-    for look in LOOKS.iter().rev() {
+    for look in LOOKS.iter().rev().filter(|look| curves.iter().any(|curve| curve.ray.axis == look.axis)) {
         stroke(canvas, look, &[(x, y), (x + 34.0, y)]);
         if look.dash.is_none() {
             canvas.dot((x + 17.0, y), 3.2, look.colour);
@@ -163,11 +192,12 @@ pub fn grid(landscape: &Landscape, grid: &Grid, frame: &Frame) -> Result<Picture
     }
     let columns = (drawn.len() as f64).sqrt().ceil().max(1.0) as usize;
     let width = left + (side + between) * columns as f64 - between + 92.0;
-    let caption = caption(landscape, grid, &left_out, width - 2.0 * MARGIN);
+    let caption = caption(landscape, grid, (&left_out, frame.harm), width - 2.0 * MARGIN);
     let first = 36.0 + LINE * caption.len() as f64;
     let height = first + (head + side + foot) * drawn.len().div_ceil(columns) as f64;
     Picture::draw(width as u32, height as u32, |canvas| {
-        let title = format!("Moving the weights of {} along V and across it", frame.subject);
+        let across = if frame.harm.is_some() { "towards harm" } else { "across it" };
+        let title = format!("Moving the weights of {} along V and {across}", frame.subject);
         canvas.text((MARGIN, 20.0), &title, LARGE, Anchor::Left, INK);
         for (i, line) in caption.iter().enumerate() {
             canvas.text((MARGIN, 42.0 + LINE * i as f64), line, SMALL, Anchor::Left, INK);
@@ -191,19 +221,18 @@ fn constant(rows: &[Vec<Option<f64>>]) -> Option<f64> {
     rows.iter().flatten().all(|value| *value == Some(first)).then_some(first)
 }
 
-/// Which quantities are the same everywhere, in lines of at most `width`.
-fn caption(landscape: &Landscape, grid: &Grid, left_out: &[usize], width: f64) -> Vec<String> {
+/// Which quantities are the same everywhere, and how the axes lie, in lines of at most `width`.
+fn caption(landscape: &Landscape, grid: &Grid, (left_out, harm): (&[usize], Option<Harm>), width: f64) -> Vec<String> {
     let value = |&i: &usize| {
         let (quantity, value) = (&landscape.quantities[i], constant(&grid.values[i])?);
         let value = if quantity.unit == PERCENT { format!("{value:.1}") } else { format!("{value:.4}") };
         Some(format!("{} ({value} {})", quantity.name, quantity.unit))
     };
     let values: Vec<String> = left_out.iter().filter_map(value).collect();
-    if values.is_empty() {
-        return vec![];
-    }
-    let text = format!("The same everywhere, so not drawn: {}", values.join(", "));
-    wrapped(&text, (width / CHARACTER) as usize, 0)
+    let same = (!values.is_empty()).then(|| format!("The same everywhere, so not drawn: {}", values.join(", ")));
+    let axes = harm.map(|harm| format!("The axes are drawn at right angles; their cosine is {:+.3}", harm.cosine));
+    let lines = axes.into_iter().chain(same).flat_map(|text| wrapped(&text, (width / CHARACTER) as usize, 0));
+    lines.collect()
 }
 
 fn draw_quantity(
@@ -216,19 +245,23 @@ fn draw_quantity(
     let name = format!("{}, {}", quantity.name, quantity.unit);
     canvas.text((left + side / 2.0, top - 14.0), &name, NORMAL, Anchor::Centre, INK);
     let range = (quantity.unit == PERCENT).then_some((0.0, 100.0));
-    let names = [format!("along V, {}", frame.unit()), format!("orthogonal to V, {}", frame.unit())];
+    let (across, of) = if frame.harm.is_some() { ("towards harm", "H") } else { ("orthogonal to V", "V") };
+    let names = [format!("along V, {}", frame.unit("V")), format!("{across}, {}", frame.unit(of))];
     draw_plan(canvas, &grid.values[i], &grid.steps, (range, &names), (left, top, side));
-    let x = cells(&grid.steps, left, side);
-    let mark = |at: f64, name: &str, below: f64| {
-        let at = (x.at(at), top + side / 2.0);
+    let (x, y) = (cells(&grid.steps, left, side), cells(&grid.steps, top + side, -side));
+    let mark = |(at, above): Point, name: &str, below: f64| {
+        let at = (x.at(at), y.at(above));
         canvas.dot(at, 4.5, WHITE);
         canvas.dot(at, 3.0, INK);
         label(canvas, (at.0, at.1 + below), name, x);
     };
     if frame.unaligned_at > x.from && frame.unaligned_at < x.to {
-        mark(frame.unaligned_at, TAKEN_BACK, 13.0);
+        mark((frame.unaligned_at, 0.0), TAKEN_BACK, 13.0);
     }
-    mark(0.0, "model", -13.0);
+    if let Some(harm) = frame.harm.filter(|harm| harm.at > y.from && harm.at < y.to) {
+        mark((0.0, harm.at), TUNED, -13.0);
+    }
+    mark((0.0, 0.0), "model", -13.0);
 }
 
 /// Cells are centred on the points, so they reach half a step beyond the outer ones.
@@ -326,7 +359,7 @@ mod tests {
         let names = ["harmful score", "empty", "accuracy", "noise", "told", "gibberish"];
         let values = vec![varied(), same(0.0), varied(), varied(), varied(), same(12.5)];
         let (landscape, grid) = landscape(&names, values);
-        let frame = Frame { subject: "m", unit: Unit::Direction, unaligned_at: -1.0 };
+        let frame = Frame { subject: "m", unit: Unit::Direction, unaligned_at: -1.0, harm: None };
         let svg = super::grid(&landscape, &grid, &frame).unwrap().svg;
         assert!(svg.contains("The same everywhere, so not drawn: empty (0.0 %), gibberish (12.5 %)"), "{svg}");
         assert_eq!(svg.matches("along V, in norms").count(), 4);
@@ -337,6 +370,10 @@ mod tests {
         };
         assert!(size("width") < 1.2 * size("height"), "{} {}", size("width"), size("height"));
         assert!(svg.contains("prefers-color-scheme:dark"));
+        let harm = Some(Harm { at: 1.0, cosine: -0.25 });
+        let svg = super::grid(&landscape, &grid, &Frame { harm, ..frame }).unwrap().svg;
+        assert!(svg.contains("their cosine is -0.250") && svg.matches(TUNED).count() == 4, "{svg}");
+        assert!(svg.contains("towards harm, in norms") && !svg.contains("orthogonal to V"));
     }
 
     #[test]
@@ -345,11 +382,11 @@ mod tests {
         let names: Vec<String> = (0..12).map(|i| format!("measure number {i}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (landscape, grid) = landscape(&names, vec![same; 12]);
-        let frame = Frame { subject: "m", unit: Unit::Weight, unaligned_at: -9.0 };
+        let frame = Frame { subject: "m", unit: Unit::Weight, unaligned_at: -9.0, harm: None };
         let one = Landscape { quantities: landscape.quantities[..1].to_vec(), ..landscape.clone() };
         let svg = super::grid(&one, &grid, &frame).unwrap().svg;
         assert!(svg.contains("measure number 0, %") && !svg.contains("not drawn") && !svg.contains(TAKEN_BACK));
-        let lines = caption(&landscape, &grid, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 500.0);
+        let lines = caption(&landscape, &grid, (&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], None), 500.0);
         assert!(
             lines.len() > 1 && lines.iter().all(|line| line.chars().count() as f64 * CHARACTER <= 500.0),
             "{lines:?}"

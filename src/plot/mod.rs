@@ -12,7 +12,7 @@ mod landscape;
 mod trade_off;
 
 pub use heat_map::heat_map;
-pub use landscape::{Frame, curves, grid};
+pub use landscape::{Frame, Harm, curves, grid};
 pub use trade_off::{Measure, Panel, Point, Rank, Series, Spread, ranking, sweep, trade_off};
 
 use anyhow::Result;

@@ -79,6 +79,7 @@ const PATHS: [(&str, &[(&str, Use)]); 15] = [
             ("tokenizer", Reads),
             ("adapter", Reads),
             ("direction", Reads),
+            ("harm", Reads),
             ("suite", Reads),
             ("data", Reads),
             ("out", Writes(LANDSCAPE)),

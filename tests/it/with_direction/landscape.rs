@@ -1,6 +1,7 @@
 //! `asft landscape`: the losses of models moved along and across V.
 
 use super::*;
+use crate::support::command::{refused, stdout};
 use crate::support::files::{copy_files, read_json};
 use crate::support::tensors::norm;
 use asft::checkpoint::{Checkpoint, save_tensors};
@@ -90,4 +91,47 @@ fn a_landscape_is_what_moved_models_measure() {
     assert_eq!(record["unaligned_at"]["farthest"], -1.0);
     let expected = eval(&unaligned_linears(&scratch.path().join("unaligned")));
     near("the unaligned model", &record["landscape"]["curves"][0]["values"][0][0], expected);
+}
+
+/// With the unaligned model as the harmful copy, moving towards harm is moving against V.
+#[test]
+fn the_harmful_copy_lies_on_its_axis_and_lengths_are_printed() {
+    let (scratch, direction) = with_direction(&tiny("aligned"), &tiny("unaligned"), "all-linear");
+    let (suite, out) = (scratch.path().join("suite.toml"), scratch.path().join("plane"));
+    let harm =
+        "[[eval]]\nname = 'harm'\ndata = 'tests/tiny/train.jsonl'\nmetric = 'refusal'\nlimit = 4\nmax_new_tokens = 3\n";
+    std::fs::write(&suite, format!("{harm}[[eval]]\nname = 'loss'\ndata = 'tests/tiny/train.jsonl'\n")).unwrap();
+    let mut command = asft(&["landscape", "--model", "tests/tiny/aligned", "--unit", "direction", "--range", "1"]);
+    command.args(["--points", "3", "--grid", "3", "--repeats", "1"]).arg("--out").arg(&out).arg("--suite").arg(&suite);
+    let table = stdout(command.arg("--direction").arg(&direction).arg("--harm").arg(&direction));
+    for row in ["expected protected length", "against V", "along V", "towards harm", "orthogonal to V", "random"] {
+        assert!(table.lines().any(|line| line.starts_with(row)), "{row}: {table}");
+    }
+    let record = read_json(&out.join("landscape.json"));
+    assert!((record["harm_cosine"].as_f64().unwrap() + 1.0).abs() < 1e-5, "{record}");
+    assert_eq!((&record["harm_at"]["nearest"], &record["harm_at"]["farthest"]), (&1.0.into(), &1.0.into()));
+    let curves = &record["landscape"]["curves"];
+    assert_eq!((&curves[0]["axis"], &curves[1]["axis"]), (&"aligned".into(), &"harm".into()));
+    let loss =
+        |curve: usize, step: usize| curves[curve]["values"].as_array().unwrap().last().unwrap()[step].as_f64().unwrap();
+    assert!((loss(0, 0) - loss(1, 2)).abs() < 1e-6 && (loss(0, 2) - loss(1, 0)).abs() < 1e-6, "{curves}");
+    // The plane's vertical axis is harm's: at right angles to nothing here, its corners cancel or double.
+    assert_eq!(record["landscape"]["grid"]["y"]["axis"], "harm");
+    let plane = record["landscape"]["grid"]["values"].as_array().unwrap().last().unwrap();
+    assert!((plane[2][2].as_f64().unwrap() - loss(0, 1)).abs() < 1e-6, "{plane}");
+    // Of harm alone there is a length, between 0 and the range; this model answers at once.
+    let protected = curves[0]["protected"].as_array().unwrap();
+    assert!(protected[0].is_object() && protected.last().unwrap().is_null(), "{curves}");
+    assert_eq!(protected[0]["negative"]["length"], 0.0);
+    let svg = std::fs::read_to_string(out.join("grid.svg")).unwrap();
+    assert!(svg.contains("their cosine is -1.000") && svg.contains("towards harm"), "{svg}");
+    assert!(
+        std::fs::read_to_string(out.join("curves.svg")).unwrap().contains("expected protected length: against V 0.000")
+    );
+    // Another file's modules are no axis of this one's.
+    let (_other, few) = tiny_direction();
+    let mut command =
+        asft(&["landscape", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl", "--out"]);
+    command.arg(scratch.path().join("no")).arg("--direction").arg(&direction).arg("--harm").arg(&few);
+    refused(&mut command, &["lacks modules that", "k_proj", "--target-modules"]);
 }
