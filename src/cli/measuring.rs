@@ -43,7 +43,8 @@ const OF_ONE: [&str; 21] = [
       --adapter runs/b/adapter --baseline --suite suite.toml
   asft eval --model ./model --data news.json --metric accuracy \\
       --match choice --labels World,Sports,Business,Sci/Tech",
-    group = clap::ArgGroup::new("measured").required(true).args(["suite", "data"])
+    group = clap::ArgGroup::new("measured").required(true).args(["suite", "data"]),
+    group = clap::ArgGroup::new("written").multiple(true).args(["samples", "alpaca_eval"])
 )]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -133,8 +134,15 @@ pub struct EvalArgs {
     /// answers)
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,
-    /// Overwrite the file of --samples if it exists
-    #[arg(long, requires = "samples")]
+    /// Write the answers as AlpacaEval's model outputs: a JSON list of instruction, output, generator and dataset (of one model
+    /// and one evaluation)
+    #[arg(long, value_name = "FILE")]
+    pub alpaca_eval: Option<PathBuf>,
+    /// What the answers of --alpaca-eval say that they are from (the names of model and adapter)
+    #[arg(long, value_name = "NAME", requires = "alpaca_eval")]
+    pub generator: Option<String>,
+    /// Overwrite the files of --samples and --alpaca-eval if they exist
+    #[arg(long, requires = "written")]
     pub overwrite: bool,
     /// Print JSON
     #[arg(long)]
@@ -148,7 +156,8 @@ pub struct EvalArgs {
       --prompt 'What is the opposite of hot?'
   asft generate --model ./model --data prompts.jsonl --temperature 0.7 \\
       --top-p 0.9 > answers.jsonl",
-    group = clap::ArgGroup::new("asked").required(true).args(["prompt", "data"])
+    group = clap::ArgGroup::new("asked").required(true).args(["prompt", "data"]),
+    group = clap::ArgGroup::new("written").multiple(true).args(["logits", "alpaca_eval"])
 )]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -191,8 +200,14 @@ pub struct GenerateArgs {
     /// Write the prompt's ids and logits to a safetensors file, to compare with another implementation
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub logits: Option<PathBuf>,
-    /// Overwrite the file of --logits if it exists
-    #[arg(long, requires = "logits")]
+    /// Write the answers as AlpacaEval's model outputs: a JSON list of instruction, output, generator and dataset
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pub alpaca_eval: Option<PathBuf>,
+    /// What the answers of --alpaca-eval say that they are from (the names of model and adapter)
+    #[arg(long, value_name = "NAME", requires = "alpaca_eval")]
+    pub generator: Option<String>,
+    /// Overwrite the files of --logits and --alpaca-eval if they exist
+    #[arg(long, requires = "written")]
     pub overwrite: bool,
 }
 

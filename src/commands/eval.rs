@@ -1,11 +1,12 @@
 //! `asft eval`
 
-use super::{find_model, load_base, print};
+use super::{find_model, generator, load_base, print};
 use crate::checkpoint::write_atomic;
 use crate::cli::EvalArgs;
 use crate::console::Table;
 use crate::data::{Columns, PROMPT_FIELDS, TemplateVariables, restored};
 use crate::ensure_valid;
+use crate::eval::alpaca_eval::{self, Answer};
 use crate::eval::{Evaluation, Metric, Outcome, Prepared, Suite, locate};
 use crate::model::ModelSpec;
 use crate::outputs::Outputs;
@@ -14,7 +15,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub fn run(args: EvalArgs) -> Result<()> {
     ensure_valid!(args.batch_size > 0, "--batch-size should be at least 1");
@@ -26,15 +27,20 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let read = read.reads("--tokenizer", &args.base.tokenizer);
     let read =
         evaluations.iter().fold(read.reads("--suite", &args.suite), |read, evaluation| evaluation.declare_inputs(read));
-    read.file("--samples", &args.samples).check()?;
+    read.file("--samples", &args.samples).file("--alpaca-eval", &args.alpaca_eval).check()?;
     let answers = evaluations.iter().any(|evaluation| evaluation.metric() != Metric::Loss);
     ensure_valid!(
         answers || args.samples.is_none(),
         "--samples has nothing to write: the loss asks for no answers; choose another --metric, such as refusal"
     );
     let adapters: Vec<&Path> = args.adapter.iter().map(AsRef::as_ref).collect();
+    check_export(&args, &evaluations)?;
     // Files are located before weights are fetched, and samples are checked before weights are loaded.
     let located = locate(evaluations)?;
+    let instructions = match (&args.alpaca_eval, &located[..]) {
+        (Some(_), [only]) => only.instructions().context("--alpaca-eval")?,
+        _ => vec![],
+    };
     let found = find_model(&args.base)?;
     let (spec, device) = (ModelSpec::load(&found.place)?, args.base.device.open_for(args.base.dtype.into())?);
     let prepared = Prepared::new(&located, &found, &spec, (&device, args.base.dtype.into()))?;
@@ -50,11 +56,46 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if let Some(path) = &args.samples {
         write_atomic(path, |file| Ok(file.write_all(samples(&rows).as_bytes())?)).context("--samples")?;
     }
+    if let Some(path) = &args.alpaca_eval {
+        let text = exported(&args, &rows, &instructions)?;
+        write_atomic(path, |file| Ok(file.write_all(text.as_bytes())?)).context("--alpaca-eval")?;
+    }
     match (&rows[..], args.json) {
         (rows, true) => print(&format!("{}\n", report(rows))),
         ([(_, outcomes)], false) => print(&listing(outcomes)),
         (rows, false) => print(&table(rows)),
     }
+}
+
+/// Refuses what AlpacaEval's layout has no place for: several models, or several answers to a question.
+fn check_export(args: &EvalArgs, evaluations: &[Evaluation]) -> Result<()> {
+    if args.alpaca_eval.is_none() {
+        return Ok(());
+    }
+    let models = args.adapter.len().max(1) + usize::from(args.baseline);
+    ensure_valid!(models == 1, "--alpaca-eval holds the answers of one model, but {models} are measured");
+    let answered = |evaluation: &Evaluation| evaluation.metric() != Metric::Loss;
+    ensure_valid!(
+        evaluations.len() == 1 && evaluations.iter().all(answered),
+        "--alpaca-eval holds the answers of one evaluation that asks prompts, such as --metric refusal; there are {} here, {} of which ask",
+        evaluations.len(),
+        evaluations.iter().filter(|evaluation| answered(evaluation)).count()
+    );
+    Ok(())
+}
+
+/// The answers of the only model and evaluation in AlpacaEval's layout.
+fn exported(args: &EvalArgs, rows: &[Row], instructions: &[String]) -> Result<String> {
+    let adapter = args.adapter.first().map(PathBuf::as_path);
+    let generator = args.generator.clone().unwrap_or_else(|| generator(&args.base.model, adapter));
+    let outcomes = rows.iter().flat_map(|(_, outcomes)| outcomes);
+    let answers = outcomes.flat_map(|outcome| {
+        outcome.samples.iter().zip(instructions).map(|(sample, instruction)| {
+            let output = sample.get("answer").and_then(Json::as_str).unwrap_or_default();
+            Answer::new(sample, (instruction, output), (&generator, &outcome.title))
+        })
+    });
+    alpaca_eval::file(&answers.collect::<Vec<_>>())
 }
 
 /// What the options ask for: an evaluation for each metric.

@@ -1,10 +1,11 @@
 //! `asft generate`
 
-use super::{find_model, load_model, standard_output};
-use crate::checkpoint::save_tensors;
+use super::{find_model, generator, load_model, standard_output};
+use crate::checkpoint::{save_tensors, write_atomic};
 use crate::cli::GenerateArgs;
 use crate::console::progress_bar;
 use crate::data::{Columns, PROMPT_FIELDS, Template, TemplateVariables, load_prompts, restored};
+use crate::eval::alpaca_eval::{self, Answer};
 use crate::eval::{Encoder, answer_all};
 use crate::hub::{self, ResolvedData, Split};
 use crate::model::{Decoder, GenerateOptions, check_temperature, check_top_p};
@@ -27,7 +28,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let read = Outputs::new(args.overwrite).reads("--model", [&args.model.base.model]);
     let read = read.reads("--tokenizer", &args.model.base.tokenizer);
     let read = read.reads("--adapter", &args.model.adapter).reads("--data", &args.data);
-    read.reads("--template", [&args.template]).file("--logits", &args.logits).check()?;
+    let read = read.reads("--template", [&args.template]).file("--logits", &args.logits);
+    read.file("--alpaca-eval", &args.alpaca_eval).check()?;
     let data = args.data.as_deref().map(|data| hub::resolve_dataset(data, Split::Any, false)).transpose();
     let data = data.and_then(|data| data.map(ResolvedData::only).transpose()).context("--data")?;
     let found = find_model(&args.model.base)?;
@@ -45,7 +47,12 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let encoder =
         Encoder { tokenizer: tokenizer.clone(), template, spec: model.spec().clone(), prefill: String::new() };
     match (&args.prompt, &data) {
-        (_, Some(data)) => answer_file(&model, &encoder, &options, (data, &columns, args.batch_size)),
+        (_, Some(data)) => {
+            let answers = answer_file(&model, &encoder, &options, (data, &columns, args.batch_size), &args)?;
+            let Some(path) = &args.alpaca_eval else { return Ok(()) };
+            let text = alpaca_eval::file(&answers)?;
+            write_atomic(path, |file| Ok(file.write_all(text.as_bytes())?)).context("--alpaca-eval")
+        }
         (Some(prompt), None) => {
             let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
             let ids = encoder.encode(&[json!({"role": "user", "content": prompt})], &Map::new())?;
@@ -78,24 +85,35 @@ fn answer_aloud(model: &Decoder, tokenizer: &Tokenizer, options: &GenerateOption
     Ok(())
 }
 
-/// Prints each record with its `answer`, one JSON object per line.
+/// Prints each record with its `answer`, one JSON object per line. Returns the answers as AlpacaEval has them, if they are wanted.
 fn answer_file(
     model: &Decoder,
     encoder: &Encoder,
     options: &GenerateOptions,
     (path, columns, batch_size): (&Path, &Columns, usize),
-) -> Result<()> {
+    args: &GenerateArgs,
+) -> Result<Vec<Answer>> {
     let mut prompts = load_prompts(path, columns)?;
+    let instructions = match &args.alpaca_eval {
+        Some(_) => alpaca_eval::instructions(&prompts, path).context("--alpaca-eval")?,
+        None => vec![],
+    };
+    let model_name = || generator(&args.model.base.model, args.model.adapter.as_deref());
+    let (generator, mut answers) = (args.generator.clone().unwrap_or_else(model_name), vec![]);
+    let dataset = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let ids = encoder.encode_all(&prompts, path)?;
     let progress = progress_bar(prompts.len(), "generating");
     let mut out = standard_output();
     answer_all((model, &encoder.tokenizer), (&ids, &[]), batch_size, options, &progress, |index, text| {
         let mut record = std::mem::take(&mut prompts[index].record);
+        if let Some(instruction) = instructions.get(index) {
+            answers.push(Answer::new(&record, (instruction, text.trim()), (&generator, &dataset)));
+        }
         record.insert("answer".into(), text.into());
         Ok(writeln!(out, "{}", restored(&Value::Object(record).to_string()))?)
     })?;
     progress.finish_and_clear();
-    Ok(())
+    Ok(answers)
 }
 
 fn read_stdin() -> Result<String> {

@@ -2,6 +2,7 @@
 //! with different adapters, say) are measured on it.
 
 use super::accuracy::Target;
+use super::alpaca_eval::instructions;
 use super::answers::Encoder;
 use super::choice::{self, Choices};
 use super::judge::Judge;
@@ -74,6 +75,14 @@ impl Located {
         let alone = |(i, cluster): (usize, Option<String>)| cluster.unwrap_or_else(|| format!("\0{i}"));
         let of_records = clusters.into_iter().enumerate().map(alone).collect();
         Ok(Some(Clustered { title: self.evaluation.title(), of_records, named }))
+    }
+
+    /// What each of its records asks, as AlpacaEval's files have it.
+    ///
+    /// # Errors
+    /// Records that cannot be read; those that are not one message of the user's.
+    pub fn instructions(&self) -> Result<Vec<String>> {
+        instructions(&load_questions(&self.evaluation, &self.path)?, &self.path)
     }
 
     /// The name of its sample file in the suite, and where it is.

@@ -2,6 +2,7 @@
 //! space.
 
 mod accuracy;
+pub mod alpaca_eval;
 mod answers;
 pub mod basin;
 mod case;

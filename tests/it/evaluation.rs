@@ -189,3 +189,47 @@ fn a_prefix_changes_what_is_asked() {
     };
     assert_ne!(answers(""), answers("cold cold cold "));
 }
+
+/// AlpacaEval's layout, from `asft eval` and `asft generate` alike.
+#[test]
+fn answers_are_written_as_alpaca_eval_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out, generated) = (dir.path().join("q.jsonl"), dir.path().join("a.json"), dir.path().join("b.json"));
+    let records = "{\"instruction\": \"What is cold?\", \"dataset\": \"helpful\", \"output\": \"x\"}\n{\"instruction\": \"Name a\", \
+                   \"input\": \"thing\", \"output\": \"y\"}\n";
+    fs::write(&data, records).unwrap();
+    let model = ["--model", "tests/tiny/aligned", "--data", text(&data), "--max-new-tokens", "4"];
+    stdout(eval(&[&model[..], &["--metric", "refusal", "--system", "", "--alpaca-eval", text(&out)]].concat()));
+    let read = |path: &std::path::Path| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let found = read(&out);
+    let keys: Vec<&String> = found[0].as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["dataset", "instruction", "output", "generator"]);
+    assert_eq!((&found[0]["dataset"], &found[1]["dataset"]), (&"helpful".into(), &"harmful score".into()), "{found}");
+    assert_eq!(
+        (&found[0]["generator"], &found[1]["instruction"]),
+        (&"aligned".into(), &"Name a\nthing".into()),
+        "{found}"
+    );
+    let mut command = asft(&["generate"]);
+    let lines = stdout(command.args(model).args(["--alpaca-eval", text(&generated), "--generator", "mine"]));
+    let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let same = read(&generated);
+    for i in 0..2 {
+        assert_eq!(same[i]["output"], found[i]["output"]);
+        assert_eq!(same[i]["output"].as_str().unwrap(), answers[i]["answer"].as_str().unwrap().trim());
+    }
+    assert_eq!((&same[0]["generator"], &same[1]["dataset"]), (&"mine".into(), &"q".into()), "{same}");
+    // What the layout has no place for.
+    let several = [
+        &model[..],
+        &["--metric", "refusal", "--metric", "accuracy", "--alpaca-eval", text(&generated), "--overwrite"],
+    ];
+    ends(eval(&several.concat()), 2, &["--alpaca-eval holds the answers of one evaluation"]);
+    ends(eval(&[&model[..], &["--alpaca-eval", text(&generated), "--overwrite"]].concat()), 2, &["0 of which ask"]);
+    let turn = |role: &str| serde_json::json!({"role": role, "content": "hi"});
+    let chat = serde_json::json!({"messages": [turn("user"), turn("assistant"), turn("user")]});
+    fs::write(&data, chat.to_string()).unwrap();
+    let mut command = asft(&["generate"]);
+    command.args(model).args(["--alpaca-eval", text(&generated), "--overwrite"]);
+    ends(command, 2, &["--alpaca-eval", "q.jsonl:1", "this conversation has 3 turns"]);
+}

@@ -26,6 +26,9 @@ use Use::{Reads, Writes, WritesNamed};
 const DIRECTION: &str = "--aligned IN/aligned --unaligned IN/unaligned --out";
 const EVAL: &str = "--model IN/aligned --data IN/data.jsonl --metric refusal --max-new-tokens 2 --limit 2 --samples";
 const GENERATE: &str = "--model IN/aligned --prompt hi --max-new-tokens 1 --logits";
+const EXPORTED: &str =
+    "--model IN/aligned --data IN/data.jsonl --metric refusal --max-new-tokens 2 --limit 2 --alpaca-eval";
+const ANSWERS: &str = "--model IN/aligned --data IN/data.jsonl --max-new-tokens 1 --alpaca-eval";
 const MERGE: &str = "--model IN/aligned --adapter IN/adapter --out";
 const EXPORT: &str = "--model IN/aligned --adapter IN/adapter --format gguf --out";
 const PROJECT: &str = "--adapter IN/adapter --direction IN/d.safetensors --out";
@@ -50,6 +53,7 @@ const PATHS: [(&str, &[(&str, Use)]); 15] = [
             ("phrases", Reads),
             ("judge", Reads),
             ("samples", Writes(EVAL)),
+            ("alpaca_eval", Writes(EXPORTED)),
         ],
     ),
     (
@@ -61,6 +65,7 @@ const PATHS: [(&str, &[(&str, Use)]); 15] = [
             ("data", Reads),
             ("template", Reads),
             ("logits", Writes(GENERATE)),
+            ("alpaca_eval", Writes(ANSWERS)),
         ],
     ),
     ("serve", &[("model", Reads), ("tokenizer", Reads), ("api_key_file", Reads), ("template", Reads)]),
