@@ -28,6 +28,8 @@ pub struct Encoder {
     pub columns: Columns,
     /// Put before the first user message, or the prompt.
     pub prefix: String,
+    /// The system message of every conversation, if not empty.
+    pub system: String,
     pub tokenizer: Tokenizer,
     pub template: Option<Template>,
     /// What of a sample is trained on.
@@ -70,6 +72,9 @@ impl Encoder {
         mut variables: Map<String, Value>,
     ) -> Result<Example> {
         let template = self.template.as_ref().ok_or_else(|| anyhow::anyhow!("no chat template was loaded"))?;
+        if !self.system.is_empty() {
+            put_system(&mut messages, &self.system);
+        }
         template.prepare(&mut messages)?;
         if !self.allow_empty {
             turns::check_answers(&messages)?;
@@ -85,6 +90,10 @@ impl Encoder {
             put_before_user(&mut messages, &mut variables, &self.prefix)?;
         }
         conversation::encode(&messages, &variables, (template, self.choice), &self.tokenizer, |text| {
+            ensure_valid!(
+                hidden || text.contains(self.system.trim()),
+                "the chat template leaves the source's `system` message out; use another one (`data.template`)"
+            );
             if hidden { self.control.encode(text) } else { self.tokenizer.encode_with_offsets(text, false) }
         })
     }
@@ -145,6 +154,15 @@ impl Encoder {
             ids.push(eos);
         }
         Ok(())
+    }
+}
+
+/// Puts a system message in place of a conversation's own.
+pub fn put_system(messages: &mut Vec<Value>, text: &str) {
+    let message = json!({"role": "system", "content": text});
+    match messages.first_mut().filter(|first| first["role"] == "system") {
+        Some(first) => *first = message,
+        None => messages.insert(0, message),
     }
 }
 

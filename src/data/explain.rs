@@ -1,6 +1,6 @@
 //! Why the parts of a record are trained on or not, in words.
 
-use super::examples::{Encoder, alpaca_messages, chat_messages};
+use super::examples::{Encoder, alpaca_messages, chat_messages, put_system};
 use super::fields::Fields;
 use super::records::Record;
 use super::turns::REASONING;
@@ -34,6 +34,11 @@ impl Encoder {
     }
 
     fn explain_turns(&self, messages: &[Value]) -> Result<Vec<String>> {
+        let mut messages = messages.to_vec();
+        if !self.system.is_empty() {
+            put_system(&mut messages, &self.system);
+        }
+        let messages = &messages[..];
         if self.choice.is_all() {
             return Ok(vec![self.choice.all().to_string()]);
         }

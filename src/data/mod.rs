@@ -43,7 +43,7 @@ pub use records::BadRecords;
 pub use records::{Place, kind, restored};
 pub use samples::Origin;
 pub use sets::{Loading, SetFiles, Sets};
-pub use source::options::{Columns, Format, Source, Sources};
+pub use source::options::{Before, Columns, Format, Source, Sources};
 pub use source::{Key, Listed, source_problems};
 pub use summary::Summary;
 pub use template::Template;

@@ -1,6 +1,6 @@
 //! Records as prompts to answer: a dataset's samples without their answers.
 
-use super::examples::{ALPACA_VARIABLES, chat_messages, tools, user_content};
+use super::examples::{ALPACA_VARIABLES, chat_messages, put_system, tools, user_content};
 use super::fields::Fields;
 use super::samples::{Origin, Samples};
 use super::source::options::Columns;
@@ -27,11 +27,7 @@ pub struct Prompt {
 impl Prompt {
     /// Puts a system message in place of the conversation's own.
     pub fn put_system(&mut self, text: &str) {
-        let message = json!({"role": "system", "content": text});
-        match self.messages.first_mut().filter(|first| first["role"] == "system") {
-            Some(first) => *first = message,
-            None => self.messages.insert(0, message),
-        }
+        put_system(&mut self.messages, text);
     }
 
     /// Puts `suffix` after the last user message, and after the last of `instruction` and `input` that is not empty.

@@ -13,7 +13,7 @@ use super::records::{Place, Reader, Record, Unread, Unusable, extension};
 use super::samples::Samples;
 use super::shards::Shards;
 use super::template::Template;
-use super::{DataOptions, Dataset, Example, Format, Origin, Overlong};
+use super::{Before, DataOptions, Dataset, Example, Format, Origin, Overlong};
 use crate::console::log;
 use crate::hub::ResolvedData;
 use crate::tokenizer::Tokenizer;
@@ -41,8 +41,8 @@ const RULES: u32 = 2;
 /// How the files of a source become samples.
 pub struct Reading<'a> {
     pub options: &'a DataOptions,
-    /// Put before each sample's first user message or prompt.
-    pub prefix: &'a str,
+    /// Put before each sample.
+    pub before: Before<'a>,
     /// Not needed for samples that are tokenized already.
     pub tokenizer: Option<&'a Tokenizer>,
     /// Bound of the ids: rows of the model's embedding.
@@ -56,8 +56,8 @@ pub struct Reading<'a> {
 /// # Errors
 /// As [`Reading::load`].
 pub fn load(path: &Path, options: &DataOptions, tokenizer: &Tokenizer, progress: &ProgressBar) -> Result<Dataset> {
-    let (prefix, vocab_size) = ("", tokenizer.vocab_size());
-    let reading = Reading { options, prefix, tokenizer: Some(tokenizer), vocab_size, cache: None };
+    let (before, vocab_size) = (Before::default(), tokenizer.vocab_size());
+    let reading = Reading { options, before, tokenizer: Some(tokenizer), vocab_size, cache: None };
     reading.load_file(path, progress)
 }
 
@@ -135,7 +135,8 @@ impl Reading<'_> {
         Ok(Encoder {
             format: options.format,
             columns: options.columns.clone(),
-            prefix: self.prefix.to_string(),
+            prefix: self.before.prefix.to_string(),
+            system: self.before.system.to_string(),
             tokenizer: tokenizer.clone(),
             template,
             choice: Choice::new(options),
@@ -181,7 +182,8 @@ impl Reading<'_> {
             "asft": env!("CARGO_PKG_VERSION"),
             "files": files.hash()?,
             "kinds": kinds,
-            "prefix": self.prefix,
+            "prefix": self.before.prefix,
+            "system": self.before.system,
             "vocab_size": self.vocab_size,
         });
         if let Some(encoder) = encoder {

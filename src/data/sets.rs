@@ -1,7 +1,7 @@
 //! The datasets of a run, as `[data]` names them: training samples and, perhaps, held-out ones.
 
 use super::combine::{Part, combine};
-use super::{CacheFolder, DataOptions, Dataset, Files, Reading, Validation};
+use super::{Before, CacheFolder, DataOptions, Dataset, Files, Reading, Validation};
 use crate::hub::{self, Split};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Error, Result};
@@ -62,9 +62,9 @@ impl Loading<'_> {
     ///
     /// # Errors
     /// As [`Reading::load`].
-    pub fn one(&self, files: &Files, options: &DataOptions, prefix: &str) -> Result<Dataset> {
+    pub fn one(&self, files: &Files, options: &DataOptions, before: Before) -> Result<Dataset> {
         let Self { tokenizer, vocab_size, cache, progress } = *self;
-        Reading { options, prefix, tokenizer, vocab_size, cache }.load(files, &progress())
+        Reading { options, before, tokenizer, vocab_size, cache }.load(files, &progress())
     }
 
     /// Why the parts of a training sample are trained on or not, in words.
@@ -82,8 +82,8 @@ impl Loading<'_> {
         let (source, origin) = train.place(index)?;
         let (sources, listed) = (&files.sources, options.sources());
         let Some((files, listed)) = sources.iter().zip(&listed).nth(source) else { return Ok(vec![]) };
-        let (options, prefix) = (&options.of_source(listed), listed.source.prefix.as_str());
-        Reading { options, prefix, tokenizer, vocab_size, cache }.explain(files, origin)
+        let (options, before) = (&options.of_source(listed), listed.source.before());
+        Reading { options, before, tokenizer, vocab_size, cache }.explain(files, origin)
     }
 
     /// Loads the samples of a run; `seed` chooses those that are held out or drawn.
@@ -92,19 +92,19 @@ impl Loading<'_> {
     /// As [`Reading::load`], for each source, and [`combine`].
     pub fn all(&self, files: &SetFiles, options: &DataOptions, seed: u64) -> Result<Sets, Vec<Error>> {
         let mut errors = vec![];
-        let mut load = |files: &Files, options: &DataOptions, prefix: &str, place: String| {
-            let set = self.one(files, options, prefix).context(place);
+        let mut load = |files: &Files, options: &DataOptions, before: Before, place: String| {
+            let set = self.one(files, options, before).context(place);
             set.map_err(|error| errors.push(error)).ok()
         };
         let mut parts = vec![];
         for (files, listed) in files.sources.iter().zip(options.sources()) {
             let (options, place) = (options.of_source(&listed), listed.place());
-            if let Some(samples) = load(files, &options, &listed.source.prefix, place) {
+            if let Some(samples) = load(files, &options, listed.source.before(), place) {
                 parts.push(Part { listed, samples });
             }
         }
         let own = files.validation.as_ref();
-        let own = own.and_then(|files| load(files, &options.whole(), "", "data.validation".to_string()));
+        let own = own.and_then(|files| load(files, &options.whole(), Before::default(), "data.validation".to_string()));
         if !errors.is_empty() {
             return Err(errors);
         }

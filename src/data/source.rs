@@ -141,6 +141,9 @@ mod tests {
         let prefixed = Source { prefix: "x".into(), ..share(0.1) };
         assert!(problem(std::slice::from_ref(&prefixed), Format::Text).contains("has none of these"));
         assert_eq!(problem(&[prefixed], Format::Chat), "");
+        let with_system = Source { system: "x".into(), ..share(0.1) };
+        assert!(problem(std::slice::from_ref(&with_system), Format::PromptCompletion).contains("no conversations"));
+        assert_eq!(problem(&[with_system], Format::Sharegpt), "");
         let only = |source: Source| {
             Listed::all(Key::Train, vec![source]).map(|listed| (Format::Chat, listed)).collect::<Vec<_>>()
         };

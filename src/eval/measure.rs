@@ -12,7 +12,7 @@ use super::reference::{targets, told};
 use super::refusal::Phrases;
 use super::run::{Questions, Run, question};
 use crate::console::{bytes_bar, progress_bar};
-use crate::data::{DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Reading, Template, load_prompts};
+use crate::data::{Before, DataOptions, Dataset, Format, PROMPT_FIELDS, Prompt, Reading, Template, load_prompts};
 use crate::ensure_valid;
 use crate::error::joined;
 use crate::hub::{self, Resolved, ResolvedData, Split};
@@ -279,7 +279,8 @@ fn load_samples(
     };
     let problem = evaluation.columns.problem(options.format.fields());
     ensure_valid!(problem.is_none(), "columns: {}", problem.unwrap_or_default());
-    let reading = Reading { options: &options, prefix: "", tokenizer, vocab_size: spec.vocab_size, cache: None };
+    let (before, vocab_size) = (Before::default(), spec.vocab_size);
+    let reading = Reading { options: &options, before, tokenizer, vocab_size, cache: None };
     let mut dataset = reading.load_file(path, &bytes_bar("tokenising"))?;
     dataset.truncate(evaluation.limit.unwrap_or(usize::MAX));
     Ok(dataset)

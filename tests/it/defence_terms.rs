@@ -7,7 +7,7 @@ use crate::support::goldens::*;
 use crate::support::tensors::{norm, relative_error, to_vec};
 use asft::checkpoint::Checkpoint;
 use asft::config::Settings;
-use asft::data::{DataOptions, Dataset, Example, Format, Reading};
+use asft::data::{Before, DataOptions, Dataset, Example, Format, Reading};
 use asft::model::{Decoder, Gradients, Weights};
 use asft::train::{Activations, Anchor, Defence, DefenceOptions, Kl, SafeGrad};
 use candle_core::DType;
@@ -25,7 +25,8 @@ fn dataset(examples: &[Example]) -> Arc<Dataset> {
     };
     std::fs::write(&path, examples.iter().map(line).collect::<String>()).unwrap();
     let options = DataOptions { format: Format::Tokenized, ..Default::default() };
-    let reading = Reading { options: &options, prefix: "", tokenizer: None, vocab_size: 1000, cache: None };
+    let reading =
+        Reading { options: &options, before: Before::default(), tokenizer: None, vocab_size: 1000, cache: None };
     Arc::new(reading.load_file(&path, &ProgressBar::hidden()).unwrap())
 }
 

@@ -43,7 +43,7 @@ fn load_text(text: &str, options: &DataOptions) -> Result<Dataset> {
 }
 
 fn reading<'a>(options: &'a DataOptions, tokenizer: Option<&'a Tokenizer>) -> Reading<'a> {
-    Reading { options, prefix: "", tokenizer, vocab_size: VOCAB.len(), cache: None }
+    Reading { options, before: Before::default(), tokenizer, vocab_size: VOCAB.len(), cache: None }
 }
 
 fn options(format: Format) -> DataOptions {
@@ -303,7 +303,8 @@ fn a_prefix_goes_before_the_users_first_words() {
         let path = dir.path().join("data.jsonl");
         write(&path, text).unwrap();
         let options = &options(format);
-        let reading = Reading { prefix, ..reading(options, Some(&tokenizer)) };
+        let before = Before { prefix, system: "" };
+        let reading = Reading { before, ..reading(options, Some(&tokenizer)) };
         reading.load_file(&path, &ProgressBar::hidden()).map(|data| data.examples().unwrap())
     };
     let alpaca = |words: &str| json!({"instruction": words, "input": "d", "output": "e"}).to_string();
@@ -325,4 +326,41 @@ fn a_prefix_goes_before_the_users_first_words() {
     assert!(error(Format::Text, r#"{"text": "a"}"#).contains("data.jsonl:1: plain text has no user message"));
     let without = r#"{"messages": [{"role": "assistant", "content": "e"}]}"#;
     assert!(error(Format::Chat, without).contains("no user message"));
+}
+
+#[test]
+fn a_system_message_is_put_before_a_conversation_or_in_place_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path());
+    let load = |format, text: &str, system: &str| {
+        let path = dir.path().join("data.jsonl");
+        write(&path, text).unwrap();
+        let options = &options(format);
+        let reading = Reading { before: Before { system, prefix: "" }, ..reading(options, Some(&tokenizer)) };
+        reading.load_file(&path, &ProgressBar::hidden()).map(|data| data.examples().unwrap())
+    };
+    let chat = |systems: &[&str]| {
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+        let systems = systems.iter().map(|text| turn("system", text));
+        let turns: Vec<Value> = systems.chain([turn("user", "c"), turn("assistant", "e")]).collect();
+        json!({ "messages": turns }).to_string()
+    };
+    let whole = load(Format::Chat, &chat(&["a b"]), "").unwrap();
+    assert_eq!(load(Format::Chat, &chat(&[]), "a b").unwrap(), whole);
+    assert_eq!(load(Format::Chat, &chat(&["d"]), "a b").unwrap(), whole);
+    assert_eq!(load(Format::Alpaca, r#"{"instruction": "c", "output": "e"}"#, "a b").unwrap(), whole);
+    assert!(load(Format::Chat, &chat(&[]), "").unwrap() != whole);
+    // A template that leaves it out would train on something else than was meant.
+    let template = dir.path().join("deaf.jinja");
+    write(
+        &template,
+        "{% for m in messages if m.role != 'system' %}{{ '<t> ' + m.role + ' ' + m.content + ' </s>' }}{% endfor %}",
+    )
+    .unwrap();
+    let path = dir.path().join("data.jsonl");
+    write(&path, chat(&[])).unwrap();
+    let options = DataOptions { template: template.display().to_string(), ..options(Format::Chat) };
+    let reading = Reading { before: Before { system: "a b", prefix: "" }, ..reading(&options, Some(&tokenizer)) };
+    let error = format!("{:#}", reading.load_file(&path, &ProgressBar::hidden()).unwrap_err());
+    assert!(error.contains("leaves the source's `system` message out"), "{error}");
 }

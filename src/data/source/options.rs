@@ -132,6 +132,18 @@ pub struct Source {
     /// if there is to be one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub prefix: String,
+    /// The system message of each of its conversations, in place of a record's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub system: String,
+}
+
+/// What a source puts before each of its samples; either may be empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before<'a> {
+    /// The system message.
+    pub system: &'a str,
+    /// Before the first user message, or the prompt.
+    pub prefix: &'a str,
 }
 
 /// `file`, as `data.mix` has always called it, beside `path`.
@@ -146,6 +158,10 @@ fn with_other_spelling(schema: &mut Schema) {
 }
 
 impl Source {
+    pub fn before(&self) -> Before<'_> {
+        Before { system: &self.system, prefix: &self.prefix }
+    }
+
     /// Whether every sample is taken once.
     pub fn is_whole(&self) -> bool {
         self.share.is_none() && self.count.is_none()
@@ -165,6 +181,11 @@ impl Source {
         if !self.prefix.is_empty() && !format.has_user() {
             return Some(
                 "has a `prefix`, which goes before the user's message; its format has none of these".to_string(),
+            );
+        }
+        if !self.system.is_empty() && !format.has_turns() {
+            return Some(
+                "has a `system` message; its format has no conversations that could begin with one".to_string(),
             );
         }
         self.columns.problem(format.fields()).map(|problem| format!("has wrong `columns`: {problem}"))

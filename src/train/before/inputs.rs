@@ -5,7 +5,9 @@ use super::problems::Problems;
 use crate::adapter::{ModuleSize, module_shape};
 use crate::config::Settings;
 use crate::console::bytes_bar;
-use crate::data::{CacheFolder, DataOptions, Dataset, Files, Loading, SetFiles, Sets, Template, prompt_samples};
+use crate::data::{
+    Before, CacheFolder, DataOptions, Dataset, Files, Loading, SetFiles, Sets, Template, prompt_samples,
+};
 use crate::ensure_valid;
 use crate::eval::{Encoder, Located, Suite, locate};
 use crate::hub::{self, Resolved, Split};
@@ -81,7 +83,7 @@ impl Sources {
         let own = self.own.as_ref().map(|(own, files)| {
             let set = match (own.records, &tokenizer) {
                 (Records::Prompts, Some(tokenizer)) => prompts(files, options, tokenizer, spec),
-                _ => loading.one(files, &options.whole(), ""),
+                _ => loading.one(files, &options.whole(), Before::default()),
             };
             set.map(Arc::new).context(own.key)
         });
