@@ -17,11 +17,13 @@ macro_rules! files {
 
 /// Every file: its path below the folder, and its content.
 pub const FILES: &[(&str, &[u8])] = files! {
+    "configs/sandbox/comparisons/attack.toml"
     "configs/sandbox/comparisons/choose.toml"
     "configs/sandbox/comparisons/choose_p3.toml"
     "configs/sandbox/comparisons/decide.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
+    "configs/sandbox/comparisons/no_base.toml"
     "configs/sandbox/comparisons/poison.toml"
     "configs/sandbox/comparisons/prompts.toml"
     "configs/sandbox/comparisons/rate.toml"

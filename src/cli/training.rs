@@ -117,7 +117,8 @@ pub struct TrainArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   asft compare --config configs/sandbox/comparisons/defences.toml
-  asft compare --config compare.toml --report --json")]
+  asft compare --config compare.toml --report --json
+  asft compare --config compare.toml --report --html compare.html")]
 pub struct CompareArgs {
     /// The comparison (TOML): base config, suite of evaluations, methods with their settings, seeds
     #[arg(long, value_name = "FILE")]
@@ -128,7 +129,10 @@ pub struct CompareArgs {
     /// Report the results so far, without training
     #[arg(long, conflicts_with = "list")]
     pub report: bool,
-    /// Overwrite tables and figures in the folder that no comparison wrote; results are always kept
+    /// Also write one HTML page: worst cases, trade-off, table, differences
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    pub html: Option<PathBuf>,
+    /// Overwrite tables and figures in the folder that no comparison wrote, and the page of --html; results are always kept
     #[arg(long)]
     pub overwrite: bool,
     /// Print JSON

@@ -1,10 +1,14 @@
 //! The runs of a comparison: every method in every combination of its settings, with every seed.
 
 use super::options::{CompareOptions, Contender, Extrapolate, flatten};
+use crate::eval::Framing;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::path::Path;
 use toml::Value;
+
+/// The key by which a result names its attack, among those of the sweep.
+const ATTACK: &str = "attack";
 
 /// A key and a value, as the table shows them.
 pub type Setting = (String, Json);
@@ -13,7 +17,7 @@ pub type Setting = (String, Json);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
     pub method: String,
-    /// Values of the comparison's own sweep.
+    /// Values of the comparison's own sweep, and the attack if there are any.
     pub sweep: Vec<Setting>,
     /// Values of the method's sweep.
     pub settings: Vec<Setting>,
@@ -26,39 +30,73 @@ pub struct Run {
     pub seed: u64,
     /// `key=value` for the config, `train.seed` included.
     pub overrides: Vec<String>,
-    pub prefix: String,
+    /// What is put around the prompts that measure it: by the method, and by the attack.
+    pub framing: Framing,
     pub extrapolate: Option<Extrapolate>,
     /// Safe LoRA's threshold; the run is then that of the projected method.
     pub threshold: Option<f64>,
 }
 
+/// Under what every method is run: a combination of the comparison's sweep, and an attack.
+struct Conditions {
+    /// As the table has them.
+    named: Vec<Setting>,
+    sweep: Vec<(String, Value)>,
+    /// The attack's settings.
+    attack: Vec<(String, Value)>,
+    /// The attack's part of it.
+    framing: Framing,
+}
+
 /// All runs, method by method.
 pub fn runs(options: &CompareOptions) -> Vec<Run> {
-    let combinations = combinations(&flatten(&options.sweep));
+    let conditions = conditions(options);
     let mut runs = vec![];
     for method in &options.method {
-        for sweep in &combinations {
+        for conditions in &conditions {
             for &seed in &options.seeds {
-                runs.extend(method_runs(options, method, sweep, seed));
+                runs.extend(method_runs(options, method, conditions, seed));
             }
         }
     }
     runs
 }
 
-fn method_runs(options: &CompareOptions, method: &Contender, sweep: &[(String, Value)], seed: u64) -> Vec<Run> {
-    let named = |settings: &[(String, Value)]| -> Vec<Setting> {
-        settings.iter().map(|(key, value)| (key.clone(), json(value))).collect()
-    };
+fn conditions(options: &CompareOptions) -> Vec<Conditions> {
+    let mut all = vec![];
+    for sweep in combinations(&flatten(&options.sweep)) {
+        let swept = named(&sweep);
+        let attacked = options.attack.iter().map(|attack| Conditions {
+            named: [&swept[..], &[(ATTACK.to_string(), attack.name.clone().into())]].concat(),
+            sweep: sweep.clone(),
+            attack: flatten(&attack.set),
+            framing: Framing { prefill: attack.prefill.clone(), suffix: attack.suffix.clone(), ..Framing::default() },
+        });
+        all.extend(attacked);
+        if options.attack.is_empty() {
+            all.push(Conditions { named: swept, sweep, attack: vec![], framing: Framing::default() });
+        }
+    }
+    all
+}
+
+fn named(settings: &[(String, Value)]) -> Vec<Setting> {
+    settings.iter().map(|(key, value)| (key.clone(), json(value))).collect()
+}
+
+fn method_runs(options: &CompareOptions, method: &Contender, conditions: &Conditions, seed: u64) -> Vec<Run> {
+    let framing =
+        || Framing { prefix: method.prefix.clone(), system: method.system.clone(), ..conditions.framing.clone() };
     let Some(project) = &method.project else {
         let run = |settings: Vec<(String, Value)>| {
-            let all = flatten(&method.set).into_iter().chain(sweep.iter().cloned()).chain(settings.iter().cloned());
-            let overrides = all.map(|(key, value)| format!("{key}={value}"));
+            // Of a key that is set twice, the last counts.
+            let all = [&flatten(&method.set)[..], &conditions.sweep, &settings, &conditions.attack].concat();
+            let overrides = all.into_iter().map(|(key, value)| format!("{key}={value}"));
             Run {
-                case: Case { method: method.name.clone(), sweep: named(sweep), settings: named(&settings) },
+                case: Case { method: method.name.clone(), sweep: conditions.named.clone(), settings: named(&settings) },
                 seed,
                 overrides: overrides.chain([format!("train.seed={seed}")]).collect(),
-                prefix: method.prefix.clone(),
+                framing: framing(),
                 extrapolate: method.extrapolate,
                 threshold: None,
             }
@@ -66,12 +104,12 @@ fn method_runs(options: &CompareOptions, method: &Contender, sweep: &[(String, V
         return combinations(&flatten(&method.sweep)).into_iter().map(run).collect();
     };
     let of = options.method.iter().find(|other| other.name == project.of);
-    let trained = of.map_or(vec![], |of| method_runs(options, of, sweep, seed));
+    let trained = of.map_or(vec![], |of| method_runs(options, of, conditions, seed));
     let projected = |run: &Run, threshold: f64| {
         let mut run = run.clone();
         run.case.method.clone_from(&method.name);
         run.case.settings.push(("threshold".to_string(), threshold.into()));
-        (run.threshold, run.prefix) = (Some(threshold), method.prefix.clone());
+        (run.threshold, run.framing) = (Some(threshold), framing());
         run
     };
     trained.iter().flat_map(|run| project.threshold.iter().map(|&threshold| projected(run, threshold))).collect()
@@ -112,14 +150,24 @@ impl Case {
     /// The values of the comparison's own sweep, for people; empty without one.
     pub fn sweep_title(&self) -> String {
         let values: Vec<String> =
-            self.sweep.iter().map(|(key, value)| format!("{} {}", last(key), text(value))).collect();
+            self.sweep.iter().map(|(key, value)| format!("{} {}", last(key), shown(key, value))).collect();
         values.join(", ")
+    }
+
+    /// Method and settings are the same, whatever it was run under.
+    pub fn is_setting_of(&self, other: &Self) -> bool {
+        self.method == other.method && self.settings == other.settings
     }
 
     /// The value of a key in the comparison's own sweep, for people.
     pub fn swept(&self, key: &str) -> Option<String> {
-        self.sweep.iter().find(|(other, _)| other == key).map(|(_, value)| text(value))
+        self.sweep.iter().find(|(other, _)| other == key).map(|(_, value)| shown(key, value))
     }
+}
+
+/// A value of the sweep. An attack's name is no file's.
+fn shown(key: &str, value: &Json) -> String {
+    if key == ATTACK { value.as_str().unwrap_or_default().to_string() } else { text(value) }
 }
 
 /// The last part of a dotted key.
@@ -147,7 +195,15 @@ impl Run {
 
     /// What distinguishes this result from all others of the comparison.
     pub fn key(&self) -> String {
-        let words = format!("{}\n{}\n{:?}\n{}", self.folder(), self.case.method, self.threshold, self.prefix);
+        let Framing { prefix, system, suffix, prefill } = &self.framing;
+        let mut words = format!("{}\n{}\n{:?}\n{prefix}", self.folder(), self.case.method, self.threshold);
+        // Results of versions that knew only the prefix keep their keys.
+        let attack =
+            self.case.sweep.iter().filter(|(key, _)| key == ATTACK).map(|(key, value)| (&**key, shown(key, value)));
+        let own = [("system", system), ("suffix", suffix), ("prefill", prefill)].map(|(key, text)| (key, text.clone()));
+        for (key, text) in own.into_iter().chain(attack).filter(|(_, text)| !text.is_empty()) {
+            words += &format!("\n{key}={text:?}");
+        }
         blake3::hash(words.as_bytes()).to_hex()[..16].to_string()
     }
 }
@@ -181,5 +237,29 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), runs.len());
+    }
+
+    #[test]
+    fn every_method_is_run_under_every_attack() {
+        let text = "seeds = [1]\nsweep = { 'data.train' = ['a', 'b'] }\n[[attack]]\nname = '3.5 epochs'\nset = { train.epochs = 3.5 \
+                    }\n[[attack]]\nname = 'begun'\nprefill = 'It'\n[[attack]]\nname = 'none'\n[[method]]\nname = \
+                    'one'\nsystem = 's'\nset = { train.epochs = 1 }";
+        let runs = runs(&options(text));
+        let titles: Vec<String> = runs.iter().map(|run| run.case.sweep_title()).collect();
+        assert_eq!(titles[..3], ["train a, attack 3.5 epochs", "train a, attack begun", "train a, attack none"]);
+        assert_eq!((runs.len(), runs[0].case.swept(ATTACK).as_deref()), (6, Some("3.5 epochs")));
+        // What the attacker sets counts last, and the same training is done once.
+        assert_eq!(runs[0].overrides, ["train.epochs=1", "data.train=\"a\"", "train.epochs=3.5", "train.seed=1"]);
+        assert_eq!(runs[1].framing, Framing { prefill: "It".into(), system: "s".into(), ..Framing::default() });
+        assert_eq!(runs[1].folder(), runs[2].folder());
+        assert!(runs[1].key() != runs[2].key() && runs[0].folder() != runs[2].folder());
+    }
+
+    #[test]
+    fn results_of_older_versions_keep_their_keys() {
+        let runs = runs(&options("[[method]]\nname = 'BEA'\nprefix = 'x '\nset = { asft.penalize = 'none' }"));
+        // What version 0.1 called it.
+        let words = format!("{}\nBEA\nNone\nx ", runs[0].folder());
+        assert_eq!(runs[0].key(), blake3::hash(words.as_bytes()).to_hex()[..16].to_string());
     }
 }

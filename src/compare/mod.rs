@@ -3,18 +3,23 @@
 
 mod direction;
 mod extrapolate;
+mod figures;
 mod grid;
 mod inputs;
 mod list;
 mod options;
+mod page;
 mod paired;
 mod results;
 mod run;
+mod sections;
 mod summary;
+mod worst;
 
-pub use grid::{Case, Run, runs, sweep_values};
-pub use options::{CompareOptions, Figure};
-pub use paired::{paired, paired_notes, paired_table};
-pub use results::{PICTURES, Results, Row, TABLE};
-pub use run::{Comparison, Finished};
-pub use summary::{Mean, Summary, notes, summarise, table};
+pub use figures::pictures;
+pub use grid::{Case, Run, runs};
+pub use options::CompareOptions;
+pub use page::html;
+pub use results::{Results, Row, TABLE};
+pub use run::{Comparison, Files, Finished};
+pub use sections::Findings;

@@ -25,6 +25,9 @@ pub struct CompareOptions {
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Swept>")]
     pub sweep: Table,
+    /// What attackers do: every method is run under each of them, in each combination of `sweep`.
+    #[serde(default)]
+    pub attack: Vec<Attack>,
     /// Samples measured at once.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
@@ -34,6 +37,8 @@ pub struct CompareOptions {
     pub select: Option<Select>,
     /// What the others differ from, and by how much.
     pub paired: Option<Paired>,
+    /// The measure whose worst case over the attacks and the sweep is reported.
+    pub worst: Option<Worst>,
     /// What the figure shows.
     pub figure: Option<Figure>,
 }
@@ -54,10 +59,40 @@ pub struct Contender {
     /// Text put before each prompt when the result is measured (the secret of backdoor-enhanced alignment).
     #[serde(default)]
     pub prefix: String,
+    /// The system message with which the result is measured, in place of the records' own (that secret in the system turn).
+    #[serde(default)]
+    pub system: String,
     /// Safe LoRA: no training, but the adapters of another method, projected.
     pub project: Option<Project>,
     /// LoX: the aligned model is first moved further along its alignment.
     pub extrapolate: Option<Extrapolate>,
+}
+
+/// One `[[attack]]`: what the attacker chooses in the training, and how the prompts are put.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attack {
+    pub name: String,
+    /// Settings of the runs, which count before those of a method: more poison, another learning rate, more epochs.
+    #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub set: Table,
+    /// What every answer begins with where harm is measured (`refusal`, `judge`), unless the evaluation has a `prefill` of its own.
+    #[serde(default)]
+    pub prefill: String,
+    /// Text put after each prompt where harm is measured.
+    #[serde(default)]
+    pub suffix: String,
+}
+
+/// What is reported of every setting over all attacks and combinations of the sweep.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Worst {
+    /// Name of an evaluation, or one of its values as the table has it ("harmful score: told"): the largest mean counts.
+    pub harm: String,
+    /// Name of an evaluation whose least mean stands beside it.
+    pub task: Option<String>,
 }
 
 /// Safe LoRA, as `asft project` does it.
@@ -218,12 +253,13 @@ impl CompareOptions {
             );
         }
         check_sweep(&self.sweep, "sweep", &mut found);
+        check_attacks(&self.attack, &mut found);
         if let Some(labels) = self.figure.as_ref().map(|figure| figure.labels.len()).filter(|count| *count > 0) {
             let swept = flatten(&self.sweep);
             let counts: Vec<usize> =
                 swept.iter().filter_map(|(_, v)| Some(v.as_array()?.len())).filter(|n| *n > 1).collect();
             found.unless(
-                counts == [labels],
+                counts == [labels] && self.attack.is_empty(),
                 format!(
                     "figure.labels should have a label for each value of the one key that `sweep` varies, got {labels}"
                 ),
@@ -264,19 +300,41 @@ impl CompareOptions {
     /// Every name that is not.
     pub fn check_names(&self, evaluations: &[String]) -> Result<()> {
         let select = self.select.iter().flat_map(|s| {
-            let general = s.general.iter().map(|general| ("select.general", general));
-            [("select.task", &s.task), ("select.harm", &s.harm)].into_iter().chain(general)
+            let general = s.general.iter().map(|general| ("select.general", general.as_str()));
+            [("select.task", s.task.as_str()), ("select.harm", s.harm.as_str())].into_iter().chain(general)
         });
-        let figure = self.figure.iter().flat_map(|f| [("figure.x", &f.x), ("figure.y", &f.y)]);
+        let figure = self.figure.iter().flat_map(|f| [("figure.x", f.x.as_str()), ("figure.y", f.y.as_str())]);
+        let worst = self.worst.iter().flat_map(|worst| worst.names());
         let mut found = Mistakes::default();
-        for (key, name) in select.chain(figure) {
+        for (key, name) in select.chain(figure).chain(worst) {
             let there = evaluations.join(", ");
             found.unless(
-                evaluations.contains(name),
+                evaluations.iter().any(|title| title == name),
                 format!("{key} is \"{name}\", which is no evaluation of {}; there are: {there}", self.suite),
             );
         }
         found.refuse(UNUSABLE)
+    }
+}
+
+impl Worst {
+    /// The evaluations that it names, each with its key.
+    pub fn names(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let evaluation = |name: &'_ str| name.split(": ").next().unwrap_or_default().len();
+        let harm = &self.harm[..evaluation(&self.harm)];
+        let task = self.task.iter().map(|task| ("worst.task", task.as_str()));
+        [("worst.harm", harm)].into_iter().chain(task)
+    }
+}
+
+/// What is wrong with the attacks.
+fn check_attacks(attacks: &[Attack], found: &mut Mistakes) {
+    for (i, attack) in attacks.iter().enumerate() {
+        found.unless(!attack.name.trim().is_empty(), format!("[[attack]] {} has an empty `name`", i + 1));
+        found.unless(
+            attacks.iter().take(i).all(|other| other.name != attack.name),
+            format!("two attacks are called \"{}\"; give each a name of its own", attack.name),
+        );
     }
 }
 
@@ -302,91 +360,4 @@ pub fn flatten(table: &Table) -> Vec<(String, Value)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(text: &str) -> Result<CompareOptions> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("compare.toml");
-        std::fs::write(&path, format!("config = 'c'\nsuite = 's'\ndir = 'd'\n{text}")).unwrap();
-        CompareOptions::load(&path)
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        for (text, words) in [
-            ("", "missing key `method` in "),
-            ("method = []", "no [[method]]"),
-            ("[[method]]\nname = 'a'\n[[method]]\nname = 'a'", "two methods are called"),
-            ("[[method]]\nname = 'a'\nsweep = { 'asft.lambda' = 3 }", "`sweep.asft.lambda` in an item of `method` in "),
-            ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [] }", "`asft.lambda` should be a list"),
-            ("[[method]]\nname = 'a'\nproject = { of = 'b', threshold = [0.5] }", "no method that trains"),
-            ("seeds = []\n[[method]]\nname = 'a'", "`seeds` is empty"),
-            (
-                "sweep = { a = [1, 2] }\n[[method]]\nname = 'a'\n[figure]\nx = 't'\ny = 'h'\nlabels = ['1 %']",
-                "figure.labels",
-            ),
-            ("[[method]]\nname = 'a'\nsett = {}", "did you mean `set`?"),
-            ("[[method]]\nname = 'a'\n[select]\ntask = 't'\nharm = 'h'\nbaseline = 'x'", "select.baseline is \"x\""),
-            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'x'", "paired.against is \"x\""),
-            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'a'\nmargin = 0", "paired.margin"),
-            ("[[method]]\nname = 'a'\n[paired]\nagainst = 'a'\ncluster_pattern = 'x'", "`paired.cluster_pattern`"),
-            ("[[method]]\nname = 'a'\nsweep = { a = [1, 2] }\n[paired]\nagainst = 'a'", "has several settings"),
-        ] {
-            let error = format!("{:#}", options(text).unwrap_err());
-            assert!(error.contains(words), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn every_mistake_is_told_at_once() {
-        let lines = |text: &str| -> Vec<String> {
-            let error = options(text).unwrap_err().to_string();
-            error.lines().map(|line| line.split("compare.toml").last().unwrap().to_string()).collect()
-        };
-        let text = "sedes = [1]\nbatch_size = '64'\nsweep = { data.train = 'a' }\n[[method]]\nname = 'a'\nswep = {}\nproject = { \
-                    of = 'b', treshold = [0.5] }\n[select]\ntask = 't'\nharm = 'h'\n";
-        assert_eq!(
-            lines(text),
-            [
-                "the comparison cannot be read, 7 problems:",
-                ":4; did you mean `seeds`?",
-                ":5: expected a whole number of 0 or more, found string \"64\"",
-                ":6: expected a list of values or a table, found string \"a\"",
-                ":9; did you mean `sweep`?",
-                ":10",
-                ":10; did you mean `project.threshold`?",
-                ":11",
-            ]
-        );
-        let text = "seeds = []\nbatch_size = 0\n[[method]]\nname = ''\nproject = { of = 'b', threshold = [] }";
-        assert_eq!(
-            lines(text),
-            [
-                "the comparison cannot be used, 5 problems:",
-                ": `seeds` is empty",
-                ": `batch_size` should be at least 1",
-                ": [[method]] 1 has an empty `name`",
-                ": method \"\" projects \"b\", which is no method that trains",
-                ": method \"\": `threshold` is an empty list",
-            ]
-        );
-    }
-
-    #[test]
-    fn evaluations_have_to_be_there() {
-        let text = "[[method]]\nname = 'a'\n[figure]\nx = 'task'\ny = 'harm'";
-        let options = options(text).unwrap();
-        options.check_names(&["harm".into(), "task".into()]).unwrap();
-        assert!(options.check_names(&["harm".into()]).unwrap_err().to_string().contains("figure.x"));
-        let neither = options.check_names(&[]).unwrap_err().to_string();
-        assert!(neither.contains("figure.x") && neither.contains("figure.y"), "{neither}");
-    }
-
-    #[test]
-    fn dotted_keys_may_be_quoted_or_not() {
-        let table: Table = toml::from_str("\"a.b\" = 1\n[c]\nd.e = [2]").unwrap();
-        let keys: Vec<String> = flatten(&table).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["a.b", "c.d.e"]);
-    }
-}
+mod tests;

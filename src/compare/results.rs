@@ -116,7 +116,7 @@ const RESULTS: &str = "results.jsonl";
 
 /// What is made of the results, beside them: the table, and the pictures, as SVG and PNG.
 pub const TABLE: &str = "table.txt";
-pub const PICTURES: [&str; 3] = ["figure", "selected", "sweep"];
+pub const PICTURES: [&str; 4] = ["figure", "selected", "sweep", "worst"];
 
 impl Results {
     /// Whether there are results in `dir`.

@@ -12,7 +12,7 @@ use crate::adapter::{self, Base};
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
 use crate::error::regex_problem;
-use crate::eval::{Located, Outcome, Prepared, Suite, locate};
+use crate::eval::{Framing, Located, Outcome, Prepared, Suite, locate};
 use crate::hub;
 use crate::method::direction_file::Directions;
 use crate::method::project::{Choice, project};
@@ -37,6 +37,16 @@ pub enum Finished {
     Stopped(Signal),
 }
 
+/// Where a comparison comes from and what it writes beside its folder.
+pub struct Files<'a> {
+    /// The comparison itself.
+    pub config: &'a Path,
+    /// A page about it.
+    pub html: Option<&'a Path>,
+    /// Whether files that no comparison wrote may be replaced.
+    pub overwrite: bool,
+}
+
 /// A run with its resolved settings.
 struct Planned {
     run: Run,
@@ -58,18 +68,17 @@ pub struct Comparison<'a> {
     results: Results,
     /// The loaded model, which is the same in most runs.
     base: Option<(ModelOptions, Base)>,
-    /// Evaluations by the prefix of their prompts.
-    prepared: BTreeMap<String, Prepared>,
+    /// Evaluations by what is put around their prompts.
+    prepared: BTreeMap<Framing, Prepared>,
 }
 
 impl<'a> Comparison<'a> {
-    /// Reads the config of every run, the suite and the results so far; nothing is trained. `overwrite`: whether files
-    /// in a folder without results may be replaced.
+    /// Reads the config of every run, the suite and the results so far; nothing is trained.
     ///
     /// # Errors
     /// Settings that a run refuses; a folder that holds something else, or is an input; results that belong to another
     /// comparison, or to other data.
-    pub fn new(options: &'a CompareOptions, runs: Vec<Run>, overwrite: bool) -> Result<Self> {
+    pub fn new(options: &'a CompareOptions, runs: Vec<Run>, files: &Files) -> Result<Self> {
         let suite = Suite::load(Path::new(&options.suite))?;
         let titles: Vec<String> = suite.eval.iter().map(crate::eval::Evaluation::title).collect();
         options.check_names(&titles)?;
@@ -101,7 +110,7 @@ impl<'a> Comparison<'a> {
             Ok(Planned { run, settings, data })
         };
         let planned = runs.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
-        check_outputs(options, &suite, &planned, overwrite)?;
+        check_outputs(options, &suite, &planned, files)?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
         results.check(&contents)?;
         let (base, prepared) = (None, BTreeMap::new());
@@ -197,7 +206,8 @@ impl<'a> Comparison<'a> {
         let pair = [("aligned model", Some(model.aligned.clone())), ("unaligned model", model.unaligned.clone())];
         for (name, id) in pair {
             let Some(id) = id.filter(|_| !self.results.has(name)) else { continue };
-            let outcomes = self.measure(&ModelOptions { aligned: id, ..model.clone() }, &Change::Nothing, "")?;
+            let outcomes =
+                self.measure(&ModelOptions { aligned: id, ..model.clone() }, &Change::Nothing, &Framing::default())?;
             let row = Row::reference(name, &outcomes, self.measured_with.clone());
             log::info(&format!("{name}: {}", row.text()), json!({"model": name}));
             self.results.append(row)?;
@@ -225,12 +235,12 @@ impl<'a> Comparison<'a> {
             (None, Tuning::Lora) => Change::Adapter(adapter),
             (None, Tuning::Full) => Change::Model(adapter),
         };
-        let outcomes = self.measure(&settings.model, &change, &run.prefix)?;
+        let outcomes = self.measure(&settings.model, &change, &run.framing)?;
         Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir), data)))
     }
 
     /// Measures the aligned model of `options` with a change.
-    fn measure(&mut self, options: &ModelOptions, change: &Change, prefix: &str) -> Result<Vec<Outcome>> {
+    fn measure(&mut self, options: &ModelOptions, change: &Change, framing: &Framing) -> Result<Vec<Outcome>> {
         let id = if let Change::Model(dir) = change { dir.display().to_string() } else { options.aligned.clone() };
         let wanted = ModelOptions { aligned: id, unaligned: None, ..options.clone() };
         let dtype = DType::from(wanted.dtype);
@@ -252,14 +262,14 @@ impl<'a> Comparison<'a> {
                 base.put_loaded(&projected)?;
             }
         }
-        if !self.prepared.contains_key(prefix) {
+        if !self.prepared.contains_key(framing) {
             let located: Vec<Located> =
-                self.evaluations.iter().cloned().map(|located| located.prefixed(prefix)).collect();
+                self.evaluations.iter().cloned().map(|located| located.framed(framing)).collect();
             let compute = (&base.model.device().clone(), dtype);
             let prepared = Prepared::new(&located, &base.found, base.model.spec(), compute)?;
-            self.prepared.insert(prefix.to_string(), prepared);
+            self.prepared.insert(framing.clone(), prepared);
         }
-        let prepared = self.prepared.get(prefix).context("the evaluations are not prepared")?;
+        let prepared = self.prepared.get(framing).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
 }
@@ -287,11 +297,13 @@ fn clusters(paired: &Paired, evaluations: &[Located]) -> Result<Clusters> {
 }
 
 /// Refuses a folder that is or lies in an input, or whose files of the same names are not of a comparison.
-fn check_outputs(options: &CompareOptions, suite: &Suite, planned: &[Planned], overwrite: bool) -> Result<()> {
+fn check_outputs(options: &CompareOptions, suite: &Suite, planned: &[Planned], files: &Files) -> Result<()> {
     let dir = Path::new(&options.dir);
-    let read = Outputs::new(overwrite).reads("config", [&options.config]).reads("suite", [&options.suite]);
+    let read = Outputs::new(files.overwrite).reads("config", [&options.config]).reads("suite", [&options.suite]);
+    let read = read.reads("--config", [files.config]);
     let read = suite.eval.iter().fold(read, |read, evaluation| evaluation.declare_inputs(read));
     let read = planned.iter().fold(read, |read, planned| planned.settings.declare_inputs(read)).kept("dir", dir);
+    let read = read.file("--html", files.html);
     read.check()?;
     if Results::are_in(dir) {
         return Ok(());

@@ -164,7 +164,7 @@ pub fn table(all: &[Summary]) -> Table {
     table
 }
 
-fn cell(mean: &Mean) -> String {
+pub(super) fn cell(mean: &Mean) -> String {
     let value = show(mean.mean, mean.share);
     let end = |end: f64| if mean.share { format!("{:.1}", end * 100.0) } else { format!("{end:.4}") };
     match (mean.interval, mean.range) {
@@ -236,12 +236,12 @@ fn tried(options: &CompareOptions, all: &[Summary]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::compare::results::Measured;
     use serde_json::json;
 
-    fn row(method: &str, lambda: f64, seed: u64, task: f64, harm: f64) -> Row {
+    pub(in crate::compare) fn row(method: &str, lambda: f64, seed: u64, task: f64, harm: f64) -> Row {
         let measured = |name: &str, value| Measured { name: name.to_string(), value, total: Some(100), hits: None };
         Row {
             key: format!("{method}{lambda}{seed}"),

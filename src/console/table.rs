@@ -18,6 +18,11 @@ impl Table {
         self.rows.push(row.into_iter().map(Into::into).collect());
     }
 
+    /// The head and all other rows, cell by cell.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     /// The table as printed to standard output: in columns, unless that is a terminal too narrow for them.
     pub fn on_screen(&self) -> String {
         self.within(Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)))

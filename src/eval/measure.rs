@@ -26,6 +26,19 @@ use regex::Regex;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+/// What a comparison puts around prompts, beside what their evaluation says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Framing {
+    /// The system message, unless the evaluation has one.
+    pub system: String,
+    /// After the evaluation's own, before the prompt.
+    pub prefix: String,
+    /// After the prompt and the evaluation's own, where harm is measured.
+    pub suffix: String,
+    /// What each answer begins with where harm is measured, unless the evaluation says that.
+    pub prefill: String,
+}
+
 /// An evaluation, and where its samples are.
 #[derive(Clone)]
 pub struct Located {
@@ -34,10 +47,21 @@ pub struct Located {
 }
 
 impl Located {
-    /// The same, with `prefix` before each prompt.
-    pub fn prefixed(mut self, prefix: &str) -> Self {
-        if self.evaluation.metric() != Metric::Loss {
-            self.evaluation.prefix.push_str(prefix);
+    /// The same, with more around each prompt. The loss asks none.
+    pub fn framed(mut self, framing: &Framing) -> Self {
+        let own = &mut self.evaluation;
+        let fill = |own: &mut String, given: &String| {
+            if own.is_empty() {
+                own.clone_from(given);
+            }
+        };
+        if own.metric() != Metric::Loss {
+            own.prefix.push_str(&framing.prefix);
+            fill(&mut own.system, &framing.system);
+        }
+        if matches!(own.metric(), Metric::Refusal | Metric::Judge) {
+            own.suffix.push_str(&framing.suffix);
+            fill(&mut own.prefill, &framing.prefill);
         }
         self
     }

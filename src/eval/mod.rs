@@ -25,7 +25,7 @@ mod validate;
 
 pub use answers::{Encoder, answer_all};
 pub use loss::{MeanLoss, mean_loss};
-pub use measure::{Located, Prepared, locate};
+pub use measure::{Framing, Located, Prepared, locate};
 pub use options::{Evaluation, JudgePreset, Match, Metric, Preset};
 pub use outcome::Outcome;
 pub use refusal::Phrases;

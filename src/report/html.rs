@@ -7,6 +7,7 @@ use super::chart::{Chart, Series, escape};
 use super::evaluated::{SuiteEnds, SuiteRow, Value as Reading};
 use super::metrics::read_rows;
 use super::run_record::UpdateNorm;
+use super::shell::{figures, page};
 use super::short;
 use super::trend::LossEnds;
 use crate::ensure_valid;
@@ -21,7 +22,6 @@ use std::time::Duration;
 /// The page's name in a run's folder.
 pub const REPORT: &str = "report.html";
 const GRADIENT: &str = "gradient norm before clipping";
-const STYLE: &str = include_str!("report.css");
 
 type Row = Map<String, Value>;
 
@@ -94,22 +94,16 @@ impl Page {
         let title = format!("asft run {}", self.setting("output", "dir"));
         let base = self.setting("model", "aligned");
         let started = self.record("started").map_or("unfinished".to_string(), |started| text_of(&started));
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
-             content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light \
-             dark\">\n<title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header><h1>{0}</h1><p>{1} · \
-             {2}</p>{8}</header>\n{3}{9}<h2>Training</h2>\n{4}{5}<h2>Settings</h2>\n<pre>{6}</pre>\n{7}</body>\n</html>\n",
-            escape(&title),
-            escape(&base),
-            escape(&started),
+        let body = format!(
+            "{0}{1}<h2>Training</h2>\n{2}{3}<h2>Settings</h2>\n<pre>{4}</pre>\n{5}",
             self.warning().to_string() + &self.figures(),
+            self.evaluations(),
             self.curves(),
             self.update_section(),
             escape(self.files.config.trim_end()),
             self.provenance(),
-            self.links(),
-            self.evaluations(),
-        )
+        );
+        page(&title, &format!("{base} · {started}"), &self.links(), &body)
     }
 
     /// The run's own files.
@@ -209,12 +203,7 @@ impl Page {
             ("device", self.device()),
             ("peak memory", peak.map(|bytes| HumanBytes(bytes as u64).to_string())),
         ];
-        let mut html = "<dl class=\"figures\">".to_string();
-        for (name, value) in all {
-            let Some(value) = value else { continue };
-            let _infallible = write!(html, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
-        }
-        html + "</dl>\n"
+        figures(all)
     }
 
     fn curves(&self) -> String {

@@ -11,8 +11,10 @@ mod options;
 mod progress;
 mod rate;
 mod run_record;
+mod shell;
 mod trend;
 
+pub use chart::escape;
 pub use evaluated::{Change, Evaluated, SuiteEnds, SuiteRow, Value};
 pub use html::{Page, REPORT, RunFiles};
 pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
@@ -20,6 +22,7 @@ pub use options::LoggingOptions;
 pub use progress::TrainProgress;
 pub use rate::Rate;
 pub use run_record::{Results, RunRecord, Totals, UpdateNorm, hash_file, hash_files};
+pub use shell::{figures, page};
 pub use trend::{LossEnds, Trend};
 
 /// Four significant digits.

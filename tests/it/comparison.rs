@@ -218,3 +218,51 @@ fn differences_are_paired_by_seed_and_record() {
     assert!(table.contains("difference, in points") && table.contains("clusters by \"output\""), "{table}");
     assert!(fs::read_to_string(dir.path().join("out/table.txt")).unwrap().contains("difference, in points"));
 }
+
+/// Attacks share a training run where they set nothing of it; the worst of them is reported, on a page, too.
+#[test]
+fn every_method_s_worst_attack_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods = "[[attack]]\nname = 'asked'\n[[attack]]\nname = 'begun'\nprefill = 'cold'\n[[attack]]\nname = 'long'\nset = { \
+                   train.max_steps = 6 }\n[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = \
+                   '<asft>'\n[worst]\nharm = 'harm'\ntask = 'task'\n[figure]\nx = 'task'\ny = 'harm'\n";
+    let config = write(dir.path(), methods);
+    let (out, page) = (dir.path().join("out"), dir.path().join("page.html"));
+    let told = stdout(compare(&config, &["-q", "--html", page.to_str().unwrap()]));
+    // Three attacks on two methods with two seeds, but two trainings each.
+    let trained = fs::read_dir(out.join("runs")).unwrap().count();
+    assert_eq!((trained, told.matches("attack long").count() >= 2), (8, true), "{told}");
+    let found = json(compare(&config, &["--report", "--json"]));
+    let worst = found["worst"].as_array().unwrap();
+    assert_eq!((worst.len(), &worst[0]["method"], &worst[0]["conditions"]), (2, &json!("plain"), &json!(3)), "{found}");
+    let harms = |method: &str| -> Vec<f64> {
+        let cases = found["cases"].as_array().unwrap().iter().filter(|case| case["method"] == method);
+        let harm = |case: &Value| {
+            let measured = case["measured"].as_array().unwrap();
+            measured.iter().find(|measured| measured["name"] == "harm").unwrap()["mean"].as_f64().unwrap()
+        };
+        cases.map(harm).collect()
+    };
+    let most = harms("plain").into_iter().fold(0.0, f64::max);
+    assert_eq!(worst[0]["harm"]["mean"].as_f64(), Some(most), "{found}");
+    assert!(told.contains("worst case") && told.contains("least task"), "{told}");
+    assert!(out.join("worst.svg").exists() && out.join("worst.png").exists());
+    let html = fs::read_to_string(&page).unwrap();
+    for part in
+        ["<h2>Worst case</h2>", "<h2>harm against task</h2>", "&lt;asft&gt;", "attack begun", "prefers-color-scheme"]
+    {
+        assert!(html.contains(part), "{part}: {html}");
+    }
+    for foreign in ["<script", "<asft>", "src=", "<link", "url(", "NaN"] {
+        assert!(!html.contains(foreign), "{foreign}");
+    }
+    assert_eq!(html.matches("<figure").count(), html.matches("</figure>").count());
+    refused(compare(&config, &["--report", "--html", page.to_str().unwrap()]), &["page.html", "--overwrite"]);
+    for (wrong, words) in [
+        (methods.replace("'long'", "'begun'"), "two attacks are called \"begun\""),
+        (methods.replace("harm = 'harm'", "harm = 'hram: told'"), "worst.harm is \"hram\""),
+        (methods.replace("prefill", "prefil"), "did you mean `prefill`?"),
+    ] {
+        ends(compare(&write(dir.path(), &wrong), &["--report"]), 2, &[words]);
+    }
+}

@@ -29,6 +29,7 @@ const GENERATE: &str = "--model IN/aligned --prompt hi --max-new-tokens 1 --logi
 const EXPORTED: &str =
     "--model IN/aligned --data IN/data.jsonl --metric refusal --max-new-tokens 2 --limit 2 --alpaca-eval";
 const ANSWERS: &str = "--model IN/aligned --data IN/data.jsonl --max-new-tokens 1 --alpaca-eval";
+const COMPARE: &str = "--config IN/compare.toml --html";
 const MERGE: &str = "--model IN/aligned --adapter IN/adapter --out";
 const EXPORT: &str = "--model IN/aligned --adapter IN/adapter --format gguf --out";
 const PROJECT: &str = "--adapter IN/adapter --direction IN/d.safetensors --out";
@@ -71,7 +72,7 @@ const PATHS: [(&str, &[(&str, Use)]); 15] = [
     ("serve", &[("model", Reads), ("tokenizer", Reads), ("api_key_file", Reads), ("template", Reads)]),
     ("merge", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(MERGE))]),
     ("export", &[("model", Reads), ("tokenizer", Reads), ("adapter", Reads), ("out", Writes(EXPORT))]),
-    ("compare", &[("config", WritesNamed)]),
+    ("compare", &[("config", WritesNamed), ("html", Writes(COMPARE))]),
     ("project", &[("adapter", Reads), ("direction", Reads), ("out", Writes(PROJECT))]),
     (
         "inspect",
@@ -167,7 +168,7 @@ fn every_path_is_known_as_input_or_output() {
     }
 }
 
-/// `aligned`, `unaligned`, `data.jsonl`, `d.safetensors`, `run` and its `adapter`.
+/// `aligned`, `unaligned`, `data.jsonl`, `d.safetensors`, `run` and its `adapter`, `suite.toml`, `compare.toml`.
 fn scratch() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name);
@@ -178,6 +179,13 @@ fn scratch() -> tempfile::TempDir {
     succeeds(train(&place("run"), &["train.max_steps=1"], &["-q"]));
     symlink(place("run/adapter"), place("adapter")).unwrap();
     fs::copy(place("run/direction.safetensors"), place("d.safetensors")).unwrap();
+    fs::write(place("suite.toml"), "[[eval]]\nname = 'a'\ndata = 'tests/tiny/train.jsonl'\nlimit = 2\n").unwrap();
+    let comparison = format!(
+        "config = 'configs/tiny.toml'\nsuite = {:?}\ndir = {:?}\n[[method]]\nname = 'm'\nset = {{ train.max_steps = 1 }}\n",
+        place("suite.toml"),
+        place("compared")
+    );
+    fs::write(place("compare.toml"), comparison).unwrap();
     dir
 }
 
@@ -230,6 +238,7 @@ fn no_output_goes_onto_an_input_or_into_its_folder() {
     for (command, argument, line) in outputs().filter(|(.., line)| line.contains("IN")) {
         let folders: &[&str] = match (line.contains("aligned"), line.contains("IN/run")) {
             (true, _) => &["aligned/new", "aligned/config.json", "way/new", "aligned/new/deep"],
+            _ if line == COMPARE => &["compare.toml", "suite.toml"],
             (_, true) => &["run/new", "run/metrics.jsonl", "way2/new", "run/config.toml"],
             _ => &["adapter/new", "run/adapter/new", "adapter/adapter_config.json"],
         };
