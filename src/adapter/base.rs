@@ -1,6 +1,6 @@
 //! A loaded base model, for use with one adapter after another.
 
-use super::{BaseIdentity, load};
+use super::{BaseIdentity, load_for};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::console::progress_bar;
@@ -21,15 +21,14 @@ impl Base {
     /// Loads the model that was found, after checking that the adapters in the folders `adapters` fit it.
     ///
     /// # Errors
-    /// As [`Decoder::load`] and [`load`]; an adapter for another model.
+    /// As [`Decoder::load`] and [`load_for`].
     pub fn load(found: Resolved, compute: &Compute, adapters: &[&Path]) -> Result<Self> {
         let dtype = compute.dtype.into();
         let device = compute.device.open_for(dtype)?;
         let spec = ModelSpec::load(&found.place)?;
         let checkpoint = Checkpoint::open(&found.place)?;
         for dir in adapters {
-            let adapter = load(dir, &device)?;
-            adapter.check_fits(&spec)?;
+            let adapter = load_for(dir, &spec, &device)?;
             BaseIdentity::check(dir, &adapter, &checkpoint)?;
         }
         let progress = progress_bar(0, "loading model");
@@ -41,10 +40,10 @@ impl Base {
     /// Attaches the adapter in a folder, or none, in place of the present one.
     ///
     /// # Errors
-    /// As [`load`]; an adapter that does not fit.
+    /// As [`load_for`].
     pub fn put(&mut self, adapter: Option<&Path>) -> Result<()> {
         match adapter {
-            Some(dir) => self.put_loaded(&load(dir, self.model.device())?),
+            Some(dir) => self.put_loaded(&load_for(dir, self.model.spec(), self.model.device())?),
             None => self.model.attach(BTreeMap::new(), Parameters::new()),
         }
     }

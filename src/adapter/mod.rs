@@ -24,13 +24,14 @@ pub use identity::BaseIdentity;
 pub use merge::merge;
 pub use options::{FileFormat, LoraOptions, ModelFile};
 pub use peft::CONFIG as ADAPTER_CONFIG;
-pub use peft::{WEIGHTS, content_hash, load, save, save_changed, stored_name, write_into};
+pub use peft::{WEIGHTS, content_hash, load, load_among, load_for, save, save_changed, stored_name, write_into};
 pub use targets::ModuleSize;
 
-use crate::invalid;
+use crate::error::listing;
 use crate::model::{Lora, ModelSpec, Parameters};
-use crate::names::{LoraMatrix, Naming, split_block};
+use crate::names::{EMBEDDING, HEAD, LAYER_EMBEDDING, LAYER_PROJECTION, LoraMatrix, Naming, split_block};
 use crate::ops::owned;
+use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
@@ -109,6 +110,7 @@ impl Adapter {
     /// # Errors
     /// What the adapter was made for, the first module that differs, and how many do.
     pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
+        self.refuse_unserved(spec)?;
         let (mut problems, modules) = (vec![], self.modules.len());
         for (name, module) in &self.modules {
             let (a, b) = (module.a.dims(), module.b.dims());
@@ -127,6 +129,23 @@ impl Adapter {
         Err(invalid!(
             "the adapter was made for {base}, not for this model: {first} ({count} of its {modules} modules differ)"
         ))
+    }
+
+    /// Modules that the model has and that take no adapter here.
+    fn refuse_unserved(&self, spec: &ModelSpec) -> Result<()> {
+        let of_experts = |module: &str| {
+            let (layer, part) = split_block(module)?;
+            spec.mixture_matrices(layer).iter().any(|matrix| matrix == part).then_some(())
+        };
+        let outer = outer_modules(spec);
+        let unserved = |module: &&String| outer.contains(module) || of_experts(module).is_some();
+        let unserved: Vec<String> = self.modules.keys().filter(unserved).cloned().collect();
+        ensure_valid!(
+            unserved.is_empty(),
+            "the adapter has matrices for {}; asft serves adapters of the blocks' linears only, experts and routers excepted",
+            listing(&unserved, 8)
+        );
+        Ok(())
     }
 
     /// The adapter in the form that the decoder attaches: views by module, and variables by name over the same storage.
@@ -182,6 +201,13 @@ pub fn fresh_modules(
         adapters.insert(module.clone(), AdapterModule { a, b, alpha: alpha as f64 });
     }
     Ok(adapters)
+}
+
+/// Modules outside of the blocks that PEFT can adapt and asft does not.
+fn outer_modules(spec: &ModelSpec) -> Vec<String> {
+    let of_inputs = [LAYER_EMBEDDING, LAYER_PROJECTION].into_iter().filter(|_| spec.layer_inputs.is_some());
+    let names = [EMBEDDING, HEAD].into_iter().chain(of_inputs);
+    names.map(|name| name.strip_suffix(".weight").unwrap_or(name).to_string()).collect()
 }
 
 /// (d_out, d_in) of a block linear by its full module path.

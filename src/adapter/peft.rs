@@ -1,8 +1,10 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 use super::config::{PeftConfig, to_json};
-use super::{Adapter, AdapterModule, BaseIdentity};
+use super::reach::Reach;
+use super::{Adapter, AdapterModule, BaseIdentity, outer_modules};
 use crate::checkpoint::{Checkpoint, publish, save_tensors, stage, write_atomic};
+use crate::console::log;
 use crate::error::{listing, path_hint};
 use crate::model::ModelSpec;
 use crate::names::{LoraMatrix, Naming, PEFT_PREFIX, text_name};
@@ -10,7 +12,8 @@ use crate::ops::sum::is_finite;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use std::collections::BTreeMap;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -19,12 +22,79 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What older releases of PEFT wrote instead.
 const PICKLED: &str = "adapter_model.bin";
 
-/// Reads a PEFT LoRA folder; matrices become f32. The names of a multimodal class become those of its text model.
+/// Reads a PEFT LoRA folder; matrices become f32. The names of a multimodal class become those of its text model. Whether all
+/// that the config names is there cannot be told without the base: [`load_for`], [`load_among`].
 ///
 /// # Errors
 /// Missing files, tensors without their partner or with a rank other than the config's, and whatever the config asks
 /// for that asft does not support.
 pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
+    Ok(read(dir, device)?.0)
+}
+
+/// As [`load`], for a base with the modules `has` among others: each of them that the config names must have matrices.
+///
+/// # Errors
+/// As [`load`]; modules without matrices, listed.
+pub fn load_among(dir: &Path, has: &[String], device: &Device) -> Result<Adapter> {
+    let (adapter, reach) = read(dir, device)?;
+    check_whole(dir, &adapter, &reach, has)?;
+    Ok(adapter)
+}
+
+/// As [`load`], for a model. What it holds in the place of keys and values that a layer sees of an earlier one is left out: older
+/// transformers had linears there, which nothing read.
+///
+/// # Errors
+/// As [`load`]; an adapter that does not fit the model; modules that the config names, and that have no matrices.
+pub fn load_for(dir: &Path, spec: &ModelSpec, device: &Device) -> Result<Adapter> {
+    let (mut adapter, reach) = read(dir, device)?;
+    let unread = |module: &&String| spec.is_replaced(&format!("{module}.weight"));
+    let unread: Vec<String> = adapter.modules.keys().filter(unread).cloned().collect();
+    if !unread.is_empty() {
+        let text = format!(
+            "{}: the matrices of {} are left out: these layers see the keys and values of an earlier one, and do not read what is \
+             in their place",
+            dir.display(),
+            listing(&unread, 4)
+        );
+        log::warn(&text, json!({"adapter": dir, "modules": unread}));
+        adapter.modules.retain(|module, _| !unread.contains(module));
+        ensure_valid!(!adapter.modules.is_empty(), "{} has matrices for nothing that this model reads", dir.display());
+    }
+    adapter.check_fits(spec)?;
+    let (beyond, count) = (reach.layers_beyond(spec.num_hidden_layers), spec.num_hidden_layers);
+    ensure_valid!(
+        beyond.is_empty(),
+        "{}: `layers_to_transform` names layer {}; the model has layers 0 to {}",
+        dir.join(CONFIG).display(),
+        listing(&beyond, 8),
+        count.saturating_sub(1)
+    );
+    let has: Vec<String> = spec.linear_modules().into_iter().chain(outer_modules(spec)).collect();
+    check_whole(dir, &adapter, &reach, &has)?;
+    Ok(adapter)
+}
+
+fn check_whole(dir: &Path, adapter: &Adapter, reach: &Reach, has: &[String]) -> Result<()> {
+    let stored = |module: &String| adapter.layout.name(module).into_owned();
+    let here: BTreeSet<String> = adapter.modules.keys().map(stored).collect();
+    let missing =
+        reach.missing(has.iter().map(|module| adapter.layout.name(module)), |module| here.contains(module))?;
+    refuse(&dir.join(WEIGHTS), &missing)
+}
+
+fn refuse(path: &Path, contradictions: &[String]) -> Result<()> {
+    ensure_valid!(
+        contradictions.is_empty(),
+        "{} does not hold what `target_modules` in {CONFIG} says: {}",
+        path.display(),
+        listing(contradictions, 8)
+    );
+    Ok(())
+}
+
+fn read(dir: &Path, device: &Device) -> Result<(Adapter, Reach)> {
     ensure_valid!(dir.is_dir(), "adapter folder {} does not exist{}", dir.display(), path_hint(dir));
     let config = PeftConfig::load(&dir.join(CONFIG))?;
     let path = dir.join(WEIGHTS);
@@ -34,29 +104,8 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
          (PeftModel.from_pretrained(...).save_pretrained(...))",
         dir.display()
     );
-    let file = Checkpoint::open_file(&path)?;
-    let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
-    for name in file.names() {
-        let (module, matrix) = name.strip_prefix(PEFT_PREFIX).and_then(LoraMatrix::split).ok_or_else(|| {
-            invalid!(
-                "{}: unexpected tensor {name}; expected {} and .lora_B.weight",
-                path.display(),
-                peft_name(LoraMatrix::A, "<module>")
-            )
-        })?;
-        let tensor = file.tensor(name, DType::F32, device)?;
-        ensure_valid!(tensor.rank() == 2, "{}: {name} has shape {:?}", path.display(), tensor.dims());
-        ensure_valid!(is_finite(&tensor)?, "{}: {name} holds values that are not finite", path.display());
-        halves.entry(module.to_string()).or_default()[matrix as usize] = Some(tensor);
-    }
-    ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
-    let contradictions = config.reach.contradictions(halves.keys().map(String::as_str))?;
-    ensure_valid!(
-        contradictions.is_empty(),
-        "{} does not hold what `target_modules` in {CONFIG} says: {}",
-        path.display(),
-        listing(&contradictions, 8)
-    );
+    let halves = matrices(&path, device)?;
+    refuse(&path, &config.reach.contradictions(halves.keys().map(String::as_str))?)?;
     let layout =
         halves.keys().map(|module| Naming::of(module)).find(|layout| *layout != Naming::Text).unwrap_or_default();
     let mut modules = BTreeMap::new();
@@ -80,8 +129,29 @@ pub fn load(dir: &Path, device: &Device) -> Result<Adapter> {
             path.display()
         );
     }
-    let PeftConfig { use_rslora, dropout, base, revision, .. } = config;
-    Ok(Adapter { modules, use_rslora, dropout, base, revision, layout })
+    let PeftConfig { use_rslora, dropout, base, revision, reach, .. } = config;
+    Ok((Adapter { modules, use_rslora, dropout, base, revision, layout }, reach))
+}
+
+/// A and B of each module, by the names in the file.
+fn matrices(path: &Path, device: &Device) -> Result<BTreeMap<String, [Option<Tensor>; 2]>> {
+    let file = Checkpoint::open_file(path)?;
+    let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
+    for name in file.names() {
+        let (module, matrix) = name.strip_prefix(PEFT_PREFIX).and_then(LoraMatrix::split).ok_or_else(|| {
+            invalid!(
+                "{}: unexpected tensor {name}; expected {} and .lora_B.weight",
+                path.display(),
+                peft_name(LoraMatrix::A, "<module>")
+            )
+        })?;
+        let tensor = file.tensor(name, DType::F32, device)?;
+        ensure_valid!(tensor.rank() == 2, "{}: {name} has shape {:?}", path.display(), tensor.dims());
+        ensure_valid!(is_finite(&tensor)?, "{}: {name} holds values that are not finite", path.display());
+        halves.entry(module.to_string()).or_default()[matrix as usize] = Some(tensor);
+    }
+    ensure_valid!(!halves.is_empty(), "{} holds no adapter matrices", path.display());
+    Ok(halves)
 }
 
 /// A hash of an adapter's matrices.

@@ -2,12 +2,14 @@
 //!
 //! A list names modules by path or by the end of one; a string is a regular expression in Python's dialect for the whole
 //! path (`re.fullmatch`), or "all-linear". PEFT ignores matrices of other modules, and initialises missing ones afresh,
-//! with no more than a warning; here both are refused.
+//! with no more than a warning; here both are refused. A name that fits nothing in the base is none of either: PEFT takes it as
+//! long as others fit.
 
-use crate::names::{Forms, PathPattern, is_in_delta_net, is_in_shared_expert, is_intake, layer_number, names_module};
+use crate::names::{PathPattern, layer_number, names_module};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// Which modules an adapter is for.
@@ -26,6 +28,7 @@ pub struct Reach {
 enum Named {
     List(Vec<String>),
     Pattern(PathPattern),
+    /// Every linear of the blocks.
     AllLinear,
 }
 
@@ -52,7 +55,7 @@ impl Named {
         match self {
             Self::List(names) => Ok(names.iter().any(|name| names_module(name, module))),
             Self::Pattern(pattern) => pattern.matches(module),
-            Self::AllLinear => Ok(true),
+            Self::AllLinear => Ok(layer_number(module).is_some()),
         }
     }
 }
@@ -84,36 +87,43 @@ impl Reach {
     ///
     /// # Errors
     /// An expression that backtracks for too long.
-    pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<String>> {
+    pub fn contradictions<'a>(&self, modules: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
         let mut found = vec![];
-        for module in modules.clone() {
-            if let Some(excluded) = &self.excluded
-                && excluded.names(module)?
-            {
+        for module in modules {
+            if self.is_excluded(module)? {
                 found.push(format!("{module} is named in `exclude_modules`"));
             } else if !self.adapts(module)? {
                 found.push(format!("{module} is not named there"));
             }
         }
-        if let Some(Named::List(names)) = &self.named {
-            // A list may also name layers of other families; this family's always exist.
-            let fused = |linear: &str| modules.clone().any(|module| module.ends_with(linear));
-            let forms = Forms {
-                fused_qkv: fused("self_attn.qkv_proj"),
-                fused_gate_up: fused("mlp.gate_up_proj"),
-                delta_net: modules.clone().any(is_in_delta_net),
-                shared_expert: modules.clone().any(is_in_shared_expert),
-                layer_inputs: modules.clone().any(is_intake),
-            };
-            let known = |name: &str| forms.linears().any(|linear| names_module(name, linear));
-            let empty =
-                names.iter().filter(|name| known(name) && !modules.clone().any(|module| names_module(name, module)));
-            found.extend(empty.map(|name| format!("`{name}` is named there and has no matrices")));
-            let empty =
-                self.layers.iter().flatten().filter(|&&layer| modules.clone().all(|m| layer_number(m) != Some(layer)));
-            found.extend(empty.map(|layer| format!("layer {layer} is in `layers_to_transform` and has no matrices")));
+        Ok(found)
+    }
+
+    /// What these keys name among the modules that a base `has` and that have no matrices `here`, in words.
+    ///
+    /// # Errors
+    /// An expression that backtracks for too long.
+    pub fn missing<'a>(
+        &self,
+        has: impl Iterator<Item = Cow<'a, str>>,
+        here: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>> {
+        let mut found = vec![];
+        for module in has.filter(|module| !here(module)) {
+            if self.named.is_some() && !self.is_excluded(&module)? && self.adapts(&module)? {
+                found.push(format!("{module} is named there and has no matrices"));
+            }
         }
         Ok(found)
+    }
+
+    /// Numbers in `layers_to_transform` that a model of so many layers does not have.
+    pub fn layers_beyond(&self, count: usize) -> Vec<String> {
+        self.layers.iter().flatten().filter(|&&layer| layer >= count).map(usize::to_string).collect()
+    }
+
+    fn is_excluded(&self, module: &str) -> Result<bool> {
+        self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.names(module))
     }
 
     fn adapts(&self, module: &str) -> Result<bool> {
@@ -171,6 +181,15 @@ mod tests {
         reach(fields).unwrap().contradictions(MODULES.into_iter()).unwrap().join("; ")
     }
 
+    /// What is missing of a base with q and v in three layers, and k in the first.
+    fn missing(fields: Value) -> String {
+        let reach = reach(fields).unwrap();
+        let linear = |layer: usize, name: &str| Cow::from(format!("model.layers.{layer}.self_attn.{name}"));
+        let linears = (0..3).flat_map(|layer| ["q_proj", "v_proj"].map(|name| linear(layer, name)));
+        let has = linears.chain([linear(0, "k_proj"), "lm_head".into()]);
+        reach.missing(has, |module| MODULES.contains(&module)).unwrap().join("; ")
+    }
+
     #[test]
     fn matrices_and_target_modules_must_agree() {
         let found = |targets: Value| found(json!({"target_modules": targets}));
@@ -184,12 +203,38 @@ mod tests {
         ] {
             assert_eq!(found(agreeing.clone()), "", "{agreeing}");
         }
-        assert_eq!(found(json!(["q_proj", "v_proj"])), "`v_proj` is named there and has no matrices");
         assert_eq!(found(json!(["layers.0.self_attn.q_proj"])), format!("{} is not named there", MODULES[1]));
         assert_eq!(found(json!(r".*\.0\..*")), format!("{} is not named there", MODULES[1]));
         for none in ["q_proj", "zzz", "model", ""] {
             assert_eq!(found(json!(none)).matches("is not named there").count(), 2, "{none}");
         }
+    }
+
+    #[test]
+    fn every_module_of_the_base_that_is_named_has_matrices() {
+        let lacks = |modules: &[&str]| {
+            let each = modules.iter().map(|module| format!("{module} is named there and has no matrices"));
+            each.collect::<Vec<_>>().join("; ")
+        };
+        let [q, k, v] =
+            [(1, "q"), (0, "k"), (2, "v")].map(|(n, name)| format!("model.layers.{n}.self_attn.{name}_proj"));
+        let targets = |targets: Value| missing(json!({"target_modules": targets}));
+        assert_eq!(targets(json!(null)), "");
+        assert_eq!(targets(json!(["layers.0.self_attn.q_proj", "layers.2.self_attn.q_proj"])), "");
+        assert_eq!(targets(json!(["q_proj", "in_proj_z"])), lacks(&[&q]));
+        assert_eq!(targets(json!(r".*\.[02]\..*(q|k)_proj")), lacks(&[&k]));
+        assert_eq!(targets(json!(r".*\.[02]\..*q_proj|lm_head")), lacks(&["lm_head"]));
+        assert_eq!(targets(json!("all-linear")).matches("has no matrices").count(), 5);
+        let layers =
+            |layers: Value, targets: Value| missing(json!({"target_modules": targets, "layers_to_transform": layers}));
+        assert_eq!(layers(json!([0, 2]), json!(["q_proj"])), "");
+        // Layer 2 has no keys of its own.
+        assert_eq!(layers(json!([2]), json!(["q_proj", "k_proj"])), "");
+        assert_eq!(layers(json!([0, 2]), json!(["q_proj", "k_proj"])), lacks(&[&k]));
+        assert_eq!(layers(json!(2), json!(["q_proj", "v_proj"])), lacks(&[&v]));
+        let excluded = json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": [q, "v_proj"]});
+        assert_eq!(missing(excluded), "");
+        assert_eq!(reach(json!({"layers_to_transform": [1, 3, 7]})).unwrap().layers_beyond(3), ["3", "7"]);
     }
 
     #[test]
@@ -204,15 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn matrices_and_layers_to_transform_must_agree() {
+    fn matrices_are_in_layers_to_transform() {
         let found =
             |layers: Value, targets: Value| found(json!({"target_modules": targets, "layers_to_transform": layers}));
-        assert_eq!(found(json!([0, 2]), json!(["q_proj"])), "");
+        assert_eq!(found(json!([0, 1, 2]), json!(["q_proj"])), "");
         assert_eq!(found(json!([]), json!(["q_proj"])), "");
         assert_eq!(found(json!(0), json!(["q_proj"])), "model.layers.2.self_attn.q_proj is not named there");
         assert_eq!(found(json!(0), json!(["q_proj", "model.layers.2.self_attn.q_proj"])), "");
-        let missing = found(json!([0, 1, 2]), json!(["q_proj"]));
-        assert_eq!(missing, "layer 1 is in `layers_to_transform` and has no matrices");
     }
 
     #[test]

@@ -13,22 +13,25 @@ use candle_core::Device;
 use serde_json::json;
 
 pub fn run(args: ExportArgs) -> Result<()> {
-    let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
-    let model = args.model.clone().or_else(|| base(&adapter));
-    let model = model.ok_or_else(|| invalid!("the adapter does not name its base; name it with --model"))?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => base(&adapter::load(&args.adapter, &Device::Cpu)?)
+            .ok_or_else(|| invalid!("the adapter does not name its base; name it with --model"))?,
+    };
     let named_by = if args.model.is_some() { "--model" } else { "the adapter's base" };
     let read = Outputs::new(args.overwrite).reads(named_by, [&model]).reads("--adapter", [&args.adapter]);
     read.reads("--tokenizer", &args.tokenizer).file("--out", [&args.out]).check()?;
-    match args.format {
-        FileFormat::Gguf if args.merged => merged(&args, &adapter, &model)?,
+    let modules = match args.format {
+        FileFormat::Gguf if args.merged => merged(&args, &model)?,
         FileFormat::Gguf => {
             let spec = ModelSpec::load(&hub::resolve_without_weights(&model, false)?.place)?;
-            adapter.check_fits(&spec)?;
+            let adapter = adapter::load_for(&args.adapter, &spec, &Device::Cpu)?;
             adapter::save_gguf(&adapter, &spec, &args.out)?;
+            adapter.modules.len()
         }
-    }
-    let text = format!("wrote {}, with {} modules adapted", args.out.display(), adapter.modules.len());
-    log::info(&text, json!({"modules": adapter.modules.len(), "out": args.out}));
+    };
+    let text = format!("wrote {}, with {modules} modules adapted", args.out.display());
+    log::info(&text, json!({"modules": modules, "out": args.out}));
     Ok(())
 }
 
@@ -37,20 +40,21 @@ fn base(adapter: &Adapter) -> Option<String> {
     Some(hub::at_revision(adapter.base.as_ref()?, adapter.revision.as_deref()))
 }
 
-fn merged(args: &ExportArgs, adapter: &Adapter, model: &str) -> Result<()> {
+/// Writes the merged model; returns how many modules the adapter has.
+fn merged(args: &ExportArgs, model: &str) -> Result<usize> {
     let base = hub::resolve(model, false)?;
     let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
     let (spec, checkpoint) = (ModelSpec::load(&base.place)?, Checkpoint::open(&base.place)?);
-    adapter.check_fits(&spec)?;
-    BaseIdentity::check(&args.adapter, adapter, &checkpoint)?;
+    let adapter = adapter::load_for(&args.adapter, &spec, &Device::Cpu)?;
+    BaseIdentity::check(&args.adapter, &adapter, &checkpoint)?;
     ensure_valid!(
         !checkpoint.is_quantised(),
         "the weights of {model} are quantised; name the model that they were made from"
     );
     let tokenizer = base.load_tokenizer()?;
     let progress = progress_bar(0, "writing");
-    let parts = Parts { spec: &spec, checkpoint: &checkpoint, adapter, tokenizer: &tokenizer };
+    let parts = Parts { spec: &spec, checkpoint: &checkpoint, adapter: &adapter, tokenizer: &tokenizer };
     adapter::save_merged_gguf(&parts, args.dtype, &args.out, &progress)?;
     progress.finish_and_clear();
-    Ok(())
+    Ok(adapter.modules.len())
 }

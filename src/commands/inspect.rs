@@ -40,7 +40,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
 }
 
 fn of_adapter(dir: &Path, directions: &Directions) -> Result<Vec<ModuleShares>> {
-    let adapter = adapter::load(dir, &Device::Cpu)?;
+    let adapter = adapter::load_among(dir, directions.modules(), &Device::Cpu)?;
     directions.check_adapter(dir, &adapter)?;
     let keep = directions.header().keep()?;
     let adapted = directions.modules().iter().filter_map(|name| Some((name, adapter.modules.get(name)?)));

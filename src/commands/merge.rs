@@ -22,8 +22,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
     let base = base.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")?;
     let spec = ModelSpec::load(&base.place)?;
     let checkpoint = Checkpoint::open(&base.place)?;
-    let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
-    adapter.check_fits(&spec)?;
+    let adapter = adapter::load_for(&args.adapter, &spec, &Device::Cpu)?;
     BaseIdentity::check(&args.adapter, &adapter, &checkpoint)?;
     if checkpoint.is_quantised() {
         check_quantised(&args)?;

@@ -19,8 +19,8 @@ pub fn run(args: ProjectArgs) -> Result<()> {
     ensure_valid!(args.layers != Some(0), "--layers should be at least 1");
     let read = Outputs::new(args.overwrite).reads("--adapter", [&args.adapter]).reads("--direction", [&args.direction]);
     read.folder("--out", &args.out, adapter::ADAPTER_CONFIG).check()?;
-    let adapter = adapter::load(&args.adapter, &Device::Cpu)?;
     let directions = Directions::open(&args.direction)?;
+    let adapter = adapter::load_among(&args.adapter, directions.modules(), &Device::Cpu)?;
     directions.check_adapter(&args.adapter, &adapter)?;
     let choice = args.layers.map_or(Choice::Threshold(threshold), Choice::Lowest);
     let (projected, outcome) = project(&adapter, &directions, choice)?;

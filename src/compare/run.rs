@@ -256,7 +256,7 @@ impl<'a> Comparison<'a> {
             Change::Nothing | Change::Model(_) => base.put(None)?,
             Change::Adapter(dir) => base.put(Some(dir))?,
             Change::Projected(dir, direction, threshold) => {
-                let loaded = adapter::load(dir, base.model.device())?;
+                let loaded = adapter::load_for(dir, base.model.spec(), base.model.device())?;
                 let directions = Directions::open(direction)?;
                 let (projected, _) = project(&loaded, &directions, Choice::Threshold(*threshold))?;
                 base.put_loaded(&projected)?;

@@ -1,6 +1,6 @@
 //! What is served: a base and its adapters, by name.
 
-use crate::adapter::{Base, load};
+use crate::adapter::{Base, load_for};
 use crate::ensure_valid;
 use crate::eval::Encoder;
 use crate::model::Decoder;
@@ -26,7 +26,7 @@ impl Catalogue {
     /// `name`: the base's.
     ///
     /// # Errors
-    /// As [`load`]; two models of one name; an adapter that does not fit.
+    /// As [`load_for`]; two models of one name; an adapter that does not fit.
     pub fn new(name: String, base: &Base, adapters: &[(String, PathBuf)], encoder: Encoder) -> Result<Self> {
         let mut known = HashSet::from([name.as_str()]);
         for (name, _) in adapters {
@@ -35,8 +35,7 @@ impl Catalogue {
         }
         let mut decoders = vec![base.model.clone()];
         for (name, dir) in adapters {
-            let adapter = load(dir, base.model.device())?;
-            adapter.check_fits(base.model.spec())?;
+            let adapter = load_for(dir, base.model.spec(), base.model.device())?;
             let (loras, parameters) = adapter.trainable()?;
             let mut decoder = base.model.clone();
             decoder.attach(loras, parameters).with_context(|| format!("--adapter {name}"))?;

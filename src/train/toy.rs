@@ -79,7 +79,7 @@ fn trainer(dir: &Path, device: &Device, dtype: DType) -> Result<Trainer> {
     let (base, unaligned) = (resolve("model")?, resolve("unaligned")?);
     let spec = ModelSpec::load(&base.place)?;
     let mut model = Decoder::load(&spec, &Checkpoint::open(&base.place)?, (device, dtype), Weights::Frozen, &progress)?;
-    let adapter = adapter::load(&dir.join("adapter"), device)?;
+    let adapter = adapter::load_for(&dir.join("adapter"), &spec, device)?;
     let (loras, parameters) = adapter.trainable()?;
     model.attach(loras, parameters)?;
     let request = DirectionRequest {

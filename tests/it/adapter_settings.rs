@@ -106,8 +106,10 @@ fn a_regular_expression_names_what_an_adapter_is_for() {
         ("q_proj", vec![&q]),
         (r".*\.(?!q)._proj", vec![&q]),
         ("(((", vec!["`target_modules` = \"(((\" is not a valid regular expression"]),
-        (r".*\.(?=[kqvo])._proj", vec![]),
-        ("all-linear", vec![]),
+        // The other layer has no matrices.
+        (r".*\.(?=[kqvo])._proj", vec!["model.layers.1.self_attn.q_proj is named there and has no matrices"]),
+        ("all-linear", vec!["model.layers.0.mlp.gate_proj is named there and has no matrices"]),
+        (r".*\.0\.[^.]*\.(?=[kqvo])._proj", vec![]),
     ] {
         let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": targets});
         std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();

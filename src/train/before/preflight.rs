@@ -189,10 +189,7 @@ impl Preflight<'_> {
     /// A fresh adapter on the targets, or the one to continue, with this run's dropout.
     fn initial_adapter(&self, model: &Model, base: &Resolved) -> Result<Adapter> {
         let (options, seed) = (&self.settings.lora, self.settings.train.seed);
-        let load = |dir: &Path| {
-            let adapter = adapter::load(dir, &model.device)?;
-            adapter.check_fits(&model.spec).map(|()| adapter)
-        };
+        let load = |dir: &Path| adapter::load_for(dir, &model.spec, &model.device);
         let mut adapter = match (self.start.saved(), &options.init_adapter) {
             (Some(saved), _) => load(&saved.dir)?,
             (None, Some(dir)) => {
