@@ -154,7 +154,8 @@ fn path_for<'a>(target: &str, module: &'a str) -> Cow<'a, str> {
     if wrapped::is_meant(target) { Naming::Wrapper.name(module) } else { module.into() }
 }
 
-fn targets_module(name: &str, module: &str) -> bool {
+/// The same for a target, which may be written with the names of a multimodal class.
+pub fn targets_module(name: &str, module: &str) -> bool {
     names_module(name, &path_for(name, module))
 }
 

@@ -4,7 +4,7 @@ use super::options::LoraOptions;
 use super::patterns::Patterns;
 use crate::error::{listing, nearest};
 use crate::model::ModelSpec;
-use crate::names::{Targets, in_block, layer_number, names_module, resolve_targets, short_name};
+use crate::names::{Targets, in_block, layer_number, names_module, resolve_targets, short_name, targets_module};
 use crate::{ensure_valid, invalid};
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ impl LoraOptions {
     /// The targeted module paths of a model, in natural order.
     ///
     /// # Errors
-    /// Targets or layers that the model does not have.
+    /// Targets or layers that the model does not have; a name that fits nothing in the chosen layers.
     pub fn targets(&self, spec: &ModelSpec) -> Result<Vec<String>> {
         self.refuse_experts(spec)?;
         let resolved = resolve_targets(&self.target_modules, &spec.linear_modules());
@@ -38,9 +38,28 @@ impl LoraOptions {
             listing(&missing, 8),
             count.saturating_sub(1)
         );
+        let all = targets.clone();
         targets.retain(|module| layer_number(module).is_some_and(|layer| layers.contains(&layer)));
+        self.refuse_idle(&targets, &all)?;
         ensure_valid!(!targets.is_empty(), "layers_to_transform leaves none of the modules that target_modules names");
         Ok(targets)
+    }
+
+    /// Names that fit something in the model, among `all`, and nothing in the chosen layers: they would train nothing and say nothing.
+    fn refuse_idle(&self, chosen: &[String], all: &[String]) -> Result<()> {
+        let Targets::List(names) = &self.target_modules else { return Ok(()) };
+        let idle = names.iter().find(|name| !chosen.iter().any(|module| targets_module(name, module)));
+        let Some(name) = idle else { return Ok(()) };
+        let fitting = all.iter().filter(|module| targets_module(name, module));
+        let listed = |layers: &mut dyn Iterator<Item = usize>| {
+            listing(&layers.map(|layer| layer.to_string()).collect::<Vec<_>>(), 8)
+        };
+        Err(invalid!(
+            "target_modules: nothing matches `{name}` in the layers of layers_to_transform ({}); leave it out, or add a layer that has it, \
+             such as {}",
+            listed(&mut self.layers_to_transform.iter().flatten().copied()),
+            listed(&mut fitting.filter_map(|module| layer_number(module)))
+        ))
     }
 
     /// Names that only a mixture's router or experts have.
