@@ -113,6 +113,11 @@ fn layer_inputs(config: &Config, tokens: usize) -> Result<Option<LayerInputSpec>
 fn read_heads(config: &Config, spec: &mut ModelSpec) -> Result<()> {
     let values_are_keys = config.flag("attention_k_eq_v")?.unwrap_or(false);
     let by_layer = config.object("per_layer_config")?;
+    if let Some(layers) = &by_layer {
+        check_layers(layers, spec.num_hidden_layers)?;
+    }
+    // With null all layers have the same heads.
+    let by_type = !config.is_written("per_layer_config");
     let own = Heads { kv_heads: spec.num_key_value_heads, head_dim: spec.head_dim };
     let global = Heads {
         kv_heads: config.size("num_global_key_value_heads")?.filter(|_| values_are_keys).unwrap_or(own.kv_heads),
@@ -121,7 +126,7 @@ fn read_heads(config: &Config, spec: &mut ModelSpec) -> Result<()> {
     for (number, layer) in spec.layers.iter_mut().enumerate() {
         layer.values_are_keys = values_are_keys && layer.window.is_none();
         let heads = match &by_layer {
-            None if layer.window.is_none() => global,
+            None if by_type && layer.window.is_none() => global,
             None => own,
             Some(layers) => written_heads(layers, number, own)?,
         };
@@ -130,9 +135,24 @@ fn read_heads(config: &Config, spec: &mut ModelSpec) -> Result<()> {
     Ok(())
 }
 
+/// `per_layer_config` holds objects by layers' numbers.
+fn check_layers(layers: &Config, count: usize) -> Result<()> {
+    for (key, value) in layers.fields {
+        ensure_valid!(
+            key.parse::<usize>().is_ok_and(|layer| layer < count),
+            "{}: `{key}` is no layer; expected 0 to {}",
+            layers.origin,
+            count.saturating_sub(1)
+        );
+        ensure_valid!(value.is_object(), "{}: `{key}` should be an object, got {value}", layers.origin);
+    }
+    Ok(())
+}
+
 /// A layer's heads in `per_layer_config`, which holds what differs.
 fn written_heads(layers: &Config, number: usize, own: Heads) -> Result<Heads> {
-    let Some(layer) = layers.object(&number.to_string())? else { return Ok(own) };
+    let key = layers.fields.keys().find(|key| key.parse() == Ok(number));
+    let Some(layer) = key.map(|key| layers.object(key)).transpose()?.flatten() else { return Ok(own) };
     let other = layer.fields.keys().find(|key| !["head_dim", "num_key_value_heads"].contains(&key.as_str()));
     ensure_valid!(
         other.is_none(),
@@ -171,6 +191,11 @@ mod tests {
         assert_eq!(heads(fewer(false)), [(2, 256), (2, 256), (2, 64)]);
         let by_layer = json!({"per_layer_config": {"2": {"head_dim": 64, "num_key_value_heads": 1}}});
         assert_eq!(heads(by_layer), heads(fewer(true)));
+        let padded = json!({"per_layer_config": {"02": {"head_dim": 64, "num_key_value_heads": 1}}});
+        assert_eq!(heads(padded), heads(fewer(true)));
+        for all_alike in [json!(null), json!({})] {
+            assert_eq!(heads(json!({"per_layer_config": all_alike, "global_head_dim": 64})), [(2, 256); 3]);
+        }
         let spec = parsed(fewer(true)).unwrap();
         assert_eq!(spec.block_linears(2).nth(1), Some("self_attn.k_proj"));
         assert_eq!((spec.block_linears(1).count(), spec.block_linears(2).count()), (7, 6));
@@ -192,6 +217,25 @@ mod tests {
             json!({"text_config": {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}});
         let wrapped = parse_with("gemma4", wrapped).unwrap();
         assert_eq!((wrapped.num_hidden_layers, wrapped.vocab_size, wrapped.layers[0].window), (30, 262_144, Some(512)));
+    }
+
+    #[test]
+    fn ropes_of_types_that_no_layer_has_are_not_read() {
+        let full = json!({"rope_type": "proportional", "rope_theta": 500, "partial_rotary_factor": 0.5});
+        let of = |sliding: Value, types: Value| {
+            let mut ropes = json!({"full_attention": full});
+            if !sliding.is_boolean() {
+                ropes["sliding_attention"] = sliding;
+            }
+            parsed(json!({"rope_parameters": ropes, "layer_types": types}))
+        };
+        let full_only = vec!["full_attention"; 3];
+        for sliding in [json!(false), json!(null), json!({"rope_type": "nonsense"})] {
+            let spec = of(sliding.clone(), json!(full_only)).unwrap();
+            assert_eq!(spec.ropes[0], Rope::new(500.0, RopeScaling::Proportional { factor: 1.0, share: 0.5 }));
+            let mixed = json!(["sliding_attention", "full_attention", "full_attention"]);
+            assert!(of(sliding, mixed).is_err());
+        }
     }
 
     #[test]
@@ -236,6 +280,12 @@ mod tests {
             (json!({"rope_parameters": {"full_attention": {"rope_theta": 5}}}), "`sliding_attention` is missing"),
             (json!({"per_layer_config": {"1": {"sliding_window": 3}}}), "`sliding_window` is not supported"),
             (json!({"per_layer_config": {"1": {"head_dim": 64}}}), "layer 1 has heads of 64 values"),
+            (
+                json!({"per_layer_config": {"3": {"head_dim": 64}}}),
+                "per_layer_config: `3` is no layer; expected 0 to 2",
+            ),
+            (json!({"per_layer_config": {"full_attention": {"head_dim": 64}}}), "`full_attention` is no layer"),
+            (json!({"per_layer_config": {"2": null}}), "`2` should be an object, got null"),
             (json!({"global_head_dim": 33}), "head_dim 33 is odd"),
         ] {
             let error = parsed(fields).unwrap_err();

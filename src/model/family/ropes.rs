@@ -121,10 +121,17 @@ fn by_layer_type(config: &Config, context: usize, defaults: &RopeDefaults, slidi
         None => sliding.theta,
     };
     let plain = |theta| Rope::new(theta, RopeScaling::None);
-    let part = |nested: &Config, name: &str, theta: f64| match nested.object(name)? {
-        Some(parameters) => rope_parameters(&parameters, &around(theta)),
-        None if defaults.proportional.is_some() => Err(nested.missing(name)),
-        None => Ok(plain(theta)),
+    let types = config.strings("layer_types")?;
+    let part = |nested: &Config, name: &str, theta: f64| {
+        // Of a type that no layer has, transformers reads nothing.
+        if types.as_ref().is_some_and(|types| !types.contains(&name)) {
+            return Ok(plain(theta));
+        }
+        match nested.object(name)? {
+            Some(parameters) => rope_parameters(&parameters, &around(theta)),
+            None if defaults.proportional.is_some() => Err(nested.missing(name)),
+            None => Ok(plain(theta)),
+        }
     };
     let five = match written(config, "rope_parameters")? {
         Some(nested) => {
