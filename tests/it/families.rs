@@ -21,7 +21,7 @@ fn both_dialects_are_one_model() {
         let [five, four] = ["model", "model4"].map(|part| ModelSpec::load(&dir.join(part)).unwrap());
         assert_eq!(five, four, "{case}");
     });
-    assert_eq!(compared.count(), 17);
+    assert_eq!(compared.count(), 18);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::support::command::{asft, succeeds};
 use crate::support::files::{fixture, read_json};
 use crate::support::goldens::*;
 use crate::support::tensors::to_vec;
-use asft::adapter::LoraOptions;
+use asft::adapter::{self, LoraOptions};
 use asft::checkpoint::{Checkpoint, save_tensors};
 use asft::model::{Decoder, ModelSpec, RopeScaling, Weights};
 use asft::names::{Naming, Targets};
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 const CASE: &str = "gemma4_text";
 const SHARED: &str = "gemma4_shared";
+const WIDE: &str = "gemma4_wide";
 
 #[test]
 fn every_feature_switched_off_shows_in_its_golden() {
@@ -86,6 +87,27 @@ fn what_layers_hand_on_shows_in_its_golden() {
         let ones = |name: &str, x: Tensor| if name.ends_with(ending) { x.ones_like().unwrap() } else { x };
         let found = logit_error(SHARED, &spec(SHARED), ones);
         assert!(found > 1e-2, "without {ending}: {found}");
+    }
+}
+
+/// Which of two layers of a type is seen, and heads wider than the GPU's kernel takes.
+#[test]
+fn the_last_of_two_layers_with_a_window_is_seen() {
+    let same = logit_error(WIDE, &spec(WIDE), |_, tensor| tensor);
+    assert!(same <= 1e-4, "{same}");
+    assert_eq!((spec(WIDE).layers[3].keys_of, spec(WIDE).heads(2).head_dim), (Some(1), 264));
+    let mut changed = spec(WIDE);
+    changed.layers[3].keys_of = Some(0);
+    let found = logit_error(WIDE, &changed, |_, tensor| tensor);
+    assert!(found > 1e-2, "{found}");
+}
+
+/// Every golden adapter, which PEFT wrote, has what its config names in its model.
+#[test]
+fn adapters_as_peft_writes_them_are_whole() {
+    for case in CASES {
+        let adapter = adapter::load_for(&fixture(case).join("adapter"), &spec(case), device()).unwrap();
+        assert_eq!(adapter.modules.len(), golden_adapter(case).modules.len(), "{case}");
     }
 }
 
@@ -163,4 +185,85 @@ fn layers_whose_values_are_keys_have_no_linear_of_values() {
     };
     assert_eq!(targets(&["v_proj"]), ["model.layers.0.self_attn.v_proj"]);
     assert_eq!(targets(&["k_proj"]).len(), 3);
+}
+
+#[test]
+fn a_target_that_no_chosen_layer_has_is_refused() {
+    let targets = |names: &[&str], layers: &[usize]| {
+        let target_modules = Targets::List(names.iter().map(|name| name.to_string()).collect());
+        let layers_to_transform = Some(layers.to_vec());
+        LoraOptions { target_modules, layers_to_transform, ..Default::default() }.targets(&spec(SHARED))
+    };
+    assert_eq!(targets(&["q_proj", "k_proj"], &[1, 2]).unwrap().len(), 3);
+    for names in [["q_proj", "k_proj"], ["o_proj", "self_attn.v_proj"]] {
+        let error = targets(&names, &[2, 4]).unwrap_err();
+        assert_eq!(asft::error::exit_code(&error), 2);
+        let expected = format!(
+            "nothing matches `{}` in the layers of layers_to_transform (2, 4); leave it out, or add a layer that has it, such as 0, 1",
+            names[1]
+        );
+        assert!(error.to_string().contains(&expected), "{error:#}");
+    }
+}
+
+/// PEFT writes matrices of keys and values for the layers that have linears of them; older transformers had them in all layers, and
+/// read those of the first.
+#[test]
+fn an_adapter_holds_what_the_layers_have_and_all_of_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let written = |config: serde_json::Value, keep: &dyn Fn(&str) -> bool, more: &[&str]| {
+        let mut tensors = BTreeMap::new();
+        let linears = spec(SHARED).linear_modules();
+        for module in linears.iter().map(String::as_str).filter(|module| keep(module)).chain(more.iter().copied()) {
+            let (d_out, d_in) = adapter::module_shape(&spec(SHARED), module).unwrap_or((24, 48));
+            for (matrix, shape) in [("lora_A", (2, d_in)), ("lora_B", (d_out, 2))] {
+                let tensor = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+                tensors.insert(format!("base_model.model.{module}.{matrix}.weight"), tensor);
+            }
+        }
+        save_tensors(&dir.join("adapter_model.safetensors"), &tensors).unwrap();
+        let mut all = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
+        all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        std::fs::write(dir.join("adapter_config.json"), all.to_string()).unwrap();
+        adapter::load_for(dir, &spec(SHARED), &Device::Cpu).map(|adapter| adapter.modules.len())
+    };
+    let attention = |module: &str| ["q_proj", "k_proj", "v_proj"].iter().any(|name| module.ends_with(name));
+    let targets = |names: &[&str]| json!({"target_modules": names});
+    assert_eq!(written(targets(&["q_proj", "k_proj", "v_proj"]), &attention, &[]).unwrap(), 5 + 2 + 2);
+    let late = |module: &str| attention(module) && (module.contains(".3.") || module.contains(".4."));
+    let layers = json!({"target_modules": ["q_proj", "k_proj", "v_proj"], "layers_to_transform": [3, 4]});
+    assert_eq!(written(layers, &late, &[]).unwrap(), 2);
+    let pattern = json!({"target_modules": r"model\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj)"});
+    assert_eq!(written(pattern, &attention, &[]).unwrap(), 9);
+    let older: Vec<String> = (2..5).map(|layer| format!("model.layers.{layer}.self_attn.k_proj")).collect();
+    let older: Vec<&str> = older.iter().map(String::as_str).collect();
+    assert_eq!(written(targets(&["q_proj", "k_proj", "v_proj"]), &attention, &older).unwrap(), 9);
+
+    let gate = "per_layer_input_gate";
+    let outer = |module: &'static str| json!({"target_modules": format!(r"model\.layers\..*\.q_proj|{module}")});
+    let queries = |module: &str| module.ends_with("q_proj");
+    let none: &[&str] = &[];
+    let refusals = [
+        (targets(&["q_proj", gate]), none, "model.layers.0.per_layer_input_gate is named there and has no matrices"),
+        (targets(&["q_proj", "k_proj"]), none, "model.layers.1.self_attn.k_proj is named there and has no matrices"),
+        (outer(r".*\.per_layer_projection"), none, "model.layers.4.per_layer_projection is named"),
+        (outer("lm_head"), none, "lm_head is named there and has no matrices"),
+        (outer("model.per_layer_model_projection"), none, "per_layer_model_projection is named there"),
+        (
+            targets(&["q_proj", "per_layer_model_projection"]),
+            &["model.per_layer_model_projection"],
+            "matrices for model.per_layer_model_projection; asft serves adapters of the blocks' linears only",
+        ),
+        (
+            json!({"target_modules": ["q_proj"], "layers_to_transform": [0, 1, 2, 3, 4, 5]}),
+            none,
+            "names layer 5; the model has layers 0 to 4",
+        ),
+    ];
+    for (config, more, needle) in refusals {
+        let error = written(config, &queries, more).unwrap_err();
+        assert!(error.to_string().contains(needle), "{needle}: {error:#}");
+        assert_eq!(asft::error::exit_code(&error), 2);
+    }
 }

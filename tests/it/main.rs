@@ -41,6 +41,7 @@ mod qwen3_5;
 mod refusals;
 mod report;
 mod resume;
+mod routing;
 mod run_direction;
 mod sandbox;
 mod schema;

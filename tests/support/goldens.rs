@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The folders of the golden models.
-pub const CASES: [&str; 25] = [
+pub const CASES: [&str; 27] = [
     "llama_gqa",
     "llama3_rope",
     "llama_linear_bias",
@@ -35,9 +35,11 @@ pub const CASES: [&str; 25] = [
     "qwen3_vl",
     "qwen3_5_text",
     "qwen3_5",
+    "qwen3_5_moe_text",
     "qwen3_5_moe",
     "gemma4_text",
     "gemma4_shared",
+    "gemma4_wide",
     "gemma4",
 ];
 
