@@ -50,10 +50,10 @@ impl DeltaNet {
         let ([mixed, z, b, a], inputs) = self.inputs.forward(h, key)?;
         let before = cache.as_ref().map(|cache| cache.recall(spans)).transpose()?.flatten();
         let (rows, state) = before.as_ref().map_or((None, None), |(rows, state)| (Some(rows), Some(state)));
-        let (convolved, conv_saved) = causal_conv::forward(&mixed, &conv, spans, rows)?;
+        let (convolved, conv_saved) = causal_conv::forward(&mixed, &conv, &pass.layout, rows)?;
         let gates = Gates::forward(&a, &b, &self.a_log, &self.dt_bias)?;
         let (core, state, core_saved) =
-            delta_rule::forward([&convolved, &gates.decay, &gates.beta], self.heads, spans, state)?;
+            delta_rule::forward([&convolved, &gates.decay, &gates.beta], self.heads, &pass.layout, state)?;
         if let Some(cache) = cache {
             cache.remember(spans, &causal_conv::ends(&mixed, conv.dim(1)?, spans, rows)?, &state)?;
         }
@@ -65,14 +65,15 @@ impl DeltaNet {
 
     /// dy -> dh, both [N, hidden_size]
     pub fn backward(&self, saved: &Saved, dy: &Tensor, pass: &Pass, gradients: &mut Gradients) -> Result<Tensor> {
-        let (key, spans) = (pass.dropout_key, &pass.layout.spans);
+        let (key, layout) = (pass.dropout_key, &pass.layout);
         let d_inner = self.out_proj.backward(&saved.out, dy, key, gradients)?;
         let (dz, d_normed) = gated_mlp::backward(&saved.z, &saved.normed, &d_inner, Activation::Silu)?;
         let d_core = self.norm.backward_heads(&saved.norm, &d_normed, gradients)?;
-        let [d_convolved, d_decay, d_beta] = delta_rule::backward(&saved.core, &d_core, self.heads, spans)?;
+        let [d_convolved, d_decay, d_beta] = delta_rule::backward(&saved.core, &d_core, self.heads, layout)?;
         let ([da, db], [d_log, d_bias]) = saved.gates.backward(&d_decay, &d_beta)?;
-        let (d_mixed, d_conv) = causal_conv::backward(&saved.conv, &self.conv.squeeze(1)?, &d_convolved, spans)?;
-        if self.trains {
+        let (d_mixed, d_conv) =
+            causal_conv::backward(&saved.conv, &self.conv.squeeze(1)?, &d_convolved, layout, self.trains)?;
+        if let Some(d_conv) = d_conv {
             for (name, gradient) in [("A_log", d_log), ("dt_bias", d_bias), ("conv1d.weight", d_conv.unsqueeze(1)?)] {
                 gradients.add(&format!("{}.{name}", self.module), gradient)?;
             }

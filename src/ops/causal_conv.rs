@@ -5,12 +5,13 @@
 //! rounded once.
 
 mod kernel;
+mod on_gpu;
 
 use super::activation::Activation;
-use super::attention::Span;
+use super::attention::{Layout, Span};
 use super::fused;
 use anyhow::{Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// What the backward pass needs.
 pub struct Saved {
@@ -19,31 +20,44 @@ pub struct Saved {
 
 /// x: [N, C], weight: [C, K], f32 -> y: [N, C]; `before`: [spans · (K − 1), C], the rows before each sequence, zeros if there are
 /// none.
-pub fn forward(x: &Tensor, weight: &Tensor, spans: &[Span], before: Option<&Tensor>) -> Result<(Tensor, Saved)> {
-    check(x, weight, spans, before)?;
+pub fn forward(x: &Tensor, weight: &Tensor, layout: &Layout, before: Option<&Tensor>) -> Result<(Tensor, Saved)> {
+    check(x, weight, &layout.spans, before)?;
     let saved = Saved { x: x.clone() };
     if fused(&[x, weight]) {
-        return Ok((kernel::forward(x, weight, spans, before)?, saved));
+        return Ok((kernel::forward(x, weight, &layout.spans, before)?, saved));
     }
-    let p = Rows::new(x, weight, spans, before)?.convolved(weight)?;
+    if before.is_none() && on_gpu::serves(&[x], weight) {
+        return Ok((on_gpu::forward(x, weight, layout)?, saved));
+    }
+    let p = Rows::new(x, weight, layout, before)?.convolved(weight)?;
     Ok((Activation::Silu.forward(&p)?.to_dtype(x.dtype())?, saved))
 }
 
-/// dy: [N, C] -> (dx: [N, C], dw: [C, K] in f32), of whole sequences
-pub fn backward(saved: &Saved, weight: &Tensor, dy: &Tensor, spans: &[Span]) -> Result<(Tensor, Tensor)> {
+/// dy: [N, C] -> (dx: [N, C], dw: [C, K] in f32 if it is wanted), of whole sequences
+pub fn backward(
+    saved: &Saved,
+    weight: &Tensor,
+    dy: &Tensor,
+    layout: &Layout,
+    wants_weight: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
     let x = &saved.x;
-    check(x, weight, spans, None)?;
+    check(x, weight, &layout.spans, None)?;
     ensure!(dy.dims() == x.dims(), "dy of {:?} for an input of {:?}", dy.dims(), x.dims());
     if fused(&[x, weight, dy]) {
-        return kernel::backward(x, weight, dy, spans);
+        return kernel::backward(x, weight, dy, &layout.spans, wants_weight);
     }
-    let rows = Rows::new(x, weight, spans, None)?;
+    if on_gpu::serves(&[x, dy], weight) {
+        return on_gpu::backward(x, weight, dy, layout, wants_weight);
+    }
+    let rows = Rows::new(x, weight, layout, None)?;
     let (_, slope) = Activation::Silu.with_slope(&rows.convolved(weight)?)?;
     let dp = (dy.to_dtype(DType::F32)? * slope)?;
-    let width = weight.dim(1)?;
-    let dw = (0..width).map(|j| (rows.shifted(j)? * &dp)?.sum(0)).collect::<candle_core::Result<Vec<_>>>()?;
-    let later = Rows { values: with_zeros(&dp)?, tables: tables(spans, width, false).1 };
-    Ok((later.convolved(weight)?.to_dtype(x.dtype())?, Tensor::stack(&dw, 1)?))
+    let columns = || (0..rows.tables.len()).map(|j| (rows.shifted(j)? * &dp)?.sum(0));
+    let dw = wants_weight.then(|| columns().collect::<candle_core::Result<Vec<_>>>()).transpose()?;
+    let later = Rows { values: with_zeros(&dp)?, tables: tables(layout, weight.dim(1)?, (false, true), x.device())? };
+    let dw = dw.map(|dw| Tensor::stack(&dw, 1)).transpose()?;
+    Ok((later.convolved(weight)?.to_dtype(x.dtype())?, dw))
 }
 
 /// The last K − 1 rows of each sequence, those before it included: [spans · (K − 1), C], for the next call's `before`.
@@ -82,18 +96,18 @@ struct Rows {
     /// [rows before the sequences, N, 1 of zeros; C], f32
     values: Tensor,
     /// K of [N]
-    tables: Vec<Vec<u32>>,
+    tables: Vec<Tensor>,
 }
 
 impl Rows {
-    fn new(x: &Tensor, weight: &Tensor, spans: &[Span], before: Option<&Tensor>) -> Result<Self> {
+    fn new(x: &Tensor, weight: &Tensor, layout: &Layout, before: Option<&Tensor>) -> Result<Self> {
         let values = extended(&x.to_dtype(DType::F32)?, before)?;
-        Ok(Self { values, tables: tables(spans, weight.dim(1)?, before.is_some()).0 })
+        Ok(Self { values, tables: tables(layout, weight.dim(1)?, (before.is_some(), false), x.device())? })
     }
 
     /// The rows that place `j` of the window sees, [N, C].
     fn shifted(&self, j: usize) -> candle_core::Result<Tensor> {
-        self.values.index_select(&Tensor::new(&self.tables[j][..], self.values.device())?, 0)
+        self.values.index_select(&self.tables[j], 0)
     }
 
     /// Σ_j w_j ∘ shifted_j
@@ -116,28 +130,31 @@ fn with_zeros(x: &Tensor) -> Result<Tensor> {
     Ok(x.pad_with_zeros(0, 0, 1)?)
 }
 
-/// Which of the extended rows each place j of the window sees, for the forward pass (t − K + 1 + j) and for the gradients of whole
-/// sequences (t + K − 1 − j).
-fn tables(spans: &[Span], width: usize, with_before: bool) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+/// Which of the extended rows each place j of the window sees, K of [N]: for the forward pass (t − K + 1 + j) or for the gradients
+/// of whole sequences (t + K − 1 − j). Made once for all layers.
+fn tables(layout: &Layout, width: usize, (with_before, later): (bool, bool), device: &Device) -> Result<Vec<Tensor>> {
     let kept = width - 1;
-    let offset = if with_before { spans.len() * kept } else { 0 };
-    let rows: usize = spans.iter().map(|span| span.q_len).sum();
-    let zero = (offset + rows) as u32;
-    let (mut earlier, mut later) = (vec![Vec::with_capacity(rows); width], vec![Vec::with_capacity(rows); width]);
-    for (number, span) in spans.iter().enumerate() {
-        for t in 0..span.q_len {
-            for j in 0..width {
-                earlier[j].push(match (t + j).checked_sub(kept) {
-                    Some(row) => (offset + span.q_start + row) as u32,
-                    None if with_before => (number * kept + t + j) as u32,
+    let of_place = |j: usize| {
+        layout.kept(format!("causal convolution: {j} of {width}, {with_before}, {later}"), |spans| {
+            let offset = if with_before { spans.len() * kept } else { 0 };
+            let zero = offset + spans.iter().map(|span| span.q_len).sum::<usize>();
+            let row = |(number, span, t): (usize, &Span, usize)| {
+                if later {
+                    let row = t + kept - j;
+                    return if row < span.q_len { span.q_start + row } else { zero };
+                }
+                match (t + j).checked_sub(kept) {
+                    Some(row) => offset + span.q_start + row,
+                    None if with_before => number * kept + t + j,
                     None => zero,
-                });
-                let row = t + kept - j;
-                later[j].push(if row < span.q_len { (span.q_start + row) as u32 } else { zero });
-            }
-        }
-    }
-    (earlier, later)
+                }
+            };
+            let numbered = spans.iter().enumerate();
+            let rows = numbered.flat_map(|(number, span)| (0..span.q_len).map(move |t| row((number, span, t)) as u32));
+            Ok(Tensor::new(rows.collect::<Vec<u32>>(), device)?)
+        })
+    };
+    (0..width).map(of_place).collect()
 }
 
 #[cfg(test)]

@@ -21,16 +21,18 @@
 //!
 //! In f32, rounded once. The state before each chunk and U are kept for the backward pass.
 
+mod constants;
 mod gates;
 mod generic;
 mod kernel;
+mod places;
 mod shape;
 mod slices;
 
 pub use gates::Gates;
-pub use shape::Shape;
+pub use shape::{CHUNK, Shape};
 
-use super::attention::Span;
+use super::attention::{Layout, Span};
 use super::fused;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -55,9 +57,10 @@ enum Kept {
 pub fn forward(
     [mixed, decay, beta]: [&Tensor; 3],
     shape: Shape,
-    spans: &[Span],
+    layout: &Layout,
     before: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Saved)> {
+    let spans = &layout.spans;
     check([mixed, decay, beta], shape, spans)?;
     let expected = [spans.len(), shape.state_len()];
     ensure!(before.is_none_or(|before| before.dims() == expected), "states before the sequences are not {expected:?}");
@@ -65,7 +68,7 @@ pub fn forward(
         let (output, after, kept) = kernel::forward([mixed, decay, beta], shape, spans, before)?;
         (output, after, Kept::Kernel(kept))
     } else {
-        let (output, after, kept) = generic::forward([mixed, decay, beta], shape, spans, before)?;
+        let (output, after, kept) = generic::forward([mixed, decay, beta], shape, layout, before)?;
         (output, after, Kept::Generic(kept))
     };
     let [mixed, decay, beta] = [mixed, decay, beta].map(Tensor::clone);
@@ -73,7 +76,8 @@ pub fn forward(
 }
 
 /// dy: [N, Hv · Dv] -> the gradients of mixed, in its type, and of decay and beta, in f32. The sequences are whole.
-pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, spans: &[Span]) -> Result<[Tensor; 3]> {
+pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<[Tensor; 3]> {
+    let spans = &layout.spans;
     let inputs = [&saved.mixed, &saved.decay, &saved.beta];
     check(inputs, shape, spans)?;
     ensure!(saved.whole, "sequences that go on have no backward pass");
@@ -81,7 +85,7 @@ pub fn backward(saved: &Saved, dy: &Tensor, shape: Shape, spans: &[Span]) -> Res
     ensure!(dy.dims() == expected, "dy of {:?} for an output of {expected:?}", dy.dims());
     match &saved.kept {
         Kept::Kernel(kept) => kernel::backward(inputs, kept, &dy.contiguous()?, shape, spans),
-        Kept::Generic(kept) => generic::backward(inputs, kept, dy, shape, spans),
+        Kept::Generic(kept) => generic::backward(inputs, kept, dy, shape, layout),
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Layout {
     groups: OnceLock<Vec<Group>>,
     /// The generic body's masks by (Tq, Tk) and window, shared by layers and groups.
     masks: Mutex<HashMap<MaskKey, Tensor>>,
-    /// The GPU kernels' tables of tiles, by whose they are and their rows.
-    tiles: Mutex<HashMap<(Side, usize), Tensor>>,
+    /// What else is made of the spans once for all layers, by what it is.
+    kept: Mutex<HashMap<String, Tensor>>,
 }
 
 impl Layout {
@@ -39,7 +39,7 @@ impl Layout {
     /// Sequences of which some keys may have been computed earlier.
     pub fn cached(spans: Vec<Span>) -> Self {
         let max_scores = groups::MAX_SCORES;
-        Self { spans, max_scores, groups: OnceLock::new(), masks: Mutex::default(), tiles: Mutex::default() }
+        Self { spans, max_scores, groups: OnceLock::new(), masks: Mutex::default(), kept: Mutex::default() }
     }
 
     /// Checks that q, k and v match `shape` and the spans, which the kernel trusts to say where to read and write.
@@ -81,15 +81,23 @@ impl Layout {
         })
     }
 
+    /// What `make` makes of the spans, by a name of its own: on the device of all layers, and but once for them.
+    pub(in crate::ops) fn kept(
+        &self,
+        what: impl Into<String>,
+        make: impl FnOnce(&[Span]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match kept.entry(what.into()) {
+            Entry::Occupied(found) => found.get().clone(),
+            Entry::Vacant(place) => place.insert(make(&self.spans)?).clone(),
+        })
+    }
+
     /// The spans as tiles of at most `rows` queries or keys: [tiles · 6], u32.
     pub(super) fn tiles(&self, side: Side, rows: usize, device: &Device) -> Result<Tensor> {
-        let mut tiles = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(match tiles.entry((side, rows)) {
-            Entry::Occupied(table) => table.get().clone(),
-            Entry::Vacant(place) => {
-                let numbers = tiles::table(&self.spans, side, rows)?;
-                place.insert(Tensor::from_vec(numbers.clone(), numbers.len(), device)?).clone()
-            }
+        self.kept(format!("attention: tiles of {rows} {side:?}"), |spans| {
+            Ok(Tensor::new(tiles::table(spans, side, rows)?, device)?)
         })
     }
 

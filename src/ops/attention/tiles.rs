@@ -9,7 +9,7 @@ pub const NO_WINDOW: usize = 1 << 30;
 pub const TILE_NUMBERS: usize = 6;
 
 /// What a block owns rows of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Queries,
     Keys,

@@ -68,7 +68,13 @@ pub fn forward(x: &Tensor, weight: &Tensor, spans: &[Span], before: Option<&Tens
     output(y, x.shape(), x)
 }
 
-pub fn backward(x: &Tensor, weight: &Tensor, dy: &Tensor, spans: &[Span]) -> Result<(Tensor, Tensor)> {
+pub fn backward(
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+    spans: &[Span],
+    wants_weight: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
     let (channels, width) = weight.dims2()?;
     let (kept, places) = (width - 1, places(spans));
     let (dx, dw) = with_f32([x, weight, dy], |[x, w, dy]| {
@@ -86,9 +92,10 @@ pub fn backward(x: &Tensor, weight: &Tensor, dy: &Tensor, spans: &[Span]) -> Res
                 }
             });
         });
-        (dx, weight_gradient(x, &dp, spans, (channels, width)))
+        (dx, wants_weight.then(|| weight_gradient(x, &dp, spans, (channels, width))))
     })?;
-    Ok((output(dx, x.shape(), x)?, Tensor::from_vec(dw, (channels, width), x.device())?))
+    let dw = dw.map(|dw| Tensor::from_vec(dw, (channels, width), x.device())).transpose()?;
+    Ok((output(dx, x.shape(), x)?, dw))
 }
 
 /// dw: [C, K]; each task has all rows of some channels.

@@ -53,8 +53,10 @@ impl Shape {
     }
 
     /// Values that the body for any device holds of a position at a time, besides what is kept: ten squares of a chunk for each
-    /// value head, and q, k, v and their gradients as often as heads read them.
+    /// value head, q, k, v, what becomes of them and their gradients as often as heads read them, and a position's part of what
+    /// takes a state to the next, and of two like the states.
     pub fn padded_per_row(self) -> usize {
-        self.value_heads * (10 * CHUNK + 6 * (self.key_dim + self.value_dim))
+        let passage = (self.key_dim * (self.key_dim + 2 * self.value_dim)).div_ceil(CHUNK);
+        self.value_heads * (10 * CHUNK + 7 * (self.key_dim + self.value_dim) + passage)
     }
 }

@@ -59,9 +59,9 @@ fn short_sequences_match_the_recurrence_and_finite_differences() {
     let all = inputs(9, SHAPE, 1);
     let dy = random(&[9, SHAPE.value_width()], 7);
     for own in both_bodies(&all) {
-        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout.spans, None).unwrap();
+        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout, None).unwrap();
         close(&y, &recurrent(&all, SHAPE, &lengths).unwrap(), 1e-6);
-        let gradients = backward(&saved, &dy, SHAPE, &layout.spans).unwrap();
+        let gradients = backward(&saved, &dy, SHAPE, &layout).unwrap();
         let function = move |v: &[Tensor]| recurrent(v, SHAPE, &lengths);
         Case::new(all.to_vec(), dy.clone(), function).check(&gradients.each_ref(), 2e-5);
     }
@@ -79,9 +79,9 @@ fn long_sequences_match_the_recurrence() {
     let exact = recurrent(&views, SHAPE, &lengths).unwrap();
     let tape = (&exact * dy.to_dtype(DType::F64).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     for own in both_bodies(&all) {
-        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout.spans, None).unwrap();
+        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout, None).unwrap();
         close(&y, &exact, 2e-6);
-        for (got, var) in backward(&saved, &dy, SHAPE, &layout.spans).unwrap().iter().zip(&wide) {
+        for (got, var) in backward(&saved, &dy, SHAPE, &layout).unwrap().iter().zip(&wide) {
             close(got, tape.get(var).unwrap(), 1e-5);
         }
     }
@@ -99,7 +99,7 @@ fn equal_keys_that_overwrite_one_another_lose_no_digits() {
     let wide = all.each_ref().map(|x| x.to_dtype(DType::F64).unwrap());
     let exact = recurrent(&wide, SHAPE, &[rows]).unwrap();
     for own in both_bodies(&all) {
-        let y = forward(own.each_ref(), SHAPE, &Layout::new(&[rows]).spans, None).unwrap().0;
+        let y = forward(own.each_ref(), SHAPE, &Layout::new(&[rows]), None).unwrap().0;
         close(&y, &exact, 1e-5);
     }
 }
@@ -112,8 +112,8 @@ fn what_is_forgotten_at_once_stays_finite() {
     let layout = Layout::new(&[100]);
     let dy = random(&[100, SHAPE.value_width()], 32);
     let results = both_bodies(&all).map(|own| {
-        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout.spans, None).unwrap();
-        let [mixed, decay, beta] = backward(&saved, &dy, SHAPE, &layout.spans).unwrap();
+        let (y, _, saved) = forward(own.each_ref(), SHAPE, &layout, None).unwrap();
+        let [mixed, decay, beta] = backward(&saved, &dy, SHAPE, &layout).unwrap();
         assert!(decay.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
         [y, mixed, beta]
     });
@@ -125,7 +125,7 @@ fn what_is_forgotten_at_once_stays_finite() {
 #[test]
 fn pieces_with_the_state_before_them_are_the_whole() {
     let (length, all) = (90, inputs(180, SHAPE, 41));
-    let (whole, _, _) = forward(all.each_ref(), SHAPE, &Layout::new(&[length; 2]).spans, None).unwrap();
+    let (whole, _, _) = forward(all.each_ref(), SHAPE, &Layout::new(&[length; 2]), None).unwrap();
     for generic in [false, true] {
         let (mut before, mut done) = (None, 0);
         for count in [70, 1, 1, 18] {
@@ -137,8 +137,8 @@ fn pieces_with_the_state_before_them_are_the_whole() {
             if generic {
                 piece[0] = strided(&piece[0]);
             }
-            let spans = Layout::new(&[count; 2]).spans;
-            let (y, after, _) = forward(piece.each_ref(), SHAPE, &spans, before.as_ref()).unwrap();
+            let layout = Layout::new(&[count; 2]);
+            let (y, after, _) = forward(piece.each_ref(), SHAPE, &layout, before.as_ref()).unwrap();
             for (number, start) in [done, length + done].into_iter().enumerate() {
                 let got = y.narrow(0, number * count, count).unwrap();
                 close(&got, &whole.narrow(0, start, count).unwrap(), 1e-5);
@@ -156,8 +156,8 @@ fn a_sequence_alone_is_the_same_to_the_bit() {
     let dy = random(&[133, SHAPE.value_width()], 52);
     let run = |all: &[Tensor; 3], dy: &Tensor, lengths: &[usize]| {
         let layout = Layout::new(lengths);
-        let (y, after, saved) = forward(all.each_ref(), SHAPE, &layout.spans, None).unwrap();
-        let [mixed, decay, beta] = backward(&saved, dy, SHAPE, &layout.spans).unwrap();
+        let (y, after, saved) = forward(all.each_ref(), SHAPE, &layout, None).unwrap();
+        let [mixed, decay, beta] = backward(&saved, dy, SHAPE, &layout).unwrap();
         let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         ([y, mixed, decay, beta].map(|x| x.narrow(0, x.dims()[0] - 100, 100).unwrap()).map(|x| bits(&x)), bits(&after))
     };
@@ -173,15 +173,15 @@ fn half_precision_is_rounded_once() {
     let all = inputs(70, SHAPE, 61);
     let half = all[0].to_dtype(DType::BF16).unwrap();
     let dy = random(&[70, SHAPE.value_width()], 62).to_dtype(DType::BF16).unwrap();
-    let spans = Layout::new(&[70]).spans;
+    let layout = Layout::new(&[70]);
     let wide = [half.to_dtype(DType::F32).unwrap(), all[1].clone(), all[2].clone()];
-    let (exact, _, saved) = forward(wide.each_ref(), SHAPE, &spans, None).unwrap();
-    let gradients = backward(&saved, &dy.to_dtype(DType::F32).unwrap(), SHAPE, &spans).unwrap();
+    let (exact, _, saved) = forward(wide.each_ref(), SHAPE, &layout, None).unwrap();
+    let gradients = backward(&saved, &dy.to_dtype(DType::F32).unwrap(), SHAPE, &layout).unwrap();
     for mixed in [half.clone(), strided(&half)] {
-        let (y, _, saved) = forward([&mixed, &all[1], &all[2]], SHAPE, &spans, None).unwrap();
+        let (y, _, saved) = forward([&mixed, &all[1], &all[2]], SHAPE, &layout, None).unwrap();
         assert!(y.dtype() == DType::BF16);
         close(&y, &exact, 4e-3);
-        for (got, exact) in backward(&saved, &dy, SHAPE, &spans).unwrap().iter().zip(&gradients) {
+        for (got, exact) in backward(&saved, &dy, SHAPE, &layout).unwrap().iter().zip(&gradients) {
             close(got, exact, 4e-3);
         }
     }
@@ -190,15 +190,15 @@ fn half_precision_is_rounded_once() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let all = inputs(4, SHAPE, 71);
-    let spans = Layout::new(&[4]).spans;
-    let (_, after, saved) = forward(all.each_ref(), SHAPE, &spans, None).unwrap();
+    let layout = Layout::new(&[4]);
+    let (_, after, saved) = forward(all.each_ref(), SHAPE, &layout, None).unwrap();
     for shape in [Shape { key_heads: 3, ..SHAPE }, Shape { value_dim: 0, ..SHAPE }, Shape { key_dim: 4, ..SHAPE }] {
-        assert!(forward(all.each_ref(), shape, &spans, None).is_err());
+        assert!(forward(all.each_ref(), shape, &layout, None).is_err());
     }
-    assert!(forward(all.each_ref(), SHAPE, &Layout::new(&[3]).spans, None).is_err());
+    assert!(forward(all.each_ref(), SHAPE, &Layout::new(&[3]), None).is_err());
     let wrong = after.narrow(1, 0, 3).unwrap();
-    assert!(forward(all.each_ref(), SHAPE, &spans, Some(&wrong)).is_err());
-    assert!(backward(&saved, &random(&[4, 3], 1), SHAPE, &spans).is_err());
-    let (_, _, going_on) = forward(all.each_ref(), SHAPE, &spans, Some(&after)).unwrap();
-    assert!(backward(&going_on, &random(&[4, SHAPE.value_width()], 1), SHAPE, &spans).is_err());
+    assert!(forward(all.each_ref(), SHAPE, &layout, Some(&wrong)).is_err());
+    assert!(backward(&saved, &random(&[4, 3], 1), SHAPE, &layout).is_err());
+    let (_, _, going_on) = forward(all.each_ref(), SHAPE, &layout, Some(&after)).unwrap();
+    assert!(backward(&going_on, &random(&[4, SHAPE.value_width()], 1), SHAPE, &layout).is_err());
 }

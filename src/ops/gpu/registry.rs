@@ -31,6 +31,7 @@ macro_rules! kernels {
 
 kernels! {
     ATTENTION = "attention": "attention_forward_64" in "attention";
+    CAUSAL_CONV = "causal_conv": "causal_conv_forward" in "causal_conv";
     CROSS_ENTROPY = "cross_entropy": "cross_entropy" in "cross_entropy";
     DROPOUT = "dropout": "dropout" in "elementwise";
     GATED_MLP = "gated_mlp": "gated_mlp_forward" in "elementwise";

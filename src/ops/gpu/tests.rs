@@ -49,7 +49,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 /// Asserts that the kernels, in CUDA's words and in Metal's, give the same bits in either order of threads, and what the other
 /// bodies give.
 #[track_caller]
-fn check(what: impl std::fmt::Debug, body: impl Fn() -> Vec<Tensor>) {
+pub fn check(what: impl std::fmt::Debug, body: impl Fn() -> Vec<Tensor>) {
     let got = with(Bodies::Shim, &body);
     let of_metal = with(Bodies::MetalShim, &body);
     for (got, shim) in [(&got, Bodies::Shim), (&of_metal, Bodies::MetalShim)] {
@@ -361,7 +361,10 @@ fn kernels_serve_what_they_can_until_they_are_switched_off() {
     let on_metal: Vec<&str> = with(Bodies::MetalShim, || {
         registry::ALL.iter().filter(|kernels| kernels.serve(&[&x])).map(|kernels| kernels.name).collect()
     });
-    assert_eq!(on_metal, ["cross_entropy", "dropout", "gated_mlp", "quantised", "rms_norm", "rope", "softcap", "sum"]);
+    assert_eq!(
+        on_metal,
+        ["causal_conv", "cross_entropy", "dropout", "gated_mlp", "quantised", "rms_norm", "rope", "softcap", "sum"]
+    );
 }
 
 #[test]

@@ -1,16 +1,22 @@
-//! A gated DeltaNet, as model/delta_net.rs has it. GPUs have no kernels for its convolution and its chunks: they are counted as the
+//! A gated DeltaNet, as model/delta_net.rs has it. GPUs have no kernels for its gates and its chunks: they are counted as the
 //! products and tensors of the bodies for any device, in f32, and not launch by launch.
 
 use super::{Cost, Costs, F32, Part, Unit};
 use crate::model::DeltaNetSpec;
+use crate::ops::delta_rule::CHUNK;
 
-/// Products and maps between them in a pass over the chunks, roughly.
-const LAUNCHES: f64 = 120.0;
+/// Launches of `ops/delta_rule/generic.rs` and `gates.rs` in a pass, forward and backward, by reading, and for each chunk of a
+/// sequence: a product, a sum, and a copy to where the states are put together.
+const FORWARD: f64 = 94.0;
+const BACKWARD: f64 = 159.0;
+const EACH_CHUNK: f64 = 3.0;
 
 impl Costs<'_> {
     pub(super) fn delta_net_forward(&mut self, of: DeltaNetSpec) {
         let (width, (forward, _)) = (of.heads.value_width() as f64, of.heads.work_per_row());
-        self.chunks(of, forward);
+        let mixed = self.n * of.heads.mixed_width() as f64;
+        self.convolution(of, 2.0 * mixed * self.w);
+        self.chunks(of, forward, FORWARD);
         self.head_norms(of, 2.0);
         self.gate_forward(width);
     }
@@ -22,17 +28,30 @@ impl Costs<'_> {
         }
         self.gate_backward(width);
         self.head_norms(of, if self.is_full() { 5.0 } else { 3.0 });
-        self.chunks(of, backward);
+        self.chunks(of, backward, BACKWARD);
+        let mixed = self.n * of.heads.mixed_width() as f64;
+        self.convolution(of, mixed * (2.0 * self.w + F32));
+        self.convolution(of, mixed * (self.w + F32));
+        if self.is_full() {
+            self.convolution(of, mixed * (self.w + F32));
+        }
     }
 
-    fn chunks(&mut self, of: DeltaNetSpec, work: usize) {
-        // The convolution reads each place of its window.
-        self.rows(Part::DeltaNet, (1 + of.window) as f64 * self.n * of.heads.mixed_width() as f64 * F32);
-        let (each, moved) = (self.n / LAUNCHES, (of.heads.padded_per_row() + of.heads.kept_per_row()) as f64);
+    /// A launch of the convolution that moves so many bytes besides its weight and its table of rows.
+    fn convolution(&mut self, of: DeltaNetSpec, bytes: f64) {
+        let weight = of.window as f64 * of.heads.mixed_width() as f64;
+        self.rows(Part::DeltaNet, bytes + (weight + self.n) * F32);
+    }
+
+    fn chunks(&mut self, of: DeltaNetSpec, work: usize, launches: f64) {
+        // Those of a sequence as long as a token's is in the mean.
+        let chunks = (self.squares / self.n / CHUNK as f64).ceil();
+        let launches = launches + EACH_CHUNK * chunks;
+        let (each, moved) = (self.n / launches, (of.heads.padded_per_row() + of.heads.kept_per_row()) as f64);
         self.found.push(Cost {
             part: Part::DeltaNet,
             unit: Unit::WideProducts,
-            launches: LAUNCHES,
+            launches,
             flops: 2.0 * work as f64 * each,
             bytes: 2.0 * moved * F32 * each,
         });
