@@ -11,9 +11,11 @@
 mod attention;
 mod basics;
 mod check;
+mod divergence;
 mod operations;
 mod products;
 mod rates;
+mod recurrent;
 mod rows;
 mod subject;
 
@@ -32,7 +34,7 @@ use std::ffi::OsStr;
 
 /// Every check of an operation.
 pub fn checks() -> Vec<Check> {
-    [basics::CHECKS, rows::CHECKS, products::CHECKS, attention::CHECKS].concat()
+    [basics::CHECKS, rows::CHECKS, products::CHECKS, divergence::CHECKS, attention::CHECKS, recurrent::CHECKS].concat()
 }
 
 /// Runs all checks; `done` is called after each.

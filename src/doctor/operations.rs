@@ -3,8 +3,10 @@
 use crate::ops::activation::Activation;
 use crate::ops::attention::{self, Layout, Shape};
 use crate::ops::cross_entropy::{self, Gradients, Losses};
+use crate::ops::delta_rule;
 use crate::ops::rope::{self, Angles};
-use crate::ops::{dropout, gated_mlp, owned, rms_norm};
+use crate::ops::scalar::Scalar;
+use crate::ops::{causal_conv, divergence, dropout, gated_mlp, owned, rms_norm};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -15,6 +17,10 @@ type Gate = fn(&Tensor, &Tensor, Activation) -> Result<Tensor>;
 type GateBackward = fn(&Tensor, &Tensor, &Tensor, Activation) -> Result<(Tensor, Tensor)>;
 type Attention = fn(&Tensor, &Tensor, &Tensor, Shape, &Layout) -> Result<(Tensor, attention::Saved)>;
 type AttentionBackward = fn(&attention::Saved, &Tensor, Shape, &Layout) -> Result<(Tensor, Tensor, Tensor)>;
+type Convolution = fn(&Tensor, &Tensor, &Layout, Option<&Tensor>) -> Result<(Tensor, causal_conv::Saved)>;
+type DeltaRule =
+    fn([&Tensor; 3], delta_rule::Shape, &Layout, Option<&Tensor>) -> Result<(Tensor, Tensor, delta_rule::Saved)>;
+type Divergence = fn(&Tensor, &Tensor, &Tensor, f64, Option<f64>) -> Result<(Scalar, Tensor)>;
 type CrossEntropy = fn(&Tensor, &Tensor, &[u32], f64, bool, Option<f64>) -> Result<(Losses, Gradients)>;
 
 /// Operations by what they do; by default those that training calls.
@@ -33,6 +39,9 @@ pub struct Operations {
     pub attention: Attention,
     pub attention_backward: AttentionBackward,
     pub cross_entropy: CrossEntropy,
+    pub divergence: Divergence,
+    pub causal_conv: Convolution,
+    pub delta_rule: DeltaRule,
 }
 
 impl Default for Operations {
@@ -53,6 +62,11 @@ impl Default for Operations {
             cross_entropy: |h, head, targets, scale, want_head, cap| {
                 cross_entropy::losses_backward(h, head, targets, scale, want_head, cap)
             },
+            divergence: |reference, hidden, head, scale, cap| {
+                divergence::forward_backward(reference, hidden, head, scale, cap)
+            },
+            causal_conv: causal_conv::forward,
+            delta_rule: delta_rule::forward,
         }
     }
 }

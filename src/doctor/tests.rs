@@ -1,8 +1,8 @@
 //! That faults are found, and named: faulty operations in the places of those that training calls.
 
 use super::*;
-use crate::ops::attention::{self, Saved};
-use crate::ops::{dropout, gated_mlp, rms_norm, rope};
+use crate::ops::attention::{self, Layout, Saved};
+use crate::ops::{causal_conv, delta_rule, divergence, dropout, gated_mlp, rms_norm, rope};
 use candle_core::{D, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,7 +71,33 @@ fn planted() -> Vec<(&'static str, Operations)> {
         },
         ..good
     };
+    // A tenth too much of the gradient.
+    let divergence = Operations {
+        divergence: |reference, hidden, head, scale, cap| {
+            let (value, gradient) = divergence::forward_backward(reference, hidden, head, scale, cap)?;
+            Ok((value, (gradient * 1.1)?))
+        },
+        ..good
+    };
+    // The ends of sequences ignored.
+    let convolution = Operations {
+        causal_conv: |x, weight, layout, before| {
+            let rows = layout.spans.iter().map(|span| span.q_len).sum();
+            let (y, _) = causal_conv::forward(x, weight, &Layout::new(&[rows]), before)?;
+            Ok((y, causal_conv::forward(x, weight, layout, before)?.1))
+        },
+        ..good
+    };
+    let recurrence = Operations {
+        delta_rule: |[mixed, decay, beta], shape, layout, before| {
+            delta_rule::forward([mixed, &(decay * 1.1)?, beta], shape, layout, before)
+        },
+        ..good
+    };
     vec![
+        ("divergence", divergence),
+        ("causal_conv", convolution),
+        ("delta_rule", recurrence),
         ("copy", copy),
         ("softmax", softmax),
         ("rms_norm", norm),
@@ -131,7 +157,7 @@ fn what_is_not_finite_or_not_computed_is_a_fault() {
 
 #[test]
 fn training_stops_at_a_wrong_operation_and_goes_on_without_a_wrong_kernel() {
-    let (_, operations) = planted().swap_remove(2);
+    let (_, operations) = planted().swap_remove(5);
     let subject = subject(DType::F32, Depth::Short, operations);
     // Without what switches off this process's own kernels.
     let own: Vec<Check> = checks().into_iter().map(|check| Check { kernel: None, ..check }).collect();

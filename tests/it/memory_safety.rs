@@ -70,3 +70,15 @@ fn nothing_is_kept_by_a_copy_that_may_be_an_alias() {
         assert!(!text.contains(".copy()"), "{}: use ops::owned", path.display());
     }
 }
+
+/// Metal has no f64: what may come from there is on the host before it is widened.
+#[test]
+fn nothing_is_widened_to_f64_on_its_way_to_the_host() {
+    let mut files = vec![];
+    sources(&root().join("src"), &mut files);
+    for path in &files {
+        let text: String = std::fs::read_to_string(path).unwrap().split_whitespace().collect();
+        let wrong = text.contains("to_dtype(DType::F64)?.to_device(");
+        assert!(!wrong, "{}: to_device first, then to_dtype", path.display());
+    }
+}

@@ -56,7 +56,7 @@ impl Sketch {
     pub fn factor(&self) -> Result<Factor> {
         let [test, image] = [&self.test, &self.image].map(on_host);
         let (test, image) = (test?, image?);
-        let trace = self.trace.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_vec1::<f64>()?[0];
+        let trace = on_host(&self.trace.unsqueeze(0)?)?[(0, 0)];
         anyhow::ensure!(trace.is_finite() && image.norm_l2().is_finite(), "the sum of squares is {trace}");
         let rounding = if self.test.dtype() == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
         let mut shift = 10.0 * rounding * image.norm_l2().max(f64::MIN_POSITIVE);
@@ -80,9 +80,15 @@ impl Sketch {
     }
 }
 
+/// Widened only there: a device may lack f64.
 fn on_host(x: &Tensor) -> Result<Mat<f64>> {
     let (rows, columns) = x.dims2()?;
-    let values = x.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>().context("reading the sketch")?;
+    let values = x
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?
+        .flatten_all()?
+        .to_vec1::<f64>()
+        .context("reading the sketch")?;
     Ok(Mat::from_fn(rows, columns, |i, j| values[i * columns + j]))
 }
 
