@@ -13,7 +13,10 @@ use crate::ops::traffic::{self, counted};
 use crate::ops::weight::Weight;
 use crate::ops::{cast, linear};
 use anyhow::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Shape, Tensor};
+
+/// Values of experts' rows that are added up at a time, in f32.
+const SUMMED: usize = 1 << 24;
 
 #[derive(Clone)]
 pub struct Mixture {
@@ -47,8 +50,6 @@ struct Part {
     rows: Tensor,
     /// Where their weights are in [N, K].
     places: Vec<usize>,
-    /// [m, 1] in the type of h
-    weights: Tensor,
     /// [m, hidden_size], before it is weighed
     y: Tensor,
     saved: MlpSaved,
@@ -59,16 +60,15 @@ impl Mixture {
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
         let logits = cast(&linear::forward(h, &self.router, None)?, DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let routing = Routing::new(&logits, self.experts.len(), self.per_row, self.normalised)?;
-        let (mut parts, mut weighed) = (vec![], vec![]);
+        let mut parts = vec![];
         for (expert, rows, places) in routing.by_expert() {
-            let weights: Vec<f32> = places.iter().map(|&place| routing.weights[place]).collect();
-            let weights = cast(&Tensor::from_vec(weights, (rows.len(), 1), h.device())?, h.dtype())?;
             let rows = Tensor::new(rows, h.device())?;
             let (y, saved) = self.experts[expert].forward(&gathered(h, &rows)?, pass)?;
-            weighed.push(counted(y.broadcast_mul(&weights)?, &[&y, &weights]));
-            parts.push(Part { expert, rows, places, weights, y, saved });
+            parts.push(Part { expert, rows, places, y, saved });
         }
-        let mut sum = cast(&self.sum(&parts, &weighed, h)?, h.dtype())?;
+        let values: Vec<&Tensor> = parts.iter().map(|part| &part.y).collect();
+        let weights = in_type(routing.weights.clone(), (h.dim(0)?, self.per_row, 1), h)?;
+        let mut sum = cast(&self.sum(&parts, &values, Some(&weights), h)?, h.dtype())?;
         let mut shared = None;
         if let Some(expert) = &self.shared {
             let (y, saved) = expert.forward(h, pass)?;
@@ -77,8 +77,9 @@ impl Mixture {
         Ok((sum, Saved { h: h.clone(), routing, parts, shared }))
     }
 
-    /// Adds up what the parts have for each row, [m, hidden_size] each -> [N, hidden_size] in f32. `like` has the sum's shape.
-    fn sum(&self, parts: &[Part], values: &[Tensor], like: &Tensor) -> Result<Tensor> {
+    /// Adds up what the parts have for each row, [m, hidden_size] each and weighed by `weights`, [N, K, 1] -> [N, hidden_size] in
+    /// f32. `like` has the sum's shape. Some rows at a time: in their order all would be as large again, in f32 twice as large.
+    fn sum(&self, parts: &[Part], values: &[&Tensor], weights: Option<&Tensor>, like: &Tensor) -> Result<Tensor> {
         let (n, hidden_size) = like.dims2()?;
         let mut order = vec![0u32; n * self.per_row];
         for (i, &place) in parts.iter().flat_map(|part| &part.places).enumerate() {
@@ -87,9 +88,24 @@ impl Mixture {
         if order.is_empty() {
             return Ok(like.to_dtype(DType::F32)?);
         }
-        let by_row = gathered(&together(values)?, &Tensor::new(order, like.device())?)?;
-        let by_row = cast(&by_row.reshape((n, self.per_row, hidden_size))?, DType::F32)?;
-        Ok(counted(by_row.sum(1)?, &[&by_row]))
+        let (order, values) = (Tensor::new(order, like.device())?, together(values)?);
+        let at_once = rows_at_once(self.per_row, hidden_size).min(n);
+        let sums = (0..n).step_by(at_once).map(|start| {
+            let rows = at_once.min(n - start);
+            let own = gathered(&values, &order.narrow(0, start * self.per_row, rows * self.per_row)?)?;
+            let own = own.reshape((rows, self.per_row, hidden_size))?;
+            let own = match weights {
+                Some(weights) => {
+                    let weights = weights.narrow(0, start, rows)?;
+                    counted(own.broadcast_mul(&weights)?, &[&own, &weights])
+                }
+                None => own,
+            };
+            let own = cast(&own, DType::F32)?;
+            Ok(counted(own.sum(1)?, &[&own]))
+        });
+        let sums = sums.collect::<Result<Vec<_>>>()?;
+        if let [all] = &sums[..] { Ok(all.clone()) } else { together(&sums.iter().collect::<Vec<_>>()) }
     }
 
     /// dy -> dh, both [N, hidden_size]
@@ -100,10 +116,12 @@ impl Mixture {
             let (wide, y) = (cast(&dy, DType::F32)?, cast(&part.y, DType::F32)?);
             let products = counted((&wide * &y)?, &[&wide, &y]);
             slopes.push(counted(products.sum(D::Minus1)?, &[&products]));
-            let dy = counted(dy.broadcast_mul(&part.weights)?, &[&dy, &part.weights]);
+            let weights = part.places.iter().map(|&place| saved.routing.weights[place]).collect::<Vec<f32>>();
+            let weights = in_type(weights, (part.places.len(), 1), &dy)?;
+            let dy = counted(dy.broadcast_mul(&weights)?, &[&dy, &weights]);
             inner.push(self.experts[part.expert].backward(&part.saved, &dy, pass, gradients)?);
         }
-        let dh = self.sum(&saved.parts, &inner, dy)?;
+        let dh = self.sum(&saved.parts, &inner.iter().collect::<Vec<_>>(), None, dy)?;
         let dz = self.router_gradient(saved, &slopes)?;
         if self.trains {
             gradients.add(&format!("{}.weight", self.module), linear::backward_weight(&dz, &saved.h)?)?;
@@ -136,7 +154,7 @@ impl Mixture {
         if slopes.is_empty() {
             return Ok(Tensor::zeros((n, experts), saved.h.dtype(), saved.h.device())?);
         }
-        let slopes = together(slopes)?.to_vec1::<f32>()?;
+        let slopes = together(&slopes.iter().collect::<Vec<_>>())?.to_vec1::<f32>()?;
         let mut dw = vec![0.0; n * self.per_row];
         let places = saved.parts.iter().flat_map(|part| &part.places);
         for (&place, slope) in places.zip(slopes) {
@@ -162,6 +180,16 @@ fn gathered(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
 }
 
 /// One after another.
-fn together(parts: &[Tensor]) -> Result<Tensor> {
-    Ok(counted(Tensor::cat(parts, 0)?, &parts.iter().collect::<Vec<_>>()))
+fn together(parts: &[&Tensor]) -> Result<Tensor> {
+    Ok(counted(Tensor::cat(parts, 0)?, parts))
+}
+
+/// Numbers of the host on the device of `like`, in its type.
+fn in_type(values: Vec<f32>, shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
+    cast(&Tensor::from_vec(values, shape.into(), like.device())?, like.dtype())
+}
+
+/// Rows whose experts' values are added up at a time.
+pub fn rows_at_once(per_row: usize, hidden_size: usize) -> usize {
+    (SUMMED / (per_row * hidden_size).max(1)).max(1)
 }

@@ -34,6 +34,7 @@ pub use backward::{Objective, Through};
 pub use decoder::{Decoder, Sequences};
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, Lora, Watch};
+pub use mixture::rows_at_once;
 pub use options::{Compute, DeviceKind, Dtype, ModelOptions, Quantize, Weights};
 pub use parameters::{Gradients, Parameters};
 pub use rope::{Growth, Rope, RopeScaling, Rotations};

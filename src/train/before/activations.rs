@@ -2,6 +2,7 @@
 
 use super::estimate::Estimate;
 use super::workload::Micro;
+use crate::model::rows_at_once;
 use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
 use crate::train::options::Tuning;
 
@@ -87,10 +88,20 @@ impl Estimate<'_> {
         4 * h * w
             + recurrent * F32
             + match self.mixture(layer) {
-                // What the experts return, and then that in the order of tokens twice, once in f32 in half precision.
-                Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * (w + F32)),
+                // What the experts return, and then that put together; little of it in the order of tokens and in f32 at a time.
+                Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * w),
                 None => mlp,
             }
+    }
+
+    /// What the experts return in the order of tokens, some at a time, and that in f32.
+    pub(super) fn summed_bytes(&self, largest: Micro) -> usize {
+        let of_layer = |layer: usize| {
+            let (experts, h) = (self.mixture(layer)?, self.spec.hidden_size);
+            let rows = rows_at_once(experts.per_token, h).min(largest.tokens);
+            Some(rows * experts.per_token * h * (self.width() + F32))
+        };
+        (0..self.spec.num_hidden_layers).filter_map(of_layer).max().unwrap_or(0)
     }
 
     /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's

@@ -137,6 +137,7 @@ impl<'a> Estimate<'a> {
             direction: self.direction_bytes(),
             activations: largest.tokens * (kept_at_head + in_a_block.unwrap_or(0))
                 + self.score_bytes(largest)
+                + self.summed_bytes(largest)
                 + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
             process: if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },

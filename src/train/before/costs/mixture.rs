@@ -3,7 +3,7 @@
 use super::super::estimate::Estimate;
 use super::super::workload::Workload;
 use super::{Costs, F32, Part};
-use crate::model::Experts;
+use crate::model::{Experts, rows_at_once};
 use crate::names::{EXPERT_LINEARS, ROUTER, in_expert};
 
 impl Costs<'_> {
@@ -12,17 +12,16 @@ impl Costs<'_> {
         self.linear_forward(layer, ROUTER, false);
         self.logits_cast(mixture);
         self.each_expert(mixture, |costs| {
-            if costs.is_half() {
-                costs.rows(Part::Rows, costs.n * (F32 + w)); // weights
-            }
             costs.rows(Part::Rows, 2.0 * costs.n * h * w); // gathered
             for part in EXPERT_LINEARS {
                 costs.linear_forward(layer, &in_expert(0, part), false);
             }
             costs.gate_forward(mixture.intermediate_size as f64);
-            costs.rows(Part::Rows, 2.0 * costs.n * h * w); // weighed
         });
-        self.sum(mixture);
+        if self.is_half() {
+            self.rows(Part::Rows, self.n * mixture.per_token as f64 * (F32 + w)); // weights
+        }
+        self.sum(mixture, true);
         self.narrowed_sum();
         self.shared_expert(mixture, 2.0, Self::gate_forward);
     }
@@ -38,6 +37,9 @@ impl Costs<'_> {
             // The weights' gradients, products and their sums; dy times the weights.
             costs.rows(Part::Rows, 3.0 * values * F32);
             costs.rows(Part::Rows, values * F32);
+            if costs.is_half() {
+                costs.rows(Part::Rows, costs.n * (F32 + w));
+            }
             costs.rows(Part::Rows, 2.0 * values * w);
             for part in EXPERT_LINEARS {
                 costs.linear_backward(layer, &in_expert(0, part));
@@ -45,7 +47,7 @@ impl Costs<'_> {
             costs.gate_backward(mixture.intermediate_size as f64);
             costs.rows(Part::Rows, 3.0 * values * w); // the sum of dx, of gate and up
         });
-        self.sum(mixture);
+        self.sum(mixture, false);
         self.rows(Part::Rows, 2.0 * all * mixture.per_token as f64 * F32); // the weights' gradients put together
         self.logits_cast(mixture);
         self.linear_backward(layer, ROUTER);
@@ -67,16 +69,27 @@ impl Costs<'_> {
         self.rows(Part::Rows, 3.0 * values);
     }
 
-    /// All experts' rows put together, in the order of tokens, and added up in f32.
-    fn sum(&mut self, mixture: Experts) {
+    /// All experts' rows put together; then, some at a time, in the order of tokens, perhaps weighed, and added up in f32.
+    fn sum(&mut self, mixture: Experts, weighed: bool) {
         let (tokens, w) = (self.n * self.hidden(), self.w);
         let rows = tokens * mixture.per_token as f64;
         self.rows(Part::Rows, 2.0 * rows * w);
+        let before = self.found.len();
         self.rows(Part::Rows, 2.0 * rows * w);
+        if weighed {
+            self.rows(Part::Rows, 2.0 * rows * w + self.n * mixture.per_token as f64 * w);
+        }
         if self.is_half() {
             self.rows(Part::Rows, rows * (w + F32));
         }
         self.rows(Part::Rows, (rows + tokens) * F32);
+        let times = (self.n / rows_at_once(mixture.per_token, self.run.spec.hidden_size) as f64).ceil();
+        for cost in &mut self.found[before..] {
+            (cost.launches, cost.bytes) = (cost.launches * times, cost.bytes / times);
+        }
+        if times > 1.0 {
+            self.rows(Part::Rows, 2.0 * tokens * F32); // what was added up put together
+        }
     }
 
     /// The router's logits, or their gradients, from one type to the other.
