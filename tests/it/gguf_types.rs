@@ -11,6 +11,7 @@ use asft::data::{Batch, collate};
 use asft::method::{AsftOptions, Penalize};
 use asft::model::{Decoder, ModelSpec, Weights};
 use asft::names::Naming;
+use asft::quant::Format;
 use asft::quant::ggml::GgmlType;
 use asft::tokenizer::Tokenizer;
 use asft::train::{Penalties, TrainOptions, Trainer};
@@ -88,11 +89,16 @@ fn dequantised(file: &Path, dir: &Path) {
     std::fs::write(dir.join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
 }
 
-/// (loss, gradient norm) of ten steps.
+/// (loss, gradient norm) of ten steps on weights as they are stored.
 fn ten_steps(place: &Path) -> Vec<(f64, f64)> {
+    ten_steps_of(place, Weights::Frozen)
+}
+
+/// The same on weights that are quantised as they are loaded, or not.
+fn ten_steps_of(place: &Path, weights: Weights) -> Vec<(f64, f64)> {
     let (spec, checkpoint) = (ModelSpec::load(place).unwrap(), Checkpoint::open(place).unwrap());
     let hidden = ProgressBar::hidden();
-    let mut model = Decoder::load(&spec, &checkpoint, (device(), DType::F32), Weights::Frozen, &hidden).unwrap();
+    let mut model = Decoder::load(&spec, &checkpoint, (device(), DType::F32), weights, &hidden).unwrap();
     let parts = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"];
     let targets: Vec<String> = parts.iter().map(|part| format!("model.layers.0.{part}")).collect();
     let sizes = targets.iter().map(|target| (target.clone(), ModuleSize { rank: 4, alpha: 8 })).collect();
@@ -131,6 +137,25 @@ fn ten_steps_on_every_type_are_those_on_the_dequantised_folder() {
     }
     // F32 is the folder itself; the quantisation of all others shows.
     assert!(furthest[0] < 1e-4 && furthest[1..].iter().all(|distance| *distance > 1e-6), "{furthest:?}");
+}
+
+/// What `model.quantize` makes of a folder is what a file of that type holds.
+#[test]
+fn ten_steps_on_a_folder_that_is_quantised_on_load_are_those_on_a_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (spec, weights) = model(scratch.path(), 97);
+    let exact = ten_steps(scratch.path());
+    for kind in [GgmlType::Q4K, GgmlType::Q8_0] {
+        let path = scratch.path().join("model.gguf");
+        file(&path, &spec, &weights, kind, None);
+        let quantised = Weights::Quantised { format: Format::Ggml(kind), head: true };
+        let (got, expected) = (ten_steps_of(scratch.path(), quantised), ten_steps(&path));
+        for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let errors = [got.0 / expected.0 - 1.0, got.1 / expected.1 - 1.0];
+            assert!(errors.iter().all(|e| e.abs() < 1e-5), "{} step {step}: {got:?} {expected:?}", kind.name());
+        }
+        assert!(got[9].0 < got[0].0 && got[0] != exact[0], "{}: {got:?}", kind.name());
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::support::files::{copy_files, fixture, read_json};
 use crate::support::goldens::*;
 use crate::support::runs::{interrupt, metrics, same_run};
 use crate::support::tensors::{max_difference, relative_error, to_vec};
-use asft::adapter::BaseIdentity;
+use asft::adapter::{self, Adapter, BaseIdentity};
 use asft::checkpoint::Checkpoint;
 use asft::data::{Batch, collate};
 use asft::method::{AsftOptions, Penalize};
@@ -32,27 +32,51 @@ fn golden(case: &str) -> Golden {
     Golden::load(&fixture(case).join("nf4.safetensors"))
 }
 
+/// Compares logits, loss and every adapter's gradients with a golden; returns the logits that it expects.
+fn check_gradients(golden: &Golden, batch: &GoldenBatch, model: &Decoder, what: &str) -> Vec<f64> {
+    let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
+    let expected_logits = batch.live(&golden.values("lora.logits"), model.spec().vocab_size);
+    assert!(max_difference(&logits, &expected_logits) <= 1e-4, "{what}");
+    let scale = 1.0 / batch.label_tokens() as f64;
+    for checkpointing in [true, false] {
+        let mut gradients = Gradients::default();
+        let sum = model.loss_and_gradients(batch.sequences(), scale, checkpointing, None, &mut gradients).unwrap();
+        assert!((sum * scale / golden.values("lora.loss64")[0] - 1.0).abs() <= 1e-5, "{what}");
+        let mut compared = 0;
+        for (name, expected) in golden.with_prefix("lora.grad.") {
+            let got = to_vec(gradients.get(&format!("{name}.weight")).unwrap());
+            let error = relative_error(&got, &to_vec(expected));
+            assert!(error <= 1e-4, "{what} {name}: {error}");
+            compared += 1;
+        }
+        assert_eq!(compared, model.parameters().len());
+    }
+    expected_logits
+}
+
+/// Compares ten steps with a golden's, and the adapter that they end with.
+fn check_steps(golden: &Golden, adapter: &Adapter, model: Decoder, batch: &GoldenBatch, what: &str) {
+    let targets: Vec<String> = adapter.modules.keys().cloned().collect();
+    let asft = AsftOptions { penalize: Penalize::None, ..Default::default() };
+    let penalties = Penalties::new(&asft, &targets, None, Some(adapter), &model).unwrap();
+    let options = TrainOptions { learning_rate: 5e-3, weight_decay: 0.01, ..Default::default() };
+    let mut trainer = Trainer::new(model, penalties, &options, false);
+    let batches: Vec<Batch> = batch.examples().chunks(2).map(collate).collect();
+    let (losses, norms) = (golden.values("curve.task_loss"), golden.values("curve.grad_norm"));
+    for (step, (loss, norm)) in losses.into_iter().zip(norms).enumerate() {
+        let outcome = trainer.step(step, &batches, 5e-3).unwrap();
+        for (name, got, expected) in [("loss", outcome.task_loss, loss), ("norm", outcome.grad_norm, norm)] {
+            assert!((got / expected - 1.0).abs() <= 1e-4, "{what} {name} of step {step}: {got} {expected}");
+        }
+    }
+    check_end(golden, &adapter.with_values(trainer.model.parameters()).unwrap(), what);
+}
+
 #[test]
 fn logits_loss_and_gradients_equal_pytorch_with_the_dequantised_weights() {
     for case in CASES {
-        let (golden, batch, model) = (golden(case), GoldenBatch::load(case), quantised(case));
-        let logits = to_vec(&model.logits(&batch.input_ids, &batch.lengths).unwrap());
-        let expected = batch.live(&golden.values("lora.logits"), spec(case).vocab_size);
-        assert!(max_difference(&logits, &expected) <= 1e-4, "{case}");
-        let scale = 1.0 / batch.label_tokens() as f64;
-        for checkpointing in [true, false] {
-            let mut gradients = Gradients::default();
-            let sum = model.loss_and_gradients(batch.sequences(), scale, checkpointing, None, &mut gradients).unwrap();
-            assert!((sum * scale / golden.values("lora.loss64")[0] - 1.0).abs() <= 1e-5, "{case}");
-            let mut compared = 0;
-            for (name, expected) in golden.with_prefix("lora.grad.") {
-                let got = to_vec(gradients.get(&format!("{name}.weight")).unwrap());
-                let error = relative_error(&got, &to_vec(expected));
-                assert!(error <= 1e-4, "{case} {name}: {error}");
-                compared += 1;
-            }
-            assert_eq!(compared, model.parameters().len());
-        }
+        let batch = GoldenBatch::load(case);
+        let expected = check_gradients(&golden(case), &batch, &quantised(case), case);
         // The quantisation shows: with the dense weights the logits are others.
         let dense = to_vec(&adapted(case).logits(&batch.input_ids, &batch.lengths).unwrap());
         assert!(max_difference(&dense, &expected) > 1e-2, "{case}");
@@ -62,23 +86,24 @@ fn logits_loss_and_gradients_equal_pytorch_with_the_dequantised_weights() {
 #[test]
 fn ten_steps_equal_pytorch_with_the_dequantised_weights() {
     for case in CASES {
-        let (golden, adapter) = (golden(case), golden_adapter(case));
-        let targets: Vec<String> = adapter.modules.keys().cloned().collect();
-        let asft = AsftOptions { penalize: Penalize::None, ..Default::default() };
-        let model = quantised(case);
-        let penalties = Penalties::new(&asft, &targets, None, Some(&adapter), &model).unwrap();
-        let options = TrainOptions { learning_rate: 5e-3, weight_decay: 0.01, ..Default::default() };
-        let mut trainer = Trainer::new(model, penalties, &options, false);
-        let batches: Vec<Batch> = GoldenBatch::load(case).examples().chunks(2).map(collate).collect();
-        let (losses, norms) = (golden.values("curve.task_loss"), golden.values("curve.grad_norm"));
-        for (step, (loss, norm)) in losses.into_iter().zip(norms).enumerate() {
-            let outcome = trainer.step(step, &batches, 5e-3).unwrap();
-            for (name, got, expected) in [("loss", outcome.task_loss, loss), ("norm", outcome.grad_norm, norm)] {
-                assert!((got / expected - 1.0).abs() <= 1e-4, "{case} {name} of step {step}: {got} {expected}");
-            }
-        }
-        check_end(&golden, &adapter.with_values(trainer.model.parameters()).unwrap(), case);
+        check_steps(&golden(case), &golden_adapter(case), quantised(case), &GoldenBatch::load(case), case);
     }
+}
+
+/// A base that bitsandbytes' own linears compute with, in transformers and PEFT.
+#[test]
+fn logits_gradients_and_ten_steps_equal_those_of_bitsandbytes() {
+    let dir = fixture("bnb").join("steps");
+    let (spec, checkpoint) =
+        (ModelSpec::load(&dir.join("model")).unwrap(), Checkpoint::open(&dir.join("model")).unwrap());
+    assert!(checkpoint.is_quantised());
+    let (golden, batch) = (Golden::load(&dir.join("expected.safetensors")), GoldenBatch::load("llama_gqa"));
+    let adapter = adapter::load(&dir.join("adapter"), device()).unwrap();
+    let place = (device(), DType::F32);
+    let mut model = Decoder::load(&spec, &checkpoint, place, Weights::Frozen, &ProgressBar::hidden()).unwrap();
+    attach(&mut model, &adapter);
+    check_gradients(&golden, &batch, &model, "bitsandbytes");
+    check_steps(&golden, &adapter, model, &batch, "bitsandbytes");
 }
 
 /// Trains on a quantised base, resumes to the same bits, and is used: measured on the quantised base, and merged into the
