@@ -24,6 +24,7 @@ pub const FILES: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/no_base.toml"
+    "configs/sandbox/comparisons/parts.toml"
     "configs/sandbox/comparisons/poison.toml"
     "configs/sandbox/comparisons/prompts.toml"
     "configs/sandbox/comparisons/rate.toml"

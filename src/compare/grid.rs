@@ -1,7 +1,9 @@
 //! The runs of a comparison: every method in every combination of its settings, with every seed.
 
-use super::options::{CompareOptions, Contender, Extrapolate, flatten};
+use super::options::{CompareOptions, Contender, Extrapolate};
 use crate::eval::Framing;
+use crate::method::part::Part;
+use crate::toml_reader::flatten;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::path::Path;
@@ -35,6 +37,8 @@ pub struct Run {
     pub extrapolate: Option<Extrapolate>,
     /// Safe LoRA's threshold; the run is then that of the projected method.
     pub threshold: Option<f64>,
+    /// What is left of the updates of the method that is cut down.
+    pub cut: Option<PartOf>,
 }
 
 /// Under what every method is run: a combination of the comparison's sweep, and an attack.
@@ -46,6 +50,14 @@ struct Conditions {
     attack: Vec<(String, Value)>,
     /// The attack's part of it.
     framing: Framing,
+}
+
+/// A part of an update in subspaces of V that hold the share `energy` of ‖V‖², or in random ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PartOf {
+    pub part: Part,
+    pub energy: f64,
+    pub random: Option<u64>,
 }
 
 /// All runs, method by method.
@@ -87,6 +99,18 @@ fn named(settings: &[(String, Value)]) -> Vec<Setting> {
 fn method_runs(options: &CompareOptions, method: &Contender, conditions: &Conditions, seed: u64) -> Vec<Run> {
     let framing =
         || Framing { prefix: method.prefix.clone(), system: method.system.clone(), ..conditions.framing.clone() };
+    if let Some(cut) = &method.cut {
+        let part = |run: &Run, part: Part| {
+            let mut run = run.clone();
+            run.case.method.clone_from(&method.name);
+            run.case.settings.push(("to".to_string(), serde_json::to_value(part).unwrap_or(Json::Null)));
+            run.framing = framing();
+            run.cut = Some(PartOf { part, energy: cut.energy, random: cut.random });
+            run
+        };
+        let trained = runs_of(options, &cut.of, conditions, seed);
+        return trained.iter().flat_map(|run| cut.to.iter().map(|&to| part(run, to))).collect();
+    }
     let Some(project) = &method.project else {
         let run = |settings: Vec<(String, Value)>| {
             // Of a key that is set twice, the last counts.
@@ -99,12 +123,12 @@ fn method_runs(options: &CompareOptions, method: &Contender, conditions: &Condit
                 framing: framing(),
                 extrapolate: method.extrapolate,
                 threshold: None,
+                cut: None,
             }
         };
         return combinations(&flatten(&method.sweep)).into_iter().map(run).collect();
     };
-    let of = options.method.iter().find(|other| other.name == project.of);
-    let trained = of.map_or(vec![], |of| method_runs(options, of, conditions, seed));
+    let trained = runs_of(options, &project.of, conditions, seed);
     let projected = |run: &Run, threshold: f64| {
         let mut run = run.clone();
         run.case.method.clone_from(&method.name);
@@ -113,6 +137,12 @@ fn method_runs(options: &CompareOptions, method: &Contender, conditions: &Condit
         run
     };
     trained.iter().flat_map(|run| project.threshold.iter().map(|&threshold| projected(run, threshold))).collect()
+}
+
+/// The runs of the method of that name.
+fn runs_of(options: &CompareOptions, name: &str, conditions: &Conditions, seed: u64) -> Vec<Run> {
+    let of = options.method.iter().find(|other| other.name == name);
+    of.map_or(vec![], |of| method_runs(options, of, conditions, seed))
 }
 
 /// Every combination of one value per key; one empty combination if there are no keys.
@@ -201,6 +231,9 @@ impl Run {
         let attack =
             self.case.sweep.iter().filter(|(key, _)| key == ATTACK).map(|(key, value)| (&**key, shown(key, value)));
         let own = [("system", system), ("suffix", suffix), ("prefill", prefill)].map(|(key, text)| (key, text.clone()));
+        if let Some(cut) = &self.cut {
+            words += &format!("\n{cut:?}");
+        }
         for (key, text) in own.into_iter().chain(attack).filter(|(_, text)| !text.is_empty()) {
             words += &format!("\n{key}={text:?}");
         }

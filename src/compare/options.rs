@@ -1,12 +1,13 @@
 //! What `asft compare` compares: a TOML file that names a base config, a suite of evaluations, and methods.
 
-use crate::toml_reader::{self, Mistakes, Schema};
+use crate::method::part::Part;
+use crate::toml_reader::{self, Mistakes, Schema, flatten};
 use anyhow::Result;
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::Path;
-use toml::{Table, Value};
+use toml::Table;
 
 /// A comparison.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -64,6 +65,8 @@ pub struct Contender {
     pub system: String,
     /// Safe LoRA: no training, but the adapters of another method, projected.
     pub project: Option<Project>,
+    /// No training, but a part of the updates of another method.
+    pub cut: Option<Cut>,
     /// LoX: the aligned model is first moved further along its alignment.
     pub extrapolate: Option<Extrapolate>,
 }
@@ -105,6 +108,21 @@ pub struct Project {
     pub threshold: Vec<f64>,
 }
 
+/// What another method's updates do without a part of them, and with nothing else.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// The method whose adapters are cut down.
+    pub of: String,
+    /// To which parts; one result for each.
+    pub to: Vec<Part>,
+    /// The subspaces are those of V's leading singular vectors that hold this share of ‖V‖².
+    #[serde(default = "default_energy")]
+    pub energy: f64,
+    /// The control: subspaces of the same size, drawn at random from this seed.
+    pub random: Option<u64>,
+}
+
 /// W_aligned + alpha U_k diag(σ_k) R_kᵀ in every linear layer (LoX, arXiv 2506.15606).
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +149,7 @@ pub struct Select {
     /// Name of an evaluation that must be kept, too: more is better.
     pub general: Option<String>,
     /// How far below the baseline's it may be.
-    #[serde(default = "default_general_within")]
+    #[serde(default = "three_points")]
     pub general_within: f64,
 }
 
@@ -146,11 +164,11 @@ pub struct Paired {
     /// A regular expression: what its first group, or all of it, matches in the field is the cluster.
     pub cluster_pattern: Option<String>,
     /// Differences of at most this count as none: 0.03 is three points.
-    #[serde(default = "default_margin")]
+    #[serde(default = "three_points")]
     pub margin: f64,
 }
 
-/// A point for every setting of every method.
+/// A point for every setting.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
@@ -196,11 +214,11 @@ fn default_within() -> f64 {
     0.01
 }
 
-fn default_general_within() -> f64 {
-    0.03
+fn default_energy() -> f64 {
+    0.9
 }
 
-fn default_margin() -> f64 {
+fn three_points() -> f64 {
     0.03
 }
 
@@ -240,7 +258,9 @@ impl CompareOptions {
             let reference = self.method.iter().find(|method| method.name == *against);
             let several = reference.is_some_and(|method| {
                 let thresholds = method.project.as_ref().map_or(0, |project| project.threshold.len());
-                thresholds > 1 || flatten(&method.sweep).iter().any(|(_, v)| v.as_array().is_some_and(|v| v.len() > 1))
+                let parts = method.cut.as_ref().map_or(0, |cut| cut.to.len());
+                thresholds.max(parts) > 1
+                    || flatten(&method.sweep).iter().any(|(_, v)| v.as_array().is_some_and(|v| v.len() > 1))
             });
             found.unless(
                 self.select.is_some() || !several,
@@ -279,7 +299,7 @@ impl CompareOptions {
             format!("two methods are called \"{name}\"; give each a name of its own"),
         );
         if let Some(project) = &method.project {
-            let known = self.method.iter().any(|other| other.name == project.of && other.project.is_none());
+            let known = self.method.iter().any(|other| other.name == project.of && other.trains());
             found.unless(
                 known,
                 format!("method \"{name}\" projects \"{}\", which is no method that trains", project.of),
@@ -291,7 +311,22 @@ impl CompareOptions {
                 format!("method \"{name}\" only projects: `set`, `sweep` and `extrapolate` have no effect"),
             );
         }
+        self.check_cut(method, found);
         check_sweep(&method.sweep, &format!("method \"{name}\": sweep"), found);
+    }
+
+    fn check_cut(&self, method: &Contender, found: &mut Mistakes) {
+        let (name, Some(Cut { of, to, energy, .. })) = (&method.name, &method.cut) else { return };
+        let known = self.method.iter().any(|other| other.name == *of && other.trains());
+        found.unless(known, format!("method \"{name}\" cuts down \"{of}\", which is no method that trains"));
+        found.unless(!to.is_empty(), format!("method \"{name}\": `cut.to` is an empty list"));
+        let energy_fits = *energy > 0.0 && *energy <= 1.0;
+        found.unless(energy_fits, format!("method \"{name}\": `cut.energy` should be in (0, 1], got {energy}"));
+        let alone = method.set.is_empty() && method.sweep.is_empty() && method.extrapolate.is_none();
+        found.unless(
+            alone && method.project.is_none(),
+            format!("method \"{name}\" only cuts down: `set`, `sweep`, `project` and `extrapolate` have no effect"),
+        );
     }
 
     /// Checks that `select` and `figure` name existing evaluations.
@@ -314,6 +349,13 @@ impl CompareOptions {
             );
         }
         found.refuse(UNUSABLE)
+    }
+}
+
+impl Contender {
+    /// Whether it has training runs of its own.
+    fn trains(&self) -> bool {
+        self.project.is_none() && self.cut.is_none()
     }
 }
 
@@ -343,20 +385,6 @@ fn check_sweep(sweep: &Table, what: &str, found: &mut Mistakes) {
         let listed = values.as_array().is_some_and(|values| !values.is_empty());
         found.unless(listed, format!("{what}: `{key}` should be a list of values, got {values}"));
     }
-}
-
-/// Dotted keys and values; tables inside are keys too, so that `a.b = 1` and `"a.b" = 1` are the same.
-pub fn flatten(table: &Table) -> Vec<(String, Value)> {
-    let mut entries = vec![];
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) => {
-                entries.extend(flatten(inner).into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
-            }
-            value => entries.push((key.clone(), value.clone())),
-        }
-    }
-    entries
 }
 
 #[cfg(test)]

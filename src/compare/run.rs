@@ -2,7 +2,7 @@
 
 use super::direction::projected_on;
 use super::extrapolate::extrapolated;
-use super::grid::Run;
+use super::grid::{PartOf, Run};
 use super::inputs::{Contents, of_files, of_run};
 use super::list::list;
 use super::options::{CompareOptions, Paired};
@@ -15,6 +15,7 @@ use crate::error::regex_problem;
 use crate::eval::{Framing, Located, Outcome, Prepared, Suite, locate};
 use crate::hub;
 use crate::method::direction_file::Directions;
+use crate::method::part::part_of;
 use crate::method::project::{Choice, project};
 use crate::model::ModelOptions;
 use crate::outputs::Outputs;
@@ -104,7 +105,8 @@ impl<'a> Comparison<'a> {
             // A comparison has a suite of its own.
             settings.eval = EvalOptions::default();
             let full = settings.train.method == Tuning::Full;
-            let (method, lone) = (&run.case.method, run.threshold.is_none() && run.extrapolate.is_none());
+            let (method, lone) =
+                (&run.case.method, run.threshold.is_none() && run.cut.is_none() && run.extrapolate.is_none());
             ensure_valid!(!full || lone, "method \"{method}\": train.method = \"full\" has no adapter to project");
             let data = of_run(&settings, &mut contents)?;
             Ok(Planned { run, settings, data })
@@ -230,10 +232,11 @@ impl<'a> Comparison<'a> {
             Ending::AlreadyFinished(result) => result,
             Ending::Stopped { signal, .. } => return Ok(Err(signal)),
         };
-        let change = match (run.threshold, settings.train.method) {
-            (Some(threshold), _) => Change::Projected(adapter, projected_on(&settings, dir)?, threshold),
-            (None, Tuning::Lora) => Change::Adapter(adapter),
-            (None, Tuning::Full) => Change::Model(adapter),
+        let change = match (run.threshold, run.cut, settings.train.method) {
+            (Some(threshold), ..) => Change::Projected(adapter, projected_on(&settings, dir)?, threshold),
+            (None, Some(part), _) => Change::Cut(adapter, projected_on(&settings, dir)?, part),
+            (None, None, Tuning::Lora) => Change::Adapter(adapter),
+            (None, None, Tuning::Full) => Change::Model(adapter),
         };
         let outcomes = self.measure(&settings.model, &change, &run.framing)?;
         Ok(Ok(Row::new(&run, &outcomes, Path::new(&settings.output.dir), data)))
@@ -260,6 +263,11 @@ impl<'a> Comparison<'a> {
                 let directions = Directions::open(direction)?;
                 let (projected, _) = project(&loaded, &directions, Choice::Threshold(*threshold))?;
                 base.put_loaded(&projected)?;
+            }
+            Change::Cut(dir, direction, PartOf { part, energy, random }) => {
+                let loaded = adapter::load(dir, base.model.device())?;
+                let cut = part_of(&loaded, &Directions::open(direction)?, *part, (*energy, *random))?;
+                base.put_loaded(&cut)?;
             }
         }
         if !self.prepared.contains_key(framing) {
@@ -319,6 +327,8 @@ enum Change {
     Adapter(PathBuf),
     /// An adapter, a direction and Safe LoRA's threshold.
     Projected(PathBuf, PathBuf, f64),
+    /// An adapter, a direction and the part of the update that is left.
+    Cut(PathBuf, PathBuf, PartOf),
     /// Another model in its place.
     Model(PathBuf),
 }

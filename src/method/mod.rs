@@ -10,6 +10,7 @@
 //! Σ ‖(I − C) ΔW‖² ≤ ε² Σ ‖W‖²              λ found from a bound                     dual
 //! ‖C ΔW‖ / ‖ΔW‖, ⟨ΔW, V⟩ / (‖ΔW‖ ‖V‖)      shares of an update                      shares, inspect
 //! ΔW ← C ΔW                                Safe LoRA                                project
+//! ΔW ← P ΔW, ΔW − P ΔW                     an update's part in V's subspace         part
 //! W + α V, W + α X with ⟨X, V⟩ = 0         moves along V and across it              perturb
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod inspect;
 pub mod likeness;
 mod options;
 mod origin;
+pub mod part;
 mod penalty;
 pub mod perturb;
 pub mod project;

@@ -51,6 +51,20 @@ pub enum Projector {
     Subspace,
     /// C with V's singular values, but random singular vectors: the control that shows what V's directions add.
     Random,
+    /// The orthogonal projector on a random subspace as large as that of `subspace`, whose control it is.
+    RandomSubspace,
+}
+
+impl Projector {
+    /// Whether it takes random singular vectors in place of V's.
+    pub fn is_random(self) -> bool {
+        matches!(self, Self::Random | Self::RandomSubspace)
+    }
+
+    /// Whether it is on leading singular vectors, so many as `subspace_rank` or `subspace_energy` says.
+    pub fn is_subspace(self) -> bool {
+        matches!(self, Self::Subspace | Self::RandomSubspace)
+    }
 }
 
 /// λ: a number, or found while training.
@@ -115,13 +129,13 @@ pub struct AsftOptions {
     pub penalize: Penalize,
     /// What stands for C.
     pub projector: Projector,
-    /// `subspace`: the number of leading singular vectors (not together with `subspace_energy`).
+    /// `subspace`, `random_subspace`: the number of leading singular vectors (not together with `subspace_energy`).
     pub subspace_rank: Option<usize>,
-    /// `subspace`: keep the fewest vectors with this share of ‖V‖_F² (default 0.9).
+    /// `subspace`, `random_subspace`: keep the fewest vectors with this share of ‖V‖_F² (default 0.9).
     pub subspace_energy: Option<f64>,
     /// `penalize = "input"`: the weight of ‖ΔW‖² beside what is done to inputs, relative to it.
     pub input_mix: f64,
-    /// `random`: seed of the singular vectors. Every layer has its own stream of it.
+    /// `random`, `random_subspace`: seed of the singular vectors. Every layer has its own stream of it.
     pub projector_seed: u64,
     /// Penalise the effective update (alpha / rank) B A instead of the bare B A of the reference.
     pub scaled: bool,
@@ -156,8 +170,9 @@ impl AsftOptions {
         self.validate_lambda()?;
         let subspace_keys = self.subspace_rank.is_some() || self.subspace_energy.is_some();
         ensure_valid!(
-            self.projector == Projector::Subspace || !subspace_keys,
-            "asft.subspace_rank and asft.subspace_energy have no effect without asft.projector = \"subspace\""
+            self.projector.is_subspace() || !subspace_keys,
+            "asft.subspace_rank and asft.subspace_energy have no effect without asft.projector = \"subspace\" or \
+             \"random_subspace\""
         );
         ensure_valid!(
             self.subspace_rank.is_none() || self.subspace_energy.is_none(),
@@ -168,8 +183,8 @@ impl AsftOptions {
             ensure_valid!(energy > 0.0 && energy <= 1.0, "asft.subspace_energy must be in (0, 1], got {energy}");
         }
         ensure_valid!(
-            self.projector == Projector::Random || self.projector_seed == 0,
-            "asft.projector_seed has no effect without asft.projector = \"random\""
+            self.projector.is_random() || self.projector_seed == 0,
+            "asft.projector_seed has no effect without asft.projector = \"random\" or \"random_subspace\""
         );
         self.validate_input()?;
         let tolerance = self.tolerance;

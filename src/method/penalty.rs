@@ -53,7 +53,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Takes what `options.projector` needs from a module's direction, which for `random` is
+    /// Takes what `options.projector` needs from a module's direction, which for `random` and `random_subspace` is
     /// [`super::random_direction`]'s, and moves it to `device`. Only a direction that holds R has V's rows, which `input` uses, and
     /// V's sign, which `orthogonal+reverse` uses, along all directions whatever the projector keeps.
     ///
@@ -68,7 +68,7 @@ impl Operator {
                 let k = column_space(direction)?;
                 (k, vec![1.0; k])
             }
-            Projector::Subspace => {
+            Projector::Subspace | Projector::RandomSubspace => {
                 let k = subspace_dimension(options, direction)?;
                 (k, vec![1.0; k])
             }

@@ -116,3 +116,17 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
             .map_err(|e| invalid!("{}: {}", self.origin, e.to_string().trim_end()))
     }
 }
+
+/// Dotted keys and values; tables inside are keys too, so that `a.b = 1` and `"a.b" = 1` are the same.
+pub fn flatten(table: &Table) -> Vec<(String, Value)> {
+    let mut entries = vec![];
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => {
+                entries.extend(flatten(inner).into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
+            }
+            value => entries.push((key.clone(), value.clone())),
+        }
+    }
+    entries
+}

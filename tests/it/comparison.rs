@@ -266,3 +266,28 @@ fn every_method_s_worst_attack_is_reported() {
         ends(compare(&write(dir.path(), &wrong), &["--report"]), 2, &[words]);
     }
 }
+
+/// A subspace that holds all of V's columns leaves the whole update, and without it nothing is left of it.
+#[test]
+fn parts_of_another_method_s_updates_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = 'parts'\ncut = { of = 'plain', to = \
+                   ['columns', 'without_columns', 'without_rows'], energy = 0.5 }\n[[method]]\nname = 'random parts'\ncut = { of = \
+                   'plain', to = ['columns'], energy = 0.5, random = 1 }\n";
+    let config = write(dir.path(), methods);
+    let found = json(compare(&config, &["-q", "--json"]));
+    assert_eq!(fs::read_dir(dir.path().join("out/runs")).unwrap().count(), 2, "parts are not trained");
+    let loss = |method: &str, part: Value| -> f64 {
+        let is = |case: &&Value| case["method"] == method && (part.is_null() || case["settings"][0][1] == part);
+        let case = found["cases"].as_array().unwrap().iter().find(is).unwrap();
+        assert_eq!(case["failed"], 0, "{case}");
+        case["measured"][0]["mean"].as_f64().unwrap()
+    };
+    let (aligned, plain) = (loss("aligned model", Value::Null), loss("plain", Value::Null));
+    let parts = ["columns", "without_columns", "without_rows"].map(|part| loss("parts", json!(part)));
+    // Training has lowered the loss, and every part of it does less.
+    for part in parts.into_iter().chain([loss("random parts", json!("columns"))]) {
+        assert!(part > plain && part < aligned, "{part}: {plain} to {aligned}");
+    }
+    assert!(parts[0] != parts[1] && parts[1] != parts[2]);
+}

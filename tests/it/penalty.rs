@@ -364,3 +364,25 @@ fn the_random_control_has_the_spectrum_and_nothing_else_of_v() {
     assert_value("random", term.value.read().unwrap(), value);
     assert_near("random", &term.grad_b, &by_delta.matmul(&wide(&a).t().unwrap()).unwrap());
 }
+
+/// The control of the subspace projector: as many directions as it keeps, from the seed, and none of V's.
+#[test]
+fn a_random_subspace_is_as_large_as_v_s_and_penalises_what_is_outside_it() {
+    let (d_out, d_in, r) = (64, 80, 4);
+    let stored = direction(&random(d_out, d_in, 0.5));
+    let other = random_direction(&stored, "m", 3).unwrap();
+    let of =
+        |projector| AsftOptions { lambda: 1.3.into(), projector, subspace_energy: Some(0.5), ..Default::default() };
+    let operator = |projector, direction| Operator::new(&of(projector), direction, &Device::Cpu).unwrap();
+    let k = operator(Projector::Subspace, &stored).rank();
+    let control = operator(Projector::RandomSubspace, &other);
+    assert!(k > 1 && k < d_out && control.rank() == k, "{k} {}", control.rank());
+    let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
+    let basis = wide(&other.basis.narrow(1, 0, k).unwrap().contiguous().unwrap());
+    let delta = wide(&b).matmul(&wide(&a)).unwrap();
+    let outside = (&delta - basis.matmul(&basis.t().unwrap().matmul(&delta).unwrap()).unwrap()).unwrap();
+    let term = Penalty::new(&of(Projector::RandomSubspace)).unwrap().lora(Some(&control), &a, &b, 1.0).unwrap();
+    assert_value("random subspace", term.value.read().unwrap(), 1.3 * norm(&outside).powi(2));
+    let expected = (outside.matmul(&wide(&a).t().unwrap()).unwrap() * (2.0 * 1.3)).unwrap();
+    assert_near("random subspace", &term.grad_b, &expected);
+}

@@ -16,6 +16,17 @@ fn mistakes_are_named() {
         ("[[method]]\nname = 'a'\nsweep = { 'asft.lambda' = 3 }", "`sweep.asft.lambda` in an item of `method` in "),
         ("[[method]]\nname = 'a'\nsweep = { asft.lambda = [] }", "`asft.lambda` should be a list"),
         ("[[method]]\nname = 'a'\nproject = { of = 'b', threshold = [0.5] }", "no method that trains"),
+        (
+            "[[method]]\nname = 'a'\ncut = { of = 'b', to = ['rows'] }",
+            "cuts down \"b\", which is no method that trains",
+        ),
+        ("[[method]]\nname = 'a'\n[[method]]\nname = 'b'\ncut = { of = 'a', to = [] }", "`cut.to` is an empty list"),
+        ("[[method]]\nname = 'a'\n[[method]]\nname = 'b'\ncut = { of = 'a', to = ['rows'], energy = 0 }", "cut.energy"),
+        (
+            "[[method]]\nname = 'a'\n[[method]]\nname = 'b'\nset = { a = 1 }\ncut = { of = 'a', to = ['rows'] }",
+            "only cuts down",
+        ),
+        ("[[attack]]\nname = 'x'\n[[attack]]\nname = 'x'\n[[method]]\nname = 'a'", "two attacks are called \"x\""),
         ("seeds = []\n[[method]]\nname = 'a'", "`seeds` is empty"),
         (
             "sweep = { a = [1, 2] }\n[[method]]\nname = 'a'\n[figure]\nx = 't'\ny = 'h'\nlabels = ['1 %']",

@@ -287,7 +287,7 @@ impl<'a> Estimate<'a> {
         let logged = self.settings.output.log_modules_every.is_some();
         let apart = logged && asft.needs_direction() && asft.projector != Projector::Released;
         let left = 1 + usize::from(apart);
-        let random = apart && asft.needs_right() && asft.projector == Projector::Random;
+        let random = apart && asft.needs_right() && asft.projector.is_random();
         let right = usize::from(logged || asft.needs_right()) + usize::from(random);
         let rows = |(d_out, d_in): (usize, usize)| left * d_out + right * d_in;
         self.target_shapes().map(|shape| rows(shape) * shape.0.min(shape.1) * F32).sum()

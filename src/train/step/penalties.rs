@@ -3,7 +3,7 @@
 use crate::adapter::Adapter;
 use crate::method::direction_file::Directions;
 use crate::method::shares::Products;
-use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Projector, Together, random_direction};
+use crate::method::{AsftOptions, Direction, Dual, Lambda, Operator, Penalty, Together, random_direction};
 use crate::model::{Decoder, Gradients, Parameters};
 use crate::names::{LoraMatrix, sort_naturally};
 use crate::ops::owned;
@@ -71,8 +71,11 @@ impl Sources<'_> {
 
     fn operator(&self, options: &AsftOptions, name: &str, stored: &Direction) -> Result<Operator> {
         let wanted = if options.needs_right() { stored.clone() } else { stored.without_right() };
-        let random = options.projector == Projector::Random;
-        let direction = if random { random_direction(&wanted, name, options.projector_seed)? } else { wanted };
+        let direction = if options.projector.is_random() {
+            random_direction(&wanted, name, options.projector_seed)?
+        } else {
+            wanted
+        };
         Operator::new(options, &direction, self.model.device()).with_context(|| format!("direction of {name}"))
     }
 }
