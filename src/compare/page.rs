@@ -32,21 +32,24 @@ pub fn html(
         body += &section(&worst);
     }
     if let Some(axes) = &options.figure {
-        let _infallible = write!(body, "<h2>{} against {}</h2>\n", escape(&axes.y), escape(&axes.x));
+        let heading = format!("{} against {}", axes.y, axes.x);
+        let _infallible = writeln!(body, "<h2>{}</h2>\n<div class=\"pictures\">", escape(&heading));
         for (title, picture) in trade_offs(&findings.summaries, axes)? {
             body += &figure(&title, &picture);
         }
         for picture in [chosen, swept].into_iter().filter_map(named) {
             body += &figure("selected settings, and both measures along the sweep", picture);
         }
+        body += "</div>\n";
     }
     body += "<h2>All settings</h2>\n";
     body += &section(&main);
     if differences.table.is_some() || !differences.notes.is_empty() {
-        let _infallible = write!(body, "<h2>Differences, paired by seed and record</h2>\n{}", section(&differences));
+        body += "<h2>Differences, paired by seed and record</h2>\n";
+        body += &section(&differences);
     }
     let text = std::fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
-    let _infallible = write!(body, "<h2>Comparison</h2>\n<pre>{}</pre>\n", escape(text.trim_end()));
+    let _infallible = writeln!(body, "<h2>Comparison</h2>\n<pre>{}</pre>", escape(text.trim_end()));
     let name = config.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let about = format!("{} · {} · measured by {}", title(options), options.config, options.suite);
     Ok(page(&format!("Defences compared: {name}"), &about, "", &body))

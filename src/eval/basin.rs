@@ -5,11 +5,14 @@ use super::protected::{Protected, Sides};
 use crate::console::Table;
 use crate::method::perturb::Axis;
 
+/// Which sides of a curve count.
+type Pick = fn(&Sides) -> Vec<Protected>;
+
 /// A direction as people call it, and the protected length of each measure of harm along it: along V and towards the second
 /// model by side, of random directions the mean of both sides and all repeats.
 pub fn lengths(landscape: &Landscape) -> Vec<(String, Vec<Option<Protected>>)> {
     let harms = landscape.harms();
-    let of = |axis: Axis, pick: fn(&Sides) -> Vec<Protected>| -> Option<Vec<Option<Protected>>> {
+    let of = |axis: Axis, pick: Pick| -> Option<Vec<Option<Protected>>> {
         let curves: Vec<&Curve> = landscape.curves.iter().filter(|curve| curve.ray.axis == axis).collect();
         (!curves.is_empty()).then(|| {
             let sides =
@@ -21,7 +24,7 @@ pub fn lengths(landscape: &Landscape) -> Vec<(String, Vec<Option<Protected>>)> {
     let negative = |sides: &Sides| vec![sides.negative];
     let positive = |sides: &Sides| vec![sides.positive];
     let both = |sides: &Sides| vec![sides.negative, sides.positive];
-    let kinds: [(&str, Axis, fn(&Sides) -> Vec<Protected>); 6] = [
+    let kinds: [(&str, Axis, Pick); 6] = [
         ("against V", Axis::Aligned, negative),
         ("along V", Axis::Aligned, positive),
         ("towards harm", Axis::Harm, positive),
