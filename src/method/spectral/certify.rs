@@ -6,6 +6,11 @@
 //! trace is positive definite (Higham, Accuracy and Stability of Numerical Algorithms, theorem 10.3), and that much is
 //! added to the bound. All arithmetic is f64; γ_m = m u / (1 − m u) with u = 2⁻⁵³.
 //!
+//! Where R is positive semidefinite but for rounding, which is bounded beside it, τI + R needs no such proof. Nor where R is little but for
+//! a positive semidefinite matrix C beyond the span of few vectors U (k of them, R U = E): with x = U a + z, ‖x‖ = 1 and Uᵀz = 0,
+//!     xᵀR x = zᵀC z + 2 zᵀE a + (U a)ᵀE a ≥ −(s² + 2 s t) ‖E‖_F / σ_min(U),  s = ‖U a‖, t = ‖z‖, s² + t² = 1,
+//! and s² + 2 s t is at most (1 + √5) / 2: two thin products in place of a factorization.
+//!
 //! R depends on which side of V [d_out, d_in] is smaller, as only that side's square is ever formed. Below f = ‖V‖_F,
 //! and U, c and W (the right basis) are the f32 values as stored.
 //!
@@ -18,7 +23,9 @@
 //! and ‖D‖_F gives the bounds needed: ‖DᵀD‖₂ ≤ ‖D‖_F², ‖D X‖_F ≤ ‖D‖_F ‖X‖₂. Nothing is assumed about U, c or W: if
 //! they were poor, the bound would merely be large.
 
-use super::dense::{View, add_lower, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels};
+use super::dense::{
+    View, add_lower, add_symmetric, for_each_column_panel, gram_lower, gram_lower_f32, multiply, panels,
+};
 use super::symmetric::Symmetric;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
@@ -26,6 +33,12 @@ use std::ops::Range;
 
 /// Factors by which a lower estimate of a norm is raised until the certificate holds.
 const LADDER: [f64; 7] = [1.01, 1.03, 1.1, 1.3, 2.0, 4.0, 16.0];
+
+/// (1 + √5) / 2, rounded up.
+const GOLDEN: f64 = 1.6181;
+
+/// R's negative part is bounded by products with U if U has at most one column to this many rows.
+const FEW: usize = 16;
 
 /// How near the goal a bound may come, leaving room for what is added to it.
 const CLOSE: f64 = 1e-3;
@@ -48,8 +61,16 @@ pub struct Hints {
     pub goal: f64,
 }
 
+/// What is known of R's eigenvalues below 0.
+#[derive(Clone, Copy)]
+pub enum Below {
+    Unknown,
+    /// None is further from 0 than this.
+    AtMost(f64),
+}
+
 /// An upper bound on ‖R‖₂ from R's lower triangle.
-pub fn spectral_bound(r: Mat<f64>, hints: Hints, par: Par) -> f64 {
+pub fn spectral_bound(r: Mat<f64>, below: Below, hints: Hints, par: Par) -> f64 {
     let n = r.nrows();
     let mut r = Symmetric::from_lower(r);
     let frobenius = r.frobenius() * (1.0 + gamma(n * n + 2));
@@ -58,18 +79,19 @@ pub fn spectral_bound(r: Mat<f64>, hints: Hints, par: Par) -> f64 {
     if hints.guess > 0.0 {
         let hints = [LADDER[0] * hints.guess, (1.0 - CLOSE) * hints.goal];
         let mut worth = hints.into_iter().filter(|tau| *tau >= hints[0] && *tau < frobenius);
-        if let Some(tau) = worth.find(|tau| is_bound(&mut r, *tau, par)) {
+        if let Some(tau) = worth.find(|tau| is_bound(&mut r, *tau, below, par)) {
             return bound(tau);
         }
     }
     let estimate = r.norm_estimate(par);
     let mut steps = LADDER.map(|factor| estimate * factor).into_iter().take_while(|tau| *tau < frobenius);
-    steps.find(|tau| is_bound(&mut r, *tau, par)).map_or(frobenius, bound)
+    steps.find(|tau| is_bound(&mut r, *tau, below, par)).map_or(frobenius, bound)
 }
 
-/// Whether τI − R and τI + R have Cholesky factors.
-fn is_bound(r: &mut Symmetric, tau: f64, par: Par) -> bool {
-    r.has_cholesky(-1.0, tau, par) && r.has_cholesky(1.0, tau, par)
+/// Whether τI − R and τI + R are positive definite, by their Cholesky factors or by what is known.
+fn is_bound(r: &mut Symmetric, tau: f64, below: Below, par: Par) -> bool {
+    let known = matches!(below, Below::AtMost(least) if least <= tau);
+    r.has_cholesky(-1.0, tau, par) && (known || r.has_cholesky(1.0, tau, par))
 }
 
 /// An upper bound on ‖C − U diag(c) Uᵀ‖₂ for d_out ≤ d_in. `square` is the lower triangle of C, computed from
@@ -95,7 +117,26 @@ pub fn residual_left(
         add_lower(&mut square, weighted.transpose(), panel.as_ref(), -1.0, par);
     });
     let rounding = gamma(inner + c.len() + 8) * (norm + 2.0 * kept);
-    spectral_bound(square, hints, par) + rounding
+    let few = basis.columns <= basis.rows / FEW;
+    let below = if few { below(&square, rounding, basis, par) } else { Below::Unknown };
+    spectral_bound(square, below, hints, par) + rounding
+}
+
+/// For R's lower triangle, off by `rounding` in norm, R + U diag(c) Uᵀ being positive semidefinite.
+fn below(r: &Mat<f64>, rounding: f64, basis: View, par: Par) -> Below {
+    let (n, k) = (basis.rows, basis.columns);
+    let smallest = 1.0 - departure(basis, par); // of UᵀU's eigenvalues
+    if k == 0 {
+        return Below::AtMost(0.0);
+    }
+    if smallest <= 0.0 {
+        return Below::Unknown;
+    }
+    let u = basis.block_t(0..n, 0..k);
+    let mut image = Mat::<f64>::zeros(n, k);
+    add_symmetric(&mut image, r, u.transpose(), par);
+    let off = (rounding + gamma(n + 2) * (2.0 * r.squared_norm_l2()).sqrt()) * u.norm_l2();
+    Below::AtMost(GOLDEN * (image.norm_l2() + off) / smallest.sqrt())
 }
 
 /// An upper bound on ‖C − U diag(c) Uᵀ‖₂ for d_out > d_in; `hints` as for [`spectral_bound`].
@@ -118,9 +159,9 @@ pub fn residual_right(v: Vec<f32>, basis: View, right: View, c: &[f32], norm: f6
     let e = g * (norm + (u_square * k as f64).sqrt() * x);
     let rounding = (2.0 * d * e + e * e + g * d * d + 2.0 * u_square * (g * d * x + e * x)) / norm
         + u_square * g * (2.0 * x * x / norm + f64::from(c.first().copied().unwrap_or(0.0)));
-    let inner = spectral_bound(inner, Hints::default(), par);
+    let inner = spectral_bound(inner, Below::Unknown, Hints::default(), par);
     let (outer, coupling) = match rest.gram {
-        Some((gram, coupling)) => (spectral_bound(gram, hints, par), coupling),
+        Some((gram, coupling)) => (spectral_bound(gram, Below::AtMost(0.0), hints, par), coupling),
         None => (d_square / norm, d * ((f64::from(c[0]) + inner) * norm).sqrt()),
     };
     outer + 2.0 * u_square.sqrt() * coupling / norm + u_square * inner + rounding
@@ -203,4 +244,40 @@ fn departure(basis: View, par: Par) -> f64 {
     }
     let gamma = gamma_of(basis.rows + 1, f64::from(f32::EPSILON));
     (1.0 + 1e-9) * f64::sqrt(sum) + gamma / (1.0 - gamma).max(0.0) * trace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::eigen::tests::random_symmetric;
+    use super::*;
+    use faer::Side;
+
+    /// The leading k eigenvectors of a positive semidefinite C, well and badly computed, to any scale: what is said of R's negative part holds,
+    /// and for good ones it is small.
+    #[test]
+    fn a_negative_part_is_bounded() {
+        let (n, k) = (96, 5);
+        let x = random_symmetric(n, 11);
+        let c = &x * x.transpose();
+        let eigen = c.self_adjoint_eigen(Side::Lower).unwrap();
+        let values = eigen.S().column_vector();
+        for error in [0.0, 1e-6, 1e-3, 0.05, 0.3] {
+            let stray = random_symmetric(n, 12);
+            let u: Vec<f32> = (0..n)
+                .flat_map(|i| (0..k).map(move |j| (i, j)))
+                .map(|(i, j)| (eigen.U()[(i, n - 1 - j)] + error * stray[(i, j)] / 10.0) as f32)
+                .collect();
+            let wide = Mat::<f64>::from_fn(n, k, |i, j| f64::from(u[i * k + j]));
+            let scaled = Mat::from_fn(n, k, |i, j| wide[(i, j)] * values[n - 1 - j]);
+            let r = &c - &scaled * wide.transpose();
+            let least = -r.self_adjoint_eigenvalues(Side::Lower).unwrap()[0];
+            let lower = Mat::from_fn(n, n, |i, j| if i >= j { r[(i, j)] } else { 0.0 });
+            let Below::AtMost(bound) = below(&lower, 0.0, View::new(&u, n, k), Par::Seq) else {
+                assert!(error > 0.1, "nothing is known at error {error}");
+                continue;
+            };
+            assert!(bound >= least, "error {error}: {bound} does not bound {least}");
+            assert!(error > 1e-6 || bound < 1e-5 * values[n - 1], "error {error}: {bound}");
+        }
+    }
 }

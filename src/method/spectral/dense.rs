@@ -119,6 +119,15 @@ pub fn add_lower(to: &mut Mat<f64>, a: MatRef<f64>, b: MatRef<f64>, weight: f64,
     triangular::matmul(to, TriangularLower, Accum::Add, a, Rectangular, b, Rectangular, weight, par);
 }
 
+/// Adds A B, of a symmetric A given by its lower triangle.
+pub fn add_symmetric(to: &mut Mat<f64>, a: &Mat<f64>, b: MatRef<f64>, par: Par) {
+    use BlockStructure::{Rectangular, StrictTriangularUpper, TriangularLower};
+    let upper = a.transpose();
+    for (a, part) in [(a.as_ref(), TriangularLower), (upper, StrictTriangularUpper)] {
+        triangular::matmul(to.as_mut(), Rectangular, Accum::Add, a, part, b, Rectangular, 1.0, par);
+    }
+}
+
 /// A B.
 pub fn multiply(a: MatRef<f64>, b: MatRef<f64>, par: Par) -> Mat<f64> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());

@@ -1,9 +1,9 @@
 //! From one module's V [d_out, d_in] to the truncated factors of C = V Vᵀ / ‖V‖_F, with a certified residual.
 //!
 //! With n the smaller side of V, only its n × n square is formed, in f64:
-//!   1. the square, then how many eigenvalues to keep: for a tolerance, by counting those above it (inertia), unless their
-//!      sum says that they are many;
-//!   2. their vectors: block Krylov if they are few (k ≤ n / 16), else a full eigendecomposition of the square;
+//!   1. the square;
+//!   2. its leading eigenvalues and their vectors: by block Krylov if they are few (k ≤ n / 16), which their sum may rule out and the
+//!      method itself finds out, else a full eigendecomposition;
 //!   3. U, orthonormal, rounded to the f32 that is stored; c_i = ‖Vᵀu_i‖² / ‖V‖_F for the rounded u_i; right vectors;
 //!   4. the residual's bound ([`super::certify`]), which trusts none of the above.
 //!
@@ -20,6 +20,7 @@ use super::columns::{column_squares, descending, fix_signs, orthonormalize, reor
 use super::dense::{View, for_each_product, gram_lower, multiply_f32};
 use super::eigen::eigen_in_place;
 use super::factors::Direction;
+use super::krylov::{Pairs, Wanted};
 use super::symmetric::{Packed, SMALL, Symmetric};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -45,6 +46,8 @@ const SOLID: f64 = 1e-5;
 /// From this tolerance on, factors are computed in f32. Its rounding leaves about 1e-5 of c_1 where there should be
 /// zero, which enters the residual only as its square divided by the tolerance.
 const COARSE: f64 = 1e-4;
+/// What a Krylov space says of the eigenvalue after those kept, the highest of what may be a dense bulk, is a few per cent low.
+const EDGE: f64 = 1.08;
 /// Up to this size, f64 is cheap enough to use always.
 const WIDE: usize = 256;
 /// The partial solver is used for at most one eigenvalue in this many.
@@ -129,7 +132,7 @@ struct Leading {
     /// Its leading eigenvectors [n, k], row-major, by descending eigenvalue.
     vectors: Vec<f32>,
     k: usize,
-    /// The eigenvalue after them, or 0.
+    /// The eigenvalue after them, or a little more, or 0.
     next: f64,
     /// The square itself, if there was room to keep it.
     square: Option<Packed>,
@@ -194,13 +197,11 @@ impl Work<'_> {
     fn eigenvectors(&self, square: Mat<f64>, margin: f64) -> Result<Leading> {
         let (n, par, memory) = (self.small_side(), self.setting.par, self.setting.memory);
         let mut square = Symmetric::from_lower(square);
-        if let Some(k) = self.few(&mut square, margin) {
-            let scale = self.norm * NOISE / 16.0;
-            if let Some((values, vectors)) = square.leading(k, scale, par) {
-                let k = values.iter().filter(|value| **value > NOISE * values[0]).count();
-                let vectors = row_major(n, k, |i, j| vectors[(i, j)] as f32);
-                return Ok(Leading { vectors, k, next: 0.0, square: Some(square.into_packed()) });
-            }
+        if let Some(Pairs { values, vectors, next }) = self.few(&mut square, margin) {
+            let k = values.iter().filter(|value| **value > NOISE * values[0]).count();
+            let next = self.raised(values.get(k).copied().unwrap_or(next), values[0]);
+            let vectors = row_major(n, k, |i, j| vectors[(i, j)] as f32);
+            return Ok(Leading { vectors, k, next, square: Some(square.into_packed()) });
         }
         let packed = square.into_packed();
         if 32 * n * n <= memory && !(self.is_coarse() && self.is_left()) {
@@ -221,26 +222,38 @@ impl Work<'_> {
         Ok(Leading { vectors: leading, k, next, square: packed })
     }
 
-    /// The number of eigenpairs to keep, if it is known to be small compared with n.
-    fn few(&self, square: &mut Symmetric, margin: f64) -> Option<usize> {
+    /// The eigenpairs to keep, if they are few compared with n.
+    fn few(&self, square: &mut Symmetric, margin: f64) -> Option<Pairs> {
         let n = self.small_side();
-        if n <= SMALL {
-            return None;
-        }
-        let k = match self.setting.keep {
-            Keep::Rank(rank) => rank.min(n),
-            Keep::Tolerance(tolerance) if tolerance * margin > 0.0 => {
+        let most = n / PARTIAL_SHARE;
+        let wanted = match self.setting.keep {
+            _ if n <= SMALL => return None,
+            Keep::Rank(rank) if rank > most => return None,
+            Keep::Rank(rank) => Wanted::Count(rank),
+            Keep::Tolerance(tolerance) => {
                 // Σλ = trace, and no λ is above λ_1, which is at most twice its estimate.
                 let spread = square.trace() / (2.0 * square.rough_norm()) - tolerance * n as f64;
-                if spread > (n / PARTIAL_SHARE) as f64 {
+                if tolerance * margin == 0.0 || spread > most as f64 {
                     return None;
                 }
-                let largest = square.norm_estimate(self.setting.par);
-                square.count_above(tolerance * margin * largest, self.setting.par)
+                Wanted::Above { share: tolerance * margin, most }
             }
-            Keep::Tolerance(_) => n,
         };
-        (k > 0 && k <= n / PARTIAL_SHARE).then_some(k)
+        square.leading(wanted, self.norm * NOISE / 16.0, self.setting.par)
+    }
+
+    /// The eigenvalue after those kept, from a Krylov space's estimate of it: with some room where the tolerance has it, lest a certificate just
+    /// miss it; 0 if it is rounding.
+    fn raised(&self, next: f64, largest: f64) -> f64 {
+        let room = match self.setting.keep {
+            Keep::Tolerance(tolerance) => 0.95 * tolerance * largest,
+            Keep::Rank(_) => f64::INFINITY,
+        };
+        match next {
+            next if next <= SOLID * largest => 0.0,
+            next if EDGE * next <= room => EDGE * next,
+            next => next,
+        }
     }
 
     /// The number of eigenpairs to keep, of n known ones in descending order, and the eigenvalue after them if it is

@@ -2,7 +2,7 @@
 //! left out.
 //!
 //! [`factorize`](factorize()) is the entry point; below it are `certify` (the bound), `columns`, `symmetric`
-//! (definiteness, inertia), `krylov` and `eigen` (some eigenpairs, all eigenpairs) and `dense` (products). Nothing here
+//! (definiteness, norms), `krylov` and `eigen` (some eigenpairs, all eigenpairs) and `dense` (products). Nothing here
 //! knows models or files.
 
 mod certify;
