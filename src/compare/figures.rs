@@ -10,7 +10,7 @@ use crate::plot::{Measure, Panel, Picture, Point, Rank, Series, Spread, ranking,
 use anyhow::Result;
 use std::path::Path;
 
-/// Those that the comparison has, each with its name in [`PICTURES`].
+/// Those that the comparison has, each with its name.
 ///
 /// # Errors
 /// None that a user could cause.

@@ -80,6 +80,8 @@ pub fn curves(landscape: &Landscape, frame: &Frame) -> Result<Picture> {
     let size = (left + width + 30.0, head + panel * count as f64);
     Picture::draw(size.0 as u32, size.1 as u32, |canvas| {
         canvas.text((left, 20.0), &format!("Moving the weights of {}", frame.subject), LARGE, Anchor::Left, INK);
+        let band = "mean; band: least to greatest";
+        canvas.text((left + width, 20.0), band, SMALL, Anchor::Right, INK);
         legend(canvas, (left, 48.0), &landscape.curves);
         for (i, quantity) in landscape.quantities.iter().enumerate() {
             let top = head + panel * i as f64 + 12.0;
@@ -136,7 +138,6 @@ fn legend(canvas: &Canvas, (left, y): Point, curves: &[Curve]) {
         canvas.text((x + 42.0, y), look.name, SMALL, Anchor::Left, INK);
         x += 66.0 + 5.4 * look.name.chars().count() as f64;
     }
-    canvas.text((x, y), "(mean; band: least to greatest)", SMALL, Anchor::Left, INK);
 }
 
 fn stroke(canvas: &Canvas, look: &Look, points: &[Point]) {
