@@ -133,7 +133,9 @@ impl Decoder {
             }
             let ids = Tensor::new(input_ids, self.device())?;
             let dx = (dx.to_dtype(DType::F32)? * self.embedding_scale().unwrap_or(1.0))?;
-            gradients.add(EMBEDDING, self.embed_tokens.tensor()?.zeros_like()?.index_add(&ids, &dx, 0)?)?;
+            // Its zeros are gone before it is added to others.
+            let gradient = self.embed_tokens.tensor()?.zeros_like()?.index_add(&ids, &dx, 0)?;
+            gradients.add(EMBEDDING, gradient)?;
         }
         gradients.set_factor(1.0);
         Ok(value)

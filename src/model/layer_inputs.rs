@@ -11,6 +11,7 @@ use super::{Across, Pass};
 use crate::names::LAYER_EMBEDDING;
 use crate::ops::activation::Activation;
 use crate::ops::sum::{add, scaled};
+use crate::ops::traffic::{self, counted};
 use crate::ops::weight::Weight;
 use crate::ops::{gated_mlp, rms_norm, rounded};
 use anyhow::Result;
@@ -47,9 +48,15 @@ impl LayerInputs {
     pub fn forward(&self, ids: &[u32], embedded: &Tensor) -> Result<(Vec<Tensor>, Saved)> {
         let (context, projection) = self.projection.forward(embedded, None)?;
         let (context, norm) = self.norm.forward_heads(&scaled(&context, self.context_scale)?)?;
-        let tokens = scaled(&self.embedding.rows(ids, self.dtype)?, self.token_scale())?;
+        let rows = self.embedding.rows(ids, self.dtype)?;
+        // Of the embedding only these are read.
+        traffic::launch(&[&rows], &[&rows]);
+        let tokens = scaled(&rows, self.token_scale())?;
         let all = scaled(&add(&context, &tokens)?, FRAC_1_SQRT_2)?;
-        let of = |layer: usize| Ok(all.narrow(1, layer * self.size, self.size)?.contiguous()?);
+        let of = |layer: usize| {
+            let part = all.narrow(1, layer * self.size, self.size)?;
+            Ok(counted(part.contiguous()?, &[&part]))
+        };
         Ok(((0..self.layers).map(of).collect::<Result<_>>()?, Saved { projection, norm }))
     }
 
@@ -61,11 +68,13 @@ impl LayerInputs {
         of_inputs: &[Tensor],
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let dp = scaled(&Tensor::cat(of_inputs, 1)?, FRAC_1_SQRT_2)?;
+        let together = counted(Tensor::cat(of_inputs, 1)?, &of_inputs.iter().collect::<Vec<_>>());
+        let dp = scaled(&together, FRAC_1_SQRT_2)?;
         if self.trains {
             let ids = Tensor::new(ids, dp.device())?;
             let rows = (dp.to_dtype(DType::F32)? * self.token_scale())?;
-            gradients.add(LAYER_EMBEDDING, self.embedding.tensor()?.zeros_like()?.index_add(&ids, &rows, 0)?)?;
+            let gradient = self.embedding.tensor()?.zeros_like()?.index_add(&ids, &rows, 0)?;
+            gradients.add(LAYER_EMBEDDING, gradient)?;
         }
         let d_context = self.norm.backward_heads(&saved.norm, &dp, gradients)?;
         let d_context = scaled(&d_context, self.context_scale)?;

@@ -5,6 +5,7 @@
 use super::fast_math::vectorised;
 use super::matrix::Matrix;
 use super::thin;
+use super::traffic;
 use super::widen::Values;
 use crate::quant::{Quantised, Vector};
 use crate::vectors::prefetch_after;
@@ -29,6 +30,7 @@ pub unsafe fn product(
     accumulate: bool,
     parallelism: Parallelism,
 ) {
+    traffic::product((m, n, k));
     // SAFETY: promised by the caller.
     unsafe {
         gemm::gemm(
@@ -120,7 +122,9 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Stored, out: Matrix, accumula
     let product = |sizes: (usize, usize, usize), a: Matrix, b: Matrix, out: Matrix, accumulate: bool| {
         // SAFETY: promised by the caller.
         unsafe {
-            if !thin::product(sizes, a, b, out, accumulate) {
+            if thin::product(sizes, a, b, out, accumulate) {
+                traffic::product(sizes);
+            } else {
                 product_in_parts(sizes, a, b, out, accumulate);
             }
         }
@@ -162,6 +166,7 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
         .flat_map(|(part, (w, _))| (0..w.rows).step_by(TASK_ROWS).map(move |first| (part, first)))
         .collect();
     let cols = parts.first().map_or(0, |(w, _)| w.cols);
+    parts.iter().for_each(|(w, _)| traffic::product((m, w.rows, w.cols)));
     // SAFETY: row 0 of a holds `cols` contiguous values, by the caller's promise.
     let vector = Vector::new(unsafe { a.row(0, cols) });
     tasks.par_iter().for_each(|&(part, first)| {

@@ -10,7 +10,7 @@ use super::gemm::{Stored, few_rows, product_with};
 use super::gpu;
 use super::matrix::Matrix;
 use super::sum::add;
-use super::traffic::counted;
+use super::traffic::{self, counted};
 use super::weight::Operand;
 use super::{cast, fused, widen, with_f32};
 
@@ -78,6 +78,7 @@ pub fn forward_f32<'a>(x: &Tensor, weight: impl Into<Operand<'a>>) -> Result<Ten
         if gpu::CROSS_ENTROPY.serve(&[x, &weight])
             && let Some(product) = gpu::products::wide(x, &weight)?
         {
+            traffic::product((x.dim(0)?, weight.dim(0)?, x.dim(1)?));
             return Ok(product);
         }
         return matmul(x, (&weight).into(), [false, true], DType::F32);
@@ -139,7 +140,9 @@ fn matmul(a: &Tensor, b: Operand, [a_transposed, b_transposed]: [bool; 2], dtype
     if !fused(&[a]) || !b.fused() {
         let turned = |x: &Tensor, transposed| if transposed { x.t() } else { Ok(x.clone()) };
         let b = b.dense(a.dtype())?;
-        let product = turned(a, a_transposed)?.matmul(&turned(&b, b_transposed)?)?;
+        let (a_turned, b_turned) = (turned(a, a_transposed)?, turned(&b, b_transposed)?);
+        let product = a_turned.matmul(&b_turned)?;
+        traffic::product((a_turned.dim(0)?, b_turned.dim(1)?, a_turned.dim(1)?));
         return cast(&counted(product, &[a, &b]), dtype);
     }
     let turned = |(rows, cols), transposed| if transposed { (cols, rows) } else { (rows, cols) };

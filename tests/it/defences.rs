@@ -136,6 +136,8 @@ fn the_anchor_is_planned_for() {
     let weighed = forecast(&["defence.kind=activations", ANCHOR[1], "defence.rank=6"]);
     let more = number(&weighed, "memory_bytes", "trained") - number(&plain, "memory_bytes", "trained");
     assert!(more > 0.0 && more % (6.0 * 48.0 * 4.0) == 0.0, "{more}");
+    // And the pass that they come from.
+    assert!(number(&weighed, "memory_bytes", "before") > 0.0 && number(&plain, "memory_bytes", "before") == 0.0);
     assert_eq!(number(&weighed, "step_work", "gemm_flops"), number(&plain, "step_work", "gemm_flops"));
     // As many prompts as samples in a batch, but without their answers.
     let work = number(&anchored, "step_work", "gemm_flops") / number(&plain, "step_work", "gemm_flops");

@@ -5,6 +5,7 @@
 use crate::ops::fast_math::vectorised;
 use crate::ops::gemm::product;
 use crate::ops::matrix::Matrix;
+use crate::ops::traffic;
 use gemm::Parallelism;
 
 /// A matrix in a slice, row after row.
@@ -43,6 +44,7 @@ pub fn multiply((m, n, k): (usize, usize, usize), a: View, b: View, out: &mut [f
 
 /// Solves (I + L) X = B in place, B: [rows, columns], L strictly lower: row by row, or for the transpose from the last.
 pub fn solve(l: &[f32], rows: usize, transposed: bool, b: &mut [f32], columns: usize) {
+    traffic::product((1, columns, rows * (rows - 1) / 2));
     vectorised!({
         for step in 0..rows {
             let i = if transposed { rows - 1 - step } else { step };

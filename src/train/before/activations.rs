@@ -11,6 +11,11 @@ const F32: usize = 4;
 impl Estimate<'_> {
     /// What a block keeps for its backward pass, per token.
     pub(super) fn block_bytes(&self, layer: usize) -> usize {
+        self.bare_block_bytes(layer) + self.lora_bytes()
+    }
+
+    /// The same without adapters.
+    fn bare_block_bytes(&self, layer: usize) -> usize {
         let spec = self.spec;
         let (h, inner) = (spec.hidden_size, spec.inner_size(layer));
         let (q, kv) = spec.head_widths(layer);
@@ -41,7 +46,7 @@ impl Estimate<'_> {
             // The shared expert's gate, up and product, and what it returns before it is weighed.
             values += experts.shared.map_or(0, |shared| 3 * shared + h);
         }
-        values * self.width() + wide * F32 + self.lora_bytes()
+        values * self.width() + wide * F32
     }
 
     /// What layers hand to one another besides, per token: their own inputs, and keys and values that others see.
@@ -49,7 +54,7 @@ impl Estimate<'_> {
         let spec = self.spec;
         let shared = (0..spec.num_hidden_layers).filter(|&layer| spec.shares_keys(layer));
         let keys: usize = shared.map(|layer| 2 * spec.head_widths(layer).1).sum();
-        let inputs = spec.layer_inputs.map_or(0, |of| of.size * spec.num_hidden_layers);
+        let inputs = self.layer_input_width();
         // With the gradients of both.
         2 * (keys + inputs) * self.width()
     }
@@ -107,24 +112,50 @@ impl Estimate<'_> {
     /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
     /// temporary scores.
     pub(super) fn score_bytes(&self, largest: Micro) -> usize {
-        let Some(kernels) = self.gpu else { return 0 };
-        let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
-        // What a block keeps, and what its backward pass has besides.
-        let of_layer = |layer: usize| {
-            if kernels.attention && self.spec.heads(layer).head_dim <= MAX_HEAD_DIM {
-                // The log-sum-exp; the sums that the gradient needs.
-                let rows = heads * largest.tokens * F32;
-                return (rows, rows);
-            }
-            let kept = heads * largest.squares * (self.width() + if capped { F32 } else { 0 });
-            let group = largest.squares.min(MAX_SCORES / heads);
-            (kept, heads * group * F32 * if capped { 6 } else { 4 })
-        };
-        let layers = || self.attention_layers().map(of_layer);
+        let layers = || self.attention_layers().map(|layer| self.scores_of(layer, largest));
         if self.settings.train.gradient_checkpointing {
             return layers().map(|(kept, besides)| kept + besides).max().unwrap_or(0);
         }
         let kept: usize = layers().map(|(kept, _)| kept).sum();
         kept + layers().map(|(_, besides)| besides).max().unwrap_or(0)
+    }
+
+    /// What a block keeps of its softmax on a GPU, and what its backward pass has besides.
+    fn scores_of(&self, layer: usize, micro: Micro) -> (usize, usize) {
+        let Some(kernels) = self.gpu else { return (0, 0) };
+        let (heads, capped) = (self.spec.num_attention_heads, self.spec.attention_softcap.is_some());
+        if kernels.attention && self.spec.heads(layer).head_dim <= MAX_HEAD_DIM {
+            // The log-sum-exp; the sums that the gradient needs.
+            let rows = heads * micro.tokens * F32;
+            return (rows, rows);
+        }
+        let kept = heads * micro.squares * (self.width() + if capped { F32 } else { 0 });
+        let group = micro.squares.min(MAX_SCORES / heads);
+        // q, o and dy, and k, v and dv, once more in the order of heads.
+        let (q, kv) = self.spec.head_widths(layer);
+        let turned = 3 * micro.tokens * (q + kv) * self.width();
+        (kept, heads * group * F32 * if capped { 6 } else { 4 } + turned)
+    }
+
+    /// What the pass that watches the inputs of adapted linears (train/defence/activations.rs) holds besides the weights: for each of
+    /// them random columns and sums; one linear's inputs and products in the sums' type; a block's forward pass; and the adapters' values.
+    pub(super) fn before_bytes(&self, watched: Micro) -> usize {
+        if self.needs.input_rank == 0 {
+            return 0;
+        }
+        // Half of it on Metal.
+        let wide = size_of::<f64>();
+        let columns = |d_in: usize| self.needs.input_rank.min(d_in);
+        let held: usize = self.target_shapes().map(|(_, d_in)| 2 * d_in * columns(d_in)).sum();
+        // The inputs, and their products with the columns or their squares; the product and the new sum.
+        let of_rows = |d_in: usize| watched.tokens * (d_in + d_in.max(columns(d_in)));
+        let passing = self.target_shapes().map(|(_, d_in)| of_rows(d_in) + 2 * d_in * columns(d_in));
+        let of_layer = |layer| {
+            let (scores, besides) = self.scores_of(layer, watched);
+            watched.tokens * self.bare_block_bytes(layer) + scores + besides
+        };
+        let block = (0..self.spec.num_hidden_layers).map(of_layer).max().unwrap_or(0);
+        let across = watched.tokens * self.across_bytes();
+        wide * (held + passing.max().unwrap_or(0)) + block + across + self.trained_elements() * F32
     }
 }

@@ -4,13 +4,15 @@
 //! A file for each part, written beside `model/block.rs` and what it calls, top to bottom and back. A tensor counts once for each
 //! launch that reads it, as in `ops/traffic.rs`; a test compares layers' with that. A mixture's tokens are taken to be spread
 //! evenly over its experts. Left out: what a defence computes on its own parameters, sliding windows (attention is counted as if
-//! there were none), adding up the gradients of several micro-batches, scattering full tuning's gradient of the embedding, the
+//! there were none), adding up the gradients of several micro-batches, scattering full tuning's gradients of embeddings, the
 //! sign's part of `orthogonal+reverse` (which goes module by module), a subspace's smaller rank, and launches that a step makes
 //! but once.
 
+mod attention;
 mod block;
 mod delta_net;
 mod head;
+mod layer_inputs;
 mod linear;
 mod mixture;
 mod update;
@@ -107,6 +109,7 @@ impl<'a> Costs<'a> {
         let checkpointing = self.run.settings.train.gradient_checkpointing;
         let (h, w, n) = (self.hidden(), self.w, self.n);
         self.rows(Part::Head, 2.0 * n * h * w); // embedding
+        self.layer_inputs();
         for layer in 0..self.run.spec.num_hidden_layers {
             for _ in 0..self.references {
                 self.block_forward(layer, false);

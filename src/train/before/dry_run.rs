@@ -217,11 +217,14 @@ impl fmt::Display for Forecast {
         let memory = self.memory_bytes;
         writeln!(f, "memory   {} at the peak:", size(self.peak_memory_bytes))?;
         let during = if memory.activations >= memory.logits { "activations" } else { "activations and logits" };
+        let at_first = memory.before > memory.step();
+        let of_step = |bytes: usize| if at_first { 0 } else { bytes };
         for (part, bytes) in [
             ("frozen weights", memory.weights),
-            (&format!("{}, gradients, AdamW", self.trains), memory.trained),
+            (&format!("{}, gradients, AdamW", self.trains), of_step(memory.trained)),
             ("direction", memory.direction),
-            (during, memory.activations.max(memory.logits)),
+            (during, of_step(memory.activations.max(memory.logits))),
+            ("the pass before the first step", if at_first { memory.before } else { 0 }),
             (if self.time.is_some() { "samples and program" } else { "context (assumed)" }, memory.process),
         ] {
             if bytes > 0 {

@@ -44,13 +44,20 @@ pub struct Memory {
     pub activations: usize,
     /// A chunk of logits, and the gradient of the hidden states at the labels.
     pub logits: usize,
+    /// What a defence's pass over its prompts before the first step takes, in the place of what trains and of a step.
+    pub before: usize,
     /// The samples, the program itself; a GPU's context instead.
     pub process: usize,
 }
 
 impl Memory {
     pub fn total(&self) -> usize {
-        self.weights + self.trained + self.direction + self.activations.max(self.logits) + self.process
+        self.weights + self.direction + self.step().max(self.before) + self.process
+    }
+
+    /// What trains, and what a step takes besides.
+    pub fn step(&self) -> usize {
+        self.trained + self.activations.max(self.logits)
     }
 }
 
@@ -140,6 +147,7 @@ impl<'a> Estimate<'a> {
                 + self.summed_bytes(largest)
                 + self.widened_bytes(),
             logits: largest.tokens * kept_at_head + logits,
+            before: self.before_bytes(workload.watched),
             process: if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
         }
     }
@@ -168,7 +176,8 @@ impl<'a> Estimate<'a> {
         let linears: usize = self.linear_elements();
         let head = self.spec.vocab_size * self.spec.hidden_size;
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
-        let gemm = 2 * (sum.tokens * (linears * block_passes + lora) + sum.label_tokens * head * head_passes);
+        let inputs = self.layer_input_elements() * (1 + 2 * usize::from(full) + reference);
+        let gemm = 2 * (sum.tokens * (linears * block_passes + lora + inputs) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
         let width: usize = self.attention_layers().map(|layer| self.spec.head_widths(layer).0).sum();
         let (forwards, squares) = (1 + again + reference, sum.squares as f64);
@@ -176,10 +185,12 @@ impl<'a> Estimate<'a> {
         let layers = 0..self.spec.num_hidden_layers;
         let traffic: usize = layers.clone().map(|layer| self.traffic_per_token(layer)).sum();
         let chunks: usize = layers.map(|layer| self.chunk_flops(layer, forwards)).sum();
+        // The inputs of layers, once a pass: the projection, its norm, rows, sums and their parts.
+        let inputs = 15 * self.layer_input_width() * self.width() * (1 + usize::from(full) + reference);
         Work {
             gemm_flops: gemm as f64,
             attention_flops: attention + (sum.tokens * chunks) as f64,
-            traffic_bytes: (sum.tokens * traffic * (3 + again + reference)) as f64,
+            traffic_bytes: (sum.tokens * (traffic * (3 + again + reference) + inputs)) as f64,
         }
     }
 
@@ -253,6 +264,16 @@ impl<'a> Estimate<'a> {
         experts + shapes.map(|(d_out, d_in)| d_out * d_in).sum::<usize>()
     }
 
+    /// Values that a token has as inputs of all layers.
+    pub(super) fn layer_input_width(&self) -> usize {
+        self.spec.layer_inputs.map_or(0, |of| of.size * self.spec.num_hidden_layers)
+    }
+
+    /// Values of the projection that these come from.
+    fn layer_input_elements(&self) -> usize {
+        self.layer_input_width() * self.spec.hidden_size
+    }
+
     /// Shapes (d_out, d_in) of the targeted linear layers.
     pub(super) fn target_shapes(&self) -> impl Iterator<Item = (usize, usize)> {
         self.sized_targets().map(|(shape, _)| shape)
@@ -268,10 +289,11 @@ impl<'a> Estimate<'a> {
         self.sized_targets().map(|((d_out, d_in), rank)| rank * (d_out + d_in)).sum()
     }
 
-    /// Values, gradients and moments of every tensor, the embedding's gradient twice while it is summed, and copies of
-    /// the penalised weights.
+    /// Values, gradients and moments of every tensor, an embedding's gradient twice more while it is summed (the larger one's, if
+    /// layers have inputs of their own), and copies of the penalised weights.
     fn full_bytes(&self) -> usize {
-        let embedding = self.spec.vocab_size * self.spec.hidden_size;
+        let of_inputs = self.spec.layer_inputs.map_or(0, |of| of.vocab_size * self.layer_input_width());
+        let embedding = of_inputs.max(self.spec.vocab_size * self.spec.hidden_size);
         let penalised = self.settings.asft.is_active() || self.settings.output.log_modules_every.is_some();
         let starts = if penalised { self.target_shapes().map(|(a, b)| a * b).sum() } else { 0 };
         (4 * self.model_elements() + 2 * embedding + starts) * F32

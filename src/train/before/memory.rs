@@ -97,13 +97,15 @@ impl MemoryPlan {
     pub fn exhausted(&self, error: &anyhow::Error, free: Option<usize>) -> Option<String> {
         let text = format!("{error:#}");
         NO_MEMORY.iter().any(|words| text.contains(words)).then(|| {
-            let Memory { weights, trained, direction, activations, logits, process } = self.memory;
+            let Memory { weights, trained, direction, activations, logits, before, process } = self.memory;
             let of_step = if activations >= logits { "activations" } else { "activations and logits" };
+            let at_first = before > self.memory.step();
             let parts = [
                 ("weights", weights),
-                ("what trains", trained),
+                ("what trains", if at_first { 0 } else { trained }),
                 ("the direction", direction),
-                (of_step, activations.max(logits)),
+                (of_step, if at_first { 0 } else { activations.max(logits) }),
+                ("the pass before the first step", if at_first { before } else { 0 }),
                 ("the context", process),
             ];
             let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
@@ -180,7 +182,8 @@ mod tests {
     fn plan(on_cpu: bool) -> MemoryPlan {
         let gib = |n: usize| n << 30;
         let (weights, activations) = (gib(14), gib(6));
-        let memory = Memory { weights, trained: gib(1), direction: 0, activations, logits: gib(2), process: gib(1) };
+        let (trained, logits, process) = (gib(1), gib(2), gib(1));
+        let memory = Memory { weights, trained, direction: 0, activations, logits, before: 0, process };
         MemoryPlan { memory, on_cpu, advice: "train less".to_string(), free: None }
     }
 
@@ -222,5 +225,11 @@ mod tests {
             assert!(told.ends_with(&format!("the context 1.00 GiB){known}; train less")), "{told}");
         }
         assert_eq!(plan.exhausted(&anyhow::anyhow!("disk full"), None), None);
+        let mut first = plan.clone();
+        first.memory.before = 9 << 30;
+        let told = first.exhausted(&anyhow::anyhow!("out of memory"), None).unwrap();
+        let parts =
+            "planned at 24.00 GiB (weights 14.00 GiB, the pass before the first step 9.00 GiB, the context 1.00 GiB)";
+        assert!(told.contains(parts), "{told}");
     }
 }

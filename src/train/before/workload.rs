@@ -24,6 +24,13 @@ impl Micro {
         })
     }
 
+    /// The maxima over all samples taken so many at a time.
+    fn largest_in_order(set: &Dataset, batch_size: usize) -> Self {
+        let numbers: Vec<usize> = (0..set.len()).collect();
+        let batches = numbers.chunks(batch_size.max(1)).map(|samples| Self::of(set, samples));
+        batches.fold(Self::default(), |largest, micro| largest.with(micro, usize::max))
+    }
+
     fn with(self, other: Self, combine: impl Fn(usize, usize) -> usize) -> Self {
         Self {
             tokens: combine(self.tokens, other.tokens),
@@ -52,6 +59,8 @@ pub struct Workload {
     pub extra: Passes,
     /// A defence's own samples.
     pub own_samples: usize,
+    /// The largest batch of them in their order, if a defence watches what they give its linears.
+    pub watched: Micro,
     /// Bytes that all samples take in memory.
     pub data_bytes: usize,
     /// Of the training samples.
@@ -68,13 +77,15 @@ impl Workload {
         let data_bytes = sets.into_iter().flatten().map(Dataset::resident_bytes).sum();
         let Plan { steps_per_epoch, total_steps, .. } = train.plan;
         let own_samples = inputs.own.as_ref().map_or(0, |own| own.len());
+        let watched = inputs.own.as_deref().filter(|_| defence.needs().input_rank > 0);
+        let watched = watched.map_or(Micro::default(), |own| Micro::largest_in_order(own, settings.defence.batch_size));
         let (mut largest, mut passes, mut extra) = (Micro::default(), Passes::default(), Passes::default());
         passes.add_epoch(&mut train, &mut largest);
         let adds = defence.needs().extra.is_some();
         if let Some(own) = defence.own_samples() {
             if adds { &mut extra } else { &mut passes }.add_epoch(own, &mut largest);
         }
-        Ok(Self { largest, passes, extra, own_samples, data_bytes, steps_per_epoch, total_steps })
+        Ok(Self { largest, passes, extra, own_samples, watched, data_bytes, steps_per_epoch, total_steps })
     }
 }
 

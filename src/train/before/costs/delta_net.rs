@@ -97,6 +97,7 @@ mod tests {
             passes: Passes { sum: micro, micro_batches: 1, steps: 1 },
             extra: Passes::default(),
             own_samples: 0,
+            watched: Micro::default(),
             data_bytes: 0,
             steps_per_epoch: 1,
             total_steps: 1,

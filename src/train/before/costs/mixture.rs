@@ -168,6 +168,7 @@ mod tests {
             passes: Passes { sum: Micro { tokens: 8, label_tokens: 6, squares: 32 }, micro_batches: 2, steps: 1 },
             extra: Passes::default(),
             own_samples: 0,
+            watched: Micro::default(),
             data_bytes: 96,
             steps_per_epoch: 1,
             total_steps: 10,

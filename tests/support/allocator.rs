@@ -1,0 +1,50 @@
+//! The allocator of tests that count: bytes held, their maximum, and large blocks. A binary that declares this module has it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+/// The system's allocator, with the bytes held, their maximum, and the number of large blocks requested.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+pub static LARGE: AtomicUsize = AtomicUsize::new(0);
+
+/// Size in bytes that separates blocks of tensor values from bookkeeping, in the step below.
+const LARGE_BYTES: usize = 512;
+
+/// Blocks of wider alignment are where a matrix product packs its operands, which depends on the CPU's vectors.
+const LARGEST_VALUE: usize = align_of::<f64>();
+
+/// Only one test at a time: others would allocate too.
+pub static ALONE: Mutex<()> = Mutex::new(());
+
+// SAFETY: everything is passed on unchanged to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
+        PEAK.fetch_max(held, SeqCst);
+        let of_values = layout.size() >= LARGE_BYTES && layout.align() <= LARGEST_VALUE;
+        LARGE.fetch_add(usize::from(of_values), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes held at once while `body` runs, beyond what was held before.
+pub fn peak<R>(body: impl FnOnce() -> R) -> (R, usize) {
+    let before = HELD.load(SeqCst);
+    PEAK.store(before, SeqCst);
+    let result = body();
+    (result, PEAK.load(SeqCst) - before)
+}
