@@ -17,6 +17,7 @@ mod direction;
 mod doctor;
 mod evaluating;
 mod evaluation;
+mod every_kind;
 mod export;
 mod factorize;
 mod families;
