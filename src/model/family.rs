@@ -85,6 +85,11 @@ fn text_model(config: &Config) -> Result<ModelSpec> {
         "olmo3" => olmo::olmo3(config),
         "phi3" => phi3::phi3(config),
         "glm4" => glm4::glm4(config),
+        "qwen3_next" => Err(invalid!(
+            "{}: model_type `qwen3_next` is not supported: its gated DeltaNets have q, k, v and z in one projection, head by head, and b \
+             and a in another; use a Qwen3.5 (qwen3_5, qwen3_5_moe), which has each by itself",
+            config.origin
+        )),
         "" => Err(config.missing("model_type")),
         other => Err(invalid!("{}: model_type `{other}` is not supported; supported: {SUPPORTED}", config.origin)),
     }?;

@@ -33,6 +33,7 @@ mod lora_options;
 mod loss_trend;
 mod memory_safety;
 mod module_shares;
+mod naive_hybrid;
 mod outputs;
 mod parity;
 mod penalty;

@@ -122,6 +122,12 @@ fn gemma_3_has_two_ropes_in_either_dialect() {
 fn what_changes_the_maths_is_refused_by_name() {
     for (model_type, overrides, needle) in [
         ("mamba", json!({}), "mamba"),
+        (
+            "qwen3_next",
+            json!({}),
+            "`qwen3_next` is not supported: its gated DeltaNets have q, k, v and z in one projection",
+        ),
+        ("qwen3_next", json!({}), "use a Qwen3.5 (qwen3_5, qwen3_5_moe)"),
         ("gemma3", json!({"text_config": {"model_type": "llama"}}), "supported: gemma3_text"),
         ("mistral3", json!({"text_config": {"model_type": "llama"}}), "supported: mistral, ministral3"),
         ("mistral3", json!({"quantization_config": {"quant_method": "fp8"}}), "quantised by fp8"),
