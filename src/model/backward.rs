@@ -120,11 +120,17 @@ impl Decoder {
         let mut dx = x.zeros_like()?.index_add(&rows, &dx, 0)?;
         drop((x, h, saved));
         for (block, kept) in self.blocks.iter().zip(kept).rev() {
+            let mut widened = None;
             let saved = match kept {
                 Kept::Saved(saved) => *saved,
-                Kept::Input(x) => block.forward(&x, &pass, None, &mut across)?.1,
+                Kept::Input(x) => {
+                    // Either pass would widen quantised weights for itself.
+                    widened = Some(block.keep_widened());
+                    block.forward(&x, &pass, None, &mut across)?.1
+                }
             };
             dx = block.backward(&saved, &dx, &pass, &mut across, gradients)?;
+            drop(widened);
         }
         if self.trains {
             if let (Some(own), Some(saved)) = (&self.layer_inputs, &inputs_saved) {

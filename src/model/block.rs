@@ -12,7 +12,7 @@ use super::shared_expert::SharedExpert;
 use super::{Across, LayerCache, Pass};
 use crate::ops::rms_norm;
 use crate::ops::sum::{add, scaled_by};
-use crate::ops::weight::Weight;
+use crate::ops::weight::{self, Weight};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -155,6 +155,11 @@ impl Block {
         };
         let intake = self.intake.iter().flat_map(|own| [&own.gate, &own.projection]);
         self.mixer.linears().into_iter().chain(feedforward).chain(intake)
+    }
+
+    /// Keeps the widened copies of its linears, not of a mixture's many experts: see [`Weight::keep_widened`].
+    pub fn keep_widened(&self) -> weight::Kept<'_> {
+        Weight::keep_widened(self.linears().map(|linear| &linear.weight))
     }
 
     /// As [`Block::linears`], to attach adapters.

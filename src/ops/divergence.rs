@@ -26,7 +26,11 @@ pub fn forward_backward<'a>(
 ) -> Result<(Scalar, Tensor)> {
     let head = head.into();
     let at_once = chunk_rows(head.dims()?.0, hidden.dim(0)?, hidden.device().is_cpu());
-    in_chunks([reference, hidden], head, scale, cap, at_once)
+    if head.fused() {
+        return in_chunks([reference, hidden], head, scale, cap, at_once);
+    }
+    // Once, not in every product of every chunk.
+    in_chunks([reference, hidden], (&head.dense(hidden.dtype())?).into(), scale, cap, at_once)
 }
 
 /// As [`forward_backward`], with logits of so many rows `at_once`.

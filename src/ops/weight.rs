@@ -1,7 +1,8 @@
 //! A weight as products read it: dense, or quantised. The only place that knows which.
 //!
 //! On the CPU a quantised weight is widened a block of rows at a time inside the product. Elsewhere it is widened whole
-//! into the type of the product, used, and dropped: one scratch of the largest weight.
+//! into the type of the product, used, and dropped: one scratch of the largest weight. Only between a block's second forward pass and its
+//! backward pass, with checkpointing, its linears' copies stay for the other product.
 
 mod packed;
 
@@ -71,6 +72,18 @@ impl Weight {
         Ok(rows.to_dtype(dtype)?)
     }
 
+    /// Keeps these weights, as far as they are quantised and widened whole, once a product has widened them, until what is returned is
+    /// dropped.
+    pub fn keep_widened<'a>(weights: impl Iterator<Item = &'a Self>) -> Kept<'a> {
+        let packed = weights.filter_map(|weight| match weight {
+            Self::Packed(packed) if packed.host().is_none() => Some(packed),
+            _ => None,
+        });
+        let packed: Vec<&Packed> = packed.collect();
+        packed.iter().for_each(|packed| packed.keep_widened(true));
+        Kept(packed)
+    }
+
     /// Whether no value is infinite or NaN.
     pub fn is_finite(&self) -> Result<bool> {
         match self {
@@ -85,6 +98,15 @@ impl Weight {
             Self::Dense(tensor) => square_sum(tensor)?.read(),
             Self::Packed(packed) => square_sum(&packed.dense(DType::F32)?)?.read(),
         }
+    }
+}
+
+/// Weights of which a widened copy is kept.
+pub struct Kept<'a>(Vec<&'a Packed>);
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|packed| packed.keep_widened(false));
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use four_bit::Codes;
 use ggml::GgmlBlocks;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A quantised matrix, for the CPU's kernels or as tensors for any device.
 #[derive(Clone)]
@@ -17,6 +17,17 @@ pub struct Packed {
     dims: (usize, usize),
     device: Device,
     place: Place,
+    widened: Arc<Mutex<Widened>>,
+}
+
+/// What becomes of a weight that is widened whole.
+#[derive(Default)]
+enum Widened {
+    /// It is dropped after its product.
+    #[default]
+    Dropped,
+    /// It is to be kept for the next product, and is there once the first has made it.
+    Kept(Option<Tensor>),
 }
 
 #[derive(Clone)]
@@ -31,7 +42,8 @@ impl Packed {
         if !device.is_cpu() || !has_cpu_kernels() {
             return Self::on_device(&matrix, device);
         }
-        Ok(Self { dims: matrix.shape(), device: device.clone(), place: Place::Host(Arc::new(matrix)) })
+        let dims = matrix.shape();
+        Ok(Self::at(Place::Host(Arc::new(matrix)), dims, device))
     }
 
     /// As tensors.
@@ -40,7 +52,20 @@ impl Packed {
             Blocks::FourBit(values) => Place::FourBit(Arc::new(Codes::new(values, device)?)),
             Blocks::Ggml(blocks) => Place::Ggml(Arc::new(GgmlBlocks::new(blocks, matrix.shape(), device)?)),
         };
-        Ok(Self { dims: matrix.shape(), device: device.clone(), place })
+        Ok(Self::at(place, matrix.shape(), device))
+    }
+
+    fn at(place: Place, dims: (usize, usize), device: &Device) -> Self {
+        Self { dims, device: device.clone(), place, widened: Arc::default() }
+    }
+
+    /// Whether the weight is to be kept once it is widened, until it is not.
+    pub fn keep_widened(&self, keep: bool) {
+        *self.widened() = if keep { Widened::Kept(None) } else { Widened::Dropped };
+    }
+
+    fn widened(&self) -> MutexGuard<'_, Widened> {
+        self.widened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// (rows, columns)
@@ -62,6 +87,18 @@ impl Packed {
 
     /// [rows, columns] in `dtype`
     pub fn dense(&self, dtype: DType) -> Result<Tensor> {
+        let mut widened = self.widened();
+        let Widened::Kept(kept) = &mut *widened else {
+            drop(widened);
+            return self.widen(dtype);
+        };
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.dtype() == dtype) {
+            return Ok(kept.clone());
+        }
+        Ok(kept.insert(self.widen(dtype)?).clone())
+    }
+
+    fn widen(&self, dtype: DType) -> Result<Tensor> {
         match &self.place {
             Place::Host(matrix) => Ok(Tensor::from_vec(matrix.widened(), self.dims, &self.device)?.to_dtype(dtype)?),
             Place::FourBit(codes) => codes.dense(self.dims, dtype),

@@ -86,3 +86,21 @@ fn tensors_of_any_device_hold_the_same_values() {
         assert_eq!(here.host().is_some(), has_cpu_kernels());
     }
 }
+
+#[test]
+fn a_widened_copy_serves_both_products_as_long_as_it_is_kept() {
+    let values: Vec<f32> = random(&[48 * 128], 7).to_vec1().unwrap();
+    let packed = Packed::on_device(&NF4.quantise((48, 128), &values).unwrap(), &Device::Cpu).unwrap();
+    let (address, dense) =
+        (|x: &Tensor| crate::ops::gpu::address::of(x).unwrap(), |dtype| packed.dense(dtype).unwrap());
+    let weight = Weight::Packed(packed.clone());
+    let (kept, first) = (Weight::keep_widened(std::iter::once(&weight)), dense(DType::BF16));
+    assert_eq!(address(&first), address(&dense(DType::BF16)));
+    // Another type is another copy.
+    let wide = dense(DType::F32);
+    assert!(wide.dtype() == DType::F32 && address(&wide) == address(&dense(DType::F32)));
+    drop(kept);
+    let again = dense(DType::F32);
+    assert!(address(&wide) != address(&again));
+    close(&wide, &again, 0.0);
+}

@@ -9,7 +9,7 @@ use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::{Experts, ModelSpec};
-use crate::names::{EMBEDDING, HEAD};
+use crate::names::{EMBEDDING, HEAD, in_block};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::divergence;
 use crate::ops::gpu::Serving;
@@ -237,7 +237,8 @@ impl<'a> Estimate<'a> {
         self.quantised.get(name).copied().filter(|_| kept).or_else(as_loaded)
     }
 
-    /// On a GPU, the largest quantised weight widened for its product: in f32 and in the compute type.
+    /// On a GPU, the largest quantised weight widened for its product, in f32 and in the compute type; and what is kept of the block with
+    /// most of them.
     fn widened_bytes(&self) -> usize {
         if self.gpu.is_none() {
             return 0;
@@ -245,7 +246,25 @@ impl<'a> Estimate<'a> {
         let tensors = self.spec.tensors().into_iter();
         let quantised = tensors.filter(|(name, shape)| self.quantised_bytes(name, shape).is_some());
         let elements = quantised.map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
-        elements * (2 * F32 + self.width())
+        elements * (2 * F32 + self.width()) + self.kept_widened_bytes()
+    }
+
+    fn kept_widened_bytes(&self) -> usize {
+        let of_linear = |layer: usize, linear: &str| {
+            let (d_out, d_in) = self.spec.linear_shape(layer, linear)?;
+            let name = format!("{}.weight", in_block(layer, linear));
+            self.quantised_bytes(&name, &[d_out, d_in])?;
+            self.keeps_widened(layer, linear).then_some(d_out * d_in * self.width())
+        };
+        let of_layer = |layer: usize| -> usize {
+            self.spec.block_linears(layer).filter_map(|linear| of_linear(layer, linear)).sum()
+        };
+        (0..self.spec.num_hidden_layers).map(of_layer).max().unwrap_or(0)
+    }
+
+    /// Whether a block's second forward pass keeps this linear's widened weight for the backward pass.
+    pub(super) fn keeps_widened(&self, layer: usize, linear: &str) -> bool {
+        self.settings.train.gradient_checkpointing && self.spec.block_linears(layer).any(|own| own == linear)
     }
 
     fn model_elements(&self) -> usize {

@@ -34,7 +34,9 @@ impl Costs<'_> {
 
     pub(super) fn linear_backward(&mut self, layer: usize, linear: &str) {
         let ((d_out, d_in), n, w) = (self.shape(layer, linear), self.n, self.w);
-        self.converted_weight(layer, linear);
+        if self.is_full() || !self.run.keeps_widened(layer, linear) {
+            self.converted_weight(layer, linear);
+        }
         self.product([n, d_in, d_out]);
         if self.is_full() {
             self.product([d_out, d_in, n]);
