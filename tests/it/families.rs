@@ -249,3 +249,54 @@ fn every_feature_switched_off_shows_in_its_golden() {
         assert!(difference > 1e-2, "{case} without {feature}: {difference}");
     }
 }
+
+/// Kernels split rows and heads among threads, never a sum.
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    if !device().is_cpu() {
+        return;
+    }
+    for case in CASES {
+        let (adapted, trained, batch) = (adapted(case), base(case, true), GoldenBatch::load(case));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let of = |model: &Decoder| {
+                    let mut gradients = Gradients::default();
+                    let loss = model.loss_and_gradients(batch.sequences(), 1.0, true, None, &mut gradients).unwrap();
+                    (loss, gradients.iter().map(|(name, g)| (name.to_string(), to_vec(g))).collect::<Vec<_>>())
+                };
+                (to_vec(&adapted.logits(&batch.input_ids, &batch.lengths).unwrap()), of(&adapted), of(&trained))
+            })
+        };
+        assert!(run(1) == run(3), "{case}");
+    }
+}
+
+/// A mixture whose experts are not all there, or not of one size.
+#[test]
+fn missing_and_misshapen_experts_are_named() {
+    for case in ["qwen3_moe", "qwen3_5_moe_text"] {
+        let (stored, scratch) = (base_checkpoint(case), tempfile::tempdir().unwrap());
+        let (gone, odd) =
+            ("model.layers.1.mlp.experts.3.down_proj.weight", "model.layers.2.mlp.experts.0.up_proj.weight");
+        let mut tensors = BTreeMap::new();
+        for name in stored.names().filter(|name| ![gone, "model.layers.2.mlp.gate.weight"].contains(name)) {
+            let tensor = stored.tensor(name, DType::F32, &Device::Cpu).unwrap();
+            tensors
+                .insert(name.to_string(), if name == odd { tensor.t().unwrap().contiguous().unwrap() } else { tensor });
+        }
+        save_tensors(&scratch.path().join("model.safetensors"), &tensors).unwrap();
+        let (weights, place) = (Checkpoint::open(scratch.path()).unwrap(), (device(), DType::F32));
+        let error = Decoder::load(&spec(case), &weights, place, Weights::Frozen, &ProgressBar::hidden()).err().unwrap();
+        assert_eq!(asft::error::exit_code(&error), 2);
+        let text = format!("{error:#}");
+        for needle in [
+            format!("{gone} is missing"),
+            "model.layers.2.mlp.gate.weight is missing".into(),
+            format!("{odd} has shape"),
+        ] {
+            assert!(text.contains(&needle), "{case} {needle}: {text}");
+        }
+    }
+}
