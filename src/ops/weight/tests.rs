@@ -1,7 +1,7 @@
 use super::*;
 use crate::ops::linear;
 use crate::ops::testing::{close, random};
-use crate::ops::{cross_entropy, has_cpu_kernels};
+use crate::ops::{cross_entropy, divergence, has_cpu_kernels};
 use crate::quant::ggml::GgmlType;
 use crate::quant::{Format, Kind};
 
@@ -65,6 +65,11 @@ fn rows_and_losses_are_those_of_the_dequantised_weight() {
         close(&got.hidden, &expected.hidden, 1e-6);
         let losses: f64 = cross_entropy::losses(&h, &weight, &ids, None).unwrap().iter().sum();
         assert!((losses - expected_loss).abs() < 1e-5);
+        let moved = random(&[4, columns], 9);
+        let (value, got) = divergence::forward_backward(&h, &moved, &weight, 0.5, None).unwrap();
+        let (expected_value, expected) = divergence::forward_backward(&h, &moved, &dense, 0.5, None).unwrap();
+        assert!((value.read().unwrap() / expected_value.read().unwrap() - 1.0).abs() < 1e-5);
+        close(&got, &expected, 1e-5);
     }
     assert!(quantised(NF4, 4, 64).0.rows(&[4], DType::F32).is_err());
 }
