@@ -21,6 +21,7 @@ pub const FILES: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/choose.toml"
     "configs/sandbox/comparisons/choose_p3.toml"
     "configs/sandbox/comparisons/decide.toml"
+    "configs/sandbox/comparisons/decide_p3.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"
     "configs/sandbox/comparisons/no_base.toml"
