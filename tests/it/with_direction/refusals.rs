@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::command::{ends, refused};
+use crate::support::files::copy_files;
 use crate::support::tensors::to_vec;
 use asft::adapter;
 use asft::checkpoint::save_tensors;
@@ -112,5 +113,25 @@ fn options_that_make_no_sense_are_refused() {
     let (_tiny_scratch, tiny) = tiny_direction();
     let landscape = ["landscape", "--model", "tests/tiny/aligned", "--direction", text(&tiny), "--out", text(&out)];
     refused(asft(&landscape).args(["--data", "nothing.jsonl"]), &["nothing.jsonl"]);
+    assert!(!out.exists());
+}
+
+/// What its config names must be there, as far as the direction or the model knows the linears.
+#[test]
+fn an_adapter_that_lost_matrices_is_refused() {
+    let (scratch, direction) = golden_direction();
+    let (source, out, base) =
+        (scratch.path().join("adapter"), scratch.path().join("out"), fixture("llama_gqa").join("model"));
+    copy_files(&fixture("llama_gqa").join("adapter"), &source);
+    let weights = source.join("adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    tensors.retain(|name, _| !name.contains("v_proj"));
+    save_tensors(&weights, &tensors.into_iter().collect()).unwrap();
+    let by_direction = ["--adapter", text(&source), "--direction", text(&direction)];
+    let by_model = ["--adapter", text(&source), "--model", text(&base)];
+    let needle = ["model.layers.0.self_attn.v_proj is named there and has no matrices"];
+    refused(asft(&["inspect"]).args(by_direction), &needle);
+    refused(asft(&["project", "--out", text(&out)]).args(by_direction), &needle);
+    refused(asft(&["merge", "--out", text(&out)]).args(by_model), &needle);
     assert!(!out.exists());
 }
