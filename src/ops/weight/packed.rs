@@ -13,11 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A quantised matrix, for the CPU's kernels or as tensors for any device.
 #[derive(Clone)]
-pub struct Packed {
+pub struct Packed(Arc<Inner>);
+
+struct Inner {
     dims: (usize, usize),
     device: Device,
     place: Place,
-    widened: Arc<Mutex<Widened>>,
+    widened: Mutex<Widened>,
 }
 
 /// What becomes of a weight that is widened whole.
@@ -30,11 +32,10 @@ enum Widened {
     Kept(Option<Tensor>),
 }
 
-#[derive(Clone)]
 enum Place {
-    Host(Arc<Quantised>),
-    FourBit(Arc<Codes>),
-    Ggml(Arc<GgmlBlocks>),
+    Host(Box<Quantised>),
+    FourBit(Box<Codes>),
+    Ggml(Box<GgmlBlocks>),
 }
 
 impl Packed {
@@ -43,20 +44,20 @@ impl Packed {
             return Self::on_device(&matrix, device);
         }
         let dims = matrix.shape();
-        Ok(Self::at(Place::Host(Arc::new(matrix)), dims, device))
+        Ok(Self::at(Place::Host(Box::new(matrix)), dims, device))
     }
 
     /// As tensors.
     pub(super) fn on_device(matrix: &Quantised, device: &Device) -> Result<Self> {
         let place = match matrix.blocks() {
-            Blocks::FourBit(values) => Place::FourBit(Arc::new(Codes::new(values, device)?)),
-            Blocks::Ggml(blocks) => Place::Ggml(Arc::new(GgmlBlocks::new(blocks, matrix.shape(), device)?)),
+            Blocks::FourBit(values) => Place::FourBit(Box::new(Codes::new(values, device)?)),
+            Blocks::Ggml(blocks) => Place::Ggml(Box::new(GgmlBlocks::new(blocks, matrix.shape(), device)?)),
         };
         Ok(Self::at(place, matrix.shape(), device))
     }
 
     fn at(place: Place, dims: (usize, usize), device: &Device) -> Self {
-        Self { dims, device: device.clone(), place, widened: Arc::default() }
+        Self(Arc::new(Inner { dims, device: device.clone(), place, widened: Mutex::default() }))
     }
 
     /// Whether the weight is to be kept once it is widened, until it is not.
@@ -65,21 +66,21 @@ impl Packed {
     }
 
     fn widened(&self) -> MutexGuard<'_, Widened> {
-        self.widened.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.widened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// (rows, columns)
     pub fn dims(&self) -> (usize, usize) {
-        self.dims
+        self.0.dims
     }
 
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.0.device
     }
 
     /// The matrix for the CPU's kernels.
     pub fn host(&self) -> Option<&Quantised> {
-        match &self.place {
+        match &self.0.place {
             Place::Host(matrix) => Some(matrix),
             Place::FourBit(_) | Place::Ggml(_) => None,
         }
@@ -99,28 +100,30 @@ impl Packed {
     }
 
     fn widen(&self, dtype: DType) -> Result<Tensor> {
-        match &self.place {
-            Place::Host(matrix) => Ok(Tensor::from_vec(matrix.widened(), self.dims, &self.device)?.to_dtype(dtype)?),
-            Place::FourBit(codes) => codes.dense(self.dims, dtype),
-            Place::Ggml(blocks) => blocks.dense(self.dims, dtype),
+        match &self.0.place {
+            Place::Host(matrix) => {
+                Ok(Tensor::from_vec(matrix.widened(), self.0.dims, &self.0.device)?.to_dtype(dtype)?)
+            }
+            Place::FourBit(codes) => codes.dense(self.0.dims, dtype),
+            Place::Ggml(blocks) => blocks.dense(self.0.dims, dtype),
         }
     }
 
     /// The rows `ids`, [ids, columns] in f32.
     pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let (_, columns) = self.dims;
-        match &self.place {
+        let (_, columns) = self.0.dims;
+        match &self.0.place {
             Place::Host(matrix) => {
                 let mut out = vec![0f32; ids.len() * columns];
                 for (out, id) in out.chunks_mut(columns.max(1)).zip(ids) {
-                    anyhow::ensure!((*id as usize) < self.dims.0, "row {id} of a matrix of {}", self.dims.0);
+                    anyhow::ensure!((*id as usize) < self.0.dims.0, "row {id} of a matrix of {}", self.0.dims.0);
                     matrix.widen(*id as usize * columns, out);
                 }
-                Ok(Tensor::from_vec(out, (ids.len(), columns), &self.device)?)
+                Ok(Tensor::from_vec(out, (ids.len(), columns), &self.0.device)?)
             }
-            Place::Ggml(_) => Ok(self.dense(DType::F32)?.index_select(&Tensor::new(ids, &self.device)?, 0)?),
+            Place::Ggml(_) => Ok(self.dense(DType::F32)?.index_select(&Tensor::new(ids, &self.0.device)?, 0)?),
             Place::FourBit(codes) => {
-                let ids = Tensor::new(ids, &self.device)?;
+                let ids = Tensor::new(ids, &self.0.device)?;
                 match codes.rows(&ids, columns)? {
                     Some(rows) => Ok(rows),
                     None => Ok(self.dense(DType::F32)?.index_select(&ids, 0)?),
