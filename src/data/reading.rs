@@ -289,6 +289,9 @@ impl Pass<'_, '_> {
                     bad.note_unusable(path, error)?;
                 }
             }
+            if bad.is_hopeless(tried) {
+                return bad.give_up(path, tried);
+            }
             self.progress.set_position(before + reader.taken());
         }
         self.told.counts.records += count;

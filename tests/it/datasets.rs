@@ -214,3 +214,15 @@ fn the_papers_prompts_go_by_name() {
     let chat = ["data.template=asft-sst2", "data.train=tests/tiny/chat.jsonl", "data.format=chat"];
     refused(data(&chat, &[]), &["chat.jsonl:1", "one instruction and one answer"]);
 }
+
+/// A large file in another format is refused at once.
+#[test]
+fn no_more_is_read_where_nothing_can_be_used() {
+    let scratch = tempfile::tempdir().unwrap();
+    let lines = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n".repeat(20_000);
+    let path = scratch.path().join("a.jsonl");
+    std::fs::write(&path, lines + "{").unwrap();
+    let needles = ["a.jsonl:1: field `instruction` is missing", "the others were not tried: none so far"];
+    let message = refused(data(&["data.format=alpaca", &format!("data.train={}", path.display())], &[]), &needles);
+    assert!(!message.contains("20001"), "{message}");
+}

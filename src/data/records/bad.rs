@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// Most bad records that a message names.
 const NAMED: usize = 20;
+/// Records of which none can be used, before the others are not looked at.
+const HOPELESS: usize = 1000;
 
 /// The bad records of one file, in file order: the first ones named, all of them counted.
 #[derive(Default)]
@@ -47,6 +49,19 @@ impl BadRecords {
     pub fn note_unusable(&mut self, path: &Path, unusable: Unusable) -> Result<()> {
         self.hint = self.hint.or(unusable.hint);
         self.note(path, unusable.place, unusable.error)
+    }
+
+    /// Whether none of the `tried` records that come first can be used and they are so many that the others are hardly different: the format is
+    /// another, or a column has another name.
+    pub fn is_hopeless(&self, tried: usize) -> bool {
+        self.count == tried && tried >= HOPELESS
+    }
+
+    /// # Errors
+    /// All that was noted, if anything was, of the `tried` records that come first; that the others are like them.
+    pub fn give_up(self, path: &Path, tried: usize) -> Result<()> {
+        self.refuse(path, tried, tried)
+            .map_err(|error| invalid!("{error:#}\n  the others were not tried: none so far can be used"))
     }
 
     /// # Errors
@@ -104,6 +119,16 @@ mod tests {
         let mut one = BadRecords::default();
         one.note(Path::new("f"), Place::Item(3), invalid!("odd")).unwrap();
         assert_eq!(one.refuse(Path::new("f"), 3, 3).unwrap_err().to_string(), "f, record 3: odd");
+        let mut all = BadRecords::default();
+        for line in 1..=HOPELESS {
+            assert!(!all.is_hopeless(line - 1));
+            all.note(Path::new("f"), Place::Line(line), invalid!("odd")).unwrap();
+        }
+        assert!(all.is_hopeless(HOPELESS) && !all.is_hopeless(HOPELESS + 1));
+        let error = all.give_up(Path::new("f"), HOPELESS).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(exit_code(&error), 2);
+        assert!(text.starts_with("f: 1000 of 1000 records") && text.ends_with("none so far can be used"), "{text}");
         let failure = BadRecords::default().note(Path::new("f"), Place::Row(1), anyhow::anyhow!("a bug"));
         assert_eq!(exit_code(&failure.unwrap_err()), 1);
     }
