@@ -130,7 +130,7 @@ fn tolerance_zero_keeps_the_full_rank() {
 fn a_rank_is_kept_or_the_whole_of_a_lower_one() {
     for (d_out, d_in) in [(64, 48), (48, 64), (300, 280), (280, 300)] {
         let v = random_v(d_out, d_in, 6, 0.5, 0.0, 11);
-        for (rank, expected) in [(3, 3), (6, 6), (10, 6), (1000, 6)] {
+        for (rank, expected) in [(0, 0), (3, 3), (6, 6), (10, 6), (1000, 6)] {
             let found = compute(&v, d_out, d_in, Keep::Rank(rank));
             assert_eq!(found.rank(), expected, "[{d_out}, {d_in}] rank {rank}");
             check(&found, &v, &format!("[{d_out}, {d_in}] rank {rank}"));

@@ -228,7 +228,7 @@ impl Work<'_> {
         let most = n / PARTIAL_SHARE;
         let wanted = match self.setting.keep {
             _ if n <= SMALL => return None,
-            Keep::Rank(rank) if rank > most => return None,
+            Keep::Rank(rank) if rank == 0 || rank > most => return None,
             Keep::Rank(rank) => Wanted::Count(rank),
             Keep::Tolerance(tolerance) => {
                 // Σλ = trace, and no λ is above λ_1, which is at most twice its estimate.

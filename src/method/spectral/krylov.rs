@@ -43,8 +43,8 @@ pub struct Pairs {
     pub next: f64,
 }
 
-/// The wanted eigenpairs. `None` if the space would be no smaller than half of A's, if `tolerance` (an absolute residual) is not
-/// reached, or if those above a share are too many or take too long: values in a space never exceed A's own, so that their count is never too high.
+/// The wanted eigenpairs. `None` if there are none, if the space would be no smaller than half of A's, if `tolerance` (an absolute residual) is
+/// not reached, or if those above a share are too many or take too long. How many they are is an estimate until the largest is known.
 pub fn leading(a: MatRef<f64>, wanted: Wanted, tolerance: f64, par: Par) -> Option<Pairs> {
     let n = a.nrows();
     let mut width = SPARE
@@ -85,15 +85,16 @@ pub fn leading(a: MatRef<f64>, wanted: Wanted, tolerance: f64, par: Par) -> Opti
         let (ritz, image) =
             (multiply(basis.as_ref(), chosen.as_ref(), par), multiply(image.as_ref(), chosen.as_ref(), par));
         let residual = |j: usize| (image.col(j) - ritz.col(j) * faer::Scale(values[order[j]])).norm_l2();
-        let worst = (0..k).map(residual).fold(0.0, f64::max);
-        if worst <= tolerance && (k == order.len() || settled(wanted, &values, &order[..=k], residual(k))) {
+        // A NaN stays, unlike with `f64::max`.
+        let worst = (0..k).map(residual).fold(0.0, |most: f64, r| if most.is_nan() || r <= most { most } else { r });
+        if k > 0 && worst <= tolerance && (k == order.len() || settled(wanted, &values, &order[..=k], residual(k))) {
             return Some(Pairs {
                 values: order[..k].iter().map(|&i| values[i]).collect(),
                 vectors: ritz.subcols(0, k).to_owned(),
                 next: order.get(k).map_or(0.0, |i| values[*i].abs()),
             });
         }
-        if worst.is_nan() || (k == last_k && worst > tolerance && worst >= PROGRESS * last) {
+        if k == 0 || worst.is_nan() || (k == last_k && worst > tolerance && worst >= PROGRESS * last) {
             return None;
         }
         (start, last, last_k) = (ritz, worst, k);
