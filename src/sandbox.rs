@@ -17,6 +17,7 @@ macro_rules! files {
 
 /// Every file: its path below the folder, and its content.
 pub const FILES: &[(&str, &[u8])] = files! {
+    "configs/sandbox/comparisons/added_p3.toml"
     "configs/sandbox/comparisons/attack.toml"
     "configs/sandbox/comparisons/choose.toml"
     "configs/sandbox/comparisons/choose_p3.toml"
