@@ -158,7 +158,7 @@ pub struct DataOptions {
     /// What to do with a longer sample. Either way it is counted and reported.
     pub overlong: Overlong,
     /// Fill batches with rows of up to `max_length` tokens, several samples in each; `train.batch_size` then counts
-    /// rows. Samples never see one another, packed or not, and nothing is ever padded.
+    /// rows. Samples never see one another, packed or not, and nothing is padded (docs/models.md has one exception).
     pub packing: bool,
     /// Go on where there is little or nothing to train on, instead of refusing to start: samples without any label
     /// token (after truncation, say) are left out, and an empty response is trained on as it is, by its end-of-turn
