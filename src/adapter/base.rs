@@ -48,13 +48,13 @@ impl Base {
         }
     }
 
-    /// As [`Base::put`], for an adapter in memory.
+    /// As [`Base::put`], for an adapter in memory, on whatever device it is.
     ///
     /// # Errors
     /// An adapter that does not fit.
     pub fn put_loaded(&mut self, adapter: &Adapter) -> Result<()> {
         adapter.check_fits(self.model.spec())?;
-        let (loras, parameters) = adapter.trainable()?;
+        let (loras, parameters) = adapter.to_device(self.model.device())?.trainable()?;
         self.model.attach(loras, parameters)
     }
 }

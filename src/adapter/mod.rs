@@ -148,6 +148,15 @@ impl Adapter {
         Ok(())
     }
 
+    /// The same with A and B on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let mut adapter = self.clone();
+        for module in adapter.modules.values_mut() {
+            (module.a, module.b) = (module.a.to_device(device)?, module.b.to_device(device)?);
+        }
+        Ok(adapter)
+    }
+
     /// The adapter in the form that the decoder attaches: views by module, and variables by name over the same storage.
     pub fn trainable(&self) -> Result<(BTreeMap<String, Lora>, Parameters)> {
         let (mut loras, mut parameters) = (BTreeMap::new(), Parameters::new());

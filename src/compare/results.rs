@@ -121,7 +121,12 @@ pub const PICTURES: [&str; 4] = ["figure", "selected", "sweep", "worst"];
 impl Results {
     /// Whether there are results in `dir`.
     pub fn are_in(dir: &Path) -> bool {
-        dir.join(RESULTS).exists()
+        Self::file(dir).exists()
+    }
+
+    /// Where the results of a comparison in `dir` stand.
+    pub fn file(dir: &Path) -> PathBuf {
+        dir.join(RESULTS)
     }
 
     /// Reads the results in `dir`, or starts without any; nothing is written before [`Results::lock`].
@@ -129,7 +134,7 @@ impl Results {
     /// # Errors
     /// Results of another config or suite; a line that is not a result, other than an unfinished last one.
     pub fn open(dir: &Path, suite: &Suite, config: &Path) -> Result<Self> {
-        let path = dir.join(RESULTS);
+        let path = Self::file(dir);
         let evaluations: Vec<String> =
             suite.eval.iter().map(|evaluation| json_hash(&serde_json::json!(evaluation))).collect();
         let head = Head { inputs: serde_json::json!({"config": hash_file(config)?, "evaluations": evaluations}) };

@@ -23,7 +23,7 @@ use crate::stop::{self, Interrupted, Part, Place, Signal, StopRequest};
 use crate::train::{self, Ending, EvalOptions, RunFlags, Tuning};
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use indicatif::HumanDuration;
 use regex::Regex;
 use serde_json::json;
@@ -255,17 +255,18 @@ impl<'a> Comparison<'a> {
             self.base = Some((wanted.clone(), Base::load(found, &wanted.compute(), &[])?));
         }
         let (_, base) = self.base.as_mut().context("no model is loaded")?;
+        // Directions are read on the host, and projected in f64, which not every device has; the base moves what comes of it.
         match change {
             Change::Nothing | Change::Model(_) => base.put(None)?,
             Change::Adapter(dir) => base.put(Some(dir))?,
             Change::Projected(dir, direction, threshold) => {
-                let loaded = adapter::load_for(dir, base.model.spec(), base.model.device())?;
+                let loaded = adapter::load_for(dir, base.model.spec(), &Device::Cpu)?;
                 let directions = Directions::open(direction)?;
                 let (projected, _) = project(&loaded, &directions, Choice::Threshold(*threshold))?;
                 base.put_loaded(&projected)?;
             }
             Change::Cut(dir, direction, PartOf { part, energy, random }) => {
-                let loaded = adapter::load(dir, base.model.device())?;
+                let loaded = adapter::load_for(dir, base.model.spec(), &Device::Cpu)?;
                 let cut = part_of(&loaded, &Directions::open(direction)?, *part, (*energy, *random))?;
                 base.put_loaded(&cut)?;
             }
@@ -304,21 +305,26 @@ fn clusters(paired: &Paired, evaluations: &[Located]) -> Result<Clusters> {
     Ok(found.into_iter().flatten().map(|clusters| (clusters.title, clusters.of_records)).collect())
 }
 
-/// Refuses a folder that is or lies in an input, or whose files of the same names are not of a comparison.
+/// Refuses a folder that is or lies in an input, or whose files of the same names are not of a comparison; and a page in the
+/// place of one of the folder's own files or among those of its runs.
 fn check_outputs(options: &CompareOptions, suite: &Suite, planned: &[Planned], files: &Files) -> Result<()> {
     let dir = Path::new(&options.dir);
-    let read = Outputs::new(files.overwrite).reads("config", [&options.config]).reads("suite", [&options.suite]);
-    let read = read.reads("--config", [files.config]);
-    let read = suite.eval.iter().fold(read, |read, evaluation| evaluation.declare_inputs(read));
-    let read = planned.iter().fold(read, |read, planned| planned.settings.declare_inputs(read)).kept("dir", dir);
-    let read = read.file("--html", files.html);
-    read.check()?;
+    let read = || {
+        let read = Outputs::new(files.overwrite).reads("config", [&options.config]).reads("suite", [&options.suite]);
+        let read = read.reads("--config", [files.config]);
+        let read = suite.eval.iter().fold(read, |read, evaluation| evaluation.declare_inputs(read));
+        planned.iter().fold(read, |read, planned| planned.settings.declare_inputs(read)).kept("dir", dir)
+    };
+    let pictures = PICTURES.iter().flat_map(|name| [format!("{name}.svg"), format!("{name}.png")]);
+    let own: Vec<PathBuf> = pictures.chain([TABLE.to_string()]).map(|name| dir.join(name)).collect();
+    let results = Results::file(dir);
+    let page = read().reads("dir", [dir.join("runs"), dir.join("models")]);
+    let page = own.iter().chain([&results]).fold(page, |page, path| page.kept("dir", path));
+    page.file("--html", files.html).check()?;
     if Results::are_in(dir) {
         return Ok(());
     }
-    let pictures = PICTURES.iter().flat_map(|name| [format!("{name}.svg"), format!("{name}.png")]);
-    let names = pictures.chain([TABLE.to_string()]);
-    read.file("dir", names.map(|name| dir.join(name))).check()
+    read().file("dir", own).check()
 }
 
 /// What is changed of a model before it is measured.

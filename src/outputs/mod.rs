@@ -1,7 +1,7 @@
 //! Where a command may write: the one rule for every output of every command, asked before any work begins.
 //!
 //! An output that is an input, or lies in an input folder, is refused, whatever links lead to it; so is one that exists,
-//! unless the user said `--overwrite`. Pipes and devices hold nothing that could be lost: they are left out.
+//! unless the user said `--overwrite`. No two outputs may be one file, since the later would replace the earlier. Pipes and devices hold nothing that could be lost: they are left out.
 
 mod places;
 
@@ -9,7 +9,7 @@ use crate::checkpoint::{check_writable, check_writable_file, is_stream};
 use crate::error::joined;
 use crate::{ensure_valid, invalid};
 use anyhow::{Context, Result};
-use places::{actual, identity, lies_in, matching, same_file_in};
+use places::{actual, identity, leads_to, lies_in, matching, same_file_in};
 use std::path::{Path, PathBuf};
 
 /// What a command reads and what it is going to write.
@@ -93,8 +93,21 @@ impl Outputs {
     /// Every output that the rule refuses, or that cannot be written, in one message.
     pub fn check(&self) -> Result<()> {
         let check = |(output, kind): &(Place, Kind)| self.check_one(output, *kind).with_context(|| output.name).err();
-        let errors: Vec<anyhow::Error> = self.outputs.iter().filter_map(check).collect();
+        let errors: Vec<anyhow::Error> = self.outputs.iter().filter_map(check).chain(self.shared()).collect();
         if errors.is_empty() { Ok(()) } else { Err(joined("the outputs cannot be written", errors)) }
+    }
+
+    /// An error for every output that leads to where an earlier one does.
+    fn shared(&self) -> impl Iterator<Item = anyhow::Error> {
+        let written = self.outputs.iter().filter(|(output, _)| !is_stream(&actual(&output.path)));
+        let written: Vec<(&Place, PathBuf)> = written.map(|(output, _)| (output, leads_to(&output.path))).collect();
+        let same = (0..written.len()).filter_map(|i| {
+            let (output, place) = written.get(i)?;
+            let (earlier, _) = written.get(..i)?.iter().find(|(_, other)| other == place)?;
+            let (shown, other) = (output.path.display(), format!("{} {}", earlier.name, earlier.path.display()));
+            Some(invalid!("{shown} is written twice, also as {other}; give another path").context(output.name))
+        });
+        same.collect::<Vec<_>>().into_iter()
     }
 
     fn check_one(&self, output: &Place, kind: Kind) -> Result<()> {

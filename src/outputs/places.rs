@@ -28,6 +28,12 @@ pub fn actual(path: &Path) -> PathBuf {
     if exists(&own) { own } else { Some(resolved(path)).filter(exists).unwrap_or(own) }
 }
 
+/// Where a path leads to, or will once it is written: absolute and without links, so that equal places have equal paths.
+pub fn leads_to(path: &Path) -> PathBuf {
+    let own = resolved(path);
+    std::fs::canonicalize(&own).unwrap_or(own)
+}
+
 /// The absolute path: without links, except that the last part may be one, and without `..`, also where folders are
 /// still to be created.
 fn resolved(path: &Path) -> PathBuf {

@@ -108,3 +108,24 @@ fn streams_are_written_to_as_they_are() {
     Outputs::new(false).reads("--phrases", ["/dev/null"]).file("--out", streams).check().unwrap();
     refused(&Outputs::new(true).folder("--out", Path::new("/dev/null"), "mark"), "is not a folder");
 }
+
+#[test]
+fn no_two_outputs_are_one_file() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    symlink(dir, dir.join("here")).unwrap();
+    for overwrite in [false, true] {
+        for twice in ["a.json", "new/../a.json", "here/a.json"] {
+            let both = outputs(dir, overwrite).file("--samples", [dir.join("a.json")]).file("--out", [dir.join(twice)]);
+            refused(&both, "is written twice, also as --samples ");
+        }
+        let own = outputs(dir, overwrite).kept("dir", &dir.join("table.txt")).file("--out", [dir.join("table.txt")]);
+        refused(&own, "is written twice, also as dir ");
+        outputs(dir, overwrite)
+            .file("--samples", [dir.join("a.json")])
+            .file("--out", [dir.join("b.json")])
+            .check()
+            .unwrap();
+    }
+    outputs(dir, false).file("--samples", ["/dev/stdout"]).file("--out", ["/dev/stdout"]).check().unwrap();
+}

@@ -338,6 +338,44 @@ fn a_comparison_keeps_what_it_did_not_make() {
     assert_ne!(fs::read_to_string(out.join("table.txt")).unwrap(), "mine");
 }
 
+/// Neither before the comparison has run nor after it: its results, its runs and what is made of them stay.
+#[test]
+fn a_comparison_s_page_takes_the_place_of_none_of_its_files() {
+    let scratch = scratch();
+    let (config, out) = (scratch.path().join("compare.toml"), scratch.path().join("compared"));
+    let page = |name: &str| {
+        let mut command = asft(&["compare", "--config", text(&config), "--report", "--overwrite", "--html"]);
+        command.arg(out.join(name));
+        command
+    };
+    let own = ["results.jsonl", "table.txt", "figure.svg"];
+    for name in own {
+        refused(page(name), &["--html", "written twice"]);
+    }
+    succeeds(asft(&["compare", "--config", text(&config), "-q"]));
+    let before = contents(&out);
+    assert!(before.contains_key(&out.join("results.jsonl")));
+    for name in own {
+        refused(page(name), &["--html", "written twice"]);
+    }
+    for name in ["runs", "runs/page.html"] {
+        refused(page(name), &["--html", "input"]);
+    }
+    assert!(contents(&out) == before);
+    succeeds(page("page.html"));
+}
+
+#[test]
+fn an_evaluation_s_two_outputs_are_two_files() {
+    let scratch = scratch();
+    let out = scratch.path().join("a.json");
+    for more in [&[][..], &["--overwrite"]] {
+        let mut command = run(scratch.path(), "eval", EVAL, &out, more);
+        refused(command.arg("--alpaca-eval").arg(&out), &["written twice", "a.json"]);
+    }
+    assert!(!out.exists());
+}
+
 #[test]
 fn streams_are_written_to() {
     let scratch = scratch();
