@@ -90,7 +90,6 @@ impl<'a> Perturbation<'a> {
                 missing.join(", ")
             );
         }
-        let moves = |file: &Directions, module: &str| file.shape(module).is_some_and(|(_, _, k)| k > 0);
         let moving = |module: &&String| moves(directions, module) || harm.is_some_and(|harm| moves(harm, module));
         let modules = directions.modules().iter().filter(moving).cloned().collect();
         Ok(Self { checkpoint, directions, harm, modules, unit, seed })
@@ -141,8 +140,8 @@ impl<'a> Perturbation<'a> {
         }
     }
 
-    /// The α at which a file's direction reaches the weights of its other model, in each module: the nearest to 0, the
-    /// median and the farthest of all modules. Along V that is the unaligned model, at −1 in units of the direction;
+    /// The α at which a file's direction reaches the weights of its other model: the nearest to 0, the median and the
+    /// farthest of the modules in which the two models differ, the only ones that move on this axis. Along V that is the unaligned model, at −1 in units of the direction;
     /// along H the harmful one, at 1.
     ///
     /// # Errors
@@ -159,7 +158,8 @@ impl<'a> Perturbation<'a> {
                 Unit::Direction => Ok(1.0),
             }
         };
-        let mut all: Vec<f64> = self.modules.iter().map(of).collect::<Result<_>>()?;
+        let differs = |module: &&String| moves(file, module);
+        let mut all: Vec<f64> = self.modules.iter().filter(differs).map(of).collect::<Result<_>>()?;
         all.sort_by(f64::total_cmp);
         let at = |i: usize| sign * all.get(i).copied().unwrap_or(0.0);
         Ok((at(0), at(all.len() / 2), at(all.len().saturating_sub(1))))
@@ -180,6 +180,11 @@ impl<'a> Perturbation<'a> {
         }
         Ok(Some(product / (squares.0 * squares.1).sqrt().max(f64::MIN_POSITIVE)))
     }
+}
+
+/// Whether V ≠ 0 there.
+fn moves(file: &Directions, module: &str) -> bool {
+    file.shape(module).is_some_and(|(_, _, k)| k > 0)
 }
 
 /// V [d_out × d_in] of a module as its file holds it, row-major; zeros where V = 0.

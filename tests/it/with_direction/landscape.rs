@@ -32,12 +32,12 @@ fn moved_along_v(alpha: f64, out: &Path) {
     save_tensors(&out.join("model.safetensors"), &tensors).unwrap();
 }
 
-/// The tiny aligned model with the unaligned one's block linears.
-fn unaligned_linears(out: &Path) -> PathBuf {
+/// The tiny aligned model with those weights of the unaligned one whose names hold one of `parts`.
+fn with_unaligned(parts: &[&str], out: &Path) -> PathBuf {
     moved_along_v(0.0, out);
     let open = |side: &str| Checkpoint::open(&tiny(side)).unwrap();
     let (aligned, unaligned) = (open("aligned"), open("unaligned"));
-    let pick = |name: &str| if name.contains("_proj.") { &unaligned } else { &aligned };
+    let pick = |name: &str| if parts.iter().any(|part| name.contains(part)) { &unaligned } else { &aligned };
     let tensor = |name: &str| (name.to_string(), pick(name).tensor(name, DType::F32, &Device::Cpu).unwrap());
     save_tensors(&out.join("model.safetensors"), &aligned.names().map(tensor).collect()).unwrap();
     out.to_path_buf()
@@ -89,8 +89,28 @@ fn a_landscape_is_what_moved_models_measure() {
     succeeds(asft(&model).args(plan).arg("--direction").arg(&whole).arg("--out").arg(&out));
     let record = read_json(&out.join("landscape.json"));
     assert_eq!(record["unaligned_at"]["farthest"], -1.0);
-    let expected = eval(&unaligned_linears(&scratch.path().join("unaligned")));
+    let expected = eval(&with_unaligned(&["_proj."], &scratch.path().join("unaligned")));
     near("the unaligned model", &record["landscape"]["curves"][0]["values"][0][0], expected);
+}
+
+/// A copy that was tuned on q and v alone and directions of all linear layers: where the copy does not differ from the model, it
+/// is not reached at 0.
+#[test]
+fn only_modules_that_differ_say_where_a_model_is_reached() {
+    let (scratch, direction) = with_direction(&tiny("aligned"), &tiny("unaligned"), "all-linear");
+    let copy = with_unaligned(&["q_proj.", "v_proj."], &scratch.path().join("copy"));
+    let (_all, sparse) = with_direction(&tiny("aligned"), &copy, "all-linear");
+    let (_two, few) = with_direction(&tiny("aligned"), &copy, "q_proj,v_proj");
+    let reached = |name: &str, direction: &Path, harm: &Path| -> Value {
+        let out = scratch.path().join(name);
+        let mut command = asft(&["landscape", "--model", "tests/tiny/aligned", "--data", "tests/tiny/train.jsonl"]);
+        command.args(["--unit", "weight", "--limit", "1", "--points", "3", "--grid", "0", "--repeats", "1"]);
+        succeeds(command.arg("--direction").arg(direction).arg("--harm").arg(harm).arg("--out").arg(&out));
+        read_json(&out.join("landscape.json"))["harm_at"].clone()
+    };
+    let found = reached("sparse", &direction, &sparse);
+    assert!(found["nearest"].as_f64().unwrap() > 0.0 && found["median"].as_f64().unwrap() > 0.0, "{found}");
+    assert_eq!(found, reached("few", &few, &few));
 }
 
 /// With the unaligned model as the harmful copy, moving towards harm is moving against V.
