@@ -267,13 +267,14 @@ fn every_method_s_worst_attack_is_reported() {
     }
 }
 
-/// A subspace that holds all of V's columns leaves the whole update, and without it nothing is left of it.
+/// Every part does less than the whole update; the more of V its columns hold, the more what lies in them does, and the less what is left.
 #[test]
 fn parts_of_another_method_s_updates_are_measured() {
     let dir = tempfile::tempdir().unwrap();
     let methods = "[[method]]\nname = 'plain'\nset = { asft.penalize = 'none' }\n[[method]]\nname = 'parts'\ncut = { of = 'plain', to = \
                    ['columns', 'without_columns', 'without_rows'], energy = 0.5 }\n[[method]]\nname = 'random parts'\ncut = { of = \
-                   'plain', to = ['columns'], energy = 0.5, random = 1 }\n";
+                   'plain', to = ['columns'], energy = 0.5, random = 1 }\n[[method]]\nname = 'larger parts'\ncut = { of = 'plain', to = ['columns', \
+                   'without_columns'], energy = 0.99 }\n";
     let config = write(dir.path(), methods);
     let found = json(compare(&config, &["-q", "--json"]));
     assert_eq!(fs::read_dir(dir.path().join("out/runs")).unwrap().count(), 2, "parts are not trained");
@@ -290,4 +291,6 @@ fn parts_of_another_method_s_updates_are_measured() {
         assert!(part > plain && part < aligned, "{part}: {plain} to {aligned}");
     }
     assert!(parts[0] != parts[1] && parts[1] != parts[2]);
+    let more = ["columns", "without_columns"].map(|part| loss("larger parts", json!(part)));
+    assert!(more[0] < parts[0] - 0.1 && more[1] > parts[1] + 0.01, "{more:?}, {parts:?}");
 }

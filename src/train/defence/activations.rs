@@ -25,7 +25,7 @@ use crate::model::{Decoder, Gradients, Watch};
 use crate::names::LoraMatrix;
 use crate::ops::scalar::Scalar;
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -87,7 +87,7 @@ impl Defence for Activations {
         let (mut kept, mut all) = (0.0, 0.0);
         for (module, sketch) in self.sketches(model)? {
             let Factor { columns, trace } = sketch.factor().with_context(|| format!("inputs of {module}"))?;
-            let held: f64 = columns.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar()?;
+            let held: f64 = columns.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()?;
             // Inputs that are all 0 are not moved by anything.
             let weight = if trace > 0.0 { columns.dim(0)? as f64 / trace } else { 0.0 };
             (kept, all) = (kept + held * weight, all + trace * weight);
