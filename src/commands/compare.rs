@@ -28,13 +28,14 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(signal.exit_code()));
     }
     let dir = Path::new(&options.dir);
+    let reported = comparison.reported();
     ensure_valid!(
-        !comparison.results().rows().is_empty(),
+        !reported.rows.is_empty(),
         "{} has no results yet; `asft compare --config {}` obtains them",
         dir.display(),
         args.config.display()
     );
-    let findings = Findings::new(&options, comparison.results().rows(), comparison.clusters());
+    let findings = Findings::new(&options, &reported, comparison.clusters());
     let write = |name: &str, bytes: &[u8]| write_atomic(&dir.join(name), |file| Ok(file.write_all(bytes)?));
     let text = |shown: fn(&Table) -> String| {
         let sections = findings.sections(&options).map(|section| section.text(shown));
@@ -52,8 +53,8 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         log::info(&format!("wrote {}", out.display()), json!({"html": out}));
     }
     if args.json {
-        let Findings { summaries, pairs, worst } = &findings;
-        let report = json!({"cases": summaries, "paired": pairs, "worst": worst});
+        let Findings { summaries, pairs, worst, left_out } = &findings;
+        let report = json!({"cases": summaries, "paired": pairs, "worst": worst, "left_out": left_out});
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
         print(&text(Table::on_screen))?;

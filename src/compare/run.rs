@@ -7,6 +7,7 @@ use super::inputs::{Contents, of_files, of_run};
 use super::list::list;
 use super::options::{CompareOptions, Paired};
 use super::paired::Clusters;
+use super::reported::Reported;
 use super::results::{PICTURES, Results, Row, TABLE};
 use crate::adapter::{self, Base};
 use crate::config::Settings;
@@ -119,8 +120,9 @@ impl<'a> Comparison<'a> {
         Ok(Self { options, evaluations, measured_with, clusters, planned, results, base, prepared })
     }
 
-    pub fn results(&self) -> &Results {
-        &self.results
+    /// The results so far of what is planned.
+    pub fn reported(&self) -> Reported {
+        Reported::new(self.results.rows(), self.planned.iter().map(|planned| &planned.run))
     }
 
     /// Which records of each evaluation belong together.

@@ -2,7 +2,7 @@
 
 use super::options::CompareOptions;
 use super::paired::{Clusters, Pair, paired, paired_notes, paired_table};
-use super::results::Row;
+use super::reported::Reported;
 use super::summary::{Summary, notes, summarise, table};
 use super::worst::{WorstCase, worst_cases, worst_table};
 use crate::console::Table;
@@ -12,6 +12,8 @@ pub struct Findings {
     pub summaries: Vec<Summary>,
     pub pairs: Vec<Pair>,
     pub worst: Vec<WorstCase>,
+    /// Results of earlier plans, which are not reported.
+    pub left_out: usize,
 }
 
 /// A table, if there is something to show, and what its words and marks mean.
@@ -28,16 +30,20 @@ impl Section {
 }
 
 impl Findings {
-    pub fn new(options: &CompareOptions, rows: &[Row], clusters: &Clusters) -> Self {
+    pub fn new(options: &CompareOptions, reported: &Reported, clusters: &Clusters) -> Self {
+        let Reported { rows, left_out, .. } = reported;
         let summaries = summarise(options, rows);
         let pairs = paired(options, &summaries, rows, clusters);
         let worst = worst_cases(options.worst.as_ref(), &summaries);
-        Self { summaries, pairs, worst }
+        Self { summaries, pairs, worst, left_out: *left_out }
     }
 
     /// The settings, their worst cases, and the differences.
     pub fn sections(&self, options: &CompareOptions) -> [Section; 3] {
-        let main = Section { table: Some(table(&self.summaries)), notes: notes(options, &self.summaries) };
+        let main = Section {
+            table: Some(table(&self.summaries)),
+            notes: notes(options, &self.summaries) + &not_shown(self.left_out),
+        };
         let worst = Section {
             table: worst_table(options.worst.as_ref(), &self.worst),
             notes: options.worst.as_ref().map_or("", |_| WORST).to_string(),
@@ -45,6 +51,15 @@ impl Findings {
         let below = options.paired.as_ref().map_or(String::new(), |paired| paired_notes(paired, &self.pairs));
         let differences = Section { table: paired_table(&self.pairs), notes: below };
         [main, worst, differences]
+    }
+}
+
+/// How many results are not reported, if any.
+fn not_shown(left_out: usize) -> String {
+    match left_out {
+        0 => String::new(),
+        1 => "1 result in results.jsonl belongs to no run that is planned now and is not shown\n".to_string(),
+        count => format!("{count} results in results.jsonl belong to no run that is planned now and are not shown\n"),
     }
 }
 

@@ -83,6 +83,11 @@ fn a_comparison_that_stops_goes_on_to_the_same_results() {
     assert_eq!((case("plain")["seeds"].clone(), case("aligned model")["seeds"].clone()), (json!(2), json!(1)));
     assert!(loss(&case("plain")) < loss(&case("aligned model")), "{report}");
     assert_ne!(loss(&case("safe")), loss(&case("plain")));
+    // Results that are no longer planned are kept, but not shown.
+    write(dir.path(), &METHODS.replace("[0.1, 1000]", "[0.1]"));
+    let fewer = stdout(compare(&config, &["--report"]));
+    assert!(!fewer.contains("lambda 1000") && fewer.contains("2 results in results.jsonl belong to no run"), "{fewer}");
+    assert_eq!(fs::read_to_string(&results).unwrap(), whole);
     // Nor do results of other data belong to these.
     let (data, changed) = (dir.path().join("train.jsonl"), fs::read_to_string(tiny("train.jsonl")).unwrap());
     let first: Vec<&str> = changed.lines().take(20).collect();
