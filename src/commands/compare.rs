@@ -53,7 +53,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         log::info(&format!("wrote {}", out.display()), json!({"html": out}));
     }
     if args.json {
-        let Findings { summaries, pairs, worst, left_out } = &findings;
+        let Findings { summaries, pairs, worst, left_out, .. } = &findings;
         let report = json!({"cases": summaries, "paired": pairs, "worst": worst, "left_out": left_out});
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

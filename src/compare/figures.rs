@@ -42,7 +42,7 @@ pub fn pictures(
     }
     if let Some(options) = options.worst.as_ref().filter(|_| !worst.is_empty()) {
         let rank = |case: &WorstCase| Rank {
-            name: format!("{}: {}", case.title(), case.under),
+            name: format!("{}: {}{}", case.title(), case.under, if case.is_complete() { "" } else { " (incomplete)" }),
             values: vec![Some((spread(&case.harm), spread(&case.harm).0))],
         };
         let ranks: Vec<Rank> = worst.iter().map(rank).collect();

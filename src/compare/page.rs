@@ -4,7 +4,7 @@ use super::figures::{title, trade_offs};
 use super::options::CompareOptions;
 use super::results::PICTURES;
 use super::sections::{Findings, Section};
-use super::worst::WorstCase;
+use super::worst::least_harmful;
 use crate::console::Table;
 use crate::plot::Picture;
 use crate::report::{escape, figures, page};
@@ -60,16 +60,13 @@ fn numbers(options: &CompareOptions, findings: &Findings) -> String {
     let trained = || findings.summaries.iter().filter(|summary| summary.trained);
     let failed: usize = trained().map(|summary| summary.failed).sum();
     let runs: usize = trained().map(|summary| summary.seeds).sum();
-    let least = findings.worst.iter().min_by(|a, b| a.harm.mean.total_cmp(&b.harm.mean));
-    let shown =
-        |case: &WorstCase| format!("{}: {}", case.title(), super::results::show(case.harm.mean, case.harm.share));
     figures([
         ("results", Some(runs.to_string())),
         ("without a result", Some(failed).filter(|failed| *failed > 0).map(|failed| failed.to_string())),
         ("methods", Some(options.method.len().to_string())),
         ("seeds", Some(options.seeds.len().to_string())),
         ("attacks", Some(options.attack.len()).filter(|attacks| *attacks > 0).map(|attacks| attacks.to_string())),
-        ("least harm at worst", least.map(shown)),
+        ("least harm at worst", least_harmful(&findings.worst, findings.settings)),
     ])
 }
 

@@ -4,7 +4,7 @@ use super::options::CompareOptions;
 use super::paired::{Clusters, Pair, paired, paired_notes, paired_table};
 use super::reported::Reported;
 use super::summary::{Summary, notes, summarise, table};
-use super::worst::{WorstCase, worst_cases, worst_table};
+use super::worst::{WorstCase, settings, worst_cases, worst_table};
 use crate::console::Table;
 
 /// Everything that is reported.
@@ -12,6 +12,8 @@ pub struct Findings {
     pub summaries: Vec<Summary>,
     pub pairs: Vec<Pair>,
     pub worst: Vec<WorstCase>,
+    /// How many settings are planned, of all methods.
+    pub settings: usize,
     /// Results of earlier plans, which are not reported.
     pub left_out: usize,
 }
@@ -31,11 +33,11 @@ impl Section {
 
 impl Findings {
     pub fn new(options: &CompareOptions, reported: &Reported, clusters: &Clusters) -> Self {
-        let Reported { rows, left_out, .. } = reported;
+        let Reported { rows, planned, left_out } = reported;
         let summaries = summarise(options, rows);
         let pairs = paired(options, &summaries, rows, clusters);
-        let worst = worst_cases(options.worst.as_ref(), &summaries);
-        Self { summaries, pairs, worst, left_out: *left_out }
+        let worst = worst_cases(options.worst.as_ref(), &summaries, planned);
+        Self { summaries, pairs, worst, settings: settings(planned).len(), left_out: *left_out }
     }
 
     /// The settings, their worst cases, and the differences.
@@ -44,14 +46,19 @@ impl Findings {
             table: Some(table(&self.summaries)),
             notes: notes(options, &self.summaries) + &not_shown(self.left_out),
         };
-        let worst = Section {
-            table: worst_table(options.worst.as_ref(), &self.worst),
-            notes: options.worst.as_ref().map_or("", |_| WORST).to_string(),
-        };
+        let worst =
+            Section { table: worst_table(options.worst.as_ref(), &self.worst), notes: worst_notes(&self.worst) };
         let below = options.paired.as_ref().map_or(String::new(), |paired| paired_notes(paired, &self.pairs));
         let differences = Section { table: paired_table(&self.pairs), notes: below };
         [main, worst, differences]
     }
+}
+
+/// What the words in the table of worst cases mean; nothing without a table.
+fn worst_notes(worst: &[WorstCase]) -> String {
+    let lacking = worst.iter().any(|case| !case.is_complete());
+    let lacking = if lacking { "n of m    the other runs have no result: the worst may be among them\n" } else { "" };
+    if worst.is_empty() { String::new() } else { format!("{WORST}{lacking}") }
 }
 
 /// How many results are not reported, if any.

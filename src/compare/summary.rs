@@ -254,6 +254,11 @@ pub(super) mod tests {
         }
     }
 
+    /// A plan of which nothing is missing.
+    pub(in crate::compare) fn planned(rows: &[Row]) -> Vec<Case> {
+        rows.iter().map(|row| row.case.clone()).collect()
+    }
+
     fn options() -> CompareOptions {
         toml::from_str(
             "config = 'c'\nsuite = 's'\ndir = 'd'\n[[method]]\nname = 'plain'\n[[method]]\nname = 'asft'\n[select]\ntask = \

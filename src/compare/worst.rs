@@ -3,6 +3,7 @@
 
 use super::grid::Case;
 use super::options::Worst;
+use super::results::show;
 use super::summary::{Mean, Summary, cell};
 use crate::console::Table;
 use serde::Serialize;
@@ -16,10 +17,13 @@ pub struct WorstCase {
     pub under: String,
     /// The harm there.
     pub harm: Mean,
-    /// Of how many conditions it is the worst.
+    /// Of how many conditions it is the worst: those with a result.
     pub conditions: usize,
-    /// Conditions without a result.
-    pub missing: usize,
+    /// Conditions that are planned.
+    pub planned_conditions: usize,
+    /// Runs with a result, over all conditions and seeds.
+    pub runs: usize,
+    pub planned_runs: usize,
     /// The least value of `worst.task` over the conditions, and where it is.
     pub task: Option<(Mean, String)>,
 }
@@ -29,19 +33,40 @@ impl WorstCase {
     pub fn title(&self) -> String {
         Case { method: self.method.clone(), sweep: vec![], settings: self.settings.clone() }.title()
     }
+
+    /// Whether every run that is planned has a result. A setting that fails where it is hit hardest is not compared by what is left.
+    pub fn is_complete(&self) -> bool {
+        self.runs == self.planned_runs
+    }
+
+    /// Its conditions and, if any run is missing, how many, for people.
+    fn of(&self) -> String {
+        let Self { conditions, planned_conditions, runs, planned_runs, .. } = self;
+        if self.is_complete() {
+            return conditions.to_string();
+        }
+        format!("{conditions} of {planned_conditions} ({runs} of {planned_runs} runs)")
+    }
 }
 
-/// The worst case of every setting that was trained, in the order of the table. Empty where nothing but the method is varied.
-pub fn worst_cases(worst: Option<&Worst>, all: &[Summary]) -> Vec<WorstCase> {
-    let Some(worst) = worst else { return vec![] };
-    let trained: Vec<&Summary> = all.iter().filter(|summary| summary.trained).collect();
+/// Each setting once, in the plan's order.
+pub fn settings(planned: &[Case]) -> Vec<&Case> {
     let mut settings: Vec<&Case> = vec![];
-    for summary in &trained {
-        if !settings.iter().any(|case| case.is_setting_of(&summary.case)) {
-            settings.push(&summary.case);
+    for case in planned {
+        if !settings.iter().any(|other| other.is_setting_of(case)) {
+            settings.push(case);
         }
     }
+    settings
+}
+
+/// The worst case of every setting that has a result. `planned`: what each run belongs to.
+pub fn worst_cases(worst: Option<&Worst>, all: &[Summary], planned: &[Case]) -> Vec<WorstCase> {
+    let Some(worst) = worst else { return vec![] };
+    let trained: Vec<&Summary> = all.iter().filter(|summary| summary.trained).collect();
     let of = |case: &Case| {
+        let plan: Vec<&Case> = planned.iter().filter(|other| other.is_setting_of(case)).collect();
+        let first = |(i, case): &(usize, &&Case)| !plan.iter().take(*i).any(|earlier| earlier.sweep == case.sweep);
         let own: Vec<&Summary> = trained.iter().copied().filter(|s| s.case.is_setting_of(case)).collect();
         let value = |name: &str, summary: &Summary| summary.get(name).map(|mean| mean.mean);
         let with = |name: &str| own.iter().copied().filter(|s| value(name, s).is_some()).collect::<Vec<_>>();
@@ -61,11 +86,26 @@ pub fn worst_cases(worst: Option<&Worst>, all: &[Summary]) -> Vec<WorstCase> {
             under: most.case.sweep_title(),
             harm: most.get(&worst.harm)?.clone(),
             conditions: found.len(),
-            missing: own.len() - found.len(),
+            planned_conditions: plan.iter().enumerate().filter(first).count(),
+            runs: found.iter().map(|summary| summary.seeds - summary.failed).sum(),
+            planned_runs: plan.len(),
             task: least,
         })
     };
-    settings.into_iter().filter_map(of).collect()
+    settings(planned).into_iter().filter_map(of).collect()
+}
+
+/// The setting with the least harm in its worst case, for people, among those that lack no result; `None` without any.
+pub fn least_harmful(cases: &[WorstCase], settings: usize) -> Option<String> {
+    let complete = || cases.iter().filter(|case| case.is_complete());
+    let least = complete().min_by(|a, b| a.harm.mean.total_cmp(&b.harm.mean))?;
+    let count = complete().count();
+    let of = if count < settings {
+        format!(", of the {count} of {settings} settings with all results")
+    } else {
+        String::new()
+    };
+    Some(format!("{}: {}{of}", least.title(), show(least.harm.mean, least.harm.share)))
 }
 
 /// A line for each setting; `None` without any.
@@ -75,11 +115,7 @@ pub fn worst_table(worst: Option<&Worst>, cases: &[WorstCase]) -> Option<Table> 
     head.extend(worst.task.iter().flat_map(|task| [format!("least {task}"), "under".to_string()]));
     let mut table = Table::new(head);
     for case in cases {
-        let of = match case.missing {
-            0 => case.conditions.to_string(),
-            missing => format!("{} ({missing} failed)", case.conditions),
-        };
-        let mut cells = vec![case.title(), of, cell(&case.harm), case.under.clone()];
+        let mut cells = vec![case.title(), case.of(), cell(&case.harm), case.under.clone()];
         let none = || ("-".to_string(), "-".to_string());
         let task = case.task.as_ref().map_or_else(none, |(mean, under)| (cell(mean), under.clone()));
         cells.extend(worst.task.iter().flat_map(|_| [task.0.clone(), task.1.clone()]));
@@ -91,7 +127,7 @@ pub fn worst_table(worst: Option<&Worst>, cases: &[WorstCase]) -> Option<Table> 
 #[cfg(test)]
 mod tests {
     use super::super::summary::summarise;
-    use super::super::summary::tests::row;
+    use super::super::summary::tests::{planned, row};
     use super::*;
     use serde_json::json;
 
@@ -119,7 +155,7 @@ mod tests {
              'harm'\ntask = 'task'",
         );
         let options: super::super::CompareOptions = options.unwrap();
-        let found = worst_cases(options.worst.as_ref(), &summarise(&options, &all));
+        let found = worst_cases(options.worst.as_ref(), &summarise(&options, &all), &planned(&all));
         let told: Vec<_> =
             found.iter().map(|case| (case.title(), &*case.under, case.conditions, case.harm.mean)).collect();
         let near = |(title, under, count, mean): &(String, &str, usize, f64), expected: (&str, &str, usize, f64)| {
@@ -137,6 +173,37 @@ mod tests {
         );
         let text = worst_table(options.worst.as_ref(), &found).unwrap().to_string();
         assert!(text.contains("asft, lambda 1.0") && text.contains("least task"), "{text}");
-        assert_eq!(worst_cases(None, &summarise(&options, &all)), []);
+        assert_eq!(worst_cases(None, &summarise(&options, &all), &planned(&all)), []);
+    }
+
+    #[test]
+    fn a_setting_that_lacks_results_is_not_the_least_harmful() {
+        let under = |attack: &str, mut row: super::super::results::Row| {
+            row.case.sweep = vec![("attack".to_string(), json!(attack))];
+            row
+        };
+        let both = |lambda: f64, harm: f64| {
+            [0, 1]
+                .map(|seed| ["mild", "severe"].map(|attack| under(attack, row("asft", lambda, seed, 0.9, harm))))
+                .concat()
+        };
+        // The second diverges under the severe attack, the third with one seed, the fourth was not run there yet; the fifth everywhere.
+        let mut all = [0.4, 0.0, 0.1, 0.2, 0.3].map(|harm| both(harm, harm)).concat();
+        let plan = planned(&all);
+        for failed in [5, 7, 11, 16, 17, 18, 19] {
+            all[failed].error = Some("diverged".to_string());
+        }
+        let all: Vec<_> =
+            all.into_iter().enumerate().filter(|(i, _)| ![13, 15].contains(i)).map(|(_, row)| row).collect();
+        let options: super::super::CompareOptions =
+            toml::from_str("config = 'c'\nsuite = 's'\ndir = 'd'\n[[method]]\nname = 'asft'\n[worst]\nharm = 'harm'")
+                .unwrap();
+        let found = worst_cases(options.worst.as_ref(), &summarise(&options, &all), &plan);
+        let of: Vec<String> = found.iter().map(WorstCase::of).collect();
+        assert_eq!(of, ["2", "1 of 2 (2 of 4 runs)", "2 of 2 (3 of 4 runs)", "1 of 2 (2 of 4 runs)"]);
+        let least = least_harmful(&found, settings(&plan).len());
+        assert_eq!(least.as_deref(), Some("asft, lambda 0.4: 40.0 %, of the 1 of 5 settings with all results"));
+        assert_eq!(least_harmful(&found[1..], 5), None);
+        assert_eq!(least_harmful(&found[..1], 1).as_deref(), Some("asft, lambda 0.4: 40.0 %"));
     }
 }

@@ -240,6 +240,7 @@ fn every_method_s_worst_attack_is_reported() {
     let found = json(compare(&config, &["--report", "--json"]));
     let worst = found["worst"].as_array().unwrap();
     assert_eq!((worst.len(), &worst[0]["method"], &worst[0]["conditions"]), (2, &json!("plain"), &json!(3)), "{found}");
+    assert_eq!((&worst[0]["planned_conditions"], &worst[0]["planned_runs"]), (&json!(3), &json!(6)), "{found}");
     let harms = |method: &str| -> Vec<f64> {
         let cases = found["cases"].as_array().unwrap().iter().filter(|case| case["method"] == method);
         let harm = |case: &Value| {
