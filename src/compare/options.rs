@@ -339,7 +339,7 @@ impl CompareOptions {
             [("select.task", s.task.as_str()), ("select.harm", s.harm.as_str())].into_iter().chain(general)
         });
         let figure = self.figure.iter().flat_map(|f| [("figure.x", f.x.as_str()), ("figure.y", f.y.as_str())]);
-        let worst = self.worst.iter().flat_map(|worst| worst.names());
+        let worst = self.worst.iter().flat_map(|worst| worst.names(evaluations));
         let mut found = Mistakes::default();
         for (key, name) in select.chain(figure).chain(worst) {
             let there = evaluations.join(", ");
@@ -360,10 +360,11 @@ impl Contender {
 }
 
 impl Worst {
-    /// The evaluations that it names, each with its key.
-    pub fn names(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let evaluation = |name: &'_ str| name.split(": ").next().unwrap_or_default().len();
-        let harm = &self.harm[..evaluation(&self.harm)];
+    /// The evaluations that it names, each with its key. Whether `harm` names a value of one is known with the first result.
+    fn names<'a>(&'a self, evaluations: &'a [String]) -> impl Iterator<Item = (&'static str, &'a str)> {
+        let value_of = |title: &str| self.harm.strip_prefix(title).is_some_and(|value| value.starts_with(": "));
+        let known = evaluations.iter().find(|title| **title == self.harm || value_of(title));
+        let harm = known.map_or(self.harm.as_str(), String::as_str);
         let task = self.task.iter().map(|task| ("worst.task", task.as_str()));
         [("worst.harm", harm)].into_iter().chain(task)
     }

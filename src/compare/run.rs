@@ -9,6 +9,7 @@ use super::options::{CompareOptions, Paired};
 use super::paired::Clusters;
 use super::reported::Reported;
 use super::results::{PICTURES, Results, Row, TABLE};
+use super::worst::check_harm;
 use crate::adapter::{self, Base};
 use crate::config::Settings;
 use crate::console::{log, progress_bar};
@@ -116,6 +117,7 @@ impl<'a> Comparison<'a> {
         check_outputs(options, &suite, &planned, files)?;
         let results = Results::open(&dir, &suite, Path::new(&options.config))?;
         results.check(&contents)?;
+        check_harm(options.worst.as_ref(), results.rows())?;
         let (base, prepared) = (None, BTreeMap::new());
         Ok(Self { options, evaluations, measured_with, clusters, planned, results, base, prepared })
     }
@@ -173,6 +175,7 @@ impl<'a> Comparison<'a> {
         let missing = self.missing();
         log::info(&self.count(), json!({"runs": self.planned.len(), "missing": missing.len()}));
         self.measure_references()?;
+        check_harm(self.options.worst.as_ref(), self.results.rows())?;
         let (progress, start) = (progress_bar(missing.len(), "comparing"), Instant::now());
         for (done, i) in missing.iter().copied().enumerate() {
             let began = Instant::now();

@@ -3,9 +3,11 @@
 
 use super::grid::Case;
 use super::options::Worst;
-use super::results::show;
+use super::results::{Row, show};
 use super::summary::{Mean, Summary, cell};
 use crate::console::Table;
+use crate::ensure_valid;
+use anyhow::Result;
 use serde::Serialize;
 
 /// The worst case of one setting.
@@ -47,6 +49,19 @@ impl WorstCase {
         }
         format!("{conditions} of {planned_conditions} ({runs} of {planned_runs} runs)")
     }
+}
+
+/// Checks that results have the measure of harm, which may be any value of an evaluation.
+///
+/// # Errors
+/// A measure that none has, with those that there are.
+pub fn check_harm(worst: Option<&Worst>, rows: &[Row]) -> Result<()> {
+    let Some(worst) = worst else { return Ok(()) };
+    let fullest = rows.iter().map(|row| &row.measured).max_by_key(|measured| measured.len());
+    let names: Vec<&str> = fullest.into_iter().flatten().map(|measured| measured.name.as_str()).collect();
+    let known = names.is_empty() || rows.iter().flat_map(|row| &row.measured).any(|m| m.name == worst.harm);
+    ensure_valid!(known, "worst.harm is \"{}\", which no result has; there are: {}", worst.harm, names.join(", "));
+    Ok(())
 }
 
 /// Each setting once, in the plan's order.

@@ -266,11 +266,24 @@ fn every_method_s_worst_attack_is_reported() {
     refused(compare(&config, &["--report", "--html", page.to_str().unwrap()]), &["page.html", "--overwrite"]);
     for (wrong, words) in [
         (methods.replace("'long'", "'begun'"), "two attacks are called \"begun\""),
-        (methods.replace("harm = 'harm'", "harm = 'hram: told'"), "worst.harm is \"hram\""),
+        (
+            methods.replace("harm = 'harm'", "harm = 'hram: told'"),
+            "worst.harm is \"hram: told\", which is no evaluation",
+        ),
+        // Whether an evaluation has such a value is known with the first result.
+        (
+            methods.replace("harm = 'harm'", "harm = 'harm: tolled'"),
+            "worst.harm is \"harm: tolled\", which no result has; there are: task, task: perplexity, harm",
+        ),
         (methods.replace("prefill", "prefil"), "did you mean `prefill`?"),
     ] {
         ends(compare(&write(dir.path(), &wrong), &["--report"]), 2, &[words]);
     }
+    // Nothing is trained for a measure that the models of the pair do not have.
+    let other = tempfile::tempdir().unwrap();
+    let config = write(other.path(), &methods.replace("harm = 'harm'", "harm = 'harm: tolled'"));
+    ends(compare(&config, &["-q"]), 2, &["harm: tolled"]);
+    assert!(!other.path().join("out/runs").exists());
 }
 
 /// Every part does less than the whole update; the more of V its columns hold, the more what lies in them does, and the less what is left.

@@ -90,6 +90,19 @@ fn evaluations_have_to_be_there() {
 }
 
 #[test]
+fn the_worst_case_may_be_of_a_value_or_of_a_title_with_a_colon() {
+    let options = |harm: &str| options(&format!("[[method]]\nname = 'a'\n[worst]\nharm = '{harm}'")).unwrap();
+    let titles = ["task".to_string(), "harm: asked".to_string()];
+    for known in ["task", "harm: asked", "harm: asked: told", "task: perplexity"] {
+        options(known).check_names(&titles).unwrap();
+    }
+    for (unknown, told) in [("harm", "is \"harm\""), ("tasks: told", "is \"tasks: told\"")] {
+        let error = options(unknown).check_names(&titles).unwrap_err().to_string();
+        assert!(error.contains("worst.harm") && error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn dotted_keys_may_be_quoted_or_not() {
     let table: Table = toml::from_str("\"a.b\" = 1\n[c]\nd.e = [2]").unwrap();
     let keys: Vec<String> = flatten(&table).into_iter().map(|(key, _)| key).collect();
