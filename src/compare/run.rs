@@ -283,6 +283,9 @@ impl<'a> Comparison<'a> {
             let prepared = Prepared::new(&located, &base.found, base.model.spec(), compute)?;
             self.prepared.insert(framing.clone(), prepared);
         }
+        // Each framing has judges of its own, which need not fit into memory together.
+        let others = self.prepared.iter_mut().filter(|(other, _)| *other != framing);
+        others.for_each(|(_, prepared)| prepared.unload_judges());
         let prepared = self.prepared.get(framing).context("the evaluations are not prepared")?;
         prepared.measure(&base.model, self.options.batch_size)
     }
