@@ -63,7 +63,7 @@ pub struct Comparison<'a> {
     options: &'a CompareOptions,
     /// Of the suite.
     evaluations: Vec<Located>,
-    /// The files of their samples.
+    /// The files that they read.
     measured_with: Contents,
     /// Which of them belong together, as `paired` says.
     clusters: Clusters,
@@ -89,8 +89,8 @@ impl<'a> Comparison<'a> {
         let evaluations = locate(suite.eval.clone())?;
         let mut contents = Contents::new();
         let measured_with = {
-            let samples = evaluations.iter().map(Located::samples);
-            of_files(samples.map(|(name, path)| (name, vec![path.to_path_buf()])), &mut contents)?
+            let files = evaluations.iter().flat_map(Located::files).filter(|(_, path)| path.is_file());
+            of_files(files.map(|(name, path)| (name, vec![path.to_path_buf()])), &mut contents)?
         };
         let clusters =
             options.paired.as_ref().map(|paired| clusters(paired, &evaluations)).transpose()?.unwrap_or_default();

@@ -75,6 +75,12 @@ impl Template {
         Ok(Self { variables: variables.clone(), ..Self::find(choice, tokenizer)? })
     }
 
+    /// The Jinja file that `data.template` names, if it asks for one.
+    pub fn file(choice: &str) -> Option<&str> {
+        let built_in = choice.strip_prefix(PAPER_PREFIX).is_some_and(|task| PAPER_TASKS.contains(&task));
+        (choice != "tokenizer" && !built_in).then_some(choice)
+    }
+
     fn find(choice: &str, tokenizer: &Tokenizer) -> Result<Self> {
         if choice == "tokenizer" {
             let source = tokenizer.chat_template().ok_or_else(|| {

@@ -113,6 +113,12 @@ impl Located {
     pub fn samples(&self) -> (&str, &Path) {
         (&self.evaluation.data, &self.path)
     }
+
+    /// The same of all its files: samples, template and phrases.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &Path)> {
+        let others = Template::file(self.evaluation.template()).into_iter().chain(self.evaluation.phrases.as_deref());
+        [self.samples()].into_iter().chain(others.map(|name| (name, Path::new(name))))
+    }
 }
 
 /// Which records of an evaluation belong together.
