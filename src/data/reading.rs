@@ -276,6 +276,9 @@ impl Pass<'_, '_> {
             if chunk.is_empty() {
                 break;
             }
+            if bad.is_hopeless(tried) {
+                return bad.give_up(path, tried);
+            }
             (left, count) = (left - chunk.len(), count + chunk.len());
             for (place, outcome) in encoded(chunk, &encoding, &spent) {
                 let Some(Outcome { example, columns }) = outcome else { continue };
@@ -288,9 +291,6 @@ impl Pass<'_, '_> {
                 if let Err(error) = example.and_then(|example| self.keep(example, origin).map_err(unusable)) {
                     bad.note_unusable(path, error)?;
                 }
-            }
-            if bad.is_hopeless(tried) {
-                return bad.give_up(path, tried);
             }
             self.progress.set_position(before + reader.taken());
         }
