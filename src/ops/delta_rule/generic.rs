@@ -1,4 +1,4 @@
-//! The body for any device, in candle's operations: sequences padded to whole chunks and computed together, all but the passage of
+//! The body for any device, in candle's operations: sequences of like length padded to whole chunks and computed together, all but the passage of
 //! the state from chunk to chunk for all chunks at once. Each operation is a launch on a GPU, so what goes from chunk to chunk is
 //! one product: with the matrices of mod.rs,
 //!
@@ -10,14 +10,16 @@
 //! of I + L is made of those of its diagonal blocks, of 1, 2, 4 … rows: as stable as substitution.
 
 use super::constants::Constants;
-use super::places::Places;
+use super::places::{Places, groups, in_order, sequences_in_order};
 use super::shape::{EPS, Shape};
 use crate::ops::attention::Layout;
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 
-/// What the backward pass needs.
-pub struct Kept {
+/// What the backward pass needs, of each group of sequences.
+pub struct Kept(Vec<OfGroup>);
+
+struct OfGroup {
     /// The states before the chunks: [n, Z, Dk, Dv]
     states: Tensor,
     /// U: [n, Z, C, Dv]
@@ -56,8 +58,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new([mixed, decay, beta]: [&Tensor; 3], shape: Shape, layout: &Layout) -> Result<Self> {
-        let places = Places::new(layout, shape, mixed.device())?;
+    fn new([mixed, decay, beta]: [&Tensor; 3], shape: Shape, layout: &Layout, group: &[usize]) -> Result<Self> {
+        let places = Places::new(layout, group, shape, mixed.device())?;
         let constants = Constants::of(places.chunk, mixed.device())?;
         let Shape { key_heads, value_heads, key_dim, value_dim } = shape;
         let (keys, rows) = (key_heads * key_dim, places.padded(mixed)?);
@@ -161,8 +163,43 @@ pub fn forward(
     layout: &Layout,
     before: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Kept)> {
-    let (mixed, sequences) = (inputs[0], layout.spans.len());
-    let w = Prepared::new(inputs, shape, layout)?;
+    let groups = groups(&layout.spans);
+    let (mut outputs, mut after, mut kept) = (vec![], vec![], vec![]);
+    for group in &groups {
+        let own = |before: &Tensor| {
+            let numbers: Vec<u32> = group.iter().map(|number| *number as u32).collect();
+            before.index_select(&Tensor::new(numbers, before.device())?, 0)
+        };
+        let before = if groups.len() > 1 { before.map(own).transpose()? } else { before.cloned() };
+        let (output, states, saved) = group_forward(inputs, shape, layout, group, before.as_ref())?;
+        outputs.push(output);
+        after.push(states);
+        kept.push(saved);
+    }
+    let after = sequences_in_order(&after, &groups, layout)?;
+    Ok((in_order(&outputs, &groups, layout)?, after, Kept(kept)))
+}
+
+pub fn backward(inputs: [&Tensor; 3], kept: &Kept, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<[Tensor; 3]> {
+    let groups = groups(&layout.spans);
+    let mut all: [Vec<Tensor>; 3] = Default::default();
+    for (group, kept) in groups.iter().zip(&kept.0) {
+        let gradients = group_backward(inputs, kept, dy, shape, layout, group)?;
+        all.iter_mut().zip(gradients).for_each(|(all, own)| all.push(own));
+    }
+    let [mixed, decay, beta] = all.each_ref().map(|parts| in_order(parts, &groups, layout));
+    Ok([mixed?, decay?, beta?])
+}
+
+fn group_forward(
+    inputs: [&Tensor; 3],
+    shape: Shape,
+    layout: &Layout,
+    group: &[usize],
+    before: Option<&Tensor>,
+) -> Result<(Tensor, Tensor, OfGroup)> {
+    let (mixed, sequences) = (inputs[0], group.len());
+    let w = Prepared::new(inputs, shape, layout, group)?;
     let of_state = (sequences * shape.value_heads, shape.key_dim, shape.value_dim);
     let state = match before {
         Some(before) => before.to_dtype(DType::F32)?.reshape(of_state)?,
@@ -173,11 +210,18 @@ pub fn forward(
     let values = (fresh - w.taken.matmul(&states)?)?;
     let output = (w.q.broadcast_mul(&w.since)?.matmul(&states)? + w.p.matmul(&values)?)?;
     let output = w.places.unpadded(&w.places.merge(&output, shape.value_heads)?)?.to_dtype(mixed.dtype())?;
-    Ok((output, after.reshape((sequences, shape.state_len()))?, Kept { states, values }))
+    Ok((output, after.reshape((sequences, shape.state_len()))?, OfGroup { states, values }))
 }
 
-pub fn backward(inputs: [&Tensor; 3], kept: &Kept, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<[Tensor; 3]> {
-    let w = Prepared::new(inputs, shape, layout)?;
+fn group_backward(
+    inputs: [&Tensor; 3],
+    kept: &OfGroup,
+    dy: &Tensor,
+    shape: Shape,
+    layout: &Layout,
+    group: &[usize],
+) -> Result<[Tensor; 3]> {
+    let w = Prepared::new(inputs, shape, layout, group)?;
     let (states, u) = (&kept.states, &kept.values);
     let heads = (shape.value_heads, shape.value_dim);
     let d_output = w.places.split(&w.places.masked(dy)?.reshape(((), heads.0, heads.1))?)?;

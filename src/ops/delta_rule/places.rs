@@ -1,11 +1,77 @@
-//! Where rows are among the padded chunks of all sequences, for the body for any device.
+//! Where rows are among the padded chunks of sequences, for the body for any device. Sequences are padded to the longest of a group of
+//! like length, lest a long one and many short ones in a batch hold many times their rows.
 
 use super::shape::{CHUNK, Shape};
-use crate::ops::attention::Layout;
-use anyhow::Result;
+use crate::ops::attention::{Layout, Span};
+use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
+use std::cmp::Reverse;
 
-/// Maps between the N rows and P = sequences · n · C places. Padding is at the ends of sequences; it repeats row 0.
+/// At most so many places a row.
+const PLACES: usize = 2;
+
+/// The sequences in groups, by number, each group in the order of rows: few groups, of at most [`PLACES`] places a row.
+pub fn groups(spans: &[Span]) -> Vec<Vec<usize>> {
+    let mut longest_first: Vec<usize> = (0..spans.len()).collect();
+    longest_first.sort_by_key(|number| Reverse(spans[*number].q_len));
+    let mut groups: Vec<Vec<usize>> = vec![];
+    let (mut length, mut rows) = (0, 0);
+    for number in longest_first {
+        let own = spans[number].q_len;
+        match groups.last_mut() {
+            Some(group) if (group.len() + 1) * length <= PLACES * (rows + own) => {
+                group.push(number);
+                rows += own;
+            }
+            _ => {
+                groups.push(vec![number]);
+                let (chunks, chunk) = chunks(own);
+                (length, rows) = (chunks * chunk, own);
+            }
+        }
+    }
+    groups.iter_mut().for_each(|group| group.sort_unstable());
+    groups
+}
+
+/// n and C for a longest sequence.
+fn chunks(longest: usize) -> (usize, usize) {
+    let longest = longest.max(1);
+    let chunk = CHUNK.min(longest.next_power_of_two());
+    (longest.div_ceil(chunk), chunk)
+}
+
+/// What was made of each group's rows, in the order of all rows.
+pub fn in_order(parts: &[Tensor], groups: &[Vec<usize>], layout: &Layout) -> Result<Tensor> {
+    put_together(parts, layout, "delta rule: order of rows", || {
+        let spans = groups.iter().flatten().map(|number| layout.spans[*number]);
+        inverted(spans.flat_map(|span| span.q_start..span.q_start + span.q_len))
+    })
+}
+
+/// What was made of each group's sequences, in the order of all sequences.
+pub fn sequences_in_order(parts: &[Tensor], groups: &[Vec<usize>], layout: &Layout) -> Result<Tensor> {
+    put_together(parts, layout, "delta rule: order of sequences", || inverted(groups.iter().flatten().copied()))
+}
+
+fn put_together(parts: &[Tensor], layout: &Layout, what: &str, order: impl FnOnce() -> Vec<u32>) -> Result<Tensor> {
+    let first = match parts {
+        [] => bail!("the delta rule of no sequence"),
+        [one] => return Ok(one.clone()),
+        [first, ..] => first,
+    };
+    let order = layout.kept(what, |_| Ok(Tensor::new(order(), first.device())?))?;
+    Ok(Tensor::cat(parts, 0)?.index_select(&order, 0)?)
+}
+
+/// Where each number is in `order`, which has each once.
+fn inverted(order: impl Iterator<Item = usize>) -> Vec<u32> {
+    let mut pairs: Vec<(usize, u32)> = order.zip(0..).collect();
+    pairs.sort_unstable();
+    pairs.into_iter().map(|(_, place)| place).collect()
+}
+
+/// Maps between the N rows and P = sequences · n · C places of a group. Padding is at the ends of sequences; it repeats row 0.
 pub struct Places {
     sequences: usize,
     /// n
@@ -18,24 +84,22 @@ pub struct Places {
 }
 
 struct Padding {
-    /// The row of each place: [P]
+    /// The row of each place, among all: [P]
     rows: Tensor,
     /// 1 for a row of the sequence, 0 for padding: [P, 1], f32
     own: Tensor,
-    /// The place of each row: [N]
+    /// The place of each of the group's rows
     places: Tensor,
 }
 
 impl Places {
-    pub fn new(layout: &Layout, shape: Shape, device: &Device) -> Result<Self> {
-        let spans = &layout.spans;
-        let longest = spans.iter().map(|span| span.q_len).max().unwrap_or(0).max(1);
-        let chunk = CHUNK.min(longest.next_power_of_two());
-        let chunks = longest.div_ceil(chunk);
+    pub fn new(layout: &Layout, group: &[usize], shape: Shape, device: &Device) -> Result<Self> {
+        let lengths = || group.iter().map(|number| layout.spans[*number].q_len);
+        let (chunks, chunk) = chunks(lengths().max().unwrap_or(0));
         let length = chunks * chunk;
-        let is_padded = spans.iter().any(|span| span.q_len != length);
-        let padding = is_padded.then(|| Padding::new(layout, length, device)).transpose()?;
-        Ok(Self { sequences: spans.len(), chunks, chunk, shape, padding })
+        let is_padded = group.len() < layout.spans.len() || lengths().any(|own| own != length);
+        let padding = is_padded.then(|| Padding::new(layout, group, length, device)).transpose()?;
+        Ok(Self { sequences: group.len(), chunks, chunk, shape, padding })
     }
 
     fn sizes(&self) -> [usize; 3] {
@@ -60,7 +124,7 @@ impl Places {
         })
     }
 
-    /// [P, width] -> [N, width]
+    /// [P, width] -> the group's rows of that width
     pub fn unpadded(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match &self.padding {
             Some(padding) => x.index_select(&padding.places, 0)?,
@@ -90,24 +154,54 @@ impl Places {
 
 impl Padding {
     /// Of sequences that take `length` places each; made once for all layers.
-    fn new(layout: &Layout, length: usize, device: &Device) -> Result<Self> {
-        let spans = &layout.spans;
-        let numbered =
-            || spans.iter().enumerate().flat_map(|(number, span)| (0..span.q_len).map(move |t| (number, span, t)));
-        let place = |(number, _, t): &(usize, _, usize)| number * length + t;
-        let rows = layout.kept("delta rule: rows", |spans| {
-            let mut rows = vec![0u32; spans.len() * length];
+    fn new(layout: &Layout, group: &[usize], length: usize, device: &Device) -> Result<Self> {
+        let numbered = || {
+            let spans = group.iter().map(|number| layout.spans[*number]).enumerate();
+            spans.flat_map(|(number, span)| (0..span.q_len).map(move |t| (number, span, t)))
+        };
+        let place = |(number, _, t): &(usize, Span, usize)| number * length + t;
+        // Each sequence is in one group only.
+        let first = group.first().copied().unwrap_or(0);
+        let rows = layout.kept(format!("delta rule: rows from {first}"), |_| {
+            let mut rows = vec![0u32; group.len() * length];
             numbered().for_each(|at| rows[place(&at)] = (at.1.q_start + at.2) as u32);
             Ok(Tensor::new(rows, device)?)
         })?;
-        let own = layout.kept("delta rule: own", |spans| {
-            let mut own = vec![0f32; spans.len() * length];
+        let own = layout.kept(format!("delta rule: own from {first}"), |_| {
+            let mut own = vec![0f32; group.len() * length];
             numbered().for_each(|at| own[place(&at)] = 1.0);
-            Ok(Tensor::from_vec(own, (spans.len() * length, 1), device)?)
+            Ok(Tensor::from_vec(own, (group.len() * length, 1), device)?)
         })?;
-        let places = layout.kept("delta rule: places", |_| {
+        let places = layout.kept(format!("delta rule: places from {first}"), |_| {
             Ok(Tensor::new(numbered().map(|at| place(&at) as u32).collect::<Vec<u32>>(), device)?)
         })?;
         Ok(Self { rows, own, places })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_of_like_length_are_padded_together() {
+        let groups = |lengths: &[usize]| groups(&Layout::new(lengths).spans);
+        assert_eq!(groups(&[512; 8]), [[0, 1, 2, 3, 4, 5, 6, 7]]);
+        assert_eq!(groups(&[300, 512, 400]), [[0, 1, 2]]);
+        assert_eq!(groups(&[5, 1, 3]), [vec![0, 2], vec![1]]);
+        // One long and many short ones, as rows are packed.
+        let mut lengths = vec![50; 22];
+        lengths.insert(3, 3000);
+        let found = groups(&lengths);
+        let places = |group: &Vec<usize>| {
+            let (chunks, chunk) = chunks(group.iter().map(|i| lengths[*i]).max().unwrap());
+            group.len() * chunks * chunk
+        };
+        assert!(found.iter().map(places).sum::<usize>() <= PLACES * (3000 + 22 * 50), "{found:?}");
+        assert_eq!(found.len(), 2);
+        let mut all = found.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..23).collect::<Vec<usize>>());
+        assert_eq!(inverted([2, 0, 1].into_iter()), [1, 2, 0]);
     }
 }
