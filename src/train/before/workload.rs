@@ -69,6 +69,21 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// A step of one micro-batch, and nothing else.
+    #[cfg(test)]
+    pub fn of_one_step(micro: Micro) -> Self {
+        Self {
+            largest: micro,
+            passes: Passes { sum: micro, micro_batches: 1, steps: 1 },
+            extra: Passes::default(),
+            own_samples: 0,
+            watched: Micro::default(),
+            data_bytes: 0,
+            steps_per_epoch: 1,
+            total_steps: 1,
+        }
+    }
+
     /// # Errors
     /// Samples that the settings cannot make steps of.
     pub fn of(settings: &Settings, inputs: &Inputs) -> Result<Self> {

@@ -135,7 +135,7 @@ impl Costs<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::super::estimate::Estimate;
-    use super::super::super::workload::{Micro, Passes, Workload};
+    use super::super::super::workload::{Micro, Workload};
     use super::*;
     use crate::config::Settings;
     use crate::device::Accelerator;
@@ -154,16 +154,7 @@ mod tests {
         let (spec, mut settings, none) = (ModelSpec::load(dir.path()).unwrap(), Settings::default(), BTreeMap::new());
         settings.train.gradient_checkpointing = false;
         let micro = Micro { tokens: 8, label_tokens: 8, squares: 32 };
-        let workload = Workload {
-            largest: micro,
-            passes: Passes { sum: micro, micro_batches: 1, steps: 1 },
-            extra: Passes::default(),
-            own_samples: 0,
-            watched: Micro::default(),
-            data_bytes: 0,
-            steps_per_epoch: 1,
-            total_steps: 1,
-        };
+        let workload = Workload::of_one_step(micro);
         let run = Estimate::new(&spec, &settings, &[], &none, Some(Serving::of(Accelerator::Cuda))).unwrap();
         Costs::of_step(&run, &workload).into_iter().filter(|cost| cost.part == Part::Attention).collect()
     }

@@ -68,7 +68,7 @@ impl Costs<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::super::estimate::Estimate;
-    use super::super::super::workload::{Micro, Passes, Workload};
+    use super::super::super::workload::{Micro, Workload};
     use super::*;
     use crate::config::Settings;
     use crate::device::Accelerator;
@@ -92,16 +92,7 @@ mod tests {
     fn work(kind: &str, length: usize) -> [f64; 2] {
         let (spec, settings, none) = (spec(kind), Settings::default(), BTreeMap::new());
         let micro = Micro { tokens: length, label_tokens: length, squares: length * length };
-        let workload = Workload {
-            largest: micro,
-            passes: Passes { sum: micro, micro_batches: 1, steps: 1 },
-            extra: Passes::default(),
-            own_samples: 0,
-            watched: Micro::default(),
-            data_bytes: 0,
-            steps_per_epoch: 1,
-            total_steps: 1,
-        };
+        let workload = Workload::of_one_step(micro);
         let estimate = |gpu| Estimate::new(&spec, &settings, &[], &none, gpu).unwrap();
         let planned = estimate(None).mean_work(&workload);
         let gpu = estimate(Some(Serving::of(Accelerator::Cuda)));
