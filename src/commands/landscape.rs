@@ -1,6 +1,6 @@
 //! `asft landscape`
 
-use super::{find_model, load_model, print};
+use super::{find_model, load_model, print, short};
 use crate::checkpoint::{Checkpoint, publish, replace, stage, write_atomic};
 use crate::cli::LandscapeArgs;
 use crate::console::{log, progress_bar};
@@ -174,9 +174,4 @@ fn save(
 /// Where the modules reach another model's weights.
 fn places((nearest, median, farthest): (f64, f64, f64)) -> Value {
     json!({"nearest": nearest, "median": median, "farthest": farthest})
-}
-
-/// The last part of a path or id.
-fn short(place: &str) -> String {
-    Path::new(place).file_name().map_or(place.to_string(), |name| name.to_string_lossy().into_owned())
 }

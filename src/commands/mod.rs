@@ -63,15 +63,17 @@ fn find_model(args: &BaseArgs) -> Result<Resolved> {
     hub::resolve(&args.model, false)?.with_tokenizer(args.tokenizer.as_deref(), false).context("--tokenizer")
 }
 
+/// The last part of a path or id.
+fn short(place: &str) -> String {
+    Path::new(place).file_name().map_or(place.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
 /// What a model with its adapter is called beside other models: the last parts of their names.
 fn generator(model: &str, adapter: Option<&Path>) -> String {
-    let last = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let run = |adapter: &Path| {
-        // A run's adapter lies in its folder's "adapter".
-        let folder = if adapter.ends_with("adapter") { adapter.parent().unwrap_or(adapter) } else { adapter };
-        format!("{} + {}", last(Path::new(model)), last(folder))
-    };
-    adapter.map_or_else(|| last(Path::new(model)), run)
+    let Some(adapter) = adapter else { return short(model) };
+    // A run's adapter lies in its folder's "adapter".
+    let folder = if adapter.ends_with("adapter") { adapter.parent().unwrap_or(adapter) } else { adapter };
+    format!("{} + {}", short(model), short(&folder.to_string_lossy()))
 }
 
 /// Loads the model `found`, with its adapter if one is given.

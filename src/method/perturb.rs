@@ -117,14 +117,22 @@ impl<'a> Perturbation<'a> {
         let weight = self.checkpoint.read_f32(&name)?;
         let (d_out, d_in, _) = self.directions.shape(module).context("a module of the direction")?;
         let mut sum = weight.clone();
+        // V of either file, multiplied out once for all steps.
+        let mut read: [Option<Vec<f32>>; 2] = [None, None];
         for (ray, alpha) in steps.iter().filter(|(_, alpha)| *alpha != 0.0) {
             let file = self.file(ray.axis)?;
-            let v = if ray.axis == Axis::Random { vec![] } else { v_of(file, module)? };
+            let [own, harm] = &mut read;
+            let place = if ray.axis == Axis::Harm { harm } else { own };
+            let v: &[f32] = match place {
+                _ if ray.axis == Axis::Random => &[],
+                Some(v) => v,
+                None => place.insert(v_of(file, module)?),
+            };
             let unit = match self.unit {
                 Unit::Weight => 1.0,
                 Unit::Direction => relative_v_norm(file, module, &weight)?,
             };
-            let direction = direction(*ray, (self.seed, module), &weight, &v, d_in);
+            let direction = direction(*ray, (self.seed, module), &weight, v, d_in);
             for (sum, value) in sum.iter_mut().zip(&direction) {
                 *sum += (*alpha * unit * f64::from(*value)) as f32;
             }
