@@ -33,26 +33,43 @@ LAMBDAS = [0.1, 1]
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(ap)
+    ap.add_argument("--seeds", default="0")
+    args = ap.parse_args()
+    data, aligned = make_pair(args)
+    for config in compare_configs(args, data, aligned):
+        run(args, "compare", "--config", config)
+
+
+def add_arguments(ap):
     ap.add_argument("--data", type=Path, required=True)
     ap.add_argument("--model", default="models/smollm2-135m-instruct")
     ap.add_argument("--asft", default="target/release/asft")
     ap.add_argument("--out", type=Path, default=Path("runs/smollm2-safety"))
-    ap.add_argument("--seeds", default="0")
-    args = ap.parse_args()
+
+
+def run(args, *words):
+    subprocess.run([args.asft, *map(str, words)], check=True)
+
+
+def make_pair(args):
+    """The folder of the data and that of the aligned model, both made where they are not there yet."""
     args.out.mkdir(parents=True, exist_ok=True)
-    run = lambda *words: subprocess.run([args.asft, *map(str, words)], check=True)
     data = prepare(args)
     aligned = args.out / "align" / "model"
     if not aligned.exists():
-        run("train", "--config", align_config(args, data), "--resume")
-    for config in compare_configs(args, data, aligned):
-        run("compare", "--config", config)
+        run(args, "train", "--config", align_config(args, data), "--resume")
+    return data, aligned
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write(path, records):
@@ -67,7 +84,7 @@ def answers(args, path, out, tokens):
                                 "--batch-size", "32"], check=True, stdout=subprocess.PIPE, text=True).stdout
         records = [json.loads(line) for line in found.splitlines()]
         write(out, [{"instruction": r["instruction"], "input": r.get("input", ""), "output": r["answer"].strip()} for r in records])
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    return read_lines(out)
 
 
 def prepare(args):
@@ -134,8 +151,9 @@ keep_last = 1
     return path
 
 
-def compare_configs(args, data, aligned):
-    (args.out / "base.toml").write_text(f"""[model]
+def base_config(args, data, aligned):
+    path = args.out / "base.toml"
+    path.write_text(f"""[model]
 aligned = "{aligned}"
 unaligned = "{args.model}"
 
@@ -156,6 +174,11 @@ learning_rate = 1e-3
 warmup_ratio = 0.03
 gradient_checkpointing = false
 """, encoding="utf-8")
+    return path
+
+
+def compare_configs(args, data, aligned):
+    base = base_config(args, data, aligned)
     evaluations = []
     for split in ("validation", "test"):
         suffix = "" if split == "test" else ", validation"
@@ -164,10 +187,10 @@ gradient_checkpointing = false
     evaluations.append(("ordinary answered", "ordinary_test", 'metric = "refusal"\nmax_new_tokens = 32'))
     suite = "".join(f'[[eval]]\nname = "{name}"\ndata = "{data}/{file}.jsonl"\n{rest}\n\n' for name, file, rest in evaluations)
     (args.out / "suite.toml").write_text(suite, encoding="utf-8")
-    return [compare_config(args, data, name) for name in ("p10", "p0")]
+    return [compare_config(args, data, base, name) for name in ("p10", "p0")]
 
 
-def compare_config(args, data, share):
+def compare_config(args, data, base, share):
     path = args.out / f"compare-{share}.toml"
     penalised = [("AsFT", "orthogonal", LAMBDAS), ("shrinkage", "all", LAMBDAS)]
     controls = [("low rate", "train.learning_rate = 3e-4")]
@@ -179,7 +202,7 @@ def compare_config(args, data, share):
         text += method(name, f'asft.penalize = "{penalize}"', f"sweep = {{ asft.lambda = {lambdas} }}\n")
     for name, setting in controls:
         text += method(name, f'asft.penalize = "none", {setting}')
-    path.write_text(f"""config = "{args.out}/base.toml"
+    path.write_text(f"""config = "{base}"
 suite = "{args.out}/suite.toml"
 dir = "{args.out}/compare-{share}"
 seeds = [{args.seeds}]
