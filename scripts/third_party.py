@@ -26,15 +26,15 @@ def linked():
     """The packages that become part of the program, by name and version."""
     graph = json.loads(output("cargo", "metadata", "--format-version=1", "--locked", "--all-features", f"--filter-platform={host()}"))
     nodes = {node["id"]: node for node in graph["resolve"]["nodes"]}
-    root, found = graph["resolve"]["root"], set()
-    waiting = [root]
+    ours, found = set(graph["workspace_members"]), set()
+    waiting = [graph["resolve"]["root"]]
     while waiting:
         package = waiting.pop()
         if package not in found:
             found.add(package)
             ordinary = (d["pkg"] for d in nodes[package]["deps"] if any(kind["kind"] is None for kind in d["dep_kinds"]))
             waiting.extend(ordinary)
-    packages = [package for package in graph["packages"] if package["id"] in found - {root}]
+    packages = [package for package in graph["packages"] if package["id"] in found - ours]
     return sorted(packages, key=lambda package: (package["name"], package["version"]))
 
 

@@ -53,8 +53,7 @@ pub fn run(args: InitArgs) -> Result<()> {
 /// Writes the sandbox, and says what to do in it.
 fn write_sandbox(dir: &Path, overwrite: bool) -> Result<()> {
     Outputs::new(overwrite).filled("--sandbox", dir).check()?;
-    sandbox::write(dir)?;
-    let (count, shown) = (sandbox::FILES.len(), dir.display());
+    let (count, shown) = (sandbox::write(dir)?, dir.display());
     // No argument holds a NUL, the only thing that cannot be quoted.
     let enter = shlex::try_join(["cd", &*dir.to_string_lossy()]).unwrap_or_default();
     let first = format!("{enter} && asft train --config {}", sandbox::CONFIG);
