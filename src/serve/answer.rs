@@ -15,10 +15,21 @@ pub struct Told {
     pub offset: usize,
     /// `None`: the first of a prompt, which nothing precedes.
     pub log_probability: Option<f32>,
-    /// The likeliest in its place, if they were asked for.
+    /// The likeliest in its place, if they were asked for, once [`Fragment::named`] has made texts of them.
     pub top: Vec<(String, f32)>,
     /// Whether it ended the answer, of whose text it is no part.
     pub ends: bool,
+    unnamed: Option<Unnamed>,
+}
+
+/// The likeliest tokens in the place of one, by their ids.
+#[derive(Clone, Debug, PartialEq)]
+struct Unnamed {
+    /// The one that stands there.
+    id: u32,
+    /// Those before it.
+    context: Vec<u32>,
+    likeliest: Vec<(u32, f32)>,
 }
 
 /// Text that follows what was given before, and the tokens that begin in it.
@@ -33,6 +44,46 @@ impl Fragment {
     pub fn append(&mut self, next: Self) {
         self.text.push_str(&next.text);
         self.tokens.extend(next.tokens);
+    }
+
+    /// Whether [`Self::named`] has nothing to do.
+    pub fn is_named(&self) -> bool {
+        self.tokens.iter().all(|token| token.unnamed.is_none())
+    }
+
+    /// With the texts of all alternatives. Decodes each of them: not for a thread for which others wait.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn named(mut self, tokenizer: &Tokenizer) -> Result<Self> {
+        self.tokens.iter_mut().try_for_each(|token| token.name(tokenizer))?;
+        Ok(self)
+    }
+}
+
+impl Told {
+    /// The next token of a text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn next(pieces: &mut Pieces, id: u32, score: Option<Score>, offset: usize) -> Result<Self> {
+        let log_probability = score.as_ref().map(|score| score.log_probability);
+        let likeliest = score.map(|score| score.top).filter(|top| !top.is_empty());
+        let unnamed = likeliest.map(|likeliest| Unnamed { id, context: pieces.context().to_vec(), likeliest });
+        Ok(Self { text: pieces.push(id)?, offset, log_probability, top: vec![], ends: false, unnamed })
+    }
+
+    /// Tells the alternatives as what each would have added.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn name(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+        let Some(Unnamed { id, context, likeliest }) = self.unnamed.take() else { return Ok(()) };
+        let (ids, values): (Vec<u32>, Vec<f32>) = likeliest.into_iter().unzip();
+        let texts = tokenizer.alternatives(&context, &ids)?;
+        let named = ids.iter().zip(texts).map(|(other, text)| if *other == id { self.text.clone() } else { text });
+        self.top = named.zip(values).collect();
+        Ok(())
     }
 }
 
@@ -65,7 +116,7 @@ impl Answer {
     pub fn push(&mut self, id: u32, score: Option<Score>) -> Result<(Fragment, bool)> {
         let (start, offset) = (self.text.len(), self.characters);
         let told = score.is_some();
-        let token = tell(&mut self.pieces, id, score, offset)?;
+        let token = Told::next(&mut self.pieces, id, score, offset)?;
         self.add(&token.text);
         if told {
             self.tokens.push_back((start, token));
@@ -92,7 +143,7 @@ impl Answer {
         let mut fragment = self.give(self.text.len(), true);
         if let Some((id, score)) = last {
             let mut pieces = Pieces::new(&self.tokenizer, false);
-            fragment.tokens.push(Told { ends: true, ..tell(&mut pieces, id, Some(score), self.characters)? });
+            fragment.tokens.push(Told { ends: true, ..Told::next(&mut pieces, id, Some(score), self.characters)? });
         }
         Ok(fragment)
     }
@@ -110,20 +161,6 @@ impl Answer {
         let count = self.tokens.iter().take_while(|(start, _)| begins(*start)).count();
         Fragment { text, tokens: self.tokens.drain(..count).map(|(_, token)| token).collect() }
     }
-}
-
-/// The next token of a text. Its alternatives are told as what each would have added.
-pub fn tell(pieces: &mut Pieces, id: u32, score: Option<Score>, offset: usize) -> Result<Told> {
-    let Score { log_probability, top } = match score {
-        Some(score) => score,
-        None => return Ok(Told { text: pieces.push(id)?, offset, log_probability: None, top: vec![], ends: false }),
-    };
-    let others = top.iter().map(|(other, _)| if *other == id { Ok(String::new()) } else { pieces.piece(*other) });
-    let others = others.collect::<Result<Vec<String>>>()?;
-    let text = pieces.push(id)?;
-    let named = |((other, value), name): ((u32, f32), String)| (if other == id { text.clone() } else { name }, value);
-    let top = top.into_iter().zip(others).map(named).collect();
-    Ok(Told { text, offset, log_probability: Some(log_probability), top, ends: false })
 }
 
 /// Bytes of the longest end of `text` that `stop`, which is not in it, begins with.

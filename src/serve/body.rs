@@ -1,10 +1,11 @@
 //! Bodies of responses: JSON, or server-sent events as they come.
 
-use super::echo::Echoed;
+use super::answer::Fragment;
 use super::form::Form;
 use super::prepare::Preparing;
 use super::refusal::Refusal;
 use super::sequence::Event;
+use crate::tokenizer::Tokenizer;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as HttpBody, Bytes, Frame};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -52,8 +53,8 @@ pub struct Stream {
     events: UnboundedReceiver<(usize, Event)>,
     /// Chunks to be sent.
     ready: VecDeque<Bytes>,
-    /// The chunk of an echo, which another thread writes, before what follows.
-    echo: Option<JoinHandle<Result<Bytes, Refusal>>>,
+    /// A chunk that another thread writes, before what follows.
+    writing: Option<JoinHandle<Result<Bytes, Refusal>>>,
     /// Choices that have not ended.
     open: usize,
     /// Tokens of the answers.
@@ -69,7 +70,8 @@ impl Stream {
         first: (usize, Event),
         events: UnboundedReceiver<(usize, Event)>,
     ) -> Response<Body> {
-        let mut stream = Self { form, preparing, events, ready: VecDeque::new(), echo: None, open: choices, chosen: 0 };
+        let mut stream =
+            Self { form, preparing, events, ready: VecDeque::new(), writing: None, open: choices, chosen: 0 };
         for choice in 0..choices {
             let chunk = stream.form.first(choice);
             chunk.into_iter().for_each(|chunk| stream.send(&chunk));
@@ -87,8 +89,13 @@ impl Stream {
 
     fn take(&mut self, (choice, event): (usize, Event)) {
         match event {
-            Event::Echo(echoed) => self.write(choice, echoed),
-            Event::Text(fragment) => self.send(&self.form.fragment(choice, &fragment)),
+            Event::Echo(echoed) => self.write(choice, |tokenizer| {
+                echoed.fragment(tokenizer).map_err(|why| Refusal::unreadable("prompt", &why))
+            }),
+            Event::Text(fragment) if fragment.is_named() => self.send(&self.form.fragment(choice, &fragment)),
+            Event::Text(fragment) => {
+                self.write(choice, |tokenizer| fragment.named(tokenizer).map_err(|why| Refusal::failure(&why)));
+            }
             Event::End(end, chosen) => {
                 self.chosen += chosen;
                 self.open = self.open.saturating_sub(1);
@@ -104,11 +111,15 @@ impl Stream {
         }
     }
 
-    fn write(&mut self, choice: usize, echoed: Echoed) {
+    /// Lets another thread tell a fragment, which takes long.
+    fn write(
+        &mut self,
+        choice: usize,
+        fragment: impl FnOnce(&Tokenizer) -> Result<Fragment, Refusal> + Send + 'static,
+    ) {
         let (form, preparing) = (self.form.clone(), self.preparing.clone());
-        self.echo = Some(spawn_blocking(move || {
-            let fragment = echoed.fragment(&preparing.encoder.tokenizer);
-            let fragment = fragment.map_err(|why| Refusal::unreadable("prompt", &why))?;
+        self.writing = Some(spawn_blocking(move || {
+            let fragment = fragment(&preparing.encoder.tokenizer)?;
             Ok(event(&form.fragment(choice, &fragment)))
         }));
     }
@@ -132,9 +143,9 @@ impl HttpBody for Stream {
             if let Some(chunk) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
-            if let Some(echo) = &mut self.echo {
-                let written = ready!(Pin::new(echo).poll(cx));
-                self.echo = None;
+            if let Some(writing) = &mut self.writing {
+                let written = ready!(Pin::new(writing).poll(cx));
+                self.writing = None;
                 match written.map_err(|why| Refusal::failure(&why.into())).flatten() {
                     Ok(chunk) => self.ready.push_back(chunk),
                     Err(refusal) => self.fail(&refusal),

@@ -1,6 +1,6 @@
 //! A prompt that is part of the text, and what is told of its tokens.
 
-use super::answer::{Fragment, Told, tell};
+use super::answer::{Fragment, Told};
 use crate::model::Score;
 use crate::tokenizer::{Pieces, Tokenizer};
 use crate::untrusted;
@@ -38,7 +38,12 @@ impl Echoed {
             let mut pieces = Pieces::new(&tokenizer, false);
             let scores = std::iter::once(None).chain(scores.into_iter().map(Some));
             let tokens = echo.ids.iter().zip(scores).zip(&echo.offsets);
-            tokens.map(|((id, score), offset)| tell(&mut pieces, *id, score, *offset)).collect::<Result<Vec<Told>>>()
+            let tell = |((id, score), offset): ((&u32, _), &usize)| {
+                let mut token = Told::next(&mut pieces, *id, score, *offset)?;
+                token.name(&tokenizer)?;
+                Ok(token)
+            };
+            tokens.map(tell).collect::<Result<Vec<Told>>>()
         });
         Ok(Fragment { text, tokens: tokens.map_err(|why| why.error("the tokenizer"))?? })
     }

@@ -210,9 +210,10 @@ async fn collect(
 /// A whole response in JSON.
 fn whole(form: &Form, choices: Vec<Continued>, chosen: usize, tokenizer: &Tokenizer) -> Result<String, Refusal> {
     let one = |(echo, choice): Continued| {
-        let Some(echo) = echo else { return Ok(choice) };
+        let named = choice.fragment.named(tokenizer).map_err(|why| Refusal::failure(&why))?;
+        let Some(echo) = echo else { return Ok(Choice { fragment: named, ..choice }) };
         let mut fragment = echo.fragment(tokenizer).map_err(|why| Refusal::unreadable("prompt", &why))?;
-        fragment.append(choice.fragment);
+        fragment.append(named);
         Ok(Choice { fragment, ..choice })
     };
     let choices: Vec<Choice> = choices.into_iter().map(one).collect::<Result<_, Refusal>>()?;

@@ -102,7 +102,9 @@ impl Fields {
 
 pub fn expected(name: &str, what: &str, got: &Value) -> Refusal {
     let got = match got {
-        Value::Array(_) | Value::Object(_) => kind(got).to_string(),
+        Value::Array(list) if list.is_empty() => "an empty list".to_string(),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(_) => kind(got).to_string(),
         simple => format!("{:.100}", simple.to_string()),
     };
     Refusal::field(name, format!("`{name}` should be {what}, got {got}"))

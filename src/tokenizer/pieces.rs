@@ -88,30 +88,15 @@ impl Pieces {
         if self.known == self.ids.len() { Ok(String::new()) } else { self.new_text() }
     }
 
-    /// The text that `id` would add.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn piece(&self, id: u32) -> Result<String> {
-        let ids = [&self.ids[..], &[id]].concat();
-        self.added(&self.ids, &ids)
+    /// What a next id's text may depend on.
+    pub fn context(&self) -> &[u32] {
+        &self.ids
     }
 
     fn new_text(&self) -> Result<String> {
-        let text = self.added(&self.ids[..self.known], &self.ids)?;
+        let (known, new) = self.ids.split_at(self.known);
+        let text = self.tokenizer.added(known, [new.to_vec()])?.concat();
         Ok(text.strip_prefix(&self.given).unwrap_or(&text).to_string())
-    }
-
-    fn added(&self, before: &[u32], all: &[u32]) -> Result<String> {
-        // Both at once: handing them over takes longer than decoding a few tokens.
-        let (before, all) = (before.to_vec(), all.to_vec());
-        let decoded = self.tokenizer.run(move |inner| [before, all].map(|ids| inner.decode(&ids, false)))?;
-        let [before, all] = decoded.map(|text| text.map_err(|e| invalid!("cannot decode token ids: {e}")));
-        let (before, all) = (before?, all?);
-        // Where what is before ends inside a character, only what they share is before.
-        let same = before.chars().zip(all.chars()).take_while(|(a, b)| a == b);
-        let shared: usize = same.map(|(a, _)| a.len_utf8()).sum();
-        Ok(all[shared..].to_string())
     }
 }
 
@@ -127,6 +112,27 @@ impl Tokenizer {
         self.run(move |_| tokenizer.pieces_here(&ids))?
     }
 
+    /// The text that each of `ids`, in place of the others, would add to that of `context`.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn alternatives(&self, context: &[u32], ids: &[u32]) -> Result<Vec<String>> {
+        self.added(context, ids.iter().map(|id| vec![*id]))
+    }
+
+    fn added(&self, before: &[u32], new: impl IntoIterator<Item = Vec<u32>>) -> Result<Vec<String>> {
+        // All at once: handing them over takes longer than decoding a few tokens.
+        let all: Vec<Vec<u32>> = new.into_iter().map(|ids| [before, &ids].concat()).collect();
+        let before = before.to_vec();
+        let decoded = self.run(move |inner| {
+            let before = inner.decode(&before, false)?;
+            all.iter()
+                .map(|ids| Ok(after(&before, &inner.decode(ids, false)?)))
+                .collect::<Result<_, tokenizers::Error>>()
+        })?;
+        decoded.map_err(|e| invalid!("cannot decode token ids: {e}"))
+    }
+
     fn pieces_here(&self, ids: &[u32]) -> Result<Vec<String>> {
         let mut text = Pieces::new(self, false);
         let mut pieces = ids.iter().map(|&id| text.push(id)).collect::<Result<Vec<String>>>()?;
@@ -135,6 +141,13 @@ impl Tokenizer {
         }
         Ok(pieces)
     }
+}
+
+/// What of `all` comes after `before`; where that ends inside a character, only what they share is before.
+fn after(before: &str, all: &str) -> String {
+    let same = before.chars().zip(all.chars()).take_while(|(a, b)| a == b);
+    let shared: usize = same.map(|(a, _)| a.len_utf8()).sum();
+    all[shared..].to_string()
 }
 
 #[cfg(test)]

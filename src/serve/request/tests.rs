@@ -81,6 +81,14 @@ fn what_would_change_the_answer_is_never_ignored() {
     {
         assert_eq!(completion(json!({name: value})).unwrap_err().field.as_deref(), Some(name));
     }
+    // A list of the right kind is told by its length.
+    for (refusal, got) in [
+        (completion(json!({"prompt": []})).unwrap_err(), "got an empty list"),
+        (chat(json!({"stop": vec!["a"; 17]})).unwrap_err(), "got a list of 17"),
+        (chat(json!({"messages": {}})).unwrap_err(), "got an object"),
+    ] {
+        assert!(refusal.message.ends_with(got), "{}", refusal.message);
+    }
     let misspelt = chat(json!({"temprature": 0})).unwrap_err();
     assert!(misspelt.message.contains("did you mean `temperature`?"), "{}", misspelt.message);
 }
