@@ -112,6 +112,20 @@ def answers(args, prompts, adapters):
     return [json.loads(line)["answer"].strip() for line in lines.splitlines()]
 
 
+def answered(args):
+    """(prompt, reference) of 24 questions, the file of them, and what each model answers."""
+    asked = questions(24)
+    prompts = write(args.work / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in asked])
+    said = {"aligned": answers(args, prompts, []), "tuned": answers(args, prompts, ["--adapter", args.adapter])}
+    # Every other reference is what the base says itself: the toy model knows few of the others.
+    asked = [(prompt, said["aligned"][i] if i % 2 else right) for i, (prompt, right) in enumerate(asked)]
+    return asked, write(args.work / "asked.jsonl", [{"prompt": prompt, "output": answer} for prompt, answer in asked]), said
+
+
+def accuracy_of(args, data, adapter):
+    return measured(args, data, "--metric", "accuracy", "--max-new-tokens", TOKENS, adapter=adapter)["accuracy"]["rate"]
+
+
 def check_inspect(args):
     os.environ |= {"ASFT_BASE_URL": args.address, "ASFT_API_KEY": args.key, "INSPECT_DISPLAY": "none"}
     from inspect_ai import Task, eval as evaluate
@@ -126,14 +140,9 @@ def check_inspect(args):
 
         return score
 
-    asked = questions(24)
-    # Every other reference is what the base says itself: the toy model knows few of the others.
-    prompts = write(args.work / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in asked])
-    said = {"aligned": answers(args, prompts, []), "tuned": answers(args, prompts, ["--adapter", args.adapter])}
-    asked = [(prompt, said["aligned"][i] if i % 2 else right) for i, (prompt, right) in enumerate(asked)]
+    asked, data, said = answered(args)
     samples = MemoryDataset([Sample(input=prompt, target=answer) for prompt, answer in asked])
     task = Task(dataset=samples, solver=generate(), scorer=same(), name="toy")
-    data = write(args.work / "asked.jsonl", [{"prompt": prompt, "output": answer} for prompt, answer in asked])
     for model, adapter in [("aligned", False), ("tuned", True)]:
         log = evaluate(
             task,
@@ -145,8 +154,7 @@ def check_inspect(args):
         )[0]
         check(f"{model}: the evaluation ends", log.status == "success", log.status)
         found = log.results.scores[0].metrics["accuracy"].value
-        expected = measured(args, data, "--metric", "accuracy", "--max-new-tokens", TOKENS, adapter=adapter)["accuracy"]
-        check(f"{model}: accuracy equals asft eval's", abs(found - expected["rate"]) < 1e-9, f"{found:.4f}")
+        check(f"{model}: accuracy equals asft eval's", abs(found - accuracy_of(args, data, adapter)) < 1e-9, f"{found:.4f}")
         heard = [sample.output.completion.strip() for sample in log.samples]
         check(f"{model}: answers equal asft generate's", heard == said[model], f"{heard[1]!r}")
 
@@ -187,6 +195,7 @@ def check_lm_eval(args):
         doc_to_target="{{text}}",
         metric_list=[{"metric": "byte_perplexity"}],
     )
+    check_chats(args, simple_evaluate, task)
     for model, adapter in [("aligned", False), ("tuned", True)]:
         server = {
             "model": model,
@@ -203,6 +212,29 @@ def check_lm_eval(args):
         accuracy = found["results"]["choice"]["acc,none"]
         check(f"{model}: acc equals asft eval's choice", abs(accuracy - expected) < 1e-9, f"{accuracy:.4f}")
         check_rolling(args, model, found["samples"]["rolling"], adapter)
+
+
+def check_chats(args, simple_evaluate, task):
+    _, data, said = answered(args)
+    chat = task(
+        "chat",
+        data,
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_target="{{output}}",
+        generation_kwargs={"until": [], "max_gen_toks": TOKENS, "temperature": 0},
+        filter_list=[{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    for model, adapter in [("aligned", False), ("tuned", True)]:
+        server = {"model": model, "base_url": f"{args.address}/chat/completions", "num_concurrent": 4}
+        asked = {"tasks": [chat], "bootstrap_iters": 0, "apply_chat_template": True}
+        found = simple_evaluate("local-chat-completions", model_args=server, **asked)
+        matches = found["results"]["chat"]["exact_match,none"]
+        check(f"{model}: exact_match equals asft eval's accuracy", abs(matches - accuracy_of(args, data, adapter)) < 1e-9, f"{matches:.4f}")
+        samples = sorted(found["samples"]["chat"], key=lambda sample: sample["doc_id"])
+        heard = [sample["resps"][0][0].strip() for sample in samples]
+        check(f"{model}: answers equal asft generate's", heard == said[model], f"{heard[1]!r}")
 
 
 def check_rolling(args, model, samples, adapter):
