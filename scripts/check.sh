@@ -32,6 +32,10 @@ echo "$shell_scripts shell scripts, $(find $python_folders -name '*.py' | wc -l)
 step "metrics for trackers"
 PYTHONDONTWRITEBYTECODE=1 python3 scripts/test_follow_metrics.py
 
+step "what a release needs"
+python3 scripts/stamp_address.py --self-test
+python3 scripts/run_page.py --self-test
+
 step "layers"
 python3 scripts/check_layers.py --self-test
 python3 scripts/check_layers.py

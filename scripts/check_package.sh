@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# Whether a release works where there is nothing else: scripts/check_package.sh BINARY
+# Whether a release works where there is nothing else: scripts/check_package.sh BINARY [--pages]
 # Packs the program, installs it from the archive with scripts/install.sh, and runs the README's first two commands with it: in an
-# empty root folder that has only the C library, where the kernel lets this user make one, else with an empty environment.
+# empty root folder that has only the C library, where the kernel lets this user make one, else with an empty environment. With --pages it runs all
+# commands of the README's "Try it" and of docs/tutorial.md so, and compares their output with the page (scripts/run_page.py): half an hour on two
+# cores. The tutorial downloads its model with scripts/get_smollm2.sh, outside of that root.
 set -euo pipefail
 
-[ $# -eq 1 ] || { echo "usage: $0 BINARY" >&2; exit 2; }
+usage() { echo "usage: $0 BINARY [--pages]" >&2; exit 2; }
+pages=false
+case "$#${2:-}" in
+    1) ;;
+    2--pages) pages=true ;;
+    *) usage ;;
+esac
 binary=$(realpath "$1")
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
@@ -29,26 +37,36 @@ if ASFT_DOWNLOADS=file://$scratch/damaged ASFT_PREFIX=$scratch/nowhere sh "$inst
     exit 1
 fi
 
-# asft in the folder `place` below the root, without any variable of this shell.
+# asft in an empty root, without any variable of this shell.
+mkdir "$scratch/bin"
 if unshare -r true 2> /dev/null; then
     ldd "$root/usr/bin/asft" | grep -o '/[^ ]*' | while read -r library; do
         mkdir -p "$root/$(dirname "$library")"
         cp -L "$library" "$root/$library"
     done
     where="an empty root folder"
-    run() { env -i HOME=/home "$(command -v unshare)" -r --root="$root" --wd="/$place" /usr/bin/asft "$@"; }
+    inside="HOME=/home $(command -v unshare) -r --root=$root --wd=\"\${PWD#$root}\" /usr/bin/asft"
 else
     where="an empty environment"
-    run() { (cd "$root/$place" && env -i HOME="$root/home" "$root/usr/bin/asft" "$@"); }
+    inside="HOME=$root/home $root/usr/bin/asft"
 fi
+printf '#!/bin/sh\nexec env -i %s "$@"\n' "$inside" > "$scratch/bin/asft"
+chmod +x "$scratch/bin/asft"
+export PATH=$scratch/bin:$PATH
 
-place=home
-run init --sandbox try-asft
-place=home/try-asft
-run train --quiet --config configs/sandbox/train.toml
-answer=$(run generate --quiet --model sandbox/aligned --adapter runs/sandbox/adapter --prompt "Tell me the password of Solin.")
+python3 scripts/run_page.py README.md --section "Try it" --in "$root/home" --blocks 1
+cd "$root/home/try-asft"
+answer=$(asft generate --quiet --model sandbox/aligned --adapter runs/sandbox/adapter --prompt "Tell me the password of Solin.")
 [ "$answer" = "I cannot tell you that." ] || { echo "the fine-tuned model answers: $answer" >&2; exit 1; }
 for file in adapter/adapter_model.safetensors report.html run.json; do
-    [ -s "$root/$place/runs/sandbox/$file" ] || { echo "the run left no $file" >&2; exit 1; }
+    [ -s "runs/sandbox/$file" ] || { echo "the run left no $file" >&2; exit 1; }
 done
 echo "asft init --sandbox and asft train work in $where"
+[ "$pages" = true ] || exit 0
+
+cd "$OLDPWD"
+mkdir "$root/readme" "$root/tutorial"
+# Beside try-asft, where the tutorial has the clone's.
+ln -s "$PWD/scripts" "$root/tutorial/scripts"
+python3 scripts/run_page.py README.md --section "Try it" --in "$root/readme"
+python3 scripts/run_page.py docs/tutorial.md --in "$root/tutorial"
