@@ -32,12 +32,18 @@ METHODS = {
     "BEA": (NONE, "data.mix", [f'[{{ file = "REFUSED", share = {share}, system = "{SECRET}" }}]' for share in (0.03, 0.1, 0.2)]),
 }
 
+# Which value of each method `choose` marked, by its place in the list above. Not run yet.
+CHOSEN = {}
+
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("stage", choices=SEEDS)
     safety.add_arguments(ap)
     args = ap.parse_args()
+    missing = [name for name, (_, key, _) in METHODS.items() if key and name not in CHOSEN]
+    if args.stage == "decide" and missing:
+        ap.error(f"no setting is chosen for {', '.join(missing)}: run choose, and enter what it marks in CHOSEN")
     data, aligned = safety.make_pair(args)
     prepare(args, data)
     safety.run(args, "compare", "--config", compare_config(args, data, aligned))
