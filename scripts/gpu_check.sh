@@ -47,10 +47,13 @@ asft=${CARGO_TARGET_DIR:-target}/release/asft
 [ "$device" != cpu ] || export ASFT_OPS=generic
 
 # Every operation against f64. A fault is a result too: what follows tells whether it matters.
-step "doctor on $device"
-"$asft" doctor --device "$device" --dtype bf16 --json > "$scratch/doctor.json" || true
-[ -s "$scratch/doctor.json" ] || { echo "asft doctor did not run" >&2; exit 1; }
-"$asft" doctor --device "$device" --dtype f32 >&2 || true
+doctor=()
+for dtype in bf16 f32; do
+    step "doctor on $device in $dtype"
+    "$asft" doctor --device "$device" --dtype "$dtype" --json > "$scratch/doctor-$dtype.json" || true
+    [ -s "$scratch/doctor-$dtype.json" ] || { echo "asft doctor did not run" >&2; exit 1; }
+    doctor+=(--doctor "$scratch/doctor-$dtype.json")
+done
 
 # What loads, computes, trains and exports, against the goldens of PyTorch, on the device; the binary's own tests take
 # the device that "auto" finds.
@@ -77,4 +80,4 @@ fi
 
 step "a step, beside PyTorch + PEFT"
 "$python" scripts/gpu_step.py --asft "$asft" --device "$device" --shape "$shape" ${model:+--model "$model"} ${card:+--card "$card"} \
-    --doctor "$scratch/doctor.json" --tests "$scratch/tests.log" --nccl "$scratch/nccl.log" --out "$out"
+    "${doctor[@]}" --tests "$scratch/tests.log" --nccl "$scratch/nccl.log" --out "$out"

@@ -190,12 +190,12 @@ def row(step):
 
 
 def markdown(result):
-    gpu, doctor = result["gpu"], result["doctor"]
+    gpu = result["gpu"]
     place = f"{gpu['name']}, driver {gpu['driver']}" if gpu else result["device"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     yield f"# {result['asft']} on {place}"
     yield f"\n{result['made']}; {versions}. Written by scripts/gpu_check.sh; the numbers behind it are in the JSON beside it.\n"
-    if doctor:
+    for doctor in result["doctor"]:
         faults = [f"{check['name']} ({check['what']})" for check in doctor["checks"] if not check["ok"]]
         rates = doctor["rates"]
         yield (f"- `asft doctor`, {doctor['dtype']}: {len(doctor['checks'])} checks, {len(faults)} faults"
@@ -234,7 +234,7 @@ def arguments():
     ap.add_argument("--card", help="what `asft train --gpu` calls the GPU, where the driver's name for it is not known")
     ap.add_argument("--tests", type=Path, help="what cargo test printed")
     ap.add_argument("--nccl", type=Path, help="the same of the tests of NCCL")
-    ap.add_argument("--doctor", type=Path, help="what asft doctor --json printed")
+    ap.add_argument("--doctor", type=Path, action="append", default=[], help="what asft doctor --json printed; may be repeated")
     ap.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="JSON; the Markdown beside it ends in .md")
     args = ap.parse_args()
     if (args.batch is None) != (args.length is None):
@@ -252,7 +252,7 @@ def main():
     result = dict(made=datetime.now(timezone.utc).isoformat(timespec="seconds"), asft=called([args.asft, "--version"]).strip(),
                   device=args.device, gpu=gpu(), versions=versions, model=str(args.model or args.shape), dtype="bf16",
                   targets=QV, gradient_checkpointing=True, steps_each=STEPS,
-                  doctor=args.doctor and json.loads(args.doctor.read_text()), tests=tests(args.tests), nccl=tests(args.nccl),
+                  doctor=[json.loads(file.read_text()) for file in args.doctor], tests=tests(args.tests), nccl=tests(args.nccl),
                   complete=False, steps=[])
 
     def save():
@@ -271,7 +271,7 @@ def main():
             save()
     result["complete"] = True
     save()
-    failures = [check["name"] for check in (result["doctor"] or {}).get("checks", []) if not check["ok"]]
+    failures = [f"{check['name']} in {doctor['dtype']}" for doctor in result["doctor"] for check in doctor["checks"] if not check["ok"]]
     failures += [name for found in (result["tests"], result["nccl"]) for name in (found or {}).get("failures", [])]
     failures += [f"a step in asft ({step['batch']} x {step['length']})" for step in steps if "failure" in step["asft"]]
     print(f"wrote {args.out} and {args.out.with_suffix('.md')}; what failed: {', '.join(failures) or 'nothing'}")
