@@ -24,12 +24,14 @@
 mod constants;
 mod gates;
 mod generic;
+mod groups;
 mod kernel;
 mod places;
 mod shape;
 mod slices;
 
 pub use gates::Gates;
+pub use groups::Padded;
 pub use shape::{CHUNK, Shape};
 
 use super::attention::{Layout, Span};

@@ -1,6 +1,6 @@
 //! The launches of the penalty, apart from those of a step.
 
-use super::ALONE;
+use super::through_kernels;
 use asft::method::{AsftOptions, Direction, Keep, Operator, Penalty, Together};
 use asft::ops::traffic::Traffic;
 use candle_core::{Device, Tensor};
@@ -8,9 +8,7 @@ use candle_core::{Device, Tensor};
 /// The penalty of 28 layers' q and v by a direction, all together and module by module.
 #[test]
 fn the_penalty_of_all_modules_takes_few_launches() {
-    let _alone = ALONE.lock().unwrap();
-    // SAFETY: no other thread of this test reads the environment now.
-    unsafe { std::env::set_var("ASFT_OPS", "shim") };
+    let _alone = through_kernels();
     let (cpu, options) = (&Device::Cpu, AsftOptions::default());
     let random = |rows: usize, columns: usize| Tensor::randn(0f32, 0.1, (rows, columns), cpu).unwrap();
     let penalty = Penalty::new(&options).unwrap();

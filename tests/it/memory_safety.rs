@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// What needs `unsafe` elsewhere: the GPU driver's functions, found by name, vector instructions for quantised weights, prefetching,
 /// a counting allocator, and the environment of its process.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 7] = [
     "src/device/driver.rs",
     "src/quant/four_bit/lookup.rs",
     "src/quant/four_bit/lookup/avx2.rs",
     "src/quant/four_bit/lookup/avx512.rs",
     "src/vectors.rs",
     "tests/allocations.rs",
-    "tests/allocations/penalty.rs",
     "tests/support/allocator.rs",
 ];
 

@@ -1,6 +1,7 @@
 //! The allocator of tests that count: bytes held, their maximum, and large blocks. A binary that declares this module has it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -14,8 +15,9 @@ pub static LARGE: AtomicUsize = AtomicUsize::new(0);
 /// Size in bytes that separates blocks of tensor values from bookkeeping, in the step below.
 const LARGE_BYTES: usize = 512;
 
-/// Blocks of wider alignment are where a matrix product packs its operands, which depends on the CPU's vectors.
-const LARGEST_VALUE: usize = align_of::<f64>();
+/// Of a tensor's values. Blocks of wider alignment are where a matrix product packs its operands, and bytes where it notes what it has
+/// packed: both depend on the CPU's vectors.
+const ALIGNMENTS: RangeInclusive<usize> = align_of::<u16>()..=align_of::<f64>();
 
 /// Only one test at a time: others would allocate too.
 pub static ALONE: Mutex<()> = Mutex::new(());
@@ -25,7 +27,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
         PEAK.fetch_max(held, SeqCst);
-        let of_values = layout.size() >= LARGE_BYTES && layout.align() <= LARGEST_VALUE;
+        let of_values = layout.size() >= LARGE_BYTES && ALIGNMENTS.contains(&layout.align());
         LARGE.fetch_add(usize::from(of_values), SeqCst);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }

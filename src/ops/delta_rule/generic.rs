@@ -10,7 +10,8 @@
 //! of I + L is made of those of its diagonal blocks, of 1, 2, 4 … rows: as stable as substitution.
 
 use super::constants::Constants;
-use super::places::{Places, groups, in_order, sequences_in_order};
+use super::groups::groups;
+use super::places::{Places, in_order, sequences_in_order};
 use super::shape::{EPS, Shape};
 use crate::ops::attention::Layout;
 use anyhow::Result;
@@ -157,13 +158,18 @@ fn passed(m: &Tensor, a: &Tensor, mut x: Tensor, from_last: bool) -> Result<(Ten
     Ok((Tensor::stack(&before, 0)?, x))
 }
 
+/// The sequences in groups, by number.
+fn of_like_length(layout: &Layout) -> Vec<Vec<usize>> {
+    groups(&layout.spans.iter().map(|span| span.q_len).collect::<Vec<_>>())
+}
+
 pub fn forward(
     inputs: [&Tensor; 3],
     shape: Shape,
     layout: &Layout,
     before: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Kept)> {
-    let groups = groups(&layout.spans);
+    let groups = of_like_length(layout);
     let (mut outputs, mut after, mut kept) = (vec![], vec![], vec![]);
     for group in &groups {
         let own = |before: &Tensor| {
@@ -181,7 +187,7 @@ pub fn forward(
 }
 
 pub fn backward(inputs: [&Tensor; 3], kept: &Kept, dy: &Tensor, shape: Shape, layout: &Layout) -> Result<[Tensor; 3]> {
-    let groups = groups(&layout.spans);
+    let groups = of_like_length(layout);
     let mut all: [Vec<Tensor>; 3] = Default::default();
     for (group, kept) in groups.iter().zip(&kept.0) {
         let gradients = group_backward(inputs, kept, dy, shape, layout, group)?;

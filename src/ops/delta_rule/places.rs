@@ -1,45 +1,10 @@
-//! Where rows are among the padded chunks of sequences, for the body for any device. Sequences are padded to the longest of a group of
-//! like length, lest a long one and many short ones in a batch hold many times their rows.
+//! Where rows are among the padded chunks of a group of sequences, for the body for any device.
 
-use super::shape::{CHUNK, Shape};
+use super::groups::chunks;
+use super::shape::Shape;
 use crate::ops::attention::{Layout, Span};
 use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
-use std::cmp::Reverse;
-
-/// At most so many places a row.
-const PLACES: usize = 2;
-
-/// The sequences in groups, by number, each group in the order of rows: few groups, of at most [`PLACES`] places a row.
-pub fn groups(spans: &[Span]) -> Vec<Vec<usize>> {
-    let mut longest_first: Vec<usize> = (0..spans.len()).collect();
-    longest_first.sort_by_key(|number| Reverse(spans[*number].q_len));
-    let mut groups: Vec<Vec<usize>> = vec![];
-    let (mut length, mut rows) = (0, 0);
-    for number in longest_first {
-        let own = spans[number].q_len;
-        match groups.last_mut() {
-            Some(group) if (group.len() + 1) * length <= PLACES * (rows + own) => {
-                group.push(number);
-                rows += own;
-            }
-            _ => {
-                groups.push(vec![number]);
-                let (chunks, chunk) = chunks(own);
-                (length, rows) = (chunks * chunk, own);
-            }
-        }
-    }
-    groups.iter_mut().for_each(|group| group.sort_unstable());
-    groups
-}
-
-/// n and C for a longest sequence.
-fn chunks(longest: usize) -> (usize, usize) {
-    let longest = longest.max(1);
-    let chunk = CHUNK.min(longest.next_power_of_two());
-    (longest.div_ceil(chunk), chunk)
-}
 
 /// What was made of each group's rows, in the order of all rows.
 pub fn in_order(parts: &[Tensor], groups: &[Vec<usize>], layout: &Layout) -> Result<Tensor> {
@@ -108,11 +73,13 @@ impl Places {
 
     /// [N, width] -> [P, width] in f32
     pub fn padded(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.to_dtype(DType::F32)?.contiguous()?;
+        let x = x.contiguous()?;
         Ok(match &self.padding {
+            // Of all rows only the group's are made wider.
             Some(padding) => x.index_select(&padding.rows, 0)?,
             None => x,
-        })
+        }
+        .to_dtype(DType::F32)?)
     }
 
     /// The same with zeros for padding.
@@ -184,24 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sequences_of_like_length_are_padded_together() {
-        let groups = |lengths: &[usize]| groups(&Layout::new(lengths).spans);
-        assert_eq!(groups(&[512; 8]), [[0, 1, 2, 3, 4, 5, 6, 7]]);
-        assert_eq!(groups(&[300, 512, 400]), [[0, 1, 2]]);
-        assert_eq!(groups(&[5, 1, 3]), [vec![0, 2], vec![1]]);
-        // One long and many short ones, as rows are packed.
-        let mut lengths = vec![50; 22];
-        lengths.insert(3, 3000);
-        let found = groups(&lengths);
-        let places = |group: &Vec<usize>| {
-            let (chunks, chunk) = chunks(group.iter().map(|i| lengths[*i]).max().unwrap());
-            group.len() * chunks * chunk
-        };
-        assert!(found.iter().map(places).sum::<usize>() <= PLACES * (3000 + 22 * 50), "{found:?}");
-        assert_eq!(found.len(), 2);
-        let mut all = found.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..23).collect::<Vec<usize>>());
+    fn an_order_is_inverted() {
         assert_eq!(inverted([2, 0, 1].into_iter()), [1, 2, 0]);
     }
 }

@@ -51,6 +51,9 @@ pub struct Serving {
     pub attention: bool,
     pub gated_mlp: bool,
     pub cross_entropy: bool,
+    /// Of quantised weights, in the formats that `model.quantize` has.
+    pub four_bit: bool,
+    pub ggml: bool,
 }
 
 impl Serving {
@@ -69,8 +72,9 @@ impl Serving {
     }
 
     fn those(serves: impl Fn(&Kernels) -> bool) -> Self {
-        let [attention, gated_mlp, cross_entropy] = [&ATTENTION, &GATED_MLP, &CROSS_ENTROPY].map(serves);
-        Self { attention, gated_mlp, cross_entropy }
+        let [attention, gated_mlp, cross_entropy, four_bit, ggml] =
+            [&ATTENTION, &GATED_MLP, &CROSS_ENTROPY, &QUANTISED, &GGML].map(serves);
+        Self { attention, gated_mlp, cross_entropy, four_bit, ggml }
     }
 }
 

@@ -4,13 +4,14 @@ use super::estimate::Estimate;
 use super::workload::Micro;
 use crate::model::rows_at_once;
 use crate::ops::attention::{MAX_HEAD_DIM, MAX_SCORES};
+use crate::ops::delta_rule::Shape;
 use crate::train::options::Tuning;
 
 const F32: usize = 4;
 
 impl Estimate<'_> {
-    /// What a block keeps for its backward pass, per token.
-    pub(super) fn block_bytes(&self, layer: usize) -> usize {
+    /// What a block keeps for its backward pass, per token, besides what its mixer is between rows.
+    fn block_bytes(&self, layer: usize) -> usize {
         self.bare_block_bytes(layer) + self.lora_bytes()
     }
 
@@ -25,7 +26,7 @@ impl Estimate<'_> {
         if let Some(of) = spec.delta_net_of(layer) {
             // Before and after the convolution; z, the core's output, its norm, and the product of the two.
             values += 2 * of.heads.mixed_width() + 4 * of.heads.value_width();
-            wide += 3 * of.heads.value_heads + of.heads.kept_per_row();
+            wide += 3 * of.heads.value_heads;
         } else {
             // q, k, v and the attention's output.
             let kv = if spec.has_keys(layer) { kv } else { 0 };
@@ -73,7 +74,7 @@ impl Estimate<'_> {
 
     /// What a block's backward pass holds besides what is kept, per token: the gradients of the MLP, on a GPU without a kernel for
     /// them with the f32 tensors between its operations, else with what an adapter's products are in f32.
-    pub(super) fn transient_bytes(&self, layer: usize) -> usize {
+    fn transient_bytes(&self, layer: usize) -> usize {
         let (h, w) = (self.spec.hidden_size, self.width());
         // An expert at a time, which may get every token.
         let inner = self.mixture(layer).map_or(self.spec.mlp_size(layer), |experts| experts.intermediate_size);
@@ -84,14 +85,7 @@ impl Estimate<'_> {
             Some(_) => 10 * inner * F32,
         };
         let mlp = 3 * inner * w + between;
-        // On the CPU the gradients of what a gated DeltaNet read; on a GPU, which has no kernel for it, also the square matrices of
-        // its chunks and what each head reads.
-        let recurrent = self.spec.delta_net_of(layer).map_or(0, |of| match self.gpu {
-            None => 2 * of.heads.mixed_width(),
-            Some(_) => of.heads.padded_per_row(),
-        });
         4 * h * w
-            + recurrent * F32
             + match self.mixture(layer) {
                 // What the experts return, and then that put together; little of it in the order of tokens and in f32 at a time.
                 Some(experts) => (experts.per_token * h * w) + mlp.max(experts.per_token * h * w),
@@ -109,15 +103,38 @@ impl Estimate<'_> {
         (0..self.spec.num_hidden_layers).filter_map(of_layer).max().unwrap_or(0)
     }
 
-    /// On a GPU, what attention keeps of its softmax: with a kernel two numbers of each row, else probabilities, and a group's
-    /// temporary scores.
-    pub(super) fn score_bytes(&self, largest: Micro) -> usize {
-        let layers = || self.attention_layers().map(|layer| self.scores_of(layer, largest));
+    /// What all blocks keep at the end of a forward pass, and what a block's backward pass has besides.
+    pub(super) fn blocks_bytes(&self, largest: Micro) -> (usize, usize) {
+        let of_layer = |layer: usize| {
+            let (kept, besides) = self.mixer_bytes(layer, largest);
+            let each = [self.block_bytes(layer), self.transient_bytes(layer)];
+            (largest.tokens * each[0] + kept, largest.tokens * each[1] + besides)
+        };
+        let layers = (0..self.spec.num_hidden_layers).map(of_layer);
         if self.settings.train.gradient_checkpointing {
-            return layers().map(|(kept, besides)| kept + besides).max().unwrap_or(0);
+            let inputs = self.spec.num_hidden_layers * self.spec.hidden_size * self.width();
+            return (largest.tokens * inputs, layers.map(|(kept, besides)| kept + besides).max().unwrap_or(0));
         }
-        let kept: usize = layers().map(|(kept, _)| kept).sum();
-        kept + layers().map(|(_, besides)| besides).max().unwrap_or(0)
+        layers.fold((0, 0), |(all, most), (kept, besides)| (all + kept, most.max(besides)))
+    }
+
+    /// What a block keeps of what its mixer is between rows, and what its backward pass has besides: more than so much for each token.
+    fn mixer_bytes(&self, layer: usize, micro: Micro) -> (usize, usize) {
+        match self.spec.delta_net_of(layer) {
+            Some(of) => self.chunks_of(of.heads, micro),
+            None => self.scores_of(layer, micro),
+        }
+    }
+
+    /// The same of a gated DeltaNet: its states and U. Then on the CPU the gradients of what it read; on a GPU, which has no kernel for
+    /// it, the square matrices of a group's chunks and what each head reads there, and what was made of the groups before.
+    fn chunks_of(&self, heads: Shape, micro: Micro) -> (usize, usize) {
+        let (tokens, padded, mixed) = (micro.tokens, micro.padded, heads.mixed_width());
+        if self.gpu.is_none() {
+            return (tokens * heads.kept_per_row() * F32, tokens * 2 * mixed * F32);
+        }
+        let others = if padded.groups > 1 { tokens * mixed * self.width() } else { 0 };
+        (padded.places * heads.kept_per_row() * F32, padded.most_places * heads.padded_per_row() * F32 + others)
     }
 
     /// What a block keeps of its softmax on a GPU, and what its backward pass has besides.
@@ -138,7 +155,7 @@ impl Estimate<'_> {
     }
 
     /// What the pass that watches the inputs of adapted linears (train/defence/activations.rs) holds besides the weights: for each of
-    /// them random columns and sums; one linear's inputs and products in the sums' type; a block's forward pass; and the adapters' values.
+    /// them random columns and sums; one linear's inputs and products in the sums' type; a block's forward pass, with a widened weight; and the adapters' values.
     pub(super) fn before_bytes(&self, watched: Micro) -> usize {
         if self.needs.input_rank == 0 {
             return 0;
@@ -151,11 +168,15 @@ impl Estimate<'_> {
         let of_rows = |d_in: usize| watched.tokens * (d_in + d_in.max(columns(d_in)));
         let passing = self.target_shapes().map(|(_, d_in)| of_rows(d_in) + 2 * d_in * columns(d_in));
         let of_layer = |layer| {
-            let (scores, besides) = self.scores_of(layer, watched);
-            watched.tokens * self.bare_block_bytes(layer) + scores + besides
+            let (kept, besides) = self.mixer_bytes(layer, watched);
+            watched.tokens * self.bare_block_bytes(layer) + kept + besides
         };
         let block = (0..self.spec.num_hidden_layers).map(of_layer).max().unwrap_or(0);
         let across = watched.tokens * self.across_bytes();
-        wide * (held + passing.max().unwrap_or(0)) + block + across + self.trained_elements() * F32
+        wide * (held + passing.max().unwrap_or(0))
+            + block
+            + across
+            + self.widened_once_bytes()
+            + self.trained_elements() * F32
     }
 }

@@ -18,7 +18,7 @@ mod mixture;
 mod update;
 
 use super::estimate::Estimate;
-use super::workload::{Passes, Workload};
+use super::workload::{Mean, Passes, Workload};
 use crate::train::options::Tuning;
 use serde::Serialize;
 
@@ -74,10 +74,9 @@ pub struct Costs<'a> {
     run: &'a Estimate<'a>,
     /// Bytes of a value in the compute type.
     w: f64,
-    /// Tokens and label tokens of a micro-batch, and Σ T² over its sequences.
+    /// The micro-batch, and its tokens, of which a mixture's experts have some each.
+    mean: Mean,
     n: f64,
-    labels: f64,
-    squares: f64,
     /// Forward passes without the adapter over that micro-batch.
     references: usize,
     found: Vec<Cost>,
@@ -86,7 +85,7 @@ pub struct Costs<'a> {
 impl<'a> Costs<'a> {
     pub fn of_step(run: &'a Estimate<'a>, workload: &Workload) -> Vec<Cost> {
         let w = run.width() as f64;
-        let mut costs = Self { run, w, n: 0.0, labels: 0.0, squares: 0.0, references: 0, found: vec![] };
+        let mut costs = Self { run, w, mean: Mean::default(), n: 0.0, references: 0, found: vec![] };
         costs.micro_batches(&workload.passes, run.needs.reference_passes);
         if let Some(extra) = run.needs.extra {
             costs.micro_batches(&workload.extra, extra.reference_passes);
@@ -99,7 +98,7 @@ impl<'a> Costs<'a> {
     /// What the passes of a step cost.
     fn micro_batches(&mut self, passes: &Passes, references: usize) {
         let (mean, each_step) = passes.mean();
-        ([self.n, self.labels, self.squares], self.references) = (mean, references);
+        (self.mean, self.n, self.references) = (mean, mean.tokens, references);
         let before = self.found.len();
         self.micro_batch();
         self.found.iter_mut().skip(before).for_each(|cost| cost.launches *= each_step);
@@ -119,7 +118,7 @@ impl<'a> Costs<'a> {
             }
             self.block_backward(layer);
         }
-        if self.labels > 0.0 {
+        if self.mean.label_tokens > 0.0 {
             self.head();
         }
     }

@@ -9,7 +9,7 @@ use crate::adapter::ModuleSize;
 use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::{Experts, ModelSpec};
-use crate::names::{EMBEDDING, HEAD, in_block};
+use crate::names::{EMBEDDING, HEAD};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::divergence;
 use crate::ops::gpu::Serving;
@@ -80,7 +80,7 @@ pub struct Estimate<'a> {
     /// The targeted linear layers by module path.
     pub(super) targets: BTreeMap<String, ModuleSize>,
     /// The bytes of weights that the checkpoint holds quantised, by name.
-    quantised: &'a BTreeMap<String, usize>,
+    pub(super) quantised: &'a BTreeMap<String, usize>,
     /// The defence's.
     pub(super) needs: Needs,
     /// On a GPU, which kernels serve there.
@@ -116,18 +116,8 @@ impl<'a> Estimate<'a> {
         let states = if extra.holds_states { workload.own_samples * self.spec.hidden_size } else { 0 };
         let inputs: usize = self.target_shapes().map(|(_, d_in)| d_in * self.needs.input_rank.min(d_in)).sum();
         let trained = trained + (held * self.trained_elements() + states + inputs) * F32;
-        let layers = 0..self.spec.num_hidden_layers;
-        // Of all blocks, and of the one whose backward pass holds most.
-        let (kept_at_head, in_a_block) = if self.settings.train.gradient_checkpointing {
-            let kept = self.spec.num_hidden_layers * self.spec.hidden_size * self.width();
-            (kept, layers.map(|layer| self.block_bytes(layer) + self.transient_bytes(layer)).max())
-        } else {
-            (
-                layers.clone().map(|layer| self.block_bytes(layer)).sum(),
-                layers.map(|layer| self.transient_bytes(layer)).max(),
-            )
-        };
-        let kept_at_head: usize = kept_at_head + self.across_bytes();
+        let (kept, in_a_block) = self.blocks_bytes(largest);
+        let kept_at_head = kept + largest.tokens * self.across_bytes();
         let rows = chunk_rows(self.spec.vocab_size, largest.label_tokens, self.gpu.is_none());
         let copies = match self.gpu {
             None => F32,
@@ -142,11 +132,8 @@ impl<'a> Estimate<'a> {
             weights,
             trained,
             direction: self.direction_bytes(),
-            activations: largest.tokens * (kept_at_head + in_a_block.unwrap_or(0))
-                + self.score_bytes(largest)
-                + self.summed_bytes(largest)
-                + self.widened_bytes(),
-            logits: largest.tokens * kept_at_head + logits,
+            activations: kept_at_head + in_a_block + self.summed_bytes(largest) + self.widened_bytes(),
+            logits: kept_at_head + logits + self.widened_at_head_bytes(),
             before: self.before_bytes(workload.watched),
             process: if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
         }
@@ -235,36 +222,6 @@ impl<'a> Estimate<'a> {
         // Embedding and head of a quantised checkpoint are widened for a GPU.
         let kept = self.gpu.is_none() || ![EMBEDDING, HEAD].contains(&name);
         self.quantised.get(name).copied().filter(|_| kept).or_else(as_loaded)
-    }
-
-    /// On a GPU, the largest quantised weight widened for its product, in f32 and in the compute type; and what is kept of the block with
-    /// most of them.
-    fn widened_bytes(&self) -> usize {
-        if self.gpu.is_none() {
-            return 0;
-        }
-        let tensors = self.spec.tensors().into_iter();
-        let quantised = tensors.filter(|(name, shape)| self.quantised_bytes(name, shape).is_some());
-        let elements = quantised.map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
-        elements * (2 * F32 + self.width()) + self.kept_widened_bytes()
-    }
-
-    fn kept_widened_bytes(&self) -> usize {
-        let of_linear = |layer: usize, linear: &str| {
-            let (d_out, d_in) = self.spec.linear_shape(layer, linear)?;
-            let name = format!("{}.weight", in_block(layer, linear));
-            self.quantised_bytes(&name, &[d_out, d_in])?;
-            self.keeps_widened(layer, linear).then_some(d_out * d_in * self.width())
-        };
-        let of_layer = |layer: usize| -> usize {
-            self.spec.block_linears(layer).filter_map(|linear| of_linear(layer, linear)).sum()
-        };
-        (0..self.spec.num_hidden_layers).map(of_layer).max().unwrap_or(0)
-    }
-
-    /// Whether a block's second forward pass keeps this linear's widened weight for the backward pass.
-    pub(super) fn keeps_widened(&self, layer: usize, linear: &str) -> bool {
-        self.settings.train.gradient_checkpointing && self.spec.block_linears(layer).any(|own| own == linear)
     }
 
     fn model_elements(&self) -> usize {

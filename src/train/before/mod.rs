@@ -21,4 +21,5 @@ pub mod preflight;
 pub mod prepare;
 pub mod problems;
 pub mod resume;
+mod widened;
 pub mod workload;

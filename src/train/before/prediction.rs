@@ -106,7 +106,7 @@ impl Prediction {
         let launches: f64 = parts.values().map(|share| share.launches).sum();
         let launch_seconds = launches * assumed.seconds_per_launch;
         let step_seconds = launch_seconds + parts.values().map(|share| share.seconds).sum::<f64>();
-        let ([tokens, ..], each_step) = workload.passes.mean();
+        let (mean, each_step) = workload.passes.mean();
         let usable_memory_bytes = card.usable_bytes();
         Self {
             card: card.name,
@@ -115,7 +115,7 @@ impl Prediction {
             fits: estimate.memory(workload).total() <= usable_memory_bytes,
             step_seconds,
             run_seconds: step_seconds * workload.total_steps as f64,
-            tokens_per_second: tokens * each_step / step_seconds,
+            tokens_per_second: mean.tokens * each_step / step_seconds,
             launches,
             launch_seconds,
             parts,
@@ -251,10 +251,10 @@ mod tests {
         let none = BTreeMap::new();
         let estimate = on_card(&spec, &settings, &none);
         // Two micro-batches of one sequence of four tokens, three of them labels; one step of both.
-        let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
+        let micro = Micro::new(&[4], 3);
         let workload = Workload {
             largest: micro,
-            passes: Passes { sum: Micro { tokens: 8, label_tokens: 6, squares: 32 }, micro_batches: 2, steps: 1 },
+            passes: Passes { sum: micro.with(micro, |a, b| a + b), micro_batches: 2, steps: 1 },
             extra: Passes::default(),
             own_samples: 0,
             watched: Micro::default(),

@@ -3,6 +3,7 @@
 use super::inputs::Inputs;
 use crate::config::Settings;
 use crate::data::Dataset;
+use crate::ops::delta_rule::Padded;
 use crate::train::plan::{Plan, Pool};
 use anyhow::Result;
 
@@ -13,15 +14,21 @@ pub struct Micro {
     pub label_tokens: usize,
     /// Σ T² over its sequences.
     pub squares: usize,
+    /// What gated DeltaNets make of its sequences on a GPU.
+    pub padded: Padded,
 }
 
 impl Micro {
+    /// `lengths`: the tokens of each sequence.
+    pub fn new(lengths: &[usize], label_tokens: usize) -> Self {
+        let squares = lengths.iter().map(|length| length.pow(2)).sum();
+        Self { tokens: lengths.iter().sum(), label_tokens, squares, padded: Padded::of(lengths) }
+    }
+
     fn of(set: &Dataset, samples: &[usize]) -> Self {
-        samples.iter().map(|&sample| set.entry(sample)).fold(Self::default(), |sum, entry| Self {
-            tokens: sum.tokens + entry.tokens as usize,
-            label_tokens: sum.label_tokens + entry.label_tokens as usize,
-            squares: sum.squares + (entry.tokens as usize).pow(2),
-        })
+        let entries = || samples.iter().map(|&sample| set.entry(sample));
+        let lengths: Vec<usize> = entries().map(|entry| entry.tokens as usize).collect();
+        Self::new(&lengths, entries().map(|entry| entry.label_tokens as usize).sum())
     }
 
     /// The maxima over all samples taken so many at a time.
@@ -31,11 +38,19 @@ impl Micro {
         batches.fold(Self::default(), |largest, micro| largest.with(micro, usize::max))
     }
 
-    fn with(self, other: Self, combine: impl Fn(usize, usize) -> usize) -> Self {
+    /// Number by number.
+    pub fn with(self, other: Self, combine: impl Fn(usize, usize) -> usize) -> Self {
+        let (own, others) = (self.padded, other.padded);
         Self {
             tokens: combine(self.tokens, other.tokens),
             label_tokens: combine(self.label_tokens, other.label_tokens),
             squares: combine(self.squares, other.squares),
+            padded: Padded {
+                groups: combine(own.groups, others.groups),
+                chunks: combine(own.chunks, others.chunks),
+                places: combine(own.places, others.places),
+                most_places: combine(own.most_places, others.most_places),
+            },
         }
     }
 }
@@ -50,9 +65,22 @@ pub struct Passes {
     pub steps: usize,
 }
 
+/// The micro-batch of mean size.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Mean {
+    pub tokens: f64,
+    pub label_tokens: f64,
+    /// Σ T² over its sequences.
+    pub squares: f64,
+    /// As in [`Padded`].
+    pub groups: f64,
+    pub chunks: f64,
+    pub places: f64,
+}
+
 /// One epoch of the training samples and of a defence's own.
 pub struct Workload {
-    /// The maxima of tokens, labels and squares over all micro-batches, each on its own.
+    /// The maxima over all micro-batches, of each number on its own.
     pub largest: Micro,
     pub passes: Passes,
     /// The batches of its own that a defence adds to each step, if it does.
@@ -105,11 +133,19 @@ impl Workload {
 }
 
 impl Passes {
-    /// Tokens, label tokens and Σ T² of the mean micro-batch, and how many of them a step has.
-    pub fn mean(&self) -> ([f64; 3], f64) {
-        let Micro { tokens, label_tokens, squares } = self.sum;
+    /// The mean micro-batch, and how many of them a step has.
+    pub fn mean(&self) -> (Mean, f64) {
+        let Micro { tokens, label_tokens, squares, padded } = self.sum;
         let mean = |sum: usize| sum as f64 / self.micro_batches.max(1) as f64;
-        ([tokens, label_tokens, squares].map(mean), self.micro_batches as f64 / self.steps.max(1) as f64)
+        let mean = Mean {
+            tokens: mean(tokens),
+            label_tokens: mean(label_tokens),
+            squares: mean(squares),
+            groups: mean(padded.groups),
+            chunks: mean(padded.chunks),
+            places: mean(padded.places),
+        };
+        (mean, self.micro_batches as f64 / self.steps.max(1) as f64)
     }
 
     /// Adds an epoch of `pool`; `largest`: the maxima so far.

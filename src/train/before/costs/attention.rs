@@ -14,7 +14,7 @@ impl Costs<'_> {
         self.heads_pass(layer, q, kv);
         if self.has_kernel(layer) {
             let bytes = n * (2.0 * q + 2.0 * kv) * w + heads * n * F32;
-            self.launch(Part::Attention, Unit::Attention, 2.0 * self.squares * q, bytes);
+            self.launch(Part::Attention, Unit::Attention, 2.0 * self.mean.squares * q, bytes);
         } else {
             self.scores_forward(layer);
         }
@@ -45,8 +45,8 @@ impl Costs<'_> {
             // Rows' sums of o ∘ dy; then three products for dq, and four for dk and dv, of which two are the scores again.
             let (sums, seen) = (heads * n * F32, n * (2.0 * q + 2.0 * kv) * w + 2.0 * heads * n * F32);
             self.launch(Part::Attention, Unit::Memory, 0.0, 2.0 * n * q * w + sums);
-            self.launch(Part::Attention, Unit::Attention, 3.0 * self.squares * q, seen + n * q * w);
-            self.launch(Part::Attention, Unit::Attention, 4.0 * self.squares * q, seen + 2.0 * n * kv * w);
+            self.launch(Part::Attention, Unit::Attention, 3.0 * self.mean.squares * q, seen + n * q * w);
+            self.launch(Part::Attention, Unit::Attention, 4.0 * self.mean.squares * q, seen + 2.0 * n * kv * w);
         } else {
             self.scores_backward(layer);
         }
@@ -62,7 +62,7 @@ impl Costs<'_> {
     fn scores_forward(&mut self, layer: usize) {
         let (scores, (n, w, (q, kv))) = (self.scores(), (self.n, self.w, self.heads(layer)));
         for _ in 0..2 {
-            self.launch(Part::Attention, Unit::Products, 2.0 * self.squares * q, n * (q + kv) * w + scores * w);
+            self.launch(Part::Attention, Unit::Products, 2.0 * self.mean.squares * q, n * (q + kv) * w + scores * w);
         }
         self.scores_cast(); // widened
         // Scaled, masked, softened.
@@ -74,7 +74,7 @@ impl Costs<'_> {
         let (scores, (n, w, (q, kv))) = (self.scores(), (self.n, self.w, self.heads(layer)));
         // dv, dp, dq and dk.
         for _ in 0..4 {
-            self.launch(Part::Attention, Unit::Products, 2.0 * self.squares * q, n * (q + kv) * w + scores * w);
+            self.launch(Part::Attention, Unit::Products, 2.0 * self.mean.squares * q, n * (q + kv) * w + scores * w);
         }
         self.rows(Part::Attention, n * q * (2.0 * w + 2.0 * F32)); // rows' sums of o ∘ dy
         self.scores_cast(); // dp widened
@@ -86,7 +86,7 @@ impl Costs<'_> {
 
     /// Scores of all heads.
     fn scores(&self) -> f64 {
-        self.run.spec.num_attention_heads as f64 * self.squares
+        self.run.spec.num_attention_heads as f64 * self.mean.squares
     }
 
     /// Operations that read all scores in f32 and write as many.
@@ -153,7 +153,7 @@ mod tests {
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let (spec, mut settings, none) = (ModelSpec::load(dir.path()).unwrap(), Settings::default(), BTreeMap::new());
         settings.train.gradient_checkpointing = false;
-        let micro = Micro { tokens: 8, label_tokens: 8, squares: 32 };
+        let micro = Micro::new(&[4, 4], 8);
         let workload = Workload::of_one_step(micro);
         let run = Estimate::new(&spec, &settings, &[], &none, Some(Serving::of(Accelerator::Cuda))).unwrap();
         Costs::of_step(&run, &workload).into_iter().filter(|cost| cost.part == Part::Attention).collect()

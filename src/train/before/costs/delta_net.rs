@@ -1,34 +1,37 @@
 //! A gated DeltaNet, as model/delta_net.rs has it. GPUs have no kernels for its gates and its chunks: they are counted as the
 //! products and tensors of the bodies for any device, in f32, and not launch by launch.
 
+use super::super::workload::Mean;
 use super::{Cost, Costs, F32, Part, Unit};
 use crate::model::DeltaNetSpec;
-use crate::ops::delta_rule::CHUNK;
 
-/// Launches of `ops/delta_rule/generic.rs` and `gates.rs` in a pass, forward and backward, by reading, and for each chunk of a
-/// sequence: a product, a sum, and a copy to where the states are put together.
-const FORWARD: f64 = 94.0;
-const BACKWARD: f64 = 159.0;
+/// Launches of `ops/delta_rule/gates.rs` in a pass, forward and backward, by reading, with the conversions around it.
+const GATES: [f64; 2] = [16.0, 9.0];
+/// The same of `ops/delta_rule/generic.rs` for a group of sequences, and for each chunk of it: a product, a sum, and a copy to where the
+/// states are put together.
+const GROUP: [f64; 2] = [78.0, 150.0];
 const EACH_CHUNK: f64 = 3.0;
+/// Tensors that are put together of those of several groups, and then in order.
+const TOGETHER: [f64; 2] = [2.0, 3.0];
 
 impl Costs<'_> {
     pub(super) fn delta_net_forward(&mut self, of: DeltaNetSpec) {
-        let (width, (forward, _)) = (of.heads.value_width() as f64, of.heads.work_per_row());
+        let width = of.heads.value_width() as f64;
         let mixed = self.n * of.heads.mixed_width() as f64;
         self.convolution(of, 2.0 * mixed * self.w);
-        self.chunks(of, forward, FORWARD);
+        self.chunks(of, false);
         self.head_norms(of, 2.0);
         self.gate_forward(width);
     }
 
     pub(super) fn delta_net_backward(&mut self, of: DeltaNetSpec) {
-        let (width, (_, backward)) = (of.heads.value_width() as f64, of.heads.work_per_row());
+        let width = of.heads.value_width() as f64;
         for _ in 0..3 {
             self.rows(Part::Rows, 3.0 * self.n * self.hidden() * self.w); // sums of dx, of four projections
         }
         self.gate_backward(width);
         self.head_norms(of, if self.is_full() { 5.0 } else { 3.0 });
-        self.chunks(of, backward, BACKWARD);
+        self.chunks(of, true);
         let mixed = self.n * of.heads.mixed_width() as f64;
         self.convolution(of, mixed * (2.0 * self.w + F32));
         self.convolution(of, mixed * (self.w + F32));
@@ -43,17 +46,19 @@ impl Costs<'_> {
         self.rows(Part::DeltaNet, bytes + (weight + self.n) * F32);
     }
 
-    fn chunks(&mut self, of: DeltaNetSpec, work: usize, launches: f64) {
-        // Those of a sequence as long as a token's is in the mean.
-        let chunks = (self.squares / self.n / CHUNK as f64).ceil();
-        let launches = launches + EACH_CHUNK * chunks;
-        let (each, moved) = (self.n / launches, (of.heads.padded_per_row() + of.heads.kept_per_row()) as f64);
+    /// The gates, and the chunks of every group of sequences.
+    fn chunks(&mut self, of: DeltaNetSpec, backward: bool) {
+        let (pass, (forward_work, backward_work)) = (usize::from(backward), of.heads.work_per_row());
+        let Mean { groups, chunks, places, .. } = self.mean;
+        let together = if groups > 1.0 { TOGETHER[pass] * (groups + 1.0) } else { 0.0 };
+        let launches = GATES[pass] + groups * GROUP[pass] + chunks * EACH_CHUNK + together;
+        let moved = (of.heads.padded_per_row() + of.heads.kept_per_row()) as f64;
         self.found.push(Cost {
             part: Part::DeltaNet,
             unit: Unit::WideProducts,
             launches,
-            flops: 2.0 * work as f64 * each,
-            bytes: 2.0 * moved * F32 * each,
+            flops: 2.0 * [forward_work, backward_work][pass] as f64 * places / launches,
+            bytes: 2.0 * moved * F32 * places / launches,
         });
     }
 
@@ -91,8 +96,7 @@ mod tests {
     /// Arithmetic of a step on one sample of so many tokens, as planned for the CPU and as predicted for a GPU.
     fn work(kind: &str, length: usize) -> [f64; 2] {
         let (spec, settings, none) = (spec(kind), Settings::default(), BTreeMap::new());
-        let micro = Micro { tokens: length, label_tokens: length, squares: length * length };
-        let workload = Workload::of_one_step(micro);
+        let workload = Workload::of_one_step(Micro::new(&[length], length));
         let estimate = |gpu| Estimate::new(&spec, &settings, &[], &none, gpu).unwrap();
         let planned = estimate(None).mean_work(&workload);
         let gpu = estimate(Some(Serving::of(Accelerator::Cuda)));

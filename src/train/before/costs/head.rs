@@ -7,7 +7,7 @@ use crate::ops::cross_entropy::chunk_rows;
 impl Costs<'_> {
     /// The final norm, and the head with the loss, a chunk of label tokens at a time.
     pub(super) fn head(&mut self) {
-        let (h, m, w) = (self.hidden(), self.labels, self.w);
+        let (h, m, w) = (self.hidden(), self.mean.label_tokens, self.w);
         let (vocab, passes) = (self.run.spec.vocab_size, self.references);
         let chunks = (m / chunk_rows(vocab, m.ceil() as usize, false) as f64).ceil().max(1.0);
         let (rows, values) = (m / chunks, m / chunks * vocab as f64);

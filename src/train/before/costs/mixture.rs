@@ -162,10 +162,10 @@ mod tests {
         let (spec, none, cuda) = (spec(), BTreeMap::new(), Serving::of(Accelerator::Cuda));
         let targets = ["model.layers.0.self_attn.q_proj".to_string()];
         let run = Estimate::new(&spec, settings, &targets, &none, Some(cuda)).unwrap();
-        let micro = Micro { tokens: 4, label_tokens: 3, squares: 16 };
+        let micro = Micro::new(&[4], 3);
         let workload = Workload {
             largest: micro,
-            passes: Passes { sum: Micro { tokens: 8, label_tokens: 6, squares: 32 }, micro_batches: 2, steps: 1 },
+            passes: Passes { sum: micro.with(micro, |a, b| a + b), micro_batches: 2, steps: 1 },
             extra: Passes::default(),
             own_samples: 0,
             watched: Micro::default(),
