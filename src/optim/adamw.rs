@@ -4,16 +4,14 @@
 //! θ ← θ − η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε). Vectors (norms, biases) are not decayed, as in transformers'
 //! Trainer. Moments are f32. The kernels, for CPUs and for GPUs, update everything in place.
 
+use super::average::{Average, CHUNK, values, values_mut};
 use crate::model::{Gradients, Parameters};
 use crate::names::LoraMatrix;
 use crate::ops::parameters::{self, Moved, Step};
 use anyhow::{Context, Result};
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-
-/// Elements per task.
-const CHUNK: usize = 1 << 14;
 
 /// m and v of one parameter, in its shape.
 struct Moments {
@@ -108,14 +106,11 @@ impl AdamW {
             let update = self.update(name, parameter, learning_rate);
             let moments = self.moments.get_mut(name).context("moments that were just made")?;
             let average = |beta, square| Average { beta, scale: gradient_scale, square };
+            average(beta1, false).take_in(&mut moments.m, gradient)?;
+            average(beta2, true).take_in(&mut moments.v, gradient)?;
             if gradient.device().is_cpu() {
-                let gradient = gradient.contiguous()?;
-                moments.m.inplace_op2(&gradient, &average(beta1, false))?;
-                moments.v.inplace_op2(&gradient, &average(beta2, true))?;
                 parameter.as_tensor().inplace_op3(&moments.m, &moments.v, &update)?;
             } else {
-                moments.m = average(beta1, false).generic(&moments.m, gradient)?;
-                moments.v = average(beta2, true).generic(&moments.v, gradient)?;
                 update.generic(parameter, &moments.m, &moments.v)?;
             }
         }
@@ -164,44 +159,6 @@ impl AdamW {
     }
 }
 
-/// x ← β x + (1 − β) s g, or with (s g)².
-struct Average {
-    beta: f64,
-    scale: f64,
-    square: bool,
-}
-
-impl Average {
-    fn generic(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let rest = 1.0 - self.beta;
-        let g = if self.square {
-            (gradient.sqr()? * (rest * self.scale.powi(2)))?
-        } else {
-            (gradient * (rest * self.scale))?
-        };
-        Ok(((x * self.beta)? + g)?)
-    }
-}
-
-impl InplaceOp2 for Average {
-    fn name(&self) -> &'static str {
-        "adamw-average"
-    }
-
-    fn cpu_fwd(&self, x: &mut CpuStorage, l1: &Layout, g: &CpuStorage, l2: &Layout) -> candle_core::Result<()> {
-        let (x, g) = (values_mut(x, l1)?, values(g, l2)?);
-        let (beta, rest, scale) = (self.beta as f32, (1.0 - self.beta) as f32, self.scale as f32);
-        let square = self.square;
-        x.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(x, g)| {
-            for (x, g) in x.iter_mut().zip(g) {
-                let g = g * scale;
-                *x = beta * *x + rest * if square { g * g } else { g };
-            }
-        });
-        Ok(())
-    }
-}
-
 /// θ ← keep · θ − rate · m / (√v / root + ε).
 struct Update {
     rate: f64,
@@ -241,20 +198,6 @@ impl InplaceOp3 for Update {
             }
         });
         Ok(())
-    }
-}
-
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        _ => candle_core::bail!("adamw needs contiguous f32 tensors"),
-    }
-}
-
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => candle_core::bail!("adamw needs contiguous f32 tensors"),
     }
 }
 

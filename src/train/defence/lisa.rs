@@ -9,21 +9,23 @@
 //! The state is a function of the step's number. θ' is part of a checkpoint.
 
 use super::contract::{Defence, Needs};
+use super::copies::Copies;
 use super::options::DefenceOptions;
 use super::own_batches::{ALIGNMENT_DATA, alignment_samples};
 use crate::config::Settings;
 use crate::data::Dataset;
 use crate::ensure_valid;
 use crate::model::{Decoder, Gradients, Parameters};
-use crate::ops::owned;
 use crate::ops::scalar::Scalar;
 use crate::ops::sum::square_sum;
 use crate::report::State;
 use crate::train::plan::{Pool, StepSamples};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Tensor;
-use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// What θ' is called in a checkpoint.
+const ANCHOR: &str = "anchor";
 
 pub struct Lisa {
     options: DefenceOptions,
@@ -31,13 +33,13 @@ pub struct Lisa {
     free: f64,
     /// The safety samples, once loaded.
     alignment: Option<Pool>,
-    /// θ', by parameter.
-    anchor: BTreeMap<String, Tensor>,
+    /// θ'
+    anchor: Copies,
 }
 
 impl Lisa {
     pub fn new(options: &DefenceOptions) -> Self {
-        Self { options: options.clone(), free: 0.0, alignment: None, anchor: BTreeMap::new() }
+        Self { options: options.clone(), free: 0.0, alignment: None, anchor: Copies::new(ANCHOR) }
     }
 
     /// How many alignment steps come before `step` (from 0), if `step` is one itself.
@@ -55,22 +57,19 @@ impl Lisa {
     fn anchor_at(&mut self, step: usize, parameters: &Parameters) -> Result<()> {
         let within = step % self.round();
         if within == 0 || within == self.options.alignment_steps {
-            for (name, parameter) in parameters {
-                self.anchor.insert(name.clone(), owned(parameter.as_tensor())?);
-            }
+            self.anchor.take(parameters)?;
         }
         Ok(())
     }
 
     /// The proximal term's value, parameter by parameter; adds its gradients.
-    fn pull_back(&self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<Vec<Scalar>> {
+    fn pull_back(&mut self, step: usize, parameters: &Parameters, gradients: &mut Gradients) -> Result<Vec<Scalar>> {
         if step as f64 <= self.free || self.options.rho == 0.0 {
             return Ok(vec![]);
         }
         let mut values = Vec::with_capacity(parameters.len());
         for (name, parameter) in parameters {
-            let anchor = self.anchor.get(name).with_context(|| format!("no anchor of {name}"))?;
-            let moved = (parameter.as_detached_tensor() - anchor)?;
+            let moved = (parameter.as_detached_tensor() - &*self.anchor.of(name)?)?;
             values.push(square_sum(&moved)?.times(0.5 * self.options.rho));
             gradients.add(name, (moved * self.options.rho)?)?;
         }
@@ -119,28 +118,19 @@ impl Defence for Lisa {
 
     /// θ' by `<parameter>.anchor`.
     fn tensors(&self) -> Vec<(String, Tensor)> {
-        self.anchor.iter().map(|(name, tensor)| (anchor_name(name), tensor.clone())).collect()
+        self.anchor.named()
     }
 
     fn restore(&mut self, parameters: &Parameters, read: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
-        for (name, parameter) in parameters {
-            let anchor = read(&anchor_name(name))?;
-            let (found, expected) = (anchor.dims(), parameter.dims());
-            ensure!(found == expected, "the anchor of {name} has shape {found:?}, the parameter {expected:?}");
-            self.anchor.insert(name.clone(), anchor);
-        }
-        Ok(())
+        self.anchor.restore(parameters, read)
     }
-}
-
-fn anchor_name(parameter: &str) -> String {
-    format!("{parameter}.anchor")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::{Device, Var};
+    use std::collections::BTreeMap;
 
     fn lisa() -> Lisa {
         let options = DefenceOptions { alignment_steps: 2, finetune_steps: 3, rho: 0.5, ..Default::default() };
@@ -160,7 +150,7 @@ mod tests {
         let mut lisa = lisa();
         let var = Var::new(&[[1f32, 2.0]], &Device::Cpu).unwrap();
         let parameters = Parameters::from([("w".to_string(), var.clone())]);
-        let term = |lisa: &Lisa, step| {
+        let term = |lisa: &mut Lisa, step| {
             let mut gradients = Gradients::default();
             let values = lisa.pull_back(step, &parameters, &mut gradients).unwrap();
             let value: f64 = values.iter().map(|value| value.read().unwrap()).sum();
@@ -170,13 +160,13 @@ mod tests {
         var.set(&Tensor::new(&[[4f32, 2.0]], &Device::Cpu).unwrap()).unwrap();
         lisa.anchor_at(1, &parameters).unwrap();
         // The first tenth of ten steps has no proximal term.
-        assert_eq!(term(&lisa, 1), (0.0, None));
-        assert_eq!(term(&lisa, 3), (0.25 * 9.0, Some(vec![1.5, 0.0])));
+        assert_eq!(term(&mut lisa, 1), (0.0, None));
+        assert_eq!(term(&mut lisa, 3), (0.25 * 9.0, Some(vec![1.5, 0.0])));
         lisa.anchor_at(2, &parameters).unwrap();
-        assert_eq!(term(&lisa, 3), (0.0, Some(vec![0.0, 0.0])));
+        assert_eq!(term(&mut lisa, 3), (0.0, Some(vec![0.0, 0.0])));
         let kept: BTreeMap<String, Tensor> = lisa.tensors().into_iter().collect();
-        let mut other = Lisa { anchor: BTreeMap::new(), ..lisa };
+        let mut other = Lisa { anchor: Copies::new(ANCHOR), ..lisa };
         other.restore(&parameters, &|name| Ok(kept[name].clone())).unwrap();
-        assert_eq!(term(&other, 3).0, 0.0);
+        assert_eq!(term(&mut other, 3).0, 0.0);
     }
 }

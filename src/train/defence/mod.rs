@@ -12,10 +12,12 @@ mod activations;
 mod anchor;
 mod constrained;
 mod contract;
+mod copies;
 mod kl;
 mod lisa;
 mod options;
 mod own_batches;
+mod prompt_inputs;
 mod safe_grad;
 
 pub use activations::Activations;
