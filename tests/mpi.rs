@@ -150,10 +150,19 @@ fn ranks_without_samples_and_the_other_objectives() {
     // Two samples per step, and the defences that look at single tokens or at earlier parameters.
     let lisa = ["defence.kind=lisa", "defence.alignment_data=tests/tiny/train.jsonl", "defence.alignment_steps=2"];
     let few = ["train.batch_size=1", "train.gradient_accumulation=2", "train.max_steps=6", "train.learning_rate=1e-3"];
-    let cases: [&[&str]; 3] = [
+    let prompts = "defence.prompts=tests/tiny/train.jsonl";
+    let cases: [&[&str]; 5] = [
         &["defence.kind=constrained_sft", "lora.dropout=0"],
         &[&lisa[..], &["defence.finetune_steps=2", "defence.proximal_after=0"]].concat(),
         &["asft.lambda=auto", "asft.max_orthogonal=1e-4"],
+        &[
+            "defence.kind=ema",
+            "defence.decay=0.6",
+            "data.validation=0.2",
+            "output.eval_every_steps=2",
+            "output.save_best=true",
+        ],
+        &["defence.kind=null_space", prompts, "defence.energy=0.6"],
     ];
     for (i, sets) in cases.into_iter().enumerate() {
         let sets = [&few[..], sets].concat();

@@ -348,6 +348,10 @@ mod tests {
         check(|s| s.defence.prompts = Some("p".to_string()), &["`defence.prompts` has no effect"]);
         check(|s| (s.defence.weight, s.defence.batch_size) = (0.0, 0), &["defence.weight", "defence.batch_size"]);
         check(|s| (s.defence.kind, s.defence.rho) = (DefenceKind::Kl, 0.0), &[needs, "leaves nothing"]);
+        check(full(DefenceKind::NullSpace), &["needs `train.method = \"lora\"`", "needs `defence.prompts`"]);
+        check(full(DefenceKind::Ema), &[]);
+        check(|s| (s.defence.energy, s.defence.decay) = (0.0, 1.0), &["defence.energy", "defence.decay"]);
+        check(|s| (s.defence.energy, s.defence.decay) = (1.5, f64::NAN), &["defence.energy", "defence.decay"]);
         check(|s| (s.defence.betas, s.defence.rho) = (vec![], -1.0), &["defence.betas", "defence.rho"]);
     }
 }

@@ -17,8 +17,8 @@
 //! How a step flows: `run` asks the [`Defence`] for the step's samples, which [`Plan`] finds by the step's number alone.
 //! [`Trainer::step`] lets the defence begin, runs each micro-batch of this rank forward and backward (with the defence's
 //! objective, if it has one), sums the gradients over the ranks, and adds those of [`Penalties`] and of the defence's own
-//! term. Losses and norms are read from the device once; if they are finite, the gradient is clipped and AdamW moves the
-//! parameters. What comes back is entered in the ledger: as a row of metrics if the step was taken, with the places of its
+//! term. Losses and norms are read from the device once; if they are finite, the gradient is clipped, AdamW moves the
+//! parameters, and the defence sees where they are. What comes back is entered in the ledger: as a row of metrics if the step was taken, with the places of its
 //! samples if not.
 
 mod before;
@@ -39,8 +39,8 @@ pub use before::inputs::{Inputs, Sources};
 pub use before::problems::Problems;
 pub use before::resume::RunFlags;
 pub use defence::{
-    Activations, Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Kl, Needs, OwnSamples, SafeGrad,
-    TokenObjective,
+    Activations, Anchor, ConstrainedSft, Defence, DefenceKind, DefenceOptions, Ema, Kl, Needs, NullSpace, OwnSamples,
+    SafeGrad, TokenObjective,
 };
 pub use options::{EvalOptions, ExportOptions, OutputOptions, TrainOptions, Tuning};
 pub use plan::{Plan, Pool, StepSamples};

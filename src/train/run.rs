@@ -19,6 +19,7 @@ use crate::console::log;
 use crate::data::Dataset;
 use crate::device;
 use crate::eval::{MeanLoss, Prepared as Suite, mean_loss};
+use crate::model::Decoder;
 use crate::optim::Schedule;
 use crate::ranks::Ranks;
 use crate::report::{LossEnds, SuiteEnds};
@@ -239,7 +240,8 @@ impl<'a> Run<'a> {
         if step > 0 {
             stop::at(BETWEEN);
         }
-        let measured = measure(suite, &self.trained.trainer.model, options.batch_size, step);
+        let of = |model: &Decoder| measure(suite, model, options.batch_size, step);
+        let measured = self.trained.trainer.as_result(of)?;
         if step > 0 {
             stop::at(STEP);
         }
@@ -277,9 +279,10 @@ impl<'a> Run<'a> {
     /// Computes the validation loss; returns whether it is the lowest so far.
     fn validate(&mut self) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
-        let (model, batch_size) = (&self.trained.trainer.model, self.settings.train.batch_size);
+        let batch_size = self.settings.train.batch_size;
         stop::at(VALIDATION);
-        let mean = mean_loss(model, validation, batch_size, &ProgressBar::hidden())?;
+        let of = |model: &Decoder| mean_loss(model, validation, batch_size, &ProgressBar::hidden());
+        let mean = self.trained.trainer.as_result(of)??;
         stop::at(STEP);
         self.ledger.validated(&mean)
     }
@@ -327,10 +330,12 @@ impl<'a> Run<'a> {
             return ranks.agree(Err(anyhow!("no step had a finite loss and gradient")));
         };
         stop::at(RESULT);
+        // From here on it stays what is exported.
+        self.trained.trainer.exchange()?;
         check_same_parameters(self.trained.parameters())?;
         let best_step = best.map(|best| best.step).filter(|best| self.settings.output.save_best && *best != step);
         if let Some(best) = best_step {
-            ranks.on_first(|| export::go_back(self.settings, &self.trained, self.output, best))?;
+            ranks.on_first(|| export::go_back(self.settings, &mut self.trained, self.output, best))?;
             take_from_first(self.trained.parameters())?;
         }
         let exported = best_step.unwrap_or(step);

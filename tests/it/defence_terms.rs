@@ -14,10 +14,10 @@ use candle_core::DType;
 use indicatif::ProgressBar;
 use std::sync::Arc;
 
-const CASES: [&str; 3] = ["llama_gqa", "gemma2", "granite"];
+pub const CASES: [&str; 3] = ["llama_gqa", "gemma2", "granite"];
 
 /// Samples as a defence gets them.
-fn dataset(examples: &[Example]) -> Arc<Dataset> {
+pub fn dataset(examples: &[Example]) -> Arc<Dataset> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("own.jsonl");
     let line = |example: &Example| {
@@ -31,7 +31,7 @@ fn dataset(examples: &[Example]) -> Arc<Dataset> {
 }
 
 /// The golden prompts: the batch's sequences, cut.
-fn prompts(case: &str) -> Vec<Example> {
+pub fn prompts(case: &str) -> Vec<Example> {
     let lengths = read_json(&fixture("defences").join("case.json"));
     let lengths = lengths["prompts"].as_array().unwrap().iter().map(|length| length.as_u64().unwrap() as usize);
     let cut = |(example, length): (Example, usize)| {
@@ -41,14 +41,14 @@ fn prompts(case: &str) -> Vec<Example> {
     GoldenBatch::load(case).examples().into_iter().zip(lengths).map(cut).collect()
 }
 
-fn settings(options: &DefenceOptions, checkpointing: bool) -> Settings {
+pub fn settings(options: &DefenceOptions, checkpointing: bool) -> Settings {
     let mut settings = Settings { defence: options.clone(), ..Settings::default() };
     settings.train.gradient_checkpointing = checkpointing;
     settings
 }
 
 /// The defence, ready for a run that begins with `model`.
-fn ready<D: Defence>(mut defence: D, settings: &Settings, own: Arc<Dataset>, model: &mut Decoder) -> D {
+pub fn ready<D: Defence>(mut defence: D, settings: &Settings, own: Arc<Dataset>, model: &mut Decoder) -> D {
     defence.prepare(Some(own), settings, 10).unwrap();
     defence.start(model).unwrap();
     defence
@@ -82,7 +82,7 @@ fn term(defence: &mut impl Defence, step: usize, model: &mut Decoder) -> (f64, G
 
 /// Asserts that the gradients are the golden ones, all of them and no others; `suffix`: what parameters' names have besides.
 #[track_caller]
-fn same_gradients(gradients: &Gradients, golden: &Golden, prefix: &str, suffix: &str) {
+pub fn same_gradients(gradients: &Gradients, golden: &Golden, prefix: &str, suffix: &str) {
     near_gradients(gradients, golden, prefix, suffix, 1e-4);
 }
 

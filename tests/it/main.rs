@@ -11,6 +11,7 @@ mod constrained_sft;
 mod data_cache;
 mod data_mix;
 mod datasets;
+mod defence_steps;
 mod defence_terms;
 mod defences;
 mod direction;

@@ -12,7 +12,7 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     found.unless(
         !kind.needs_adapter() || settings.train.method == Tuning::Lora,
         format!(
-            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: its term is of an adapter, or of the model without one"
+            "`defence.kind = \"{kind}\"` needs `train.method = \"lora\"`: it is about an adapter, or the model without one"
         ),
     );
     found.unless(
@@ -29,7 +29,7 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
     );
     found.unless(
         kind.needs_prompts() || defence.prompts.is_none(),
-        "`defence.prompts` has no effect without a `defence.kind` of \"anchor\" or \"activations\"",
+        "`defence.prompts` has no effect without a `defence.kind` of \"anchor\", \"activations\" or \"null_space\"",
     );
     found.unless(
         !kind.needs_prompts() || !settings.data.is_tokenized(),
@@ -39,6 +39,10 @@ pub fn mistakes(settings: &Settings, found: &mut Mistakes) {
         ),
     );
     found.at_least_one("defence.rank", defence.rank);
+    let energy = defence.energy;
+    found.range(energy > 0.0 && energy <= 1.0, "defence.energy", "above 0 and at most 1", energy);
+    let decay = defence.decay;
+    found.range(decay > 0.0 && decay < 1.0, "defence.decay", "above 0 and below 1", decay);
     let weight = defence.weight;
     found.range(weight > 0.0 && weight.is_finite(), "defence.weight", "above 0 and finite", weight);
     found.at_least_one("defence.batch_size", defence.batch_size);

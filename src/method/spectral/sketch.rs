@@ -12,6 +12,8 @@
 //!
 //! Shapes: x [n, d], Ω, Y and E [d, k]; sums are f64 if the device has it (all but Metal).
 
+use super::dense::multiply;
+use super::eigen::eigen_in_place;
 use crate::ops::scalar::wide;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -80,6 +82,36 @@ impl Sketch {
     }
 }
 
+/// Eigenvalues below this share of the largest are rounding, or what the shift has left.
+const ROUNDING: f64 = 1e-6;
+
+impl Factor {
+    /// Q: [d, n], the leading eigenvectors of E Eᵀ: as few as hold the share `energy` of Σ's trace, or else all above rounding. Returns
+    /// them on the CPU, f32, with the share that they hold.
+    pub fn leading(&self, energy: f64) -> Result<(Tensor, f64)> {
+        let columns = on_host(&self.columns)?;
+        // Eᵀ E has the eigenvalues of E Eᵀ, and its eigenvectors are Eᵀ Q over their roots.
+        let gram = multiply(columns.transpose(), columns.as_ref(), Par::Seq);
+        let (values, vectors) = eigen_in_place(gram, Par::Seq)?;
+        let k = values.len();
+        let least = ROUNDING * values.last().copied().unwrap_or(0.0);
+        let (mut n, mut held) = (0, 0.0);
+        for value in values.iter().rev().copied() {
+            if value <= least || held >= energy * self.trace {
+                break;
+            }
+            (n, held) = (n + 1, held + value);
+        }
+        // Ascending, so that the leading ones are the last.
+        let scaled = Mat::from_fn(k, n, |i, j| vectors[(i, k - 1 - j)] / values[k - 1 - j].sqrt());
+        let q = multiply(columns.as_ref(), scaled.as_ref(), Par::Seq);
+        let d = q.nrows();
+        let rows: Vec<f32> = (0..d).flat_map(|i| (0..n).map(move |j| (i, j))).map(|at| q[at] as f32).collect();
+        let share = if self.trace > 0.0 { held / self.trace } else { 1.0 };
+        Ok((Tensor::from_vec(rows, (d, n), &Device::Cpu)?, share))
+    }
+}
+
 /// Widened only there: a device may lack f64.
 fn on_host(x: &Tensor) -> Result<Mat<f64>> {
     let (rows, columns) = x.dims2()?;
@@ -130,5 +162,30 @@ mod tests {
     fn a_sketch_with_few_columns_stays_below() {
         let (error, below) = error(60, 24, 6);
         assert!(error > 1e-3 && error < 1.0 && below, "{error}");
+    }
+
+    #[test]
+    fn leading_eigenvectors_hold_what_they_say() {
+        let (n, d) = (9, 24);
+        let x = random(&[n, d], 5);
+        let mut sketch = Sketch::new(&orthonormal(d, 16, "leading").unwrap(), &Device::Cpu).unwrap();
+        sketch.add(&x).unwrap();
+        let factor = sketch.factor().unwrap();
+        let mut before = 0;
+        for energy in [0.2, 0.5, 0.9, 1.0] {
+            let (q, held) = factor.leading(energy).unwrap();
+            let k = q.dim(1).unwrap();
+            assert!(k > before && (held >= energy * 0.999_999) && held < 1.000_01, "{energy} {k} {held}");
+            before = k;
+            let gram = q.t().unwrap().matmul(&q).unwrap();
+            crate::ops::testing::close(&gram, &Tensor::eye(k, DType::F32, &Device::Cpu).unwrap(), 1e-6);
+            // ‖x Q‖² is what they hold of ‖x‖²; one less would not do.
+            let square = |x: &Tensor| f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+            let share = |k: usize| square(&x.matmul(&q.narrow(1, 0, k).unwrap()).unwrap()) / square(&x);
+            assert!((share(k) - held).abs() < 1e-5 && (k == 1 || share(k - 1) < energy), "{energy} {k}");
+        }
+        assert_eq!(before, n);
+        let (none, held) = Factor { columns: factor.columns.zeros_like().unwrap(), trace: 0.0 }.leading(0.9).unwrap();
+        assert_eq!((none.dims(), held), (&[d, 0][..], 1.0));
     }
 }

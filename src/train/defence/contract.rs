@@ -64,6 +64,17 @@ pub trait Defence: Send + Sync {
         Ok(None)
     }
 
+    /// Called after each step that was taken: what trains has just moved.
+    fn taken(&mut self, _parameters: &Parameters) -> Result<()> {
+        Ok(())
+    }
+
+    /// Exchanges what trains for what is measured and exported in its place, where that is something else; once more, and all is as
+    /// before.
+    fn exchange(&mut self, _parameters: &Parameters) -> Result<()> {
+        Ok(())
+    }
+
     /// What a checkpoint must hold for it, by names that no optimizer tensor has.
     fn tensors(&self) -> Vec<(String, Tensor)> {
         vec![]

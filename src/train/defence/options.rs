@@ -26,6 +26,10 @@ pub enum DefenceKind {
     Kl,
     /// As `kl`, and the part of the step's gradient that works against it is taken out (Yi et al., arXiv 2508.07172).
     SafeGrad,
+    /// The result is an exponential moving average of what trains (Kim et al., arXiv 2508.12531).
+    Ema,
+    /// The update does nothing to the inputs that some prompts give each layer (Zhang et al., arXiv 2510.14301, in part).
+    NullSpace,
 }
 
 impl fmt::Display for DefenceKind {
@@ -55,15 +59,19 @@ pub struct DefenceOptions {
     pub rho: f64,
     /// `lisa`: share of all steps before which there is no proximal term.
     pub proximal_after: f64,
-    /// `anchor`, `activations`: prompts whose answers are to stay as they are; answers in the file are not read.
+    /// `anchor`, `activations`, `null_space`: prompts whose answers are to stay as they are; answers in the file are not read.
     pub prompts: Option<String>,
     /// `anchor`, `activations`: weight λ of its term.
     pub weight: f64,
-    /// `anchor`, `kl`, `safe_grad`: how many of the prompts or safety samples go into each step. `activations`: how many of the
-    /// prompts go through the model at once before the first.
+    /// `anchor`, `kl`, `safe_grad`: how many of the prompts or safety samples go into each step. `activations`, `null_space`: how many of
+    /// the prompts go through the model at once before the first.
     pub batch_size: usize,
-    /// `activations`: how many directions of each layer's inputs count.
+    /// `activations`: how many directions of each layer's inputs count. `null_space`: how many are closed to the update, at most.
     pub rank: usize,
+    /// `null_space`: share of each layer's squared inputs on the prompts that those directions hold; fewer do not suffice.
+    pub energy: f64,
+    /// `ema`: share β of the average that each step leaves.
+    pub decay: f64,
 }
 
 impl Default for DefenceOptions {
@@ -80,6 +88,8 @@ impl Default for DefenceOptions {
             weight: 50.0,
             batch_size: 8,
             rank: 128,
+            energy: 0.99,
+            decay: 0.99,
         }
     }
 }
@@ -92,12 +102,12 @@ impl DefenceKind {
 
     /// Whether it needs `prompts`.
     pub fn needs_prompts(self) -> bool {
-        matches!(self, Self::Anchor | Self::Activations)
+        matches!(self, Self::Anchor | Self::Activations | Self::NullSpace)
     }
 
-    /// Whether it compares with the model without its adapter in each step, or adds to what an adapter is; full tuning has none.
+    /// Whether it compares with the model without its adapter in each step, or is about what an adapter is; full tuning has none.
     pub fn needs_adapter(self) -> bool {
-        matches!(self, Self::ConstrainedSft | Self::Activations | Self::Kl | Self::SafeGrad)
+        matches!(self, Self::ConstrainedSft | Self::Activations | Self::Kl | Self::SafeGrad | Self::NullSpace)
     }
 }
 

@@ -3,7 +3,7 @@
 //! With LoRA the folder is a PEFT adapter, in full tuning a Hugging Face model in f32, plus:
 //!
 //! - `optimizer.safetensors`: AdamW's moments, `<parameter>.exp_avg` and `.exp_avg_sq`; whatever the defence must
-//!   remember, such as Lisa's `<parameter>.anchor`;
+//!   remember, such as Lisa's `<parameter>.anchor` or an average's `<parameter>.ema`;
 //! - `state.json`: where the run stands ([`RunState`]), and its settings and inputs ([`Origin`]);
 //! - `checksums.json`: BLAKE3 of every other file.
 //!
@@ -103,23 +103,30 @@ impl Saved {
         state
     }
 
-    /// Restores parameters and optimizer.
+    /// Restores parameters, defence and optimizer.
     pub fn restore(&self, trained: &mut Trained) -> Result<()> {
         let restoring = || format!("restoring {}", self.dir.display());
-        let is_lora = trained.adapter.is_some();
+        trained.trainer.penalties.set_dual(self.state.dual);
+        let file = restore_trained(&self.dir, trained).with_context(restoring)?;
         let trainer = &mut trained.trainer;
-        trainer.penalties.set_dual(self.state.dual);
-        restore_parameters(&self.dir, is_lora, trainer.model.parameters()).with_context(restoring)?;
-        let file = Checkpoint::open_file(&self.dir.join(OPTIMIZER)).with_context(restoring)?;
         let device = trainer.model.device().clone();
         let read = |name: &str| file.tensor(name, DType::F32, &device);
-        trainer.defence.restore(trainer.model.parameters(), &read).with_context(restoring)?;
         trainer.optimizer.restore(self.optimizer_steps, trainer.model.parameters(), read).with_context(restoring)
     }
 }
 
+/// Sets what trains, and what the defence remembers, to what the checkpoint in `dir` holds. Returns its optimizer's file.
+pub fn restore_trained(dir: &Path, trained: &mut Trained) -> Result<Checkpoint> {
+    let (is_lora, trainer) = (trained.adapter.is_some(), &mut trained.trainer);
+    restore_parameters(dir, is_lora, trainer.model.parameters())?;
+    let file = Checkpoint::open_file(&dir.join(OPTIMIZER))?;
+    let device = trainer.model.device().clone();
+    trainer.defence.restore(trainer.model.parameters(), &|name| file.tensor(name, DType::F32, &device))?;
+    Ok(file)
+}
+
 /// Sets `parameters` to what the checkpoint in `dir` holds.
-pub fn restore_parameters(dir: &Path, is_lora: bool, parameters: &Parameters) -> Result<()> {
+fn restore_parameters(dir: &Path, is_lora: bool, parameters: &Parameters) -> Result<()> {
     let file = if is_lora { Checkpoint::open_file(&dir.join(adapter::WEIGHTS))? } else { Checkpoint::open(dir)? };
     for (name, parameter) in parameters {
         let key = if is_lora { adapter::stored_name(&file, name) } else { name.clone() };

@@ -1,6 +1,6 @@
 //! What a run leaves behind: a PEFT adapter, or a whole model.
 
-use super::checkpoint::{Checkpoints, restore_parameters};
+use super::checkpoint::{Checkpoints, restore_trained};
 use super::output::{OutputFolder, remove};
 use super::trained::{Trained, card};
 use crate::adapter;
@@ -13,11 +13,10 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use std::path::Path;
 
-/// Puts the parameters back to what they were after step `best`, of which there is a checkpoint.
-pub fn go_back(settings: &Settings, trained: &Trained, output: &OutputFolder, best: usize) -> Result<()> {
+/// Makes the model what would have been exported after step `best`, of which there is a checkpoint.
+pub fn go_back(settings: &Settings, trained: &mut Trained, output: &OutputFolder, best: usize) -> Result<()> {
     let dir = Checkpoints::new(output, settings).path(best);
-    let is_lora = settings.train.method == Tuning::Lora;
-    restore_parameters(&dir, is_lora, trained.parameters()).context("loading the best checkpoint")
+    restore_trained(&dir, trained).and_then(|_| trained.trainer.exchange()).context("loading the best checkpoint")
 }
 
 /// Writes the result of a run: the present state, which is that after `step`.

@@ -139,9 +139,23 @@ impl Trainer {
             return Err(NotFinite { micro_batch: not_finite, task_loss, penalty, proximal, grad_norm }.into());
         }
         self.optimizer.step(self.model.parameters(), &gradients, learning_rate, clipping)?;
+        self.defence.taken(self.model.parameters())?;
         let bounded = self.penalties.ascend(added);
         let tokens = batches.iter().map(Batch::tokens).sum();
         Ok(StepOutcome { task_loss, penalty, proximal, grad_norm, tokens, label_tokens, bounded })
+    }
+
+    /// Turns the model into what would be exported now, or back.
+    pub fn exchange(&mut self) -> Result<()> {
+        self.defence.exchange(self.model.parameters())
+    }
+
+    /// What `of` finds in the model as it would be exported now.
+    pub fn as_result<T>(&mut self, of: impl FnOnce(&Decoder) -> T) -> Result<T> {
+        self.exchange()?;
+        let found = of(&self.model);
+        self.exchange()?;
+        Ok(found)
     }
 
     /// The summed objective of a micro-batch; adds the gradients of `scale` times that.
