@@ -16,6 +16,7 @@ macro_rules! files {
 }
 
 const CONFIGS: &[(&str, &[u8])] = files! {
+    "configs/sandbox/comparisons/added_defences.toml"
     "configs/sandbox/comparisons/added_p3.toml"
     "configs/sandbox/comparisons/attack.toml"
     "configs/sandbox/comparisons/choose.toml"
