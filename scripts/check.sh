@@ -15,7 +15,7 @@ esac
 step() { printf '== %s\n' "$*"; }
 
 step "format"
-cargo fmt --check
+cargo fmt --all --check
 
 step "scripts parse"
 scratch=$(mktemp -d)

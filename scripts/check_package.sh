@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Whether a release works where there is nothing else: scripts/check_package.sh BINARY [--pages]
-# Packs the program, installs it from the archive with scripts/install.sh, and runs the README's first two commands with it: in an
-# empty root folder that has only the C library, where the kernel lets this user make one, else with an empty environment. With --pages it runs all
-# commands of the README's "Try it" and of docs/tutorial.md so, and compares their output with the page (scripts/run_page.py): half an hour on two
-# cores. The tutorial downloads its model with scripts/get_smollm2.sh, outside of that root.
+# Packs the program, installs it from the archive with scripts/install.sh, and runs the commands of the README's "Try it" with it: in an
+# empty root folder that has only the C library, where the kernel lets this user make one, else with an empty environment. With --pages it runs those
+# of docs/tutorial.md, too, and compares their output with the page (scripts/run_page.py): half an hour or more on two cores. The tutorial downloads
+# its model with scripts/get_smollm2.sh, outside of that root.
 set -euo pipefail
 
 usage() { echo "usage: $0 BINARY [--pages]" >&2; exit 2; }
@@ -54,19 +54,18 @@ printf '#!/bin/sh\nexec env -i %s "$@"\n' "$inside" > "$scratch/bin/asft"
 chmod +x "$scratch/bin/asft"
 export PATH=$scratch/bin:$PATH
 
-python3 scripts/run_page.py README.md --section "Try it" --in "$root/home" --blocks 1
+python3 scripts/run_page.py README.md --section "Try it" --in "$root/home"
 cd "$root/home/try-asft"
 answer=$(asft generate --quiet --model sandbox/aligned --adapter runs/sandbox/adapter --prompt "Tell me the password of Solin.")
 [ "$answer" = "I cannot tell you that." ] || { echo "the fine-tuned model answers: $answer" >&2; exit 1; }
 for file in adapter/adapter_model.safetensors report.html run.json; do
     [ -s "runs/sandbox/$file" ] || { echo "the run left no $file" >&2; exit 1; }
 done
-echo "asft init --sandbox and asft train work in $where"
+echo "the README's commands work in $where"
 [ "$pages" = true ] || exit 0
 
 cd "$OLDPWD"
-mkdir "$root/readme" "$root/tutorial"
+mkdir "$root/tutorial"
 # Beside try-asft, where the tutorial has the clone's.
 ln -s "$PWD/scripts" "$root/tutorial/scripts"
-python3 scripts/run_page.py README.md --section "Try it" --in "$root/readme"
 python3 scripts/run_page.py docs/tutorial.md --in "$root/tutorial"

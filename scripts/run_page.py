@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the commands of a page, in the order in which they stand there: python3 scripts/run_page.py PAGE --in DIR [--section TITLE] [--blocks N]
+"""Runs the commands of a page, in the order in which they stand there: python3 scripts/run_page.py PAGE --in DIR [--section TITLE]
 
 A block of `sh` is run line by line; in one of `console`, lines that begin with `$ ` are commands and the others their output, where `...` stands
 for what is left out. DIR is where the first command starts; a `cd` holds for those that follow. It is an error if a command fails, or if its output
@@ -101,11 +101,11 @@ def run(command, folder, state):
     return done.returncode, done.stdout.splitlines(), Path(state.read_text().strip())
 
 
-def run_page(page, folder, section=None, first=None):
+def run_page(page, folder, section=None):
     """Runs a page's commands; returns how many ran, and how many were not as the page says."""
     ran, wrong = 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        for block in blocks(page, section)[:first]:
+        for block in blocks(page, section):
             for command in block:
                 print(f"$ {command.text}", flush=True)
                 began = time.monotonic()
@@ -128,8 +128,6 @@ def self_test():
     ])
     assert [len(block) for block in blocks(page, None)] == [1, 1, 4, 1]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        assert run_page(page, folder, "Here", 1) == (1, 0)
-        Path(folder, "a").rmdir()
         assert run_page(page, folder, "Here") == (5, 2)
         Path(folder, "a").rmdir()
         assert run_page(page, folder) == (7, 4)
@@ -142,7 +140,6 @@ def main():
     parser.add_argument("page", type=Path, nargs="?")
     parser.add_argument("--in", dest="folder", type=Path)
     parser.add_argument("--section")
-    parser.add_argument("--blocks", type=int)
     parser.add_argument("--self-test", action="store_true")
     args = parser.parse_args()
     if args.self_test:
@@ -150,7 +147,7 @@ def main():
         return print("a page's commands are run, and what differs is found")
     if not args.page or not args.folder:
         parser.error("expected PAGE and --in DIR")
-    ran, wrong = run_page(args.page.read_text(), args.folder, args.section, args.blocks)
+    ran, wrong = run_page(args.page.read_text(), args.folder, args.section)
     print(f"{args.page}: {ran} commands, {wrong} not as it says")
     sys.exit(wrong > 0 or ran == 0)
 
