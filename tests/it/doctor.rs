@@ -1,6 +1,7 @@
 //! `asft doctor`: on the CPU everything holds, and it says so in words and in JSON.
 
 use crate::support::command::{asft, ends, json, refused, stdout};
+use crate::support::files::root;
 use crate::support::goldens::Golden;
 use asft::train::TOY_STEPS;
 
@@ -55,4 +56,22 @@ fn the_toy_of_the_doctor_is_the_golden_one() {
             assert_eq!(row[column] as f32, expected[step] as f32, "{name} of step {}", step + 1);
         }
     }
+}
+
+/// `scripts/gpu_check.sh` says "every golden on the device": a module that computes on the goldens' device is in its list.
+#[test]
+fn every_golden_that_a_device_computes_is_in_the_check_of_a_gpu() {
+    let script = std::fs::read_to_string(root().join("scripts/gpu_check.sh")).unwrap();
+    let (_, list) = script.split_once("modules=(").unwrap();
+    let listed: Vec<&str> = list.split(')').next().unwrap().split_whitespace().collect();
+    let mut computing = vec![];
+    for entry in std::fs::read_dir(root().join("tests/it")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        if text.lines().any(|line| line.starts_with("use crate::support::goldens::*")) {
+            computing.push(path.file_stem().unwrap().to_str().unwrap().to_string());
+        }
+    }
+    let missing: Vec<&String> = computing.iter().filter(|module| !listed.contains(&module.as_str())).collect();
+    assert!(computing.len() > 5 && missing.is_empty(), "not in scripts/gpu_check.sh: {missing:?}");
 }
