@@ -233,6 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn alternatives_become_texts_only_when_asked_for() {
+        let tokenizer = tokenizer();
+        let ids = ["The opposite of", " hot", " cold"].map(|text| tokenizer.encode(text, false).unwrap());
+        let (hot, cold) = (ids[1][0], ids[2][0]);
+        let pieces = Pieces::after(&tokenizer, &ids[0], true).unwrap();
+        let mut answer = Answer::new(&tokenizer, pieces, 0, Arc::new([]));
+        let top = vec![(cold, -0.5), (hot, -1.0)];
+        let (fragment, _) = answer.push(hot, Some(Score { log_probability: -1.0, top })).unwrap();
+        assert!(!fragment.is_named() && fragment.tokens[0].top.is_empty());
+        let fragment = fragment.named(&tokenizer).unwrap();
+        let texts: Vec<(String, f32)> = [(cold, -0.5), (hot, -1.0)]
+            .map(|(id, value)| (tokenizer.alternatives(&ids[0], &[id]).unwrap().concat(), value))
+            .into();
+        assert!(fragment.is_named() && fragment.tokens[0].top == texts, "{fragment:?}");
+        assert_eq!(fragment.tokens[0].top[1].0, fragment.text);
+        assert!(answer.push(cold, score(-1.0)).unwrap().0.is_named(), "none were asked for");
+    }
+
+    #[test]
     fn an_echo_comes_first_and_offsets_count_its_characters() {
         let tokenizer = tokenizer();
         let (prompt, ids) = ("né", tokenizer.encode("né", false).unwrap());
