@@ -100,27 +100,36 @@ impl MemoryPlan {
             let Memory { weights, trained, direction, activations, logits, before, process } = self.memory;
             let of_step = if activations >= logits { "activations" } else { "activations and logits" };
             let at_first = before > self.memory.step();
+            let grows =
+                if at_first { ("the pass before the first step", before) } else { (of_step, activations.max(logits)) };
             let parts = [
                 ("weights", weights),
                 ("what trains", if at_first { 0 } else { trained }),
                 ("the direction", direction),
-                (of_step, if at_first { 0 } else { activations.max(logits) }),
-                ("the pass before the first step", if at_first { before } else { 0 }),
+                grows,
                 ("the context", process),
             ];
             let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
             let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(*bytes))).collect();
             let (total, parts) = (size(self.memory.total()), parts.join(", "));
-            let known = self.known(free);
+            let known = self.known(free, grows);
             format!("the device has no memory left; the run was planned at {total} ({parts}){known}; {}", self.advice)
         })
     }
 
-    /// What the device had free and has now. Who has the difference, it does not say: steps, other processes, or memory that was
-    /// given back in pieces too small.
-    fn known(&self, free: Option<usize>) -> String {
+    /// What the device had free and has now, and the part that grew meanwhile, with its plan. The device does not say who has the
+    /// difference.
+    fn known(&self, free: Option<usize>, (grows, planned): (&str, usize)) -> String {
         let (Some(at_first), Some(free)) = (self.free, free) else { return String::new() };
-        format!("; {} were free when all was loaded, {} are now", size(at_first), size(free))
+        let known = format!("; {} were free when all was loaded, {} are now", size(at_first), size(free));
+        match at_first.saturating_sub(free) {
+            0 => known,
+            taken => format!(
+                "{known}: {} went to {grows}, planned at {}, or to other processes and gaps in memory",
+                size(taken),
+                size(planned)
+            ),
+        }
     }
 }
 
@@ -219,8 +228,10 @@ mod tests {
         }
         let mut loaded = plan.clone();
         loaded.all_is_loaded(Some(9 << 30));
-        for (free, known) in [(Some(1 << 30), "; 9.00 GiB were free when all was loaded, 1.00 GiB are now"), (None, "")]
-        {
+        let grown = "; 9.00 GiB were free when all was loaded, 1.00 GiB are now: 8.00 GiB went to activations, planned at 6.00 GiB, or to \
+                     other processes and gaps in memory";
+        let same = "; 9.00 GiB were free when all was loaded, 9.00 GiB are now";
+        for (free, known) in [(Some(1 << 30), grown), (Some(9 << 30), same), (None, "")] {
             let told = loaded.exhausted(&anyhow::anyhow!("out of memory"), free).unwrap();
             assert!(told.ends_with(&format!("the context 1.00 GiB){known}; train less")), "{told}");
         }
