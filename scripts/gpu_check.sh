@@ -58,7 +58,7 @@ done
 # What loads, computes, trains and exports, against the goldens of PyTorch, on the device; the binary's own tests take
 # the device that "auto" finds.
 step "goldens on $device"
-modules=(parity families training export constrained_sft defence_terms lora_options penalty lambda module_shares run_direction data_mix
+modules=(parity families training export constrained_sft defence_terms defence_steps lora_options penalty lambda module_shares run_direction data_mix
     defences evaluation with_direction quantised gguf_types qwen3_5 gemma4 routing wrappers naive_hybrid)
 # A failed test is a result: all of them run, and the JSON records it.
 ASFT_TEST_DEVICE=$device scripts/test_modules.sh "${modules[@]}" -- "${features[@]}" 2>&1 |
