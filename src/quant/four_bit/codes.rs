@@ -18,7 +18,7 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    fn apply(self, value: f32) -> f32 {
+    pub(super) fn apply(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
             Self::Bf16 => bf16::from_f32(value).to_f32(),
@@ -200,7 +200,7 @@ impl FourBit {
     }
 
     /// The scale of each of `count` parts of [`PART`] values from the `first` on; blocks are of whole parts.
-    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn scales_of_parts(&self, first: usize, count: usize) -> Vec<f32> {
         let in_block = self.block / PART;
         let block = first / in_block;

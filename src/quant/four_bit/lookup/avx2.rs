@@ -2,10 +2,14 @@
 
 use crate::quant::four_bit::codes::{FourBit, PART, Rounding};
 use crate::quant::vector::Vector;
+use crate::vectors::prefetch_after;
 use std::arch::x86_64::*;
 
-/// Parts whose scales are read at once.
-const BATCH: usize = 64;
+/// Rows whose lanes are added up at once.
+const ROWS: usize = 4;
+
+/// A table of 16 values.
+type Table = [__m256; 2];
 
 /// Byte b of each of 16 values, twice. (No function of the library's calls a closure here or below: it would not be compiled
 /// for these instructions.)
@@ -13,18 +17,53 @@ type Planes = [__m256i; 4];
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn planes(table: &[f32; 16]) -> Planes {
-    let mut bytes = [[0u8; 16]; 4];
-    for (i, value) in table.iter().enumerate() {
-        let [a, b, c, d] = value.to_le_bytes();
-        (bytes[0][i], bytes[1][i], bytes[2][i], bytes[3][i]) = (a, b, c, d);
+fn planes([low, high]: Table) -> Planes {
+    // In each lane of four values: their first bytes, their second ones, and so on.
+    let bytes = _mm256_broadcastsi128_si256(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+    let low = _mm256_shuffle_epi8(_mm256_castps_si256(low), bytes);
+    let high = _mm256_shuffle_epi8(_mm256_castps_si256(high), bytes);
+    // Of the values 0 to 3 and 8 to 11, and of the others; then of all, two planes in each, and each plane in both lanes.
+    let (even, odd) = (_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high));
+    let (first, second) = (_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd));
+    let (first, second) =
+        (_mm256_permute4x64_epi64::<0b11_01_10_00>(first), _mm256_permute4x64_epi64::<0b11_01_10_00>(second));
+    [
+        _mm256_permute2x128_si256::<0x00>(first, first),
+        _mm256_permute2x128_si256::<0x11>(first, first),
+        _mm256_permute2x128_si256::<0x00>(second, second),
+        _mm256_permute2x128_si256::<0x11>(second, second),
+    ]
+}
+
+/// The table of a scale, as [`FourBit::table_of`] has it.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table_of(rounding: Rounding, base: Table, scale: f32) -> Table {
+    let wide = _mm256_set1_ps(scale);
+    let mut table = [_mm256_mul_ps(base[0], wide), _mm256_mul_ps(base[1], wide)];
+    for half in &mut table {
+        *half = match rounding {
+            Rounding::F32 => *half,
+            Rounding::Bf16 => {
+                // To nearest, ties to even: half of the last place that stays is added, and its last bit.
+                let bits = _mm256_castps_si256(*half);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+                _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(!0xffff)))
+            }
+            // The instructions for it are no part of AVX2.
+            Rounding::F16 => {
+                let mut values = [0f32; 8];
+                // SAFETY: 8 values.
+                unsafe { _mm256_storeu_ps(values.as_mut_ptr(), *half) };
+                for value in &mut values {
+                    *value = rounding.apply(*value);
+                }
+                load(&values)
+            }
+        };
     }
-    let mut planes = [_mm256_setzero_si256(); 4];
-    for (plane, bytes) in planes.iter_mut().zip(&bytes) {
-        // SAFETY: 16 bytes.
-        *plane = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
-    }
-    planes
+    table
 }
 
 #[inline]
@@ -75,57 +114,63 @@ fn part(bytes: &[u8; PART / 2], paired: &[f32; PART], planes: &Planes) -> __m256
     _mm256_add_ps(one, other)
 }
 
-/// Calls `take` with the number of each of `count` parts from the `first` on, its scale, its table and its codes. The scale
-/// is 1 where the table has it already. `base`: of the table without a scale.
+/// The table of `matrix`, without a scale.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-fn each_part(
-    matrix: &FourBit,
-    base: &Planes,
-    (first, count): (usize, usize),
-    mut take: impl FnMut(usize, f32, &Planes, &[u8; PART / 2]),
-) {
-    let in_block = matrix.block() / PART;
-    let codes = &matrix.packed[first * PART / 2..].as_chunks::<{ PART / 2 }>().0[..count];
-    let mut scales = [0f32; BATCH];
-    for (batch, codes) in codes.chunks(BATCH).enumerate() {
-        let at = first + batch * BATCH;
-        let (block, last) = (at / in_block, (at + codes.len() - 1) / in_block);
-        matrix.scales().read(block, &mut scales[..=last - block]);
-        for (i, codes) in codes.iter().enumerate() {
-            let number = (at + i) / in_block - block;
-            match matrix.rounding() {
-                Rounding::F32 => take(batch * BATCH + i, scales[number], base, codes),
-                _ => take(batch * BATCH + i, 1.0, &planes(&matrix.table_of(block + number)), codes),
-            }
-        }
-    }
+#[target_feature(enable = "avx2")]
+fn base(matrix: &FourBit) -> Table {
+    let halves = matrix.table().as_chunks::<8>().0;
+    [load(&halves[0]), load(&halves[1])]
 }
 
 /// As [`FourBit::dots`], for rows and blocks of whole parts.
 #[target_feature(enable = "avx2,fma")]
 pub fn dots(matrix: &FourBit, start: usize, columns: usize, x: &Vector, out: &mut [f32]) {
-    let (paired, base) = (x.paired().as_chunks::<PART>().0, planes(matrix.table()));
-    for (i, out) in out.iter_mut().enumerate() {
-        let mut sum = _mm256_setzero_ps();
-        each_part(matrix, &base, ((start + i * columns) / PART, columns / PART), |i, scale, planes, codes| {
-            sum = _mm256_fmadd_ps(_mm256_set1_ps(scale), part(codes, &paired[i], planes), sum);
-        });
-        let mut lanes = [0f32; 8];
-        // SAFETY: 8 values.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        *out = lanes.iter().sum();
+    let (x, per_row) = (x.paired().as_chunks::<PART>().0, columns / PART);
+    let (scales, base) = (matrix.scales_of_parts(start / PART, out.len() * per_row), base(matrix));
+    let unscaled = planes(base);
+    for (n, out) in out.chunks_mut(ROWS).enumerate() {
+        let mut sums = [_mm256_setzero_ps(); ROWS];
+        for (r, sum) in sums.iter_mut().take(out.len()).enumerate() {
+            let row = n * ROWS + r;
+            let codes = matrix.packed[(start + row * columns) / 2..][..columns / 2].as_chunks::<{ PART / 2 }>().0;
+            for ((codes, scale), x) in codes.iter().zip(&scales[row * per_row..]).zip(x) {
+                prefetch_after(codes);
+                *sum = match matrix.rounding() {
+                    Rounding::F32 => _mm256_fmadd_ps(_mm256_set1_ps(*scale), part(codes, x, &unscaled), *sum),
+                    rounding => _mm256_add_ps(part(codes, x, &planes(table_of(rounding, base, *scale))), *sum),
+                };
+            }
+        }
+        out.copy_from_slice(&totals(sums)[..out.len()]);
     }
+}
+
+/// The sums of the lanes of each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn totals([a, b, c, d]: [__m256; ROWS]) -> [f32; ROWS] {
+    let all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    let sums = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+    let mut out = [0f32; ROWS];
+    // SAFETY: 4 values.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+    out
 }
 
 /// As [`FourBit::widen`], for whole parts.
 #[target_feature(enable = "avx2,fma")]
 pub fn widen(matrix: &FourBit, start: usize, out: &mut [f32]) {
-    let out = out.as_chunks_mut::<PART>().0;
-    each_part(matrix, &planes(matrix.table()), (start / PART, out.len()), |i, scale, planes, codes| {
-        let [even, odd] = both(planes, codes);
-        let scale = _mm256_set1_ps(scale);
-        let (first, second) = out[i].split_at_mut(PART / 2);
+    let (out, first, base) = (out.as_chunks_mut::<PART>().0, start / PART, base(matrix));
+    let scales = matrix.scales_of_parts(first, out.len());
+    let codes = matrix.packed[first * PART / 2..].as_chunks::<{ PART / 2 }>().0;
+    let unscaled = planes(base);
+    for ((out, scale), codes) in out.iter_mut().zip(&scales).zip(codes) {
+        let (planes, scale) = match matrix.rounding() {
+            Rounding::F32 => (unscaled, *scale),
+            rounding => (planes(table_of(rounding, base, *scale)), 1.0),
+        };
+        let ([even, odd], scale) = (both(&planes, codes), _mm256_set1_ps(scale));
+        let (first, second) = out.split_at_mut(PART / 2);
         let quarters = first.as_chunks_mut::<8>().0.iter_mut().zip(second.as_chunks_mut::<8>().0);
         for (i, (first, second)) in quarters.enumerate() {
             let (even, odd) = (_mm256_mul_ps(even[i], scale), _mm256_mul_ps(odd[i], scale));
@@ -136,5 +181,5 @@ pub fn widen(matrix: &FourBit, start: usize, out: &mut [f32]) {
                 _mm256_storeu_ps(second.as_mut_ptr(), _mm256_permute2f128_ps::<0x31>(low, high));
             }
         }
-    });
+    }
 }
