@@ -311,6 +311,11 @@ impl CompareOptions {
                 format!("method \"{name}\" only projects: `set`, `sweep` and `extrapolate` have no effect"),
             );
         }
+        if let Some(Extrapolate { rank, alpha }) = &method.extrapolate {
+            found.unless(*rank > 0, format!("method \"{name}\": `extrapolate.rank` should be at least 1, got 0"));
+            let what = format!("method \"{name}\": `extrapolate.alpha` should be a finite number, got {alpha}");
+            found.unless(alpha.is_finite(), what);
+        }
         self.check_cut(method, found);
         check_sweep(&method.sweep, &format!("method \"{name}\": sweep"), found);
     }

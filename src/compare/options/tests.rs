@@ -26,6 +26,11 @@ fn mistakes_are_named() {
             "[[method]]\nname = 'a'\n[[method]]\nname = 'b'\nset = { a = 1 }\ncut = { of = 'a', to = ['rows'] }",
             "only cuts down",
         ),
+        ("[[method]]\nname = 'a'\nextrapolate = { rank = 0, alpha = 0.5 }", "`extrapolate.rank` should be at least 1"),
+        (
+            "[[method]]\nname = 'a'\nextrapolate = { rank = 6, alpha = nan }",
+            "`extrapolate.alpha` should be a finite number",
+        ),
         ("[[attack]]\nname = 'x'\n[[attack]]\nname = 'x'\n[[method]]\nname = 'a'", "two attacks are called \"x\""),
         ("seeds = []\n[[method]]\nname = 'a'", "`seeds` is empty"),
         (
