@@ -22,6 +22,7 @@ const CONFIGS: &[(&str, &[u8])] = files! {
     "configs/sandbox/comparisons/choose.toml"
     "configs/sandbox/comparisons/choose_p3.toml"
     "configs/sandbox/comparisons/decide.toml"
+    "configs/sandbox/comparisons/decide_added.toml"
     "configs/sandbox/comparisons/decide_p3.toml"
     "configs/sandbox/comparisons/defences.toml"
     "configs/sandbox/comparisons/input.toml"

@@ -115,6 +115,6 @@ fn the_shipped_comparisons_meet_their_schema() {
         with(json!({"name": "a", "sweep": {"asft.lambda": []}})),
         with(json!({"name": "a", "project": {"of": "b"}})),
     ];
-    assert_eq!(check(&schema(&["compare"]), &["sandbox/comparisons"], &wrong), 16);
+    assert_eq!(check(&schema(&["compare"]), &["sandbox/comparisons"], &wrong), 17);
     refused(asft(&["schema", "sweet"]), &["sweet", "run, suite, compare"]);
 }

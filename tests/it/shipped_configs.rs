@@ -39,7 +39,7 @@ fn every_config_loads_and_writes_where_its_name_says() {
 fn every_suite_and_comparison_loads() {
     let root = root();
     let (suites, comparisons) = (configs("sandbox/suites"), configs("sandbox/comparisons"));
-    assert_eq!((suites.len(), comparisons.len()), (4, 16));
+    assert_eq!((suites.len(), comparisons.len()), (4, 17));
     for suite in suites {
         for evaluation in Suite::load(&suite).unwrap().eval {
             assert!(root.join(&evaluation.data).is_file(), "{}", evaluation.data);
