@@ -14,7 +14,8 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 use rayon::prelude::*;
-use support::{Limits, in_pool, tensor};
+use serde_json::json;
+use support::{Limits, in_pool, saved, tensor};
 
 const SHAPES: [(usize, usize); 3] = [(576, 576), (1536, 576), (576, 1536)];
 const LONG: [(usize, usize); 4] = [(2048, 2048), (256, 2048), (5632, 2048), (2048, 5632)];
@@ -51,6 +52,7 @@ fn line(name: &str, v: &[f32], shape: (usize, usize)) -> anyhow::Result<()> {
         phases = all[0];
     });
     let products = products(shape, found.rank(), threads);
+    saved::row(json!({"name": name, "k": found.rank(), "seconds": seconds, "products_seconds": products}));
     let all = phases.read + phases.products + phases.eigen + phases.certify;
     println!(
         "{name:<28} {:>5} {seconds:>9.3} {products:>12.3} {:>6.2} {:>8.0}% {:>6.0}% {:>7.0}%",

@@ -9,8 +9,9 @@ use asft::names::Targets;
 use asft::ops::machine::best;
 use asft::train::Penalties;
 use candle_core::{DType, Device, Tensor};
+use serde_json::json;
 use support::model::{adapted, adapter, batch, directions, list, random_model, trainer};
-use support::{Limits, in_pool, tensor};
+use support::{Limits, in_pool, saved, tensor};
 
 const RANK: usize = 8;
 /// What SmolLM2-135M keeps of 576 directions at the default tolerance: 359.
@@ -73,13 +74,9 @@ fn shares() -> anyhow::Result<()> {
                 let mut gradients = Gradients::default();
                 penalties.add_to(model.parameters(), &mut gradients, None).expect("a penalty of finite numbers");
             });
-            println!(
-                "{:<44} {:>12.0} {:>12.2} {:>7.2}%",
-                format!("{name}, {kept}"),
-                step * 1e3,
-                penalty * 1e3,
-                100.0 * penalty / step
-            );
+            let name = format!("{name}, {kept}");
+            saved::row(json!({"name": name, "step_seconds": step, "penalty_seconds": penalty}));
+            println!("{:<44} {:>12.0} {:>12.2} {:>7.2}%", name, step * 1e3, penalty * 1e3, 100.0 * penalty / step);
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use asft::ops::{cross_entropy, dropout, gated_mlp, linear, rms_norm};
 use asft::quant::ggml::GgmlType;
 use asft::quant::{Format, Kind};
 use candle_core::{DType, Device};
-use support::{Limits, in_pool, tensor};
+use support::{Limits, in_pool, saved, tensor};
 
 struct Width {
     name: &'static str,
@@ -36,6 +36,7 @@ fn run() -> anyhow::Result<()> {
     let limits = Limits::measure();
     for width in &WIDTHS {
         println!("{}: {} rows, hidden_size {}", width.name, width.rows, width.hidden);
+        saved::group(width.name);
         linears(&limits, width)?;
         elementwise(&limits, width)?;
         attentions(&limits, width)?;

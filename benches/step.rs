@@ -15,9 +15,10 @@ use asft::ops::attention::{self, Layout, Shape};
 use asft::ops::linear;
 use asft::ops::machine::best;
 use candle_core::Tensor;
+use serde_json::json;
 use std::path::Path;
 use support::model::{batch, list, random_model, trainer};
-use support::{Limits, in_pool, tensor};
+use support::{Limits, in_pool, saved, tensor};
 
 const BATCH: usize = 4;
 const LENGTH: usize = 256;
@@ -39,6 +40,7 @@ fn run() -> anyhow::Result<()> {
     let tokens = BATCH * LENGTH;
     let products = products(&spec, tokens)?;
     let linears: usize = shapes(&spec).iter().map(|(d_out, d_in)| d_out * d_in).sum();
+    saved::row(json!({"name": "products alone", "seconds": products}));
     println!(
         "{BATCH} x {LENGTH} tokens; the products of a forward and a backward pass alone: {:.0} ms\n",
         products * 1e3
@@ -62,6 +64,7 @@ fn run() -> anyhow::Result<()> {
                 let lora = 2.0 * (tokens * trained * (passes + 1)) as f64;
                 let all = flops + lora + attention_flops(&spec, passes);
                 println!("{:57} {}", "", limits.share(all, seconds));
+                saved::row(json!({"name": format!("{title}, with all products"), "seconds": seconds, "flops": all}));
             }
         }
     }
@@ -142,6 +145,10 @@ fn scaling(dir: &Path, spec: &ModelSpec) -> anyhow::Result<()> {
             peak / 1e9,
             more.unwrap_or_default()
         );
+        saved::row(json!({
+            "name": format!("{length} tokens"), "seconds": seconds, "products_seconds": products, "attention_seconds": attention,
+            "peak_bytes": peak,
+        }));
         before = Some((length, peak));
     }
     Ok(())

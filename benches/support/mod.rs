@@ -1,16 +1,20 @@
-//! What the benchmarks share: seeded tensors, the machine's limits, and lines that compare a time with them.
+//! What the benchmarks share: seeded tensors, the machine's limits, lines that compare a time with them, and a file of what was measured.
 
 #![allow(dead_code, reason = "every benchmark uses a part")]
 
 pub mod model;
+pub mod saved;
 
 use asft::ops::machine::{best, copy_rate, gemm_rate};
 use candle_core::{Device, Tensor};
+use serde_json::json;
 
-/// Runs a benchmark inside the thread pool, as commands run.
+/// Runs a benchmark inside the thread pool, as commands run; with `--save DIR`, what it measured is written there.
 pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
     asft::ops::allocator::keep_freed_buffers();
-    rayon::scope(|_| run())
+    let dir = saved::folder()?;
+    rayon::scope(|_| run())?;
+    dir.map_or(Ok(()), |dir| saved::write(&dir))
 }
 
 /// Measured once, before anything else runs.
@@ -30,6 +34,7 @@ impl Limits {
             limits.copy / 1e9,
             rayon::current_num_threads()
         );
+        saved::limits(&limits);
         limits
     }
 
@@ -37,6 +42,7 @@ impl Limits {
     pub fn flops(&self, name: &str, flops: f64, run: impl FnMut()) -> f64 {
         let seconds = best(run);
         println!("{name:<44} {:>9.3} ms {}", seconds * 1e3, self.share(flops, seconds));
+        saved::row(json!({"name": name, "seconds": seconds, "flops": flops}));
         seconds
     }
 
@@ -56,6 +62,7 @@ impl Limits {
             rate / 1e9,
             100.0 * rate / self.copy
         );
+        saved::row(json!({"name": name, "seconds": seconds, "bytes": 4 * values}));
     }
 }
 
