@@ -60,6 +60,39 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def cpu():
+    """The CPU's name and those of its vector instructions that products choose by, as Linux lists them."""
+    import platform
+    try:
+        lines = [line.split(":", 1) for line in open("/proc/cpuinfo") if ":" in line]
+    except OSError:
+        return platform.processor() or platform.machine()
+    value = {key.strip(): text.strip() for key, text in lines}
+    flags = set(value.get("flags", "").split())
+    features = [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_bf16") if name in flags]
+    return f"{value.get('model name', platform.machine())} (family {value.get('cpu family', '?')}, model {value.get('model', '?')}; {', '.join(features)})"
+
+
+def gemm_rates(job, shape, asft, folder):
+    """GFLOP/s of one f32 product of the case's sizes in PyTorch and in asft, whose estimate of a run measures it."""
+    k, n = SHAPES[shape]["hidden_size"], SHAPES[shape]["intermediate_size"]
+    theirs = in_a_process("torch_gemm_rate", min(job["batch"] * job["length"], 1024), k, n)
+    forecast = json.loads(called([asft, "train", "--config", write_config(job, folder), "--dry-run", "--json"]))
+    return float(theirs), forecast["time"]["gemm_flops_per_second"] / 1e9
+
+
+def torch_gemm_rate(m, k, n):
+    import torch
+    torch.set_num_threads(os.cpu_count())
+    a, b = torch.full((m, k), 0.5), torch.full((k, n), 0.25)
+    out, best, began = torch.empty(m, n), float("inf"), time.perf_counter()
+    while time.perf_counter() - began < 0.5:
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - start)
+    print(2 * m * k * n / best / 1e9)
+
+
 def called(command):
     """What a command prints; if it fails, an error with the end of what it says about that."""
     done = subprocess.run(command, capture_output=True, text=True)
@@ -141,11 +174,19 @@ def targeted(folder, targets):
 # ---- the asft side -----------------------------------------------------------------------------------------------
 
 def asft_side(job, asft, folder):
-    run = folder / "run"
+    called([asft, "train", "--config", write_config(job, folder), "--quiet", "--overwrite"])
+    rows = [json.loads(line) for line in open(folder / "run" / "metrics.jsonl")]
+    rows = [row for row in rows if "loss" in row]
+    return dict(times=[row["tokens"] / row["tokens_per_second"] for row in rows], losses=[row["loss"] for row in rows],
+                peak=rows[-1]["peak_memory_bytes"])
+
+
+def write_config(job, folder):
+    path = folder / "run.toml"
     asft_table = f'lambda = 1.0\npenalize = "{"orthogonal" if job["unaligned"] else "none"}"'
     if job["direction"]:
         asft_table += f'\ndirection = "{job["direction"]}"'
-    (folder / "run.toml").write_text(f'''
+    path.write_text(f'''
 [model]
 aligned = "{job["model"]}"
 device = "{job["device"]}"
@@ -168,13 +209,9 @@ learning_rate = {job["lr"]}
 schedule = "constant"
 gradient_checkpointing = {str(job["checkpointing"]).lower()}
 [output]
-dir = "{run}"
+dir = "{folder / "run"}"
 ''')
-    called([asft, "train", "--config", folder / "run.toml", "--quiet", "--overwrite"])
-    rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
-    rows = [row for row in rows if "loss" in row]
-    return dict(times=[row["tokens"] / row["tokens_per_second"] for row in rows], losses=[row["loss"] for row in rows],
-                peak=rows[-1]["peak_memory_bytes"])
+    return path
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -277,16 +314,17 @@ def main():
     work = args.work or Path(scratch.name)
     work.mkdir(parents=True, exist_ok=True)
     import peft, torch, transformers
-    lines = [f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, {os.cpu_count()} cores, "
+    lines = [f"{cpu()};", f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, {os.cpu_count()} cores, "
              f"median of {STEPS} steps in each of {args.rounds} alternated rounds", "",
-             "| shape | case | batch | torch s | asft s | time ratio | torch GB | asft GB | memory ratio | largest loss difference |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+             "| shape | case | batch | torch s | asft s | time ratio | torch GB | asft GB | memory ratio | largest loss difference | GEMM, GFLOP/s: torch, asft |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     print("\n".join(lines), flush=True)
     for case in CASES:
         name, shape, batch, length, *_ = case
         if shape not in args.shapes.split(",") or (args.only and args.only not in name):
             continue
         job, sides = prepare(case, work, args.asft), dict(torch=[], asft=[])
+        rates = gemm_rates(job, shape, args.asft, work)
         for _ in range(args.rounds):
             sides["torch"].append(json.loads(in_a_process("torch_side", job).splitlines()[-1]))
             sides["asft"].append(asft_side(job, args.asft, work))
@@ -294,7 +332,7 @@ def main():
         peak = {k: max(run["peak"] for run in v) / 1e9 for k, v in sides.items()}
         apart = largest_difference(sides["asft"][0], sides["torch"][0])
         lines.append(f"| {shape} | {name} | {batch} x {length} | {seconds['torch']:.2f} | {seconds['asft']:.2f} | {seconds['asft'] / seconds['torch']:.2f} "
-                     f"| {peak['torch']:.2f} | {peak['asft']:.2f} | {peak['asft'] / peak['torch']:.2f} | {apart:.1e} |")
+                     f"| {peak['torch']:.2f} | {peak['asft']:.2f} | {peak['asft'] / peak['torch']:.2f} | {apart:.1e} | {rates[0]:.0f}, {rates[1]:.0f} |")
         print(lines[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
