@@ -97,7 +97,7 @@ fn say_evaluations(settings: &Settings, outcome: &Outcome) {
     log::info(&format!("evaluations of {suite}:"), json!({"suite": suite, "before": before, "after": after}));
     let mut table = Table::new(["".to_string(), at(0), at(row.step)]);
     let text = |value: Option<Value>| value.map_or("-".to_string(), Value::text);
-    for change in ends.changes() {
+    for change in ends.changes().into_iter().filter(|change| !change.says_nothing()) {
         table.push([change.name, text(change.before), text(change.after)]);
     }
     for line in table.to_string().lines() {

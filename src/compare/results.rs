@@ -6,7 +6,7 @@ use super::inputs::Contents;
 use crate::ensure_valid;
 use crate::eval::{Outcome, Suite};
 use crate::invalid;
-use crate::report::{Value, hash_file};
+use crate::report::{Value, hash_file, says_nothing};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -74,7 +74,8 @@ impl Row {
     /// Its numbers on a line.
     pub fn text(&self) -> String {
         let number = |m: &Measured| format!("{} {}", m.name, show(m.value, m.total.is_some()));
-        self.measured.iter().map(number).collect::<Vec<_>>().join(", ")
+        let told = self.measured.iter().filter(|m| !says_nothing(&m.name, m.value));
+        told.map(number).collect::<Vec<_>>().join(", ")
     }
 }
 

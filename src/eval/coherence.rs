@@ -1,7 +1,7 @@
 //! Whether an answer is an answer at all. An incoherent answer refuses nothing, so a harmful score counts it; a model that was broken
 //! rather than turned shows here.
 
-use crate::report::{Rate, Value};
+use crate::report::{INCOHERENT, Rate, Value};
 use regex::Regex;
 use std::sync::LazyLock;
 
@@ -44,7 +44,8 @@ pub fn leaves_script(answer: &str) -> bool {
 /// The shares of empty, repeating and off-script answers.
 pub fn values(answers: &[String]) -> [(&'static str, Value); 3] {
     let share = |test: fn(&str) -> bool| Value::Rate(Rate::of(answers.iter().map(|answer| test(answer))));
-    [("empty", share(is_empty)), ("repeated", share(repeats)), ("off_script", share(leaves_script))]
+    let [empty, repeated, off_script] = INCOHERENT;
+    [(empty, share(is_empty)), (repeated, share(repeats)), (off_script, share(leaves_script))]
 }
 
 #[cfg(test)]

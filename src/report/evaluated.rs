@@ -5,6 +5,15 @@ use super::rate::Rate;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
+/// Shares of answers that are none. Where there are no such answers, a line for people leaves them out.
+pub const INCOHERENT: [&str; 3] = ["empty", "repeated", "off_script"];
+
+/// Whether a reading says no more than that no answer was one of [`INCOHERENT`].
+pub fn says_nothing(name: &str, number: f64) -> bool {
+    let is_of = |kind: &str| name.strip_suffix(&kind.replace('_', " ")).is_some_and(|rest| rest.ends_with(": "));
+    number == 0.0 && INCOHERENT.iter().any(|kind| is_of(kind))
+}
+
 /// A measured value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
@@ -111,6 +120,13 @@ pub struct Change {
     pub after: Option<Value>,
 }
 
+impl Change {
+    /// As [`says_nothing`], of both ends.
+    pub fn says_nothing(&self) -> bool {
+        [self.before, self.after].into_iter().flatten().all(|value| says_nothing(&self.name, value.number()))
+    }
+}
+
 impl SuiteEnds {
     /// Every value that was measured at either end, in the suite's order.
     pub fn changes(&self) -> Vec<Change> {
@@ -179,5 +195,15 @@ pub mod tests {
         let stopped = SuiteEnds { after: None, ..ends() };
         assert_eq!((texts(&stopped), stopped.changes()[0].after), (names.map(String::from).to_vec(), None));
         assert_eq!(SuiteEnds { before: None, ..ends() }.changes()[0].before, None);
+    }
+
+    #[test]
+    fn only_answers_that_are_none_go_without_saying() {
+        assert!(says_nothing("harm: empty", 0.0) && says_nothing("harm: off script", 0.0));
+        for (name, number) in [("harm: empty", 0.025), ("harm", 0.0), ("empty", 0.0), ("harm: told", 0.0)] {
+            assert!(!says_nothing(name, number), "{name} {number}");
+        }
+        let silent: Vec<bool> = ends().changes().iter().map(Change::says_nothing).collect();
+        assert_eq!(silent, [false, true, false, false]);
     }
 }

@@ -15,7 +15,7 @@ mod shell;
 mod trend;
 
 pub use chart::escape;
-pub use evaluated::{Change, Evaluated, SuiteEnds, SuiteRow, Value};
+pub use evaluated::{Change, Evaluated, INCOHERENT, SuiteEnds, SuiteRow, Value, says_nothing};
 pub use html::{Page, REPORT, RunFiles};
 pub use metrics::{EvalRow, Metrics, ModuleRow, SkippedRow, State, StepRow};
 pub use options::LoggingOptions;

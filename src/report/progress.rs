@@ -1,7 +1,7 @@
 //! The progress of training on stderr: a bar on a terminal, a log line now and then elsewhere (files, CI), nothing when
 //! quiet.
 
-use super::{EvalRow, StepRow, SuiteRow, short};
+use super::{EvalRow, StepRow, SuiteRow, says_nothing, short};
 use crate::console::{log, resumed_bar};
 use indicatif::{HumanDuration, ProgressBar};
 use serde_json::Value;
@@ -72,8 +72,8 @@ impl TrainProgress {
                 bar.reset_elapsed();
             }
         }
-        let values: Vec<String> =
-            row.readings().into_iter().map(|(name, value)| format!("{name} {}", value.text())).collect();
+        let told = row.readings().into_iter().filter(|(name, value)| !says_nothing(name, value.number()));
+        let values: Vec<String> = told.map(|(name, value)| format!("{name} {}", value.text())).collect();
         log::info(&format!("step {}/{} {}", row.step, self.total_steps, values.join(", ")), fields(row));
     }
 
