@@ -30,6 +30,7 @@ pub mod routing;
 pub mod scalar;
 pub mod softcap;
 pub mod sum;
+pub mod threads;
 pub mod traffic;
 pub mod weight;
 

@@ -1,0 +1,75 @@
+//! Keeping the pool's threads awake through work that is made of many short operations.
+//!
+//! A thread of the pool that finds nothing to do goes to sleep after some microseconds. Between two operations of a decoded token there are
+//! often more, and waking a thread takes as long as a small operation does, on a virtual machine longer: until it is awake, the one
+//! that woke it has done half of its work.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a thread looks for work before it may sleep after all. What lies between two operations of a token takes some 50 µs; a thread
+/// that waits longer than this waits for one that has lost its processor to somebody else, who may need this one, too.
+const PATIENCE: Duration = Duration::from_micros(200);
+/// Pauses between two looks.
+const PAUSES: usize = 16;
+
+/// Sets its flag when it goes, however that happens.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Runs `body`, while the other threads of this thread's pool look for its work without sleeping, as long as they find some within [`PATIENCE`].
+/// Outside a pool it just runs.
+pub fn awake<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+    let Some(own) = rayon::current_thread_index() else { return body() };
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        for _ in 1..rayon::current_num_threads() {
+            scope.spawn(|_| {
+                // Taken by the thread that waits for `body`'s own work, this would keep it from going on.
+                if rayon::current_thread_index() != Some(own) {
+                    look_for_work(&done);
+                }
+            });
+        }
+        let _done = Done(&done);
+        body()
+    })
+}
+
+fn look_for_work(done: &AtomicBool) {
+    let mut since = Instant::now();
+    while !done.load(Ordering::Acquire) && since.elapsed() < PATIENCE {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => since = Instant::now(),
+            _ => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    #[test]
+    fn results_and_panics_come_through() {
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
+            let nested = pool.install(|| awake(|| (0..50).map(|_| awake(sum)).sum::<u64>()));
+            assert_eq!(nested, 50 * sum());
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                pool.install(|| awake(|| -> u64 { panic!("on purpose") }))
+            }));
+            assert!(panicked.is_err());
+            // Nobody is left behind who still waits.
+            assert_eq!(pool.install(sum), sum());
+        }
+        assert_eq!(awake(|| 7), 7);
+    }
+}
