@@ -24,10 +24,10 @@ impl Drop for Done<'_> {
 
 /// Runs `body`, while the other threads of this thread's pool look for its work without sleeping, as long as they find some within [`PATIENCE`].
 /// Outside a pool it just runs.
-pub fn awake<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+pub fn awake<R>(body: impl FnOnce() -> R) -> R {
     let Some(own) = rayon::current_thread_index() else { return body() };
     let done = AtomicBool::new(false);
-    rayon::scope(|scope| {
+    rayon::in_place_scope(|scope| {
         for _ in 1..rayon::current_num_threads() {
             scope.spawn(|_| {
                 // Taken by the thread that waits for `body`'s own work, this would keep it from going on.
