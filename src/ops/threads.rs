@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// How long a thread looks for work before it may sleep after all. What lies between two operations of a token takes some 50 µs; a thread
 /// that waits longer than this waits for one that has lost its processor to somebody else, who may need this one, too.
 const PATIENCE: Duration = Duration::from_micros(200);
+/// Threads of the largest pool that is kept awake. Those of more would stand in each other's way at the one queue with work; that was not measured.
+const MOST: usize = 8;
 /// Pauses between two looks.
 const PAUSES: usize = 16;
 
@@ -23,19 +25,19 @@ impl Drop for Done<'_> {
 }
 
 /// Runs `body`, while the other threads of this thread's pool look for its work without sleeping, as long as they find some within [`PATIENCE`].
-/// Outside a pool it just runs.
+/// Outside a pool, and in one of more than [`MOST`] threads, it just runs.
 pub fn awake<R>(body: impl FnOnce() -> R) -> R {
-    let Some(own) = rayon::current_thread_index() else { return body() };
+    let Some(own) = rayon::current_thread_index().filter(|_| rayon::current_num_threads() <= MOST) else {
+        return body();
+    };
     let done = AtomicBool::new(false);
     rayon::in_place_scope(|scope| {
-        for _ in 1..rayon::current_num_threads() {
-            scope.spawn(|_| {
-                // Taken by the thread that waits for `body`'s own work, this would keep it from going on.
-                if rayon::current_thread_index() != Some(own) {
-                    look_for_work(&done);
-                }
-            });
-        }
+        // One for each thread, which it takes before it takes work: in the midst of work, looking for more would keep others waiting.
+        scope.spawn_broadcast(|_, thread| {
+            if thread.index() != own {
+                look_for_work(&done);
+            }
+        });
         let _done = Done(&done);
         body()
     })
@@ -58,7 +60,7 @@ mod tests {
 
     #[test]
     fn results_and_panics_come_through() {
-        for threads in [1, 2, 5] {
+        for threads in [1, 2, 5, MOST + 1] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
             let nested = pool.install(|| awake(|| (0..50).map(|_| awake(sum)).sum::<u64>()));
