@@ -32,8 +32,8 @@ METHODS = {
     "BEA": (NONE, "data.mix", [f'[{{ file = "REFUSED", share = {share}, system = "{SECRET}" }}]' for share in (0.03, 0.1, 0.2)]),
 }
 
-# Which value of each method `choose` marked, by its place in the list above. Not run yet.
-CHOSEN = {}
+# Which value of each method `choose` led to by the plan's rule (docs/results/smollm2-choose.txt), by its place in the list above.
+CHOSEN = {"shrinkage": 0, "input side": 0, "anchor": 0, "SafeGrad": 0, "BEA": 1}
 
 
 def main():
