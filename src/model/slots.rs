@@ -125,15 +125,12 @@ impl Slots {
     pub fn step(&mut self, model: &Decoder, slots: &[usize]) -> Result<Vec<(usize, Result<Chosen>)>> {
         let running = slots.iter().filter_map(|&slot| Some((slot, self.running.get(slot)?.as_ref()?)));
         let active: Vec<(usize, &[u32])> = running.map(|(slot, running)| (slot, running.fresh.as_slice())).collect();
+        let x = awake(|| model.extend(&active, &mut self.cache))?;
         let starts = active.iter().scan(0, |row, (_, ids)| Some(std::mem::replace(row, *row + ids.len())));
         let starts: Vec<usize> = starts.collect();
         let last: Vec<u32> =
             starts.iter().zip(&active).map(|(start, (_, ids))| (start + ids.len() - 1) as u32).collect();
-        let (x, logits) = awake(|| {
-            let x = model.extend(&active, &mut self.cache)?;
-            let logits = host(&model.logits_at(&x, &last)?)?;
-            anyhow::Ok((x, logits))
-        })?;
+        let logits = host(&awake(|| model.logits_at(&x, &last))?)?;
         let active: Vec<usize> = active.into_iter().map(|(slot, _)| slot).collect();
         let mut steps = Vec::with_capacity(active.len());
         for ((slot, start), logits) in active.into_iter().zip(starts).zip(logits) {

@@ -1,4 +1,4 @@
-//! Keeping the pool's threads awake through work that is made of many short operations.
+//! Keeping a pool of two threads awake through work that is made of many short operations.
 //!
 //! A thread of the pool that finds nothing to do goes to sleep after some microseconds. Between two operations of a decoded token there are
 //! often more, and waking a thread takes as long as a small operation does, on a virtual machine longer: until it is awake, the one
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 /// How long a thread looks for work before it may sleep after all. What lies between two operations of a token takes some 50 µs; a thread
 /// that waits longer than this waits for one that has lost its processor to somebody else, who may need this one, too.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// Threads of the largest pool that is kept awake. Those of more would stand in each other's way at the one queue with work; that was not measured.
-const MOST: usize = 8;
+/// Threads of the largest pool that is kept awake. In a larger one, which was not measured, a thread could take the search for work in the
+/// midst of work that others wait for. (A broadcast, which prevents that, gained nothing.)
+const MOST: usize = 2;
 /// Pauses between two looks.
 const PAUSES: usize = 16;
 
@@ -24,7 +25,7 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Runs `body`, while the other threads of this thread's pool look for its work without sleeping, as long as they find some within [`PATIENCE`].
+/// Runs `body`, while the other thread of this thread's pool looks for its work without sleeping, as long as it finds some within [`PATIENCE`].
 /// Outside a pool, and in one of more than [`MOST`] threads, it just runs.
 pub fn awake<R>(body: impl FnOnce() -> R) -> R {
     let Some(own) = rayon::current_thread_index().filter(|_| rayon::current_num_threads() <= MOST) else {
@@ -32,9 +33,9 @@ pub fn awake<R>(body: impl FnOnce() -> R) -> R {
     };
     let done = AtomicBool::new(false);
     rayon::in_place_scope(|scope| {
-        // One for each thread, which it takes before it takes work: in the midst of work, looking for more would keep others waiting.
-        scope.spawn_broadcast(|_, thread| {
-            if thread.index() != own {
+        scope.spawn(|_| {
+            // Taken by the thread that waits for `body`'s own work, this would keep it from going on.
+            if rayon::current_thread_index() != Some(own) {
                 look_for_work(&done);
             }
         });
