@@ -10,7 +10,7 @@ static ROWS: Mutex<Vec<Value>> = Mutex::new(vec![]);
 static GROUP: Mutex<Option<String>> = Mutex::new(None);
 static LIMITS: Mutex<Value> = Mutex::new(Value::Null);
 
-/// Vector instructions that kernels choose by.
+/// Vector instructions that matrix products choose by, these or another library's.
 const FEATURES: [&str; 6] = ["avx2", "fma", "avx512f", "avx512dq", "avx512_vnni", "amx_bf16"];
 
 /// What the rows to come are about, where names repeat.

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 /// How long a thread looks for work before it may sleep after all. What lies between two operations of a token takes some 50 µs; a thread
 /// that waits longer than this waits for one that has lost its processor to somebody else, who may need this one, too.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// Threads of the largest pool that is kept awake. In a larger one, which was not measured, a thread could take the search for work in the
-/// midst of work that others wait for. (A broadcast, which prevents that, gained nothing.)
-const MOST: usize = 2;
+/// Threads of a pool that is kept awake. In a larger one, which was not measured, a thread could take the search for work in the midst of
+/// work that others wait for. (A broadcast, which prevents that, gained nothing.)
+const THREADS: usize = 2;
 /// Pauses between two looks.
 const PAUSES: usize = 16;
 
@@ -26,9 +26,9 @@ impl Drop for Done<'_> {
 }
 
 /// Runs `body`, while the other thread of this thread's pool looks for its work without sleeping, as long as it finds some within [`PATIENCE`].
-/// Outside a pool, and in one of more than [`MOST`] threads, it just runs.
+/// Outside a pool, and in one of more or fewer than [`THREADS`], it just runs.
 pub fn awake<R>(body: impl FnOnce() -> R) -> R {
-    let Some(own) = rayon::current_thread_index().filter(|_| rayon::current_num_threads() <= MOST) else {
+    let Some(own) = rayon::current_thread_index().filter(|_| rayon::current_num_threads() == THREADS) else {
         return body();
     };
     let done = AtomicBool::new(false);
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn results_and_panics_come_through() {
-        for threads in [1, 2, 5, MOST + 1] {
+        for threads in [1, THREADS, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
             let nested = pool.install(|| awake(|| (0..50).map(|_| awake(sum)).sum::<u64>()));
