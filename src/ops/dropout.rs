@@ -3,8 +3,10 @@
 //! Nothing is stored for the backward pass, which is the same map: the mask is drawn again from its key. That makes a
 //! recomputed block (gradient checkpointing) identical to the first pass, for any number of threads.
 
-#![allow(unsafe_code, reason = "GPU kernels")]
+#![allow(unsafe_code, reason = "results in memory that holds nothing yet, and GPU kernels")]
 
+use super::fast_math::vectorised;
+use super::fresh::{Unwritten, filled};
 use super::gpu::{self, Arg, Launch, unwritten};
 use super::{fused, output, sum, with_f32};
 use anyhow::Result;
@@ -19,12 +21,14 @@ pub fn apply(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
         return Ok(x.clone());
     }
     if fused(&[x]) {
-        let mut y = vec![0f32; x.elem_count()];
-        with_f32([x], |[x]| {
-            y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
-                fill(y, chunk * CHUNK, probability, key);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y *= x);
-            });
+        let draw = Draw::of(probability);
+        let y = with_f32([x], |[x]| {
+            let fill = |y: &mut Unwritten| {
+                let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate();
+                chunks.for_each(|(i, (y, x))| drop_into(y, x, &draw, key.wrapping_add((i * CHUNK) as u64)));
+            };
+            // SAFETY: x has as many values as y.
+            unsafe { filled(x.len(), fill) }
         })?;
         return output(y, x.shape(), x);
     }
@@ -75,16 +79,13 @@ fn on_gpu(
 /// The mask goes to the device as one bit per element, and is expanded there by a table of the eight values of each
 /// byte.
 fn generic(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
-    let n = x.elem_count();
+    let (n, draw) = (x.elem_count(), Draw::of(probability));
     let mut bytes = vec![0u8; n.div_ceil(8)];
-    bytes.par_chunks_mut(CHUNK / 8).enumerate().for_each(|(chunk, bytes)| {
-        let mut mask = [0f32; 8];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            fill(&mut mask, chunk * CHUNK + i * 8, probability, key);
-            *byte = mask.iter().enumerate().map(|(bit, &value)| u8::from(value > 0.0) << bit).sum();
-        }
+    bytes.par_iter_mut().enumerate().for_each(|(i, byte)| {
+        let kept = |bit: u64| draw.factor(key.wrapping_add(8 * i as u64 + bit)) > 0.0;
+        *byte = (0..8).map(|bit| u8::from(kept(bit)) << bit).sum();
     });
-    let keep = Draw::of(probability).keep;
+    let keep = draw.keep;
     let table = (0..256 * 8).map(|i| if (i / 8) >> (i % 8) & 1 == 1 { keep } else { 0.0 }).collect::<Vec<f32>>();
     let table = Tensor::from_vec(table, (256, 8), x.device())?.to_dtype(x.dtype())?;
     // As u32: candle's GPU kernels take the largest value of an index type for "no row", but 255 is a row here.
@@ -105,18 +106,25 @@ impl Draw {
     fn of(probability: f64) -> Self {
         Self { keep: (1.0 / (1.0 - probability)) as f32, threshold: (probability * (1u64 << 32) as f64) as u64 }
     }
-}
 
-/// Fills `mask` with 0 or 1 / (1 − p) for the elements from `start` on.
-fn fill(mask: &mut [f32], start: usize, probability: f64, key: u64) {
-    let Draw { keep, threshold } = Draw::of(probability);
-    for (i, value) in mask.iter_mut().enumerate() {
-        let drawn = mix(key.wrapping_add((start + i) as u64)) >> 32;
-        *value = if drawn < threshold { 0.0 } else { keep };
+    /// 0 or 1 / (1 − p), for an element's key.
+    #[inline(always)]
+    fn factor(&self, key: u64) -> f32 {
+        if mix(key) >> 32 < self.threshold { 0.0 } else { self.keep }
     }
 }
 
+/// The values x dropped; `key`: of the first of them.
+fn drop_into(y: &mut Unwritten, x: &[f32], draw: &Draw, key: u64) {
+    vectorised!({
+        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            y.write(draw.factor(key.wrapping_add(i as u64)) * x);
+        }
+    });
+}
+
 /// SplitMix64's output function: a bijection whose outputs pass for random bits.
+#[inline(always)]
 pub fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

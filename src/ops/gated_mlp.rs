@@ -110,11 +110,11 @@ mod kernel {
         let y = with_f32([gate, up], |[g, u]| {
             let fill = |y: &mut Unwritten| {
                 y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
+                    // A function for each: a loop that gets the activation as a value branches on it, and then is no loop of vectors.
                     match activation {
-                        // A loop for each, so that none branches on the activation.
-                        Activation::Silu => fill(y, g, u, Activation::Silu),
-                        Activation::GeluTanh => fill(y, g, u, Activation::GeluTanh),
-                        Activation::Sigmoid => fill(y, g, u, Activation::Sigmoid),
+                        Activation::Silu => fill(y, g, u, |g| Activation::Silu.at(g)),
+                        Activation::GeluTanh => fill(y, g, u, |g| Activation::GeluTanh.at(g)),
+                        Activation::Sigmoid => fill(y, g, u, |g| Activation::Sigmoid.at(g)),
                     }
                 });
             };
@@ -124,11 +124,11 @@ mod kernel {
         output(y, gate.shape(), gate)
     }
 
-    #[inline(always)]
-    fn fill(y: &mut Unwritten, g: &[f32], u: &[f32], activation: Activation) {
+    /// `at` gives an activation's value and slope.
+    fn fill(y: &mut Unwritten, g: &[f32], u: &[f32], at: impl Fn(f32) -> (f32, f32)) {
         vectorised!({
             for ((y, &g), &u) in y.iter_mut().zip(g).zip(u) {
-                y.write(activation.at(g).0 * u);
+                y.write(at(g).0 * u);
             }
         });
     }
@@ -140,9 +140,9 @@ mod kernel {
                 let out = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
                 let input = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
                 out.zip(input).for_each(|(out, ((g, u), dy))| match activation {
-                    Activation::Silu => fill_backward(out, (g, u, dy), Activation::Silu),
-                    Activation::GeluTanh => fill_backward(out, (g, u, dy), Activation::GeluTanh),
-                    Activation::Sigmoid => fill_backward(out, (g, u, dy), Activation::Sigmoid),
+                    Activation::Silu => fill_backward(out, (g, u, dy), |g| Activation::Silu.at(g)),
+                    Activation::GeluTanh => fill_backward(out, (g, u, dy), |g| Activation::GeluTanh.at(g)),
+                    Activation::Sigmoid => fill_backward(out, (g, u, dy), |g| Activation::Sigmoid.at(g)),
                 });
             };
             let mut du = vec![];
@@ -153,15 +153,14 @@ mod kernel {
         Ok((output(dg, gate.shape(), gate)?, output(du, gate.shape(), gate)?))
     }
 
-    #[inline(always)]
     fn fill_backward(
         (dg, du): (&mut Unwritten, &mut Unwritten),
         (g, u, dy): (&[f32], &[f32], &[f32]),
-        activation: Activation,
+        at: impl Fn(f32) -> (f32, f32),
     ) {
         vectorised!({
             for ((dg, du), ((&g, &u), &dy)) in dg.iter_mut().zip(du).zip(g.iter().zip(u).zip(dy)) {
-                let (value, slope) = activation.at(g);
+                let (value, slope) = at(g);
                 du.write(dy * value);
                 dg.write(dy * u * slope);
             }

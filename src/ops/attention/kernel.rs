@@ -290,7 +290,7 @@ fn backward_head(s: Sizes, span: Span, head: &Head, keys: &Keys, [tile_p, tile_d
         for (i, (p, ds)) in pairs.enumerate() {
             let row = (tile.first + i) * s.queries;
             let (output, dy) = (&head.output[row..row + s.d], &head.dy[row..row + s.d]);
-            let inner: f32 = output.iter().zip(dy).map(|(o, dy)| o * dy).sum();
+            let inner = dot(output, dy, |o| o);
             softmax_backward(p, ds, tile.seen(s, span, i), head.lse[tile.first + i], inner, s.cap);
         }
         // Taken again: using the tiles invalidated the earlier pointers.
