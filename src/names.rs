@@ -7,7 +7,7 @@ mod wrapped;
 
 pub use pattern::PathPattern;
 pub use tensors::{
-    ATTENTION, BLOCK_LINEARS, BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, Forms, HEAD, INTAKE_NORM,
+    ATTENTION, BLOCK_LINEARS, BLOCKS, DELTA_NET, DOWN, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, Forms, HEAD, INTAKE_NORM,
     LAYER_EMBEDDING, LAYER_PROJECTION, LAYER_PROJECTION_NORM, LAYER_SCALE, LoraMatrix, PEFT_PREFIX, ROUTER,
     expert_part, in_block, in_expert, is_in_delta_net, is_in_shared_expert, is_intake, split_block,
 };

@@ -100,6 +100,32 @@ fn a_step_of_a_mixture_costs_its_chosen_experts() {
     }
 }
 
+/// With checkpointing a block runs again but for its last product, whose result only the block's output takes.
+#[test]
+fn a_block_that_runs_again_leaves_its_last_product_out() {
+    let _alone = ALONE.lock().unwrap();
+    let (hidden, tokens, layers, rank) = (32, 4 * 40, 2, 2);
+    let family = |model_type: &str, inner: u64| {
+        json!({
+            "model_type": model_type, "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": layers, "vocab_size": 64,
+        })
+    };
+    // The norm after the MLP of Gemma 2 needs what the MLP returns.
+    for (model_type, products) in [("llama", 2), ("gemma2", 3)] {
+        for full in [false, true] {
+            let grown = |checkpointing| {
+                let work = |inner| work(&family(model_type, inner), full, checkpointing, (4, 40));
+                work(64) - work(48)
+            };
+            // Gate and up, and their adapters' B; down's A, and the product itself with its adapter's B.
+            let adapters = if full { 0 } else { rank * 3 };
+            let again = tokens * layers * (64 - 48) * (hidden * products + adapters);
+            assert_eq!(grown(true) - grown(false), again, "{model_type}, full {full}");
+        }
+    }
+}
+
 /// Of whole chunks of 64 positions each costs as much as the one before, where attention costs more.
 #[test]
 fn a_step_of_gated_delta_nets_grows_linearly_with_the_length() {

@@ -1,9 +1,9 @@
 //! The decoder's forward and backward passes in one, without a tape: the value of a function of its last hidden states,
 //! and the gradients of everything that trains.
 //!
-//! With gradient checkpointing only each block's input is kept, and the block is run again in the backward pass;
-//! without it every block's intermediates are kept. Both compute the same numbers: the dropout masks depend on a key,
-//! not on how often they are drawn.
+//! With gradient checkpointing only each block's input is kept, and the block is run again in the backward pass, but for
+//! the last product, whose result nothing there needs; without it every block's intermediates are kept. Both compute the
+//! same numbers: the dropout masks depend on a key, not on how often they are drawn.
 
 use super::block::Saved;
 use super::{Decoder, DropoutKey, Gradients, Sequences};
@@ -126,7 +126,7 @@ impl Decoder {
                 Kept::Input(x) => {
                     // Either pass would widen quantised weights for itself.
                     widened = Some(block.keep_widened());
-                    block.forward(&x, &pass, None, &mut across)?.1
+                    block.saved(&x, &pass, &mut across)?
                 }
             };
             dx = block.backward(&saved, &dx, &pass, &mut across, gradients)?;

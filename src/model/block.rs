@@ -34,13 +34,18 @@ pub struct Block {
 
 /// What the backward pass needs.
 pub struct Saved {
+    mixed: Mixed,
+    mlp: FeedforwardSaved,
+    mlp_post_norm: Option<rms_norm::Saved>,
+    intake: Option<IntakeSaved>,
+}
+
+/// What the backward pass needs of all that is before the MLP.
+struct Mixed {
     attention_norm: Option<rms_norm::Saved>,
     mixer: MixerSaved,
     attention_post_norm: Option<rms_norm::Saved>,
     mlp_norm: Option<rms_norm::Saved>,
-    mlp: FeedforwardSaved,
-    mlp_post_norm: Option<rms_norm::Saved>,
-    intake: Option<IntakeSaved>,
 }
 
 /// What follows attention in a block.
@@ -94,10 +99,7 @@ impl Block {
         cache: Option<&mut LayerCache>,
         across: &mut Across,
     ) -> Result<(Tensor, Saved)> {
-        let (h, attention_norm) = norm::forward_if(self.attention_norm.as_ref(), x.clone(), Norm::forward)?;
-        let (a, mixer) = self.mixer.forward(&h, pass, cache, across)?;
-        let (a, attention_post_norm) = norm::forward_if(self.attention_post_norm.as_ref(), a, Norm::forward)?;
-        let (x, h, mlp_norm) = forward_sum(self.mlp_norm.as_ref(), x, &self.residual(a)?)?;
+        let (x, h, mixed) = self.mix(x, pass, cache, across)?;
         let (m, mlp) = self.mlp.forward(&h, pass)?;
         let (m, mlp_post_norm) = norm::forward_if(self.mlp_post_norm.as_ref(), m, Norm::forward)?;
         let (mut y, mut intake) = (add(&x, &self.residual(m)?)?, None);
@@ -105,8 +107,31 @@ impl Block {
             let (added, saved) = own.forward(&y, pass, across)?;
             (y, intake) = (add(&y, &added)?, Some(saved));
         }
-        let saved = Saved { attention_norm, mixer, attention_post_norm, mlp_norm, mlp, mlp_post_norm, intake };
-        Ok((scaled_by(y, self.layer_scale)?, saved))
+        Ok((scaled_by(y, self.layer_scale)?, Saved { mixed, mlp, mlp_post_norm, intake }))
+    }
+
+    /// What [`Block::forward`] saves over whole sequences, without the last product where only y takes it.
+    pub fn saved(&self, x: &Tensor, pass: &Pass, across: &mut Across) -> Result<Saved> {
+        let (Feedforward::Mlp(mlp), None, None) = (&self.mlp, &self.mlp_post_norm, &self.intake) else {
+            return Ok(self.forward(x, pass, None, across)?.1);
+        };
+        let (_, h, mixed) = self.mix(x, pass, None, across)?;
+        Ok(Saved { mixed, mlp: FeedforwardSaved::Mlp(mlp.saved(&h, pass)?), mlp_post_norm: None, intake: None })
+    }
+
+    /// x -> (x₁, the MLP's input), both [N, hidden_size]
+    fn mix(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        across: &mut Across,
+    ) -> Result<(Tensor, Tensor, Mixed)> {
+        let (h, attention_norm) = norm::forward_if(self.attention_norm.as_ref(), x.clone(), Norm::forward)?;
+        let (a, mixer) = self.mixer.forward(&h, pass, cache, across)?;
+        let (a, attention_post_norm) = norm::forward_if(self.attention_post_norm.as_ref(), a, Norm::forward)?;
+        let (x, h, mlp_norm) = forward_sum(self.mlp_norm.as_ref(), x, &self.residual(a)?)?;
+        Ok((x, h, Mixed { attention_norm, mixer, attention_post_norm, mlp_norm }))
     }
 
     /// dy -> dx, both [N, hidden_size]
@@ -129,17 +154,17 @@ impl Block {
             Norm::backward,
             gradients,
         )?;
-        let dh = self.mlp.backward(&saved.mlp, &dm, pass, gradients)?;
-        let dx = backward_sum(self.mlp_norm.as_ref(), saved.mlp_norm.as_ref(), &dh, &dy, gradients)?;
+        let (dh, mixed) = (self.mlp.backward(&saved.mlp, &dm, pass, gradients)?, &saved.mixed);
+        let dx = backward_sum(self.mlp_norm.as_ref(), mixed.mlp_norm.as_ref(), &dh, &dy, gradients)?;
         let da = self.residual(dx.clone())?;
         let da = norm::backward_if(
-            self.attention_post_norm.as_ref().zip(saved.attention_post_norm.as_ref()),
+            self.attention_post_norm.as_ref().zip(mixed.attention_post_norm.as_ref()),
             da,
             Norm::backward,
             gradients,
         )?;
-        let dh = self.mixer.backward(&saved.mixer, &da, pass, across, gradients)?;
-        backward_sum(self.attention_norm.as_ref(), saved.attention_norm.as_ref(), &dh, &dx, gradients)
+        let dh = self.mixer.backward(&mixed.mixer, &da, pass, across, gradients)?;
+        backward_sum(self.attention_norm.as_ref(), mixed.attention_norm.as_ref(), &dh, &dx, gradients)
     }
 
     /// What is added to the residual stream, or its gradient: both are scaled alike.

@@ -54,16 +54,21 @@ pub struct Saved {
 impl Linear {
     /// x: [N, d_in] -> y: [N, d_out]. `dropout_key` is the key of this pass, `None` outside training.
     pub fn forward(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
-        let low = self.low(x, dropout_key)?;
+        let saved = self.saved(x, dropout_key)?;
         let bias = self.bias.as_ref();
-        let y = match (&self.lora, &low) {
+        let y = match (&self.lora, &saved.low) {
             (Some(lora), Some((_, za))) => {
                 let low = scaled(za, lora.scale)?;
                 linear::forward_sum(&[(x, Operand::from(&self.weight)), (&low, (&lora.b).into())], bias)?
             }
             _ => linear::forward(x, &self.weight, bias)?,
         };
-        Ok((y, Saved { x: x.clone(), low }))
+        Ok((y, saved))
+    }
+
+    /// What [`Linear::forward`] saves, without y.
+    pub fn saved(&self, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<Saved> {
+        Ok(Saved { x: x.clone(), low: self.low(x, dropout_key)? })
     }
 
     /// As [`Linear::forward`], for layers that read the same x.
@@ -84,11 +89,11 @@ impl Linear {
 
     /// Adds the adapter's part to y = x Wᵀ + bias.
     fn adapt(&self, mut y: Tensor, x: &Tensor, dropout_key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
-        let low = self.low(x, dropout_key)?;
-        if let (Some(lora), Some((_, za))) = (&self.lora, &low) {
+        let saved = self.saved(x, dropout_key)?;
+        if let (Some(lora), Some((_, za))) = (&self.lora, &saved.low) {
             y = add(&y, &linear::forward(&scaled(za, lora.scale)?, &lora.b, None)?)?;
         }
-        Ok((y, Saved { x: x.clone(), low }))
+        Ok((y, saved))
     }
 
     /// (z, z Aᵀ) for the adapter, if there is one.

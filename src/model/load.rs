@@ -15,7 +15,7 @@ use super::shared_expert::SharedExpert;
 use super::{Decoder, DeltaNetSpec, Heads, LayerInputSpec, LayerSpec, ModelSpec, Parameters, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::names::{
-    ATTENTION, BLOCKS, DELTA_NET, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, INTAKE_NORM, LAYER_EMBEDDING,
+    ATTENTION, BLOCKS, DELTA_NET, DOWN, EMBEDDING, EXPERT_LINEARS, FINAL_NORM, HEAD, INTAKE_NORM, LAYER_EMBEDDING,
     LAYER_PROJECTION, LAYER_PROJECTION_NORM, LAYER_SCALE, ROUTER, in_block, in_expert, split_block,
 };
 use crate::ops::attention::Shape;
@@ -264,7 +264,7 @@ impl Loader<'_> {
         } else {
             Projection::Separate([self.linear(layer, "mlp.gate_proj")?, self.linear(layer, "mlp.up_proj")?])
         };
-        Ok(Mlp { gate_up, down_proj: self.linear(layer, "mlp.down_proj")?, activation: self.spec.activation })
+        Ok(Mlp { gate_up, down_proj: self.linear(layer, DOWN)?, activation: self.spec.activation })
     }
 
     fn linear(&mut self, layer: usize, linear: &str) -> Result<Linear> {

@@ -28,10 +28,22 @@ pub struct Saved {
 impl Mlp {
     /// h: [N, hidden_size] -> [N, hidden_size]
     pub fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let ([gate, up], gate_up) = self.gate_up.forward(h, pass.dropout_key)?;
-        let inner = gated_mlp::forward(&gate, &up, self.activation)?;
+        let ([gate, up], inner, gate_up) = self.inner(h, pass)?;
         let (y, down) = self.down_proj.forward(&inner, pass.dropout_key)?;
         Ok((y, Saved { gate, up, gate_up, down }))
+    }
+
+    /// What [`Mlp::forward`] saves, without its last product.
+    pub fn saved(&self, h: &Tensor, pass: &Pass) -> Result<Saved> {
+        let ([gate, up], inner, gate_up) = self.inner(h, pass)?;
+        Ok(Saved { gate, up, gate_up, down: self.down_proj.saved(&inner, pass.dropout_key)? })
+    }
+
+    /// h -> ([gate, up], act(gate) ∘ up), all [N, intermediate_size]
+    fn inner(&self, h: &Tensor, pass: &Pass) -> Result<([Tensor; 2], Tensor, ProjectionSaved<2>)> {
+        let ([gate, up], saved) = self.gate_up.forward(h, pass.dropout_key)?;
+        let inner = gated_mlp::forward(&gate, &up, self.activation)?;
+        Ok(([gate, up], inner, saved))
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {

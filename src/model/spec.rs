@@ -4,7 +4,7 @@
 
 use super::rope::Rope;
 use crate::names::{
-    ATTENTION, EXPERT_LINEARS, Forms, INTAKE_NORM, LAYER_SCALE, ROUTER, expert_part, in_block, in_expert,
+    ATTENTION, DOWN, EXPERT_LINEARS, Forms, INTAKE_NORM, LAYER_SCALE, ROUTER, expert_part, in_block, in_expert,
     is_in_delta_net, is_in_shared_expert, is_intake,
 };
 use crate::ops::activation::Activation;
@@ -221,7 +221,7 @@ impl ModelSpec {
             "mlp.shared_expert.down_proj" => (self.hidden_size, self.shared_size()?),
             "mlp.gate_proj" | "mlp.up_proj" => (self.mlp_size(layer), self.hidden_size),
             "mlp.gate_up_proj" => (2 * self.mlp_size(layer), self.hidden_size),
-            "mlp.down_proj" => (self.hidden_size, self.mlp_size(layer)),
+            DOWN => (self.hidden_size, self.mlp_size(layer)),
             "per_layer_input_gate" => (self.layer_inputs?.size, self.hidden_size),
             "per_layer_projection" => (self.hidden_size, self.layer_inputs?.size),
             _ => return None,
@@ -350,6 +350,11 @@ impl ModelSpec {
     pub fn mlp_size(&self, layer: usize) -> usize {
         let wide = self.layers.get(layer).is_some_and(|layer| layer.wide);
         self.intermediate_size * if wide { 2 } else { 1 }
+    }
+
+    /// Whether nothing but a block's output takes what its MLP returns, so that a backward pass does without it.
+    pub fn ends_with_mlp(&self, layer: usize) -> bool {
+        self.norms.after_mlp.is_none() && self.layer_inputs.is_none() && !self.has_mixture(layer)
     }
 
     /// Whether later layers see a layer's keys and values.

@@ -17,7 +17,7 @@ pub const BLOCK_LINEARS: [&str; 20] = [
     "mlp.gate_proj",
     "mlp.up_proj",
     "mlp.gate_up_proj",
-    "mlp.down_proj",
+    DOWN,
     "mlp.shared_expert.gate_proj",
     "mlp.shared_expert.up_proj",
     "mlp.shared_expert.down_proj",
@@ -26,6 +26,8 @@ pub const BLOCK_LINEARS: [&str; 20] = [
     "per_layer_projection",
 ];
 
+/// The linear that ends a block's MLP.
+pub const DOWN: &str = "mlp.down_proj";
 /// The router of a block's mixture of experts.
 pub const ROUTER: &str = "mlp.gate";
 /// The linears of an expert, under [`in_expert`].

@@ -57,6 +57,16 @@ pub enum Unit {
     Memory,
 }
 
+/// What a block's forward pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forward {
+    /// The model without its adapter.
+    Reference,
+    First,
+    /// What the backward pass needs and checkpointing did not keep.
+    Again,
+}
+
 /// Launches that are alike.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
@@ -111,10 +121,11 @@ impl<'a> Costs<'a> {
         self.layer_inputs();
         for layer in 0..self.run.spec.num_hidden_layers {
             for _ in 0..self.references {
-                self.block_forward(layer, false);
+                self.block_forward(layer, Forward::Reference);
             }
-            for _ in 0..1 + usize::from(checkpointing) {
-                self.block_forward(layer, true);
+            self.block_forward(layer, Forward::First);
+            if checkpointing {
+                self.block_forward(layer, Forward::Again);
             }
             self.block_backward(layer);
         }

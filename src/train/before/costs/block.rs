@@ -1,6 +1,7 @@
 //! A block, as model/block.rs has it.
 
-use super::{Costs, F32, Part};
+use super::{Costs, F32, Forward, Part};
+use crate::names::DOWN;
 
 impl Costs<'_> {
     /// Where what the block returns has a factor.
@@ -10,10 +11,15 @@ impl Costs<'_> {
         }
     }
 
-    pub(super) fn block_forward(&mut self, layer: usize, adapted: bool) {
+    pub(super) fn block_forward(&mut self, layer: usize, forward: Forward) {
         let (n, w, h, spec) = (self.n, self.w, self.hidden(), self.run.spec);
+        let without_last = forward == Forward::Again && spec.ends_with_mlp(layer);
         for linear in spec.block_linears(layer) {
-            self.linear_forward(layer, linear, adapted);
+            if without_last && linear == DOWN {
+                self.adapter_input(layer, linear);
+            } else {
+                self.linear_forward(layer, linear, forward != Forward::Reference);
+            }
         }
         self.norm(h, 2.0);
         match spec.delta_net_of(layer) {
@@ -34,8 +40,11 @@ impl Costs<'_> {
         for _ in 0..spec.norms.after() {
             self.norm(h, 2.0);
         }
+        if without_last {
+            return self.residual_scales(1);
+        }
         self.rows(Part::Rows, 3.0 * n * h * w); // the residual sum
-        self.residual_scales();
+        self.residual_scales(2);
         if let Some(inputs) = spec.layer_inputs {
             self.gate_forward(inputs.size as f64);
             self.norm(h, 2.0);
@@ -54,9 +63,9 @@ impl Costs<'_> {
         self.rows(Part::Rows, 5.0 * self.n * inner * self.w);
     }
 
-    /// Where what is added to the residual stream has a factor.
-    fn residual_scales(&mut self) {
-        for _ in 0..if self.run.spec.residual_scale.is_some() { 2 } else { 0 } {
+    /// Where what is added to the residual stream, by so many, has a factor.
+    fn residual_scales(&mut self, count: usize) {
+        for _ in 0..if self.run.spec.residual_scale.is_some() { count } else { 0 } {
             self.rows(Part::Rows, 2.0 * self.n * self.hidden() * self.w);
         }
     }
@@ -87,7 +96,7 @@ impl Costs<'_> {
             Some(of) => self.delta_net_backward(of),
             None => self.attention_backward(layer),
         }
-        self.residual_scales();
+        self.residual_scales(2);
         if let Some(inputs) = spec.layer_inputs {
             self.gate_backward(inputs.size as f64);
             self.norm_backward(h, 3.0);
