@@ -5,6 +5,7 @@
 mod support;
 
 mod adapter_settings;
+mod allocator;
 mod chat;
 mod comparison;
 mod constrained_sft;
