@@ -133,6 +133,10 @@ fn decoding(limits: &Limits, w: &Width) -> anyhow::Result<()> {
     let formats = [Format::FourBit(Kind::Nf4), Format::Ggml(GgmlType::Q8_0), Format::Ggml(GgmlType::Q4K)];
     for (name, d_in, d_out) in [("q", w.hidden, w.hidden), ("up", w.hidden, w.inner), ("down", w.inner, w.hidden)] {
         let (x, dense) = (tensor(&[1, d_in], 1).to_dtype(DType::BF16)?, tensor(&[d_out, d_in], 2));
+        for rows in [8, 32] {
+            let (x, flops) = (tensor(&[rows, d_in], 1), 2.0 * (rows * d_in * d_out) as f64);
+            limits.flops(&format!("{rows} rows by {name}, f32"), flops, || drop(linear::forward(&x, &dense, None)));
+        }
         let values = dense.flatten_all()?.to_vec1::<f32>()?;
         let dense = dense.to_dtype(DType::BF16)?;
         limits.bytes(&format!("one row by {name}, bf16"), values.len() / 2, || drop(linear::forward(&x, &dense, None)));

@@ -119,6 +119,11 @@ pub unsafe fn product_with(m: usize, a: Matrix, w: Stored, out: Matrix, accumula
         // SAFETY: promised by the caller.
         return unsafe { few_rows(m, a, &[(w, out)]) };
     }
+    let sizes = (m, w.rows, w.cols);
+    // SAFETY: promised by the caller.
+    if w.transposed && !accumulate && unsafe { thin::by_rows(sizes, a, w.values, out) } {
+        return traffic::product(sizes);
+    }
     let product = |sizes: (usize, usize, usize), a: Matrix, b: Matrix, out: Matrix, accumulate: bool| {
         // SAFETY: promised by the caller.
         unsafe {

@@ -1,5 +1,6 @@
 //! f32 products with one side of at most [`THIN`]: LoRA's x Aᵀ, dy B and dyᵀ (x Aᵀ), its updates of y and dx, and the
-//! penalty's products with U. A GEMM packs its operands first, which here takes longer than the product.
+//! penalty's products with U; and those of a few sequences' tokens with a weight. A GEMM packs its operands first, which here takes
+//! longer than the product.
 //!
 //! With X and Out [m, n] large, and thin Z [m, r] and B [r, n], r in blocks of [`BLOCK`] padded by zeros:
 //!
@@ -17,6 +18,7 @@
 mod operands;
 
 use super::matrix::Matrix;
+use super::widen::Values;
 use operands::{BLOCK, GROUP, Grouped, Padded};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -56,6 +58,31 @@ pub unsafe fn product((m, n, k): (usize, usize, usize), a: Matrix, b: Matrix, ou
             return false;
         }
     }
+    true
+}
+
+/// The most rows of x, and the most of its values, for [`by_rows`].
+const CACHED_ROWS: usize = 32;
+const CACHED: usize = 1 << 18;
+
+/// out = x · wᵀ for some rows of x, if this kernel is meant for the product, and says so; x: m × k, w: n × k, row by row. All of x lies
+/// in a cache while each row of w is read, and widened if it is not f32, once: where x is that small, packing w for a GEMM takes longer
+/// than the product.
+///
+/// # Safety
+/// As [`super::gemm::product`].
+pub unsafe fn by_rows((m, n, k): (usize, usize, usize), x: Matrix, w: Values, out: Matrix) -> bool {
+    let width = m.next_multiple_of(BLOCK);
+    if m > CACHED_ROWS || width * k > CACHED || n.min(k) <= THIN {
+        return false;
+    }
+    // SAFETY: all of x, by the caller's promise.
+    let x = unsafe { Grouped::new(x.t(), k, m) };
+    in_tasks(n, width * k, 4 * PANEL, |rows| {
+        let part = w.wide(rows.start * k..rows.end * k);
+        let (part, out) = (Matrix::read(&part, 0, k), out.at(0, rows.start).t());
+        Arch::new().dispatch(Dots { rows: 0..rows.len(), x: part, b: &x, r: m, out });
+    });
     true
 }
 

@@ -1,12 +1,15 @@
 //! Half-precision values in memory, f32 in arithmetic: bf16 and f16 slices widened on the way in, rounded on the way
 //! out, on every thread. Quantised values likewise, on the way in.
 
+use super::fast_math::vectorised;
 use crate::quant::Quantised;
 use anyhow::Result;
 use candle_core::{CpuStorage, DType, Device, Shape, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
 
 const CHUNK: usize = 1 << 14;
 
@@ -39,25 +42,36 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// `out.len()` values from `start` on, as f32.
+    /// `out.len()` values from `start` on, as f32, on every thread.
     pub fn widen_into(self, start: usize, out: &mut [f32]) {
+        let chunks = out.par_chunks_mut(CHUNK).enumerate();
+        chunks.for_each(|(i, out)| self.widen_part(start + i * CHUNK, out));
+    }
+
+    /// As [`Values::widen_into`], on this thread.
+    fn widen_part(self, start: usize, out: &mut [f32]) {
         let end = start + out.len();
-        let wide = out.par_chunks_mut(CHUNK);
         match self {
-            Self::F32(values) => {
-                wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| out.copy_from_slice(part));
-            }
-            Self::Bf16(values) => wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| {
-                // bf16 is the upper half of an f32: a shift, which the compiler vectorises.
-                for (out, x) in out.iter_mut().zip(part) {
+            Self::F32(values) => out.copy_from_slice(&values[start..end]),
+            Self::Bf16(values) => vectorised!({
+                // bf16 is the upper half of an f32: a shift.
+                for (out, x) in out.iter_mut().zip(&values[start..end]) {
                     *out = f32::from_bits(u32::from(x.to_bits()) << 16);
                 }
             }),
-            Self::F16(values) => {
-                wide.zip(values[start..end].par_chunks(CHUNK)).for_each(|(out, part)| part.convert_to_f32_slice(out))
-            }
-            Self::Quantised(matrix) => wide.enumerate().for_each(|(i, out)| matrix.widen(start + i * CHUNK, out)),
+            Self::F16(values) => values[start..end].convert_to_f32_slice(out),
+            Self::Quantised(matrix) => matrix.widen(start, out),
         }
+    }
+
+    /// A range of values as f32, widened on this thread or where they are.
+    pub fn wide(self, range: Range<usize>) -> Cow<'a, [f32]> {
+        if let Self::F32(values) = self {
+            return Cow::Borrowed(&values[range]);
+        }
+        let mut out = vec![0f32; range.len()];
+        self.widen_part(range.start, &mut out);
+        Cow::Owned(out)
     }
 
     /// All values as f32.

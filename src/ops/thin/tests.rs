@@ -1,6 +1,7 @@
 #![allow(unsafe_code, reason = "calls the kernels as their callers do")]
 
 use super::*;
+use half::bf16;
 
 /// Small whole numbers, whose sums are exact in any order, inside rows that are longer by `gap`, except the last, so
 /// that a sanitizer sees a read one value too far.
@@ -47,6 +48,31 @@ fn products_are_those_of_the_definition() {
     assert_eq!(served, 5 * 25 * (3 + 5));
 }
 
+/// The same of a few rows by those of a weight.
+#[test]
+fn products_by_rows_are_those_of_the_definition() {
+    for m in [1, 5, 8, 13, 32] {
+        for (n, k, gap) in [(17, 401, 0), (48, 17, 1), (65, 130, 3), (4001, 65, 2)] {
+            let (x, w) = (whole_numbers(m, k, gap, 1), whole_numbers(n, k, 0, 2));
+            let half: Vec<bf16> = w.iter().map(|x| bf16::from_f32(*x)).collect();
+            let x = matrix(&x, m, k, gap, false);
+            for values in [Values::F32(&w), Values::Bf16(&half)] {
+                let mut out = vec![1f32; m * (n + gap) - gap];
+                // SAFETY: matrices of these sizes.
+                assert!(unsafe { by_rows((m, n, k), x, values, Matrix::write(&mut out, n + gap)) });
+                for (i, row) in out.chunks(n + gap).enumerate() {
+                    assert!(row[n..].iter().all(|x| *x == 1.0), "a gap was written");
+                    for (j, value) in row[..n].iter().enumerate() {
+                        // SAFETY: elements of this matrix.
+                        let term = |l| unsafe { x.value(i, l) } * w[j * k + l];
+                        assert_eq!(*value, (0..k).map(term).sum::<f32>(), "{m} {n} {k}, at {i} {j}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn other_products_are_left_to_a_gemm() {
     let (a, mut out) = (vec![1f32; 100 * 100], vec![7f32; 100 * 100]);
@@ -54,6 +80,12 @@ fn other_products_are_left_to_a_gemm() {
         let (a, out) = (Matrix::read(&a, 0, 100), Matrix::write(&mut out, 100));
         // SAFETY: parts of matrices of 100 × 100.
         assert!(unsafe { !product((m, n, k), a, a, out, false) }, "{m} {n} {k}");
+    }
+    // Many rows, few sums, short ones, and more of x than a cache holds.
+    for (m, n, k) in [(33, 100, 100), (8, 16, 100), (8, 100, 16), (8, 100, 40_000)] {
+        let (x, out) = (Matrix::read(&a, 0, 100), Matrix::write(&mut out, 100));
+        // SAFETY: nothing is read.
+        assert!(unsafe { !by_rows((m, n, k), x, Values::F32(&a), out) }, "{m} {n} {k}");
     }
     assert!(out.iter().all(|x| *x == 7.0));
 }
