@@ -1,45 +1,12 @@
-//! The program's allocator: huge pages, and freed buffers that stay in the process.
+//! Keeps freed buffers in the process, so that later kernels reuse them.
 //!
-//! A model is larger than what a CPU's table of pages of 4 KiB covers, so that each row of a weight would begin with a walk through
-//! the system's tables, on a virtual machine through two. jemalloc asks for pages of 2 MiB where the system gives them on request,
-//! as most distributions do.
-//!
-//! A training step allocates and frees the same buffers again and again. Given back to the kernel, they would be cleared page by
-//! page before the next layer gets them; kept, they are reused.
+//! A training step allocates and frees the same buffers again and again. glibc gives large ones back to the kernel at
+//! once, which then has to clear every page of the next: with gradient checkpointing that took 6 % of a step. Kept on
+//! the heap, a freed buffer is reused by the next layer.
 
-#![allow(unsafe_code, reason = "allocators are told their parameters through C")]
+#![allow(unsafe_code, reason = "the allocator is only told its parameters through C")]
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
-mod jemalloc {
-    pub use tikv_jemallocator::Jemalloc as Allocator;
-
-    /// Huge pages on request; freed memory is never given back. `_RJEM_MALLOC_CONF` in the environment overrules this.
-    const PARAMETERS: &[u8; 47] = b"thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1\0";
-
-    /// What is resident beyond the blocks that are held, at a training step's peak: sizes are rounded up to one of four between two
-    /// powers of two, and pages are large. Measured: 6 to 9 (docs/performance.md).
-    pub const LOST_PERCENT: usize = 8;
-
-    // SAFETY: jemalloc declares this symbol, weakly, as a pointer to a string that ends with a zero, and reads it once.
-    #[unsafe(export_name = "_rjem_malloc_conf")]
-    #[used]
-    static MALLOC_CONF: &[u8; 47] = PARAMETERS;
-}
-
-#[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
-pub use jemalloc::{Allocator, LOST_PERCENT};
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
-mod system {
-    pub use std::alloc::System as Allocator;
-
-    /// As below; not measured.
-    pub const LOST_PERCENT: usize = 0;
-}
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
-pub use system::{Allocator, LOST_PERCENT};
-
-/// Keeps freed buffers in the process, where the C library's allocator is used. Call once, before threads start; does nothing unless
-/// that is glibc.
+/// Keeps freed buffers in the process. Call once, before threads start; does nothing unless the C library is glibc.
 pub fn keep_freed_buffers() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes plain integers and only sets parameters of the allocator, under its lock.

@@ -5,7 +5,6 @@
 mod support;
 
 mod adapter_settings;
-mod allocator;
 mod chat;
 mod comparison;
 mod constrained_sft;

@@ -10,7 +10,6 @@ use crate::config::Settings;
 use crate::method::Projector;
 use crate::model::{Experts, ModelSpec};
 use crate::names::{EMBEDDING, HEAD};
-use crate::ops::allocator;
 use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::divergence;
 use crate::ops::gpu::Serving;
@@ -47,7 +46,7 @@ pub struct Memory {
     pub logits: usize,
     /// What a defence's pass over its prompts before the first step takes, in the place of what trains and of a step.
     pub before: usize,
-    /// The samples, the program itself, and what its allocator loses on all the others; a GPU's context instead.
+    /// The samples, the program itself; a GPU's context instead.
     pub process: usize,
 }
 
@@ -129,18 +128,15 @@ impl<'a> Estimate<'a> {
         let copies = if extra.reference_passes > 0 { copies.max(divergence::COPIES * F32) } else { copies };
         // Hidden states at the labels: selected, normed, and their gradients.
         let logits = rows * self.spec.vocab_size * copies + 4 * largest.label_tokens * self.spec.hidden_size * F32;
-        let mut memory = Memory {
+        Memory {
             weights,
             trained,
             direction: self.direction_bytes(),
             activations: kept_at_head + in_a_block + self.summed_bytes(largest) + self.widened_bytes(),
             logits: kept_at_head + logits + self.widened_at_head_bytes(),
             before: self.before_bytes(workload.watched),
-            process: 0,
-        };
-        let lost = memory.total() / 100 * allocator::LOST_PERCENT;
-        memory.process = if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes + lost } else { CONTEXT_BYTES };
-        memory
+            process: if self.gpu.is_none() { PROCESS_BYTES + workload.data_bytes } else { CONTEXT_BYTES },
+        }
     }
 
     /// Work of a step of mean size. The mean is not weighted by how often each state of a defence occurs: its own
@@ -164,12 +160,11 @@ impl<'a> Estimate<'a> {
         let again = usize::from(self.settings.train.gradient_checkpointing);
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
-        let (linears, spared) = (self.linear_elements(), again * self.spared_elements());
+        let linears: usize = self.linear_elements();
         let head = self.spec.vocab_size * self.spec.hidden_size;
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
         let inputs = self.layer_input_elements() * (1 + 2 * usize::from(full) + reference);
-        let gemm = 2
-            * (sum.tokens * (linears * block_passes + lora + inputs - spared) + sum.label_tokens * head * head_passes);
+        let gemm = 2 * (sum.tokens * (linears * block_passes + lora + inputs) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
         let width: usize = self.attention_layers().map(|layer| self.spec.head_widths(layer).0).sum();
         let (forwards, squares) = (1 + again + reference, sum.squares as f64);
@@ -184,12 +179,6 @@ impl<'a> Estimate<'a> {
             attention_flops: attention + (sum.tokens * chunks) as f64,
             traffic_bytes: (sum.tokens * (traffic * (3 + again + reference) + inputs)) as f64,
         }
-    }
-
-    /// Of the linears whose products a block's second forward pass leaves out.
-    fn spared_elements(&self) -> usize {
-        let layers = (0..self.spec.num_hidden_layers).filter(|&layer| self.spec.ends_with_mlp(layer));
-        layers.map(|layer| self.spec.hidden_size * self.spec.mlp_size(layer)).sum()
     }
 
     /// Arithmetic of a layer's gated DeltaNet, if it has one, for a token and besides its linears.
