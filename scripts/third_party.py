@@ -39,8 +39,9 @@ def linked():
 
 
 def texts(package):
+    # A library in C that a package builds lies in a folder of it.
     folder = Path(package["manifest_path"]).parent
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.upper().startswith(NAMES))
+    files = sorted(path for path in [*folder.glob("*"), *folder.glob("*/*")] if path.is_file() and path.name.upper().startswith(NAMES))
     return [path.read_text(encoding="utf-8", errors="replace").strip() for path in files]
 
 

@@ -160,11 +160,12 @@ impl<'a> Estimate<'a> {
         let again = usize::from(self.settings.train.gradient_checkpointing);
         let block_passes = 2 + usize::from(full) + again + reference;
         let head_passes = 2 + usize::from(full) + reference;
-        let linears: usize = self.linear_elements();
+        let (linears, spared) = (self.linear_elements(), again * self.spared_elements());
         let head = self.spec.vocab_size * self.spec.hidden_size;
         let lora = if full { 0 } else { self.adapter_elements() * (3 + again) };
         let inputs = self.layer_input_elements() * (1 + 2 * usize::from(full) + reference);
-        let gemm = 2 * (sum.tokens * (linears * block_passes + lora + inputs) + sum.label_tokens * head * head_passes);
+        let gemm = 2
+            * (sum.tokens * (linears * block_passes + lora + inputs - spared) + sum.label_tokens * head * head_passes);
         // Two products forward, five backward; half of the square is masked, except for the tiles on the diagonal.
         let width: usize = self.attention_layers().map(|layer| self.spec.head_widths(layer).0).sum();
         let (forwards, squares) = (1 + again + reference, sum.squares as f64);
@@ -179,6 +180,12 @@ impl<'a> Estimate<'a> {
             attention_flops: attention + (sum.tokens * chunks) as f64,
             traffic_bytes: (sum.tokens * (traffic * (3 + again + reference) + inputs)) as f64,
         }
+    }
+
+    /// Of the linears whose products a block's second forward pass leaves out.
+    fn spared_elements(&self) -> usize {
+        let layers = (0..self.spec.num_hidden_layers).filter(|&layer| self.spec.ends_with_mlp(layer));
+        layers.map(|layer| self.spec.hidden_size * self.spec.mlp_size(layer)).sum()
     }
 
     /// Arithmetic of a layer's gated DeltaNet, if it has one, for a token and besides its linears.
