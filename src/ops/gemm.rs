@@ -6,7 +6,7 @@ use super::fast_math::vectorised;
 use super::matrix::Matrix;
 use super::thin;
 use super::traffic;
-use super::widen::Values;
+use super::widen::{Values, of_bf16};
 use crate::quant::{Quantised, Vector};
 use crate::vectors::prefetch_after;
 use gemm::Parallelism;
@@ -183,10 +183,7 @@ pub unsafe fn few_rows(m: usize, a: Matrix, parts: &[(Stored, Matrix)]) {
         unsafe {
             match w.values {
                 Values::F32(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x),
-                Values::Bf16(values) => {
-                    // bf16 is the upper half of an f32.
-                    rows_of(m, a, (&values[elements], w.cols), out, |x| f32::from_bits(u32::from(x.to_bits()) << 16));
-                }
+                Values::Bf16(values) => rows_of(m, a, (&values[elements], w.cols), out, of_bf16),
                 Values::F16(values) => rows_of(m, a, (&values[elements], w.cols), out, |x| x.to_f32()),
                 Values::Quantised(matrix) => quantised_rows(m, a, &vector, (matrix, rows), out),
             }

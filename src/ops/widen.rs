@@ -54,9 +54,8 @@ impl<'a> Values<'a> {
         match self {
             Self::F32(values) => out.copy_from_slice(&values[start..end]),
             Self::Bf16(values) => vectorised!({
-                // bf16 is the upper half of an f32: a shift.
                 for (out, x) in out.iter_mut().zip(&values[start..end]) {
-                    *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+                    *out = of_bf16(*x);
                 }
             }),
             Self::F16(values) => values[start..end].convert_to_f32_slice(out),
@@ -66,12 +65,17 @@ impl<'a> Values<'a> {
 
     /// A range of values as f32, widened on this thread or where they are.
     pub fn wide(self, range: Range<usize>) -> Cow<'a, [f32]> {
-        if let Self::F32(values) = self {
-            return Cow::Borrowed(&values[range]);
+        match self {
+            Self::F32(values) => Cow::Borrowed(&values[range]),
+            // Into memory that is not zeroed first.
+            Self::Bf16(values) => Cow::Owned(vectorised!(values[range].iter().map(|x| of_bf16(*x)).collect())),
+            Self::F16(values) => Cow::Owned(values[range].to_f32_vec()),
+            Self::Quantised(matrix) => {
+                let mut out = vec![0f32; range.len()];
+                matrix.widen(range.start, &mut out);
+                Cow::Owned(out)
+            }
         }
-        let mut out = vec![0f32; range.len()];
-        self.widen_part(range.start, &mut out);
-        Cow::Owned(out)
     }
 
     /// All values as f32.
@@ -80,6 +84,12 @@ impl<'a> Values<'a> {
         self.widen_into(0, &mut out);
         out
     }
+}
+
+/// bf16 is the upper half of an f32: a shift, which loops have in vectors.
+#[inline(always)]
+pub fn of_bf16(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
 }
 
 /// A CPU tensor of f32, bf16 or f16 from f32 values, rounded to nearest even.

@@ -24,10 +24,10 @@ fn a_stopped_run_goes_on_exactly() {
             let done = metrics(&parts).iter().filter(|row| row["loss"].is_number()).count();
             assert!(text.contains(&format!("stopped by {name} after step {done}")), "{text}");
             let first = if code == 130 { "press again to quit" } else { "a second signal quits" };
-            // Whatever the signal came in the middle of.
-            let said =
-                ["step", "validation"].map(|what| format!("stopping after this {what}; {first} without a checkpoint"));
-            assert!(said.iter().any(|said| text.contains(said)), "{text}");
+            // Beside other programs the signal may come in the middle of the validation after a seventh step.
+            let what = if text.contains("after this validation") { "validation" } else { "step" };
+            assert!(text.contains(&format!("stopping after this {what}; {first} without a checkpoint")), "{text}");
+            assert!(what == "step" || done % 7 == 0, "{text}");
             assert!(parts.join(format!("checkpoints/step-{done}")).is_dir());
             assert!(!parts.join("run.json").exists() && done < 200, "{done}");
             let command = text.lines().find_map(|line| line.strip_prefix("go on with: ")).unwrap();

@@ -22,21 +22,23 @@ impl Costs<'_> {
         if self.run.spec.has_bias(linear) {
             self.rows(Part::Linears, (2.0 * n + 1.0) * d_out * w);
         }
-        let Some(r) = self.rank(layer, linear).filter(|_| adapted) else { return };
-        self.adapter_input(layer, linear);
+        if !adapted {
+            return;
+        }
+        let Some(r) = self.adapter_input(layer, linear) else { return };
         self.rows(Part::Adapters, 2.0 * n * r * F32);
         self.wide_product(Part::Adapters, [n, d_out, r]);
         self.rows(Part::Adapters, n * d_out * (2.0 * w + F32));
     }
 
-    /// What the backward pass needs of an adapter's forward pass.
-    pub(super) fn adapter_input(&mut self, layer: usize, linear: &str) {
-        let Some(r) = self.rank(layer, linear) else { return };
-        let ((_, d_in), n) = (self.shape(layer, linear), self.n);
+    /// What the backward pass needs of an adapter's forward pass, if there is one. Returns its rank.
+    pub(super) fn adapter_input(&mut self, layer: usize, linear: &str) -> Option<f64> {
+        let (r, (_, d_in), n) = (self.rank(layer, linear)?, self.shape(layer, linear), self.n);
         if self.run.settings.lora.dropout > 0.0 || self.is_half() {
             self.rows(Part::Adapters, n * d_in * (self.w + F32)); // z
         }
         self.wide_product(Part::Adapters, [n, r, d_in]);
+        Some(r)
     }
 
     pub(super) fn linear_backward(&mut self, layer: usize, linear: &str) {
