@@ -7,16 +7,20 @@ use asft::commands;
 use asft::console::log::{self, Verbosity};
 use asft::ensure_valid;
 use asft::error::Agreed;
+use asft::ops::allocator::{self, Allocator};
 use asft::ranks::{self, Ranks};
 use asft::stop::StopRequest;
 use serde_json::json;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 /// Stack of a worker thread, in bytes: as large as an ordinary main thread's, since commands run on one.
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    asft::ops::allocator::keep_freed_buffers();
+    allocator::keep_freed_buffers();
     let Cli { command, output } = Cli::from_command_line();
     let joined = ranks::join();
     log::init(verbosity(&output), output.log_format, Ranks::here().is_first());

@@ -5,13 +5,18 @@
 pub mod model;
 pub mod saved;
 
+use asft::ops::allocator::{self, Allocator};
 use asft::ops::machine::{best, copy_rate, gemm_rate};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 /// Runs a benchmark inside the thread pool, as commands run; with `--save DIR`, what it measured is written there.
 pub fn in_pool(run: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
-    asft::ops::allocator::keep_freed_buffers();
+    allocator::keep_freed_buffers();
     let dir = saved::folder()?;
     rayon::scope(|_| run())?;
     dir.map_or(Ok(()), |dir| saved::write(&dir))

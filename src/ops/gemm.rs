@@ -2,13 +2,12 @@
 
 #![allow(unsafe_code, reason = "matrix products on strided parts of slices, which tasks write side by side")]
 
-use super::fast_math::vectorised;
+use super::dot::dot;
 use super::matrix::Matrix;
 use super::thin;
 use super::traffic;
 use super::widen::{Values, of_bf16};
 use crate::quant::{Quantised, Vector};
-use crate::vectors::prefetch_after;
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -226,31 +225,6 @@ unsafe fn quantised_rows(m: usize, a: Matrix, x: &Vector, (w, rows): (&Quantised
         w.widen(row * cols, &mut wide);
         (0..m).for_each(|i| set(i, dot(&wide, x(i), |w| w)));
     }
-}
-
-/// ⟨w, x⟩ in 64 lanes.
-#[inline(always)]
-pub fn dot<T: Copy>(w: &[T], x: &[f32], wide: impl Fn(T) -> f32) -> f32 {
-    vectorised!({
-        let mut lanes = [0f32; 64];
-        let (w_chunks, x_chunks) = (w.chunks_exact(64), x.chunks_exact(64));
-        let rest: f32 = w_chunks.remainder().iter().zip(x_chunks.remainder()).map(|(w, x)| wide(*w) * x).sum();
-        for (w, x) in w_chunks.zip(x_chunks) {
-            prefetch_after(w);
-            for i in 0..64 {
-                lanes[i] += wide(w[i]) * x[i];
-            }
-        }
-        // Halved until one is left: summing them one by one would take longer than reading a row of the weight.
-        let mut width = 32;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        lanes[0] + rest
-    })
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub mod threads;
 pub mod traffic;
 pub mod weight;
 
+mod dot;
 mod fast_math;
 mod fresh;
 mod gemm;

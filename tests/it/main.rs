@@ -27,6 +27,7 @@ mod framing;
 mod gemma4;
 mod gguf;
 mod gguf_types;
+mod huge_pages;
 mod init;
 mod lambda;
 mod looking_ahead;

@@ -8,8 +8,9 @@
 use super::layout::Layout;
 use super::saved::Saved;
 use super::shape::{Shape, Span};
+use crate::ops::dot::dot;
 use crate::ops::fast_math::{exp, vectorised};
-use crate::ops::gemm::{dot, product};
+use crate::ops::gemm::product;
 use crate::ops::matrix::Matrix;
 use crate::ops::{output, softcap, with_f32};
 use anyhow::Result;
