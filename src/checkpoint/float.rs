@@ -37,7 +37,8 @@ fn widen<T: Float>(kind: GgmlType, bytes: &[u8], out: &mut Vec<T>) {
 
 /// Whether none of the values is infinite or NaN.
 pub fn all_finite(values: &[f32]) -> bool {
-    values.iter().all(|value| value.is_finite())
+    // A part at a time, in a loop without an end of its own, which can be one of vectors.
+    values.chunks(4096).all(|part| part.iter().fold(true, |finite, value| finite & value.is_finite()))
 }
 
 fn f32_of(b: [u8; 4]) -> f32 {

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 pub fn weight_hash(shape: &[usize], values: &[f32]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{shape:?}\n").as_bytes());
-    let mut bytes = Vec::with_capacity(1 << 16);
+    let mut bytes = Vec::with_capacity(1 << 14);
     for chunk in values.chunks(1 << 14) {
         bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-        hasher.update(&bytes);
+        bytes.extend(chunk.iter().map(|value| value.to_le_bytes()));
+        hasher.update(bytes.as_flattened());
     }
     hasher.finalize().to_hex().to_string()
 }

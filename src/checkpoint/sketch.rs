@@ -4,6 +4,8 @@
 //! same for every weight. Since the signs are independent, ‖sketch(w) − sketch(w')‖² is ‖w − w'‖² in expectation, with a
 //! standard deviation of about √(2/1024) of it (Alon, Matias and Szegedy 1996). The sketch is linear.
 
+use rayon::prelude::*;
+
 /// Numbers in a sketch.
 pub const LENGTH: usize = 1024;
 /// Numbers in a shortened one.
@@ -20,9 +22,8 @@ pub fn distance(sketch: &[f32], of: &[f32]) -> f64 {
 pub fn sketch(values: &[f32]) -> Vec<f32> {
     let run = values.len().div_ceil(LENGTH).max(1);
     let mut sums = vec![0f32; LENGTH];
-    for (j, (sum, values)) in sums.iter_mut().zip(values.chunks(run)).enumerate() {
-        *sum = signed_sum(values, j as u64) as f32;
-    }
+    let each = sums.par_iter_mut().zip(values.par_chunks(run)).enumerate();
+    each.with_min_len(16).for_each(|(j, (sum, values))| *sum = signed_sum(values, j as u64) as f32);
     sums
 }
 

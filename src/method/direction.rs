@@ -325,8 +325,8 @@ fn run_task(task: &Task, setting: &Setting, pair: (&Checkpoint, &Checkpoint)) ->
             let mark = Mark { hash: weight_hash(&shape, &values), sketch: sketch(&values) };
             Ok((values, mark))
         };
-        let (mut v, aligned) = read(pair.0, "aligned")?;
-        let (other, unaligned) = read(pair.1, "unaligned")?;
+        let sides = rayon::join(|| read(pair.0, "aligned"), || read(pair.1, "unaligned"));
+        let ((mut v, aligned), (other, unaligned)) = (sides.0?, sides.1?);
         for (difference, other) in v.iter_mut().zip(&other) {
             *difference -= other;
         }

@@ -22,6 +22,8 @@ const LEAST_BLOCKS: usize = 3;
 const ROUNDS: usize = 8;
 /// How well, relative to the share, the value after those above it has to be known if it is near.
 const PRECISE: f64 = 0.01;
+/// Factor by which another power may raise the value after those wanted, if no more are to be taken.
+const STEADY: f64 = 1.03;
 /// Factor by which a round has to reduce the largest residual for another to be worth it.
 const PROGRESS: f64 = 0.5;
 
@@ -62,72 +64,144 @@ pub fn leading(a: MatRef<f64>, wanted: Wanted, tolerance: f64, par: Par) -> Opti
         if blocks < LEAST_BLOCKS || (columns > n && matches!(wanted, Wanted::Above { .. })) {
             return None;
         }
-        let basis = basis(a, start, blocks, par);
-        let image = multiply(a, basis.as_ref(), par);
-        let projected = multiply(basis.transpose(), image.as_ref(), par);
-        let (values, vectors) = eigen_in_place(projected, par).ok()?;
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|i, j| values[*j].abs().total_cmp(&values[*i].abs()));
+        let mut space = Space::new(start.as_ref(), blocks);
+        for _ in 1..LEAST_BLOCKS {
+            space.grow(a, par);
+        }
+        // A gap after those wanted is often so wide that few powers will do for them, and some more for what comes next.
+        let mut next = 0.0;
+        let ritz = loop {
+            space.grow(a, par);
+            let ritz = space.ritz(wanted, par)?;
+            let is_steady = ritz.next() <= STEADY * next;
+            if (is_steady || space.is_full()) && ritz.is_found(wanted, tolerance) {
+                return Some(ritz.into_pairs());
+            }
+            if space.is_full() {
+                break ritz;
+            }
+            next = ritz.next();
+        };
+        let (k, worst) = (ritz.k, ritz.worst());
+        if k == 0 || worst.is_nan() || (k == last_k && worst > tolerance && worst >= PROGRESS * last) {
+            return None;
+        }
+        width = width.max(k + SPARE).min(ritz.values.len());
+        (start, last, last_k) = (ritz.vectors.subcols(0, width).to_owned(), worst, k);
+    }
+    None
+}
+
+/// Eigenpairs of A in a space, by descending magnitude, of which the first k are wanted.
+struct Ritz {
+    values: Vec<f64>,
+    /// [n, as many]
+    vectors: Mat<f64>,
+    /// ‖A y − θ y‖
+    residuals: Vec<f64>,
+    k: usize,
+}
+
+impl Ritz {
+    /// The largest residual of those wanted. A NaN stays, unlike with `f64::max`.
+    fn worst(&self) -> f64 {
+        self.residuals[..self.k].iter().fold(0.0, |most: f64, r| if most.is_nan() || *r <= most { most } else { *r })
+    }
+
+    /// Whether the wanted ones are precise, and the one after them is known well enough not to belong to those above the share.
+    fn is_found(&self, wanted: Wanted, tolerance: f64) -> bool {
+        if self.k == 0 || self.worst().is_nan() || self.worst() > tolerance {
+            return false;
+        }
+        let (Some(next), Some(residual)) = (self.values.get(self.k), self.residuals.get(self.k)) else { return true };
+        match wanted {
+            Wanted::Count(_) => true,
+            Wanted::Above { share, .. } => {
+                let least = share * self.values[0];
+                *residual <= (least - next).max(PRECISE * least)
+            }
+        }
+    }
+
+    /// The magnitude of the one after those wanted.
+    fn next(&self) -> f64 {
+        self.values.get(self.k).map_or(0.0, |value| value.abs())
+    }
+
+    fn into_pairs(mut self) -> Pairs {
+        let next = self.next();
+        self.values.truncate(self.k);
+        Pairs { vectors: self.vectors.subcols(0, self.k).to_owned(), values: self.values, next }
+    }
+}
+
+/// An orthonormal basis of the powers of A on a block of columns, and what A makes of it.
+struct Space {
+    /// [n, blocks · width], of which the first columns are filled.
+    basis: Mat<f64>,
+    /// A basis
+    image: Mat<f64>,
+    width: usize,
+    filled: usize,
+}
+
+impl Space {
+    fn new(start: MatRef<f64>, blocks: usize) -> Self {
+        let (n, width) = (start.nrows(), start.ncols());
+        let mut image = Mat::zeros(n, blocks * width);
+        let basis = image.clone();
+        // Where the first block's image will be, so that it is what the first block is made of.
+        image.as_mut().subcols_mut(0, width).copy_from(start);
+        Self { basis, image, width, filled: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled == self.basis.ncols()
+    }
+
+    /// Adds A times the last block, made orthonormal to what is there.
+    fn grow(&mut self, a: MatRef<f64>, par: Par) {
+        let (filled, width) = (self.filled, self.width);
+        let mut block = self.image.subcols(filled.saturating_sub(width), width).to_owned();
+        // Twice: what the basis already holds would drown what is new, and once A's rank is used up a block consists of rounding, whose
+        // directions are orthogonal to the others only when that is all that is left to make them so.
+        for _ in 0..2 {
+            let held = self.basis.subcols(0, filled);
+            let inner = multiply(held.transpose(), block.as_ref(), par);
+            matmul(&mut block, Accum::Add, held, &inner, -1.0, par);
+            block = orthonormal(block.as_ref());
+        }
+        let image = self.image.as_mut().subcols_mut(filled, width);
+        matmul(image, Accum::Replace, a, &block, 1.0, par);
+        self.basis.as_mut().subcols_mut(filled, width).copy_from(&block);
+        self.filled += width;
+    }
+
+    /// The leading eigenpairs in the space (Rayleigh–Ritz): those wanted, and some more. `None` if those above a share are too many, or if the
+    /// small decomposition fails.
+    fn ritz(&self, wanted: Wanted, par: Par) -> Option<Ritz> {
+        let (basis, image) = (self.basis.subcols(0, self.filled), self.image.subcols(0, self.filled));
+        let (all, small) = eigen_in_place(multiply(basis.transpose(), image, par), par).ok()?;
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by(|i, j| all[*j].abs().total_cmp(&all[*i].abs()));
         let k = match wanted {
             Wanted::Count(k) => k,
             Wanted::Above { share, most } => {
-                let largest = values[order[0]];
-                let above = order.iter().take_while(|i| values[**i] > share * largest).count();
+                let above = order.iter().take_while(|i| all[**i] > share * all[order[0]]).count();
                 if above > most {
                     return None;
                 }
                 above
             }
         };
-        width = width.max(k + SPARE);
-        order.truncate(width);
-        let chosen = Mat::from_fn(values.len(), order.len(), |i, j| vectors[(i, order[j])]);
-        let (ritz, image) =
-            (multiply(basis.as_ref(), chosen.as_ref(), par), multiply(image.as_ref(), chosen.as_ref(), par));
-        let residual = |j: usize| (image.col(j) - ritz.col(j) * faer::Scale(values[order[j]])).norm_l2();
-        // A NaN stays, unlike with `f64::max`.
-        let worst = (0..k).map(residual).fold(0.0, |most: f64, r| if most.is_nan() || r <= most { most } else { r });
-        if k > 0 && worst <= tolerance && (k == order.len() || settled(wanted, &values, &order[..=k], residual(k))) {
-            return Some(Pairs {
-                values: order[..k].iter().map(|&i| values[i]).collect(),
-                vectors: ritz.subcols(0, k).to_owned(),
-                next: order.get(k).map_or(0.0, |i| values[*i].abs()),
-            });
-        }
-        if k == 0 || worst.is_nan() || (k == last_k && worst > tolerance && worst >= PROGRESS * last) {
-            return None;
-        }
-        (start, last, last_k) = (ritz, worst, k);
+        order.truncate(self.width.max(k + SPARE));
+        let values: Vec<f64> = order.iter().map(|i| all[*i]).collect();
+        let chosen = Mat::from_fn(all.len(), order.len(), |i, j| small[(i, order[j])]);
+        let (vectors, image) = (multiply(basis, chosen.as_ref(), par), multiply(image, chosen.as_ref(), par));
+        let residual = |(j, value): (usize, &f64)| (image.col(j) - vectors.col(j) * faer::Scale(*value)).norm_l2();
+        let residuals = values.iter().enumerate().map(residual).collect();
+        Some(Ritz { values, vectors, residuals, k })
     }
-    None
-}
-
-/// Whether the last of `order`, with its residual, is known well enough not to belong to those above the share.
-fn settled(wanted: Wanted, values: &[f64], order: &[usize], residual: f64) -> bool {
-    let (largest, next) = (values[order[0]], values[order[order.len() - 1]]);
-    match wanted {
-        Wanted::Count(_) => true,
-        Wanted::Above { share, .. } => residual <= (share * largest - next).max(PRECISE * share * largest),
-    }
-}
-
-/// An orthonormal basis [n, blocks · width] of the powers of A on `start`.
-fn basis(a: MatRef<f64>, start: Mat<f64>, blocks: usize, par: Par) -> Mat<f64> {
-    let (n, width) = (start.nrows(), start.ncols());
-    let mut basis = Mat::zeros(n, blocks * width);
-    let mut block = orthonormal(start.as_ref());
-    basis.as_mut().subcols_mut(0, width).copy_from(&block);
-    for i in 1..blocks {
-        let mut next = multiply(a, block.as_ref(), par);
-        // What the basis already holds would drown what is new.
-        let held = basis.subcols(0, i * width);
-        let inner = multiply(held.transpose(), next.as_ref(), par);
-        matmul(&mut next, Accum::Add, held, &inner, -1.0, par);
-        block = orthonormal(next.as_ref());
-        basis.as_mut().subcols_mut(i * width, width).copy_from(&block);
-    }
-    // Once A's rank is used up, a block consists of rounding; only together are the blocks certain to be orthonormal.
-    orthonormal(basis.as_ref())
 }
 
 fn orthonormal(x: MatRef<f64>) -> Mat<f64> {

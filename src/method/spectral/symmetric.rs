@@ -1,10 +1,12 @@
 //! Symmetric f64 matrices that are factored repeatedly: definiteness by Cholesky (faer's), leading eigenpairs, norms.
 
 use super::krylov::{self, Pairs, Wanted};
+use crate::vectors::vectorised;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::traits::RealField;
 use faer::{Mat, Par, Side, Spec};
+use rayon::prelude::*;
 
 /// Powers in a rough estimate of a norm.
 const POWERS: usize = 6;
@@ -12,6 +14,8 @@ const POWERS: usize = 6;
 const NEAR: f64 = 5e-3;
 /// Rows and columns of a tile that is transposed at once.
 const TILE: usize = 64;
+/// Columns of a block in a product with a vector.
+const COLUMNS: usize = 128;
 /// Below this size a partial solver has no room to work in.
 pub const SMALL: usize = 128;
 
@@ -110,23 +114,28 @@ impl Symmetric {
         norm
     }
 
-    /// A x.
+    /// A x: a part for each block of columns, whose number no thread changes, added in order.
     fn apply(&self, x: &[f64]) -> Vec<f64> {
         let n = self.dim();
-        let mut y = vec![0.0; n];
-        let mut rest = self.packed.as_slice();
-        for j in 0..n {
-            let (column, tail) = rest.split_at(n - j);
-            let mut inner = [0.0; 8];
-            let below = column[1..].chunks(8).zip(x[j + 1..].chunks(8)).zip(y[j + 1..].chunks_mut(8));
-            for ((values, x_part), y_part) in below {
-                for (((sum, value), x_i), y_i) in inner.iter_mut().zip(values).zip(x_part).zip(y_part) {
-                    *sum += value * x_i;
-                    *y_i += value * x[j];
+        let starts: Vec<usize> = (0..n).step_by(COLUMNS).collect();
+        let parts: Vec<Vec<f64>> = starts
+            .into_par_iter()
+            .map(|first| {
+                let mut y = vec![0.0; n - first];
+                // Columns before this one have n, n − 1, ... entries.
+                let mut rest = &self.packed[first * n - first * first.saturating_sub(1) / 2..];
+                for j in first..(first + COLUMNS).min(n) {
+                    let (column, tail) = rest.split_at(n - j);
+                    add_column(column, &x[j..], &mut y[j - first..]);
+                    rest = tail;
                 }
-            }
-            y[j] += column[0] * x[j] + inner.iter().sum::<f64>();
-            rest = tail;
+                y
+            })
+            .collect();
+        let mut y = vec![0.0; n];
+        for part in parts {
+            let first = n - part.len();
+            y[first..].iter_mut().zip(part).for_each(|(y, part)| *y += part);
         }
         y
     }
@@ -159,6 +168,28 @@ impl Symmetric {
             Err(_) => frobenius,
         }
     }
+}
+
+/// Adds to y what a column of a lower triangle and the row that it stands for contribute to a symmetric product with x; all three from the
+/// diagonal on.
+fn add_column(column: &[f64], x: &[f64], y: &mut [f64]) {
+    vectorised!({
+        let ((columns, column_rest), (xs, x_rest)) = (column[1..].as_chunks::<8>(), x[1..].as_chunks::<8>());
+        let (ys, y_rest) = y[1..].as_chunks_mut::<8>();
+        let mut inner = [0.0; 8];
+        for ((values, xs), ys) in columns.iter().zip(xs).zip(ys) {
+            for i in 0..8 {
+                inner[i] += values[i] * xs[i];
+                ys[i] += values[i] * x[0];
+            }
+        }
+        let mut sum = column[0] * x[0] + inner.iter().sum::<f64>();
+        for ((value, x_i), y_i) in column_rest.iter().zip(x_rest).zip(y_rest) {
+            sum += value * x_i;
+            *y_i += value * x[0];
+        }
+        y[0] += sum;
+    });
 }
 
 /// The lower triangle of a symmetric matrix by columns, to be kept during other work.
