@@ -1,8 +1,8 @@
 //! The leading eigenpairs of a symmetric matrix A [n, n] by a block Krylov method (Musco and Musco, arXiv 1504.05477).
 //!
-//! A basis of [X, A X, A² X, ...] for a random X is made orthonormal; then come the eigenpairs of A in that space
-//! (Rayleigh–Ritz); and so on from the best of them until the residuals ‖A y − θ y‖ are small. It uses only faer's
-//! products, QR and small eigendecompositions, a bounded number of each: faer's own partial solver may repeat its
+//! An orthonormal basis of [X, A X, A² X, ...] for a random X grows block by block until the eigenpairs of A in that space
+//! (Rayleigh–Ritz) have small residuals ‖A y − θ y‖; if it may not grow further, another begins with the best of them. It uses only
+//! faer's products, QR and small eigendecompositions, a bounded number of each: faer's own partial solver may repeat its
 //! reorthogonalisation for ever if rounding in the last bit never satisfies it (0.24, `iterate_lanczos`).
 
 use super::dense::multiply;
@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 const FIRST: usize = 16;
 /// Columns of X beyond those wanted.
 const SPARE: usize = 8;
-/// Powers of A in a basis, at most and at least.
+/// Blocks of a basis, at most and at least.
 const MOST_BLOCKS: usize = 8;
 const LEAST_BLOCKS: usize = 3;
 /// Number of bases after which a matrix is left to a full decomposition.
@@ -164,7 +164,7 @@ impl Space {
         let (filled, width) = (self.filled, self.width);
         let mut block = self.image.subcols(filled.saturating_sub(width), width).to_owned();
         // Twice: what the basis already holds would drown what is new, and once A's rank is used up a block consists of rounding, whose
-        // directions are orthogonal to the others only when that is all that is left to make them so.
+        // directions only the second pass makes orthogonal to the others.
         for _ in 0..2 {
             let held = self.basis.subcols(0, filled);
             let inner = multiply(held.transpose(), block.as_ref(), par);

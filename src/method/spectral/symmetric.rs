@@ -233,6 +233,20 @@ mod tests {
         assert!(!symmetric.has_cholesky(1.0, -least * 0.9999, Par::Seq));
     }
 
+    /// Over several blocks of columns, the last a partial one.
+    #[test]
+    fn a_product_with_a_vector_is_that_of_the_whole_matrix() {
+        for n in [1, 7, COLUMNS, 2 * COLUMNS + 13] {
+            let a = random_symmetric(n, 5);
+            let x: Vec<f64> = (0..n).map(|i| (i as f64 * 0.7).sin()).collect();
+            let found = Symmetric::from_lower(a.clone()).apply(&x);
+            for (i, found) in found.iter().enumerate() {
+                let exact: f64 = x.iter().enumerate().map(|(j, x)| a[(i, j)] * x).sum();
+                assert!((found - exact).abs() < 1e-12 * n as f64, "{n}, {i}: {found} {exact}");
+            }
+        }
+    }
+
     /// Results must not depend on the number of threads.
     #[test]
     fn parallelism_does_not_change_a_bit() {
