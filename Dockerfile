@@ -16,7 +16,7 @@ ENV CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup PATH=/usr/local/ca
 RUN curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --no-modify-path --default-toolchain none
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --features cuda && strip target/release/asft && python3 scripts/third_party.py > THIRD_PARTY.txt
+RUN cargo build --release --locked --features cuda && python3 scripts/third_party.py > THIRD_PARTY.txt
 
 FROM nvidia/cuda:13.0.2-runtime-ubuntu24.04@sha256:6a0e31b59e70890446f2c17356d6efc0d54260090a8c63d6ca7c2ad049db95d2 AS cuda
 COPY --from=build-cuda /src/target/release/asft /usr/local/bin/asft
@@ -30,7 +30,7 @@ ENTRYPOINT ["asft"]
 FROM rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked && strip target/release/asft && python3 scripts/third_party.py > THIRD_PARTY.txt
+RUN cargo build --release --locked && python3 scripts/third_party.py > THIRD_PARTY.txt
 
 FROM debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171 AS cpu
 COPY --from=build /src/target/release/asft /usr/local/bin/asft

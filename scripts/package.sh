@@ -16,7 +16,6 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out" "$scratch/$name/completions"
 
 cp "$binary" "$scratch/$name/asft"
-strip "$scratch/$name/asft"
 cp -R "$root/README.md" "$root/LICENSE" "$root/CHANGELOG.md" "$root/configs" "$scratch/$name/"
 (cd "$root" && python3 scripts/third_party.py) > "$scratch/$name/THIRD_PARTY.txt"
 "$binary" man --quiet "$scratch/$name/man/man1"
