@@ -29,7 +29,7 @@ fn run() -> anyhow::Result<()> {
             shape: (d_out, d_in),
             basis: (tensor(&[d_out, k], 1) / (d_out as f64).sqrt())?,
             right: None,
-            eigenvalues: tensor(&[k], 2).abs()?.to_vec1()?,
+            eigenvalues: (tensor(&[k], 2).abs()? * 0.1)?.to_vec1()?,
             v_norm: 1.0,
             residual: 0.0,
         };
@@ -37,8 +37,8 @@ fn run() -> anyhow::Result<()> {
         let operator = Operator::new(&options, &direction, &Device::Cpu)?;
         let penalty = Penalty::new(&options)?;
         let (a, b) = (tensor(&[RANK, d_in], 3), tensor(&[d_out, RANK], 4));
-        // U' B and U (c U' B), twice.
-        let flops = 2.0 * (4 * d_out * k * RANK) as f64;
+        // U' B and U (c U' B).
+        let flops = 2.0 * (2 * d_out * k * RANK) as f64;
         let name = format!("{d_out} x {d_in}, k {k}");
         limits.flops(&format!("{name}: closed form"), flops, || drop(penalty.lora(Some(&operator), &a, &b, 4.0)));
 

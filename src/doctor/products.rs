@@ -117,7 +117,7 @@ fn low_ranks(subject: &Subject, worst: &mut Worst) -> Result<()> {
     for (r, d_in, d_out) in subject.sizes(&[(8, 131, 67)], &[(1, 33, 5), (16, 1031, 513)]) {
         let of = |rows, columns, seed| subject.values_of(DType::F32, &[rows, columns], seed);
         let (a, g, h) = (of(r, d_in, 1)?, of(d_out, r, 2)?, of(d_out, r, 3)?);
-        let (inner, grad_a, grad_b) = low_rank::products(&a, &g, &h, 0.7)?;
+        let (inner, grad_a, grad_b) = low_rank::products(&a, (&g, &g), &h, 0.7)?;
         let (a, g, h) = (exact(&a)?, exact(&g)?, exact(&h)?);
         let (s, t) = (a.matmul(&a.t()?)?, g.t()?.matmul(&g)?);
         let at = |what: &str| format!("{what} of rank {r}, {d_out} x {d_in}");
@@ -126,7 +126,7 @@ fn low_ranks(subject: &Subject, worst: &mut Worst) -> Result<()> {
         worst.note(at("dA"), DType::F32, &grad_a, &(t.matmul(&a)? * 0.7)?)?;
         worst.note(at("dB"), DType::F32, &grad_b, &(h.matmul(&s)? * 0.7)?)?;
         let (y, c, e) = (of(d_out, r, 4)?, of(d_out, 1, 5)?, of(d_out, 1, 6)?);
-        let both = low_rank::weighted_twice(&y, &c, &e)?;
+        let both = low_rank::weighted(&y, &[&c, &e])?;
         let (y, c, e) = (exact(&y)?, exact(&c)?, exact(&e)?);
         let expected = Tensor::cat(&[y.broadcast_mul(&c)?, y.broadcast_mul(&e)?], 1)?;
         worst.note(at("weighted columns"), DType::F32, &both, &expected)?;
@@ -168,7 +168,7 @@ fn penalties(subject: &Subject, worst: &mut Worst) -> Result<()> {
 /// The same where no kernel does it for all modules.
 fn one_by_one([a, b, basis, c, of_a, of_b]: &[Tensor; 6]) -> Result<(Tensor, Tensor, Tensor)> {
     let (g, h) = low_rank::images(basis, c, b, Image::Rest)?;
-    let (value, grad_a, grad_b) = low_rank::products(a, &g, &h, 1.4)?;
+    let (value, grad_a, grad_b) = low_rank::products(a, (&g, &g), &h, 1.4)?;
     let value = Tensor::new(value.times(0.7).read()?, &Device::Cpu)?;
     Ok((value, (of_a + grad_a)?, (of_b + grad_b)?))
 }

@@ -30,13 +30,24 @@ pub enum Image {
 /// G and H of B [d_out, r] for U [d_out, k] and c [k, 1], in two products with U.
 pub fn images(basis: &Tensor, c: &Tensor, b: &Tensor, image: Image) -> Result<(Tensor, Tensor)> {
     let y = coordinates(basis, b)?; // [k, r]
-    let square = c.sqr()?;
     let second = match image {
-        Image::Rest => ((c * 2.0)? - square)?,
-        Image::Aligned => square,
+        Image::Rest => twice_removed(c)?,
+        Image::Aligned => c.sqr()?,
     };
-    let both = linear::backward_input(basis, &weighted_twice(&y, c, &second)?)?; // [d_out, 2 r]
+    let both = linear::backward_input(basis, &weighted(&y, &[c, &second])?)?; // [d_out, 2 r]
     halves(&both, (image == Image::Rest).then_some(b))
+}
+
+/// 2c − c², with which (I − C)² x = x − U ((2c − c²) ∘ Uᵀx).
+pub fn twice_removed(c: &Tensor) -> Result<Tensor> {
+    Ok(((c * 2.0)? - c.sqr()?)?)
+}
+
+/// H = (I − C)² B alone, for `removed` from [`twice_removed`]: half of the second product with U.
+pub fn rest_twice(basis: &Tensor, removed: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let y = coordinates(basis, b)?; // [k, r]
+    let image = linear::backward_input(basis, &weighted(&y, &[removed])?)?; // [d_out, r]
+    Ok(counted((b - &image)?, &[b, &image]))
 }
 
 /// y = Uᵀ x [k, n] for U [d_out, k] and x [d_out, n].
@@ -44,33 +55,34 @@ pub fn coordinates(basis: &Tensor, x: &Tensor) -> Result<Tensor> {
     linear::backward_weight(basis, &x.contiguous()?)
 }
 
-/// With S = A Aᵀ and T = GᵀG: ⟨T, S⟩ and, times `scale`, T A [r, d_in] and H S [d_out, r] in f32. Computed in f64 if
-/// the device has it (all but Metal).
-pub fn products(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
-    let ((r, d_in), (d_out, columns), image) = (a.dims2()?, g.dims2()?, h.dims2()?);
+/// With S = A Aᵀ and T = XᵀY, where (X, Y) is (G, G) or (B, H): ⟨T, S⟩ and, times `scale`, T A [r, d_in] and H S [d_out, r] in f32.
+/// Computed in f64 if the device has it (all but Metal).
+pub fn products(a: &Tensor, (x, y): (&Tensor, &Tensor), h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
+    let ((r, d_in), (d_out, columns)) = (a.dims2()?, h.dims2()?);
     anyhow::ensure!(
-        columns == r && image == (d_out, r),
-        "A {:?} does not fit {:?} and {:?}",
+        columns == r && [x, y].iter().all(|side| side.dims() == h.dims()),
+        "A {:?} does not fit {:?}, {:?} and {:?}",
         a.dims(),
-        g.dims(),
+        x.dims(),
+        y.dims(),
         h.dims()
     );
-    let f32_only = [a, g, h].iter().all(|x| x.dtype() == DType::F32);
-    if r * d_in * d_out == 0 || !f32_only || !fused(&[a, g, h]) {
-        return generic(a, g, h, scale);
+    let f32_only = [a, x, y, h].iter().all(|x| x.dtype() == DType::F32);
+    if r * d_in * d_out == 0 || !f32_only || !fused(&[a, x, y, h]) {
+        return generic(a, (x, y), h, scale);
     }
-    let (inner, grad_a, grad_b) = with_f32([a, g, h], |[a, g, h]| {
-        let (s, t) = (row_products(a, d_in), column_products(g, r));
+    let (inner, grad_a, grad_b) = with_f32([a, x, y, h], |[a, x, y, h]| {
+        let (s, t) = (row_products(a, d_in), column_products((x, y), r));
         let inner = s.iter().zip(&t).map(|(s, t)| s * t).sum::<f64>();
         (inner, combine_rows(&t, a, d_in, scale), combine_columns(h, &s, r, scale))
     })?;
     Ok((Scalar::Known(inner), output(grad_a, (r, d_in), a)?, output(grad_b, (d_out, r), a)?))
 }
 
-fn generic(a: &Tensor, g: &Tensor, h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
+fn generic(a: &Tensor, (x, y): (&Tensor, &Tensor), h: &Tensor, scale: f64) -> Result<(Scalar, Tensor, Tensor)> {
     let wide = wide(a.device());
-    let (a, g, h) = (cast(a, wide)?, cast(g, wide)?, cast(h, wide)?);
-    let (s, t) = (counted(a.matmul(&a.t()?)?, &[&a]), counted(g.t()?.matmul(&g)?, &[&g]));
+    let (a, x, y, h) = (cast(a, wide)?, cast(x, wide)?, cast(y, wide)?, cast(h, wide)?);
+    let (s, t) = (counted(a.matmul(&a.t()?)?, &[&a]), counted(x.t()?.matmul(&y)?, &[&x, &y]));
     let product = counted((&t * &s)?, &[&t, &s]);
     let inner = Scalar::of(counted(product.sum_all()?, &[&product]))?;
     let narrow = |x: Tensor| cast(&scaled(&x, scale)?, DType::F32);
@@ -98,14 +110,15 @@ fn row_products(a: &[f32], width: usize) -> Vec<f64> {
     })
 }
 
-/// GᵀG [r, r] for rows of r.
-fn column_products(g: &[f32], r: usize) -> Vec<f64> {
+/// XᵀY [r, r] for rows of r.
+fn column_products((x, y): (&[f32], &[f32]), r: usize) -> Vec<f64> {
     vectorised!({
         let mut out = vec![0f64; r * r];
         let mut wide = vec![0f64; r];
-        for row in g.chunks_exact(r) {
-            wide.iter_mut().zip(row).for_each(|(wide, x)| *wide = f64::from(*x));
-            for (sums, x) in out.chunks_exact_mut(r).zip(&wide) {
+        for (x, y) in x.chunks_exact(r).zip(y.chunks_exact(r)) {
+            wide.iter_mut().zip(y).for_each(|(wide, y)| *wide = f64::from(*y));
+            for (sums, x) in out.chunks_exact_mut(r).zip(x) {
+                let x = f64::from(*x);
                 sums.iter_mut().zip(&wide).for_each(|(sum, y)| *sum += x * y);
             }
         }
@@ -147,25 +160,30 @@ fn combine_columns(h: &[f32], s: &[f64], r: usize, scale: f64) -> Vec<f32> {
     })
 }
 
-/// y [k, n] with its rows weighted by c, and by d ([k, 1] each), side by side: [k, 2 n].
-pub fn weighted_twice(y: &Tensor, c: &Tensor, d: &Tensor) -> Result<Tensor> {
+/// y [k, n] with its rows weighted by each of N columns [k, 1], side by side: [k, N n].
+pub fn weighted<const N: usize>(y: &Tensor, weights: &[&Tensor; N]) -> Result<Tensor> {
     let (k, n) = y.dims2()?;
-    let fit = c.dims() == [k, 1] && d.dims() == [k, 1];
-    anyhow::ensure!(fit, "weights {:?} and {:?} are not of the rows of {:?}", c.dims(), d.dims(), y.dims());
-    if n == 0 || !fused(&[y, c, d]) {
-        let weighted = |c: &Tensor| Ok::<_, anyhow::Error>(counted(y.broadcast_mul(c)?, &[y, c]));
-        let (first, second) = (weighted(c)?, weighted(d)?);
-        return Ok(counted(Tensor::cat(&[&first, &second], 1)?, &[&first, &second]));
+    if let Some(other) = weights.iter().find(|weights| weights.dims() != [k, 1]) {
+        anyhow::bail!("weights {:?} are not of the rows of {:?}", other.dims(), y.dims());
     }
-    let both = with_f32([y, c, d], |[y, c, d]| {
-        let mut both = Vec::with_capacity(2 * k * n);
-        for ((row, c), d) in y.chunks_exact(n).zip(c).zip(d) {
-            both.extend(row.iter().map(|y| y * c));
-            both.extend(row.iter().map(|y| y * d));
-        }
-        both
-    })?;
-    output(both, (k, 2 * n), y)
+    if n == 0 || !fused(&[y]) || !fused(weights) {
+        let weighted = |c: &&Tensor| Ok::<_, anyhow::Error>(counted(y.broadcast_mul(c)?, &[y, c]));
+        let parts = weights.iter().map(weighted).collect::<Result<Vec<_>>>()?;
+        return Ok(match &parts[..] {
+            [one] => one.clone(),
+            parts => counted(Tensor::cat(parts, 1)?, &parts.iter().collect::<Vec<_>>()),
+        });
+    }
+    let all = with_f32([y], |[y]| {
+        with_f32(*weights, |weights| {
+            let mut all = Vec::with_capacity(N * k * n);
+            for (i, row) in y.chunks_exact(n).enumerate() {
+                weights.iter().for_each(|weights| all.extend(row.iter().map(|y| y * weights[i])));
+            }
+            all
+        })
+    })??;
+    output(all, (k, N * n), y)
 }
 
 /// The two halves of z's [m, 2 n] columns, [m, n] each; given x [m, n], x minus each.
@@ -209,18 +227,23 @@ mod tests {
     fn kernels_equal_generic() {
         for (r, d_in, d_out) in [(8, 70, 50), (1, 1, 1), (3, 33, 17), (20, 5, 9)] {
             let (a, g, h) = (random(&[r, d_in], 1), random(&[d_out, r], 2), random(&[d_out, r], 3));
-            let (fast, slow) = (products(&a, &g, &h, 0.7).unwrap(), generic(&a, &g, &h, 0.7).unwrap());
-            assert!((fast.0.read().unwrap() / slow.0.read().unwrap() - 1.0).abs() < 1e-12);
-            close(&fast.1, &slow.1, 1e-7);
-            close(&fast.2, &slow.2, 1e-7);
-            assert!(products(&a, &g, &random(&[d_out + 1, r], 3), 0.7).is_err());
+            for sides in [(&g, &g), (&g, &h)] {
+                let (fast, slow) = (products(&a, sides, &h, 0.7).unwrap(), generic(&a, sides, &h, 0.7).unwrap());
+                assert!((fast.0.read().unwrap() / slow.0.read().unwrap() - 1.0).abs() < 1e-12);
+                close(&fast.1, &slow.1, 1e-7);
+                close(&fast.2, &slow.2, 1e-7);
+            }
+            let longer = random(&[d_out + 1, r], 3);
+            for (x, y, h) in [(&g, &g, &longer), (&longer, &g, &h), (&g, &longer, &h)] {
+                assert!(products(&a, (x, y), h, 0.7).is_err());
+            }
         }
     }
 
     #[test]
     fn weights_and_halves_undo_one_another() {
         let (y, c, d) = (random(&[13, 5], 1), random(&[13, 1], 2), random(&[13, 1], 3));
-        let both = weighted_twice(&y, &c, &d).unwrap();
+        let both = weighted(&y, &[&c, &d]).unwrap();
         let expected = [&c, &d].map(|c| y.broadcast_mul(c).unwrap());
         for x in [None, Some(random(&[13, 5], 4))] {
             // A strided view goes down the generic path.
@@ -244,9 +267,9 @@ mod tests {
         }
         assert!(halves(&odd, None).is_err());
         let (four, five) = (random(&[4, 1], 3), random(&[5, 1], 3));
-        assert!(weighted_twice(&z, &four, &four).is_ok());
+        assert!(weighted(&z, &[&four, &four]).is_ok());
         for (c, d) in [(&four, &five), (&five, &four), (&z, &z)] {
-            assert!(weighted_twice(&z, c, d).is_err(), "{:?} {:?}", c.dims(), d.dims());
+            assert!(weighted(&z, &[c, d]).is_err(), "{:?} {:?}", c.dims(), d.dims());
         }
     }
 }

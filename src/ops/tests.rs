@@ -199,14 +199,14 @@ fn low_rank_kernels_of_any_size() {
     }
     for (n, d) in ROWS.into_iter().flat_map(|n| WIDTHS.map(|d| (n, d))) {
         let (a, g, h) = (matrix(n, d, DType::F32, 1), matrix(d, n, DType::F32, 2), matrix(d, n, DType::F32, 3));
-        let (inner, grad_a, grad_b) = low_rank::products(&a, &g, &h, 0.7).unwrap();
+        let (inner, grad_a, grad_b) = low_rank::products(&a, (&g, &g), &h, 0.7).unwrap();
         assert_eq!((grad_a.dims(), grad_b.dims()), (a.dims(), h.dims()));
         let [c, e] = [4, 5].map(|seed| matrix(n, 1, DType::F32, seed));
-        let both = low_rank::weighted_twice(&a, &c, &e).unwrap();
+        let both = low_rank::weighted(&a, &[&c, &e]).unwrap();
         let (first, second) = low_rank::halves(&both, Some(&a)).unwrap();
         assert_eq!((both.dims(), first.dims()), ([n, 2 * d].as_slice(), a.dims()));
         if n > 0 {
-            let exact = low_rank::products(&wide(&a), &wide(&g), &wide(&h), 0.7).unwrap();
+            let exact = low_rank::products(&wide(&a), (&wide(&g), &wide(&g)), &wide(&h), 0.7).unwrap();
             assert!((inner.read().unwrap() - exact.0.read().unwrap()).abs() < 1e-6 * (n * d * d) as f64, "{n} {d}");
             expect(&grad_a, &exact.1, ("A", n, d));
             expect(&grad_b, &exact.2, ("B", n, d));

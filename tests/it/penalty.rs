@@ -117,10 +117,12 @@ fn literal(m: &Tensor, a: &Tensor, b: &Tensor, weight: f64) -> (f64, Tensor, Ten
 #[test]
 fn larger_layers_meet_the_literal_formula() {
     let device = Device::Cpu;
-    for (d_out, d_in, r) in [(96, 160, 8), (160, 96, 16), (128, 128, 1)] {
+    // The largest c is about 0.08, and about 0.8.
+    let layers = [((96, 160, 8), 0.02), ((160, 96, 16), 0.02), ((128, 128, 1), 0.02), ((96, 160, 8), 0.2)];
+    for ((d_out, d_in, r), spread) in layers {
         let random =
             |rows, columns, scale: f64| (Tensor::randn(0f32, 1.0, (rows, columns), &device).unwrap() * scale).unwrap();
-        let v = random(d_out, d_in, 0.02);
+        let v = random(d_out, d_in, spread);
         let (a, b) = (random(r, d_in, 0.1), random(d_out, r, 0.05));
         let direction = direction(&v);
         let wide = v.to_dtype(DType::F64).unwrap();
