@@ -61,6 +61,11 @@ impl Projector {
         matches!(self, Self::Random | Self::RandomSubspace)
     }
 
+    /// Whether it has C's eigenvalues; others' are 1.
+    pub fn has_spectrum(self) -> bool {
+        matches!(self, Self::Released | Self::Random)
+    }
+
     /// Whether it is on leading singular vectors, so many as `subspace_rank` or `subspace_energy` says.
     pub fn is_subspace(self) -> bool {
         matches!(self, Self::Subspace | Self::RandomSubspace)

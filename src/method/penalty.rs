@@ -13,7 +13,8 @@
 //!
 //! M is only ever applied, through U, and so is M², since UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
 //! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA this reads U twice, which dominates the cost:
-//! O(r (d_out k + r d_in)) per module. Where C is far from I, T = Bᵀ(M G) to f32's precision, and G itself is not needed.
+//! O(r (d_out k + r d_in)) per module. Where C is far from I, T = Bᵀ(M G)
+//! to f32's precision, and G itself is not needed; nor is M ΔW in full tuning.
 //! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
 //! has it (all but Metal).
 //!
@@ -35,8 +36,8 @@ use candle_core::{Device, Tensor};
 /// Elements widened to f64 at a time when a large matrix is squared and summed.
 const SUM_CHUNK: usize = 1 << 20;
 
-/// The largest c up to which T = Bᵀ H, with H = (I − C)² B, for T = GᵀG: ‖G‖ is at least half of ‖B‖, and rounding costs no more than
-/// it does in G.
+/// The largest c up to which Bᵀ H, with H = (I − C)² B, stands for T = GᵀG: ‖G‖ is at least half of ‖B‖, and rounding costs hardly
+/// more than it does in G.
 const MILD: f32 = 0.5;
 
 const WITHOUT_DIRECTION: &str = "a penalty by direction without a direction";
@@ -267,9 +268,15 @@ impl Penalty {
             let input = operator.context(WITHOUT_DIRECTION)?.input.as_ref();
             return input::full(input, delta_w, self.input_mix, self.lambda);
         }
-        let g = self.apply(operator, delta_w)?;
-        let value = squared_norm(&g)?.times(self.lambda);
-        let grad = (self.apply(operator, &g)? * (2.0 * self.lambda))?;
+        let ([x, y], mg) = match self.rest_twice(operator, delta_w)? {
+            Some(mg) => ([delta_w.clone(), mg.clone()], mg),
+            None => {
+                let g = self.apply(operator, delta_w)?;
+                ([g.clone(), g.clone()], self.apply(operator, &g)?)
+            }
+        };
+        let value = inner_product_by_blocks(&x, &y)?.times(self.lambda);
+        let grad = (mg * (2.0 * self.lambda))?;
         let term = FullTerm { value, grad };
         match self.sign(operator)? {
             Some(sign) => sign.add_full(term, delta_w, self.lambda),
@@ -308,19 +315,25 @@ impl Penalty {
         })
     }
 
+    /// M M x for M = I − C, where ‖M x‖² is ⟨x, M M x⟩ to f32's precision.
+    fn rest_twice(&self, operator: Option<&Operator>, x: &Tensor) -> Result<Option<Tensor>> {
+        let operator = operator.filter(|_| self.image() == Some(Image::Rest));
+        let parts = operator.and_then(|operator| operator.parts.as_ref().zip(operator.removed.as_ref()));
+        parts.map(|((basis, _), removed)| low_rank::rest_twice(basis, removed, x)).transpose()
+    }
+
     /// X and Y with T = XᵀY, and M M B, of an active penalty.
     fn images(&self, operator: Option<&Operator>, b: &Tensor) -> Result<([Tensor; 2], Tensor)> {
         let Some((image, operator)) = self.image().zip(operator) else {
             let g = self.apply(operator, b)?;
             return Ok(([g.clone(), g.clone()], g));
         };
-        let (g, mg) = match (&operator.parts, &operator.removed) {
-            (Some((basis, _)), Some(removed)) if image == Image::Rest => {
-                let mg = low_rank::rest_twice(basis, removed, b)?;
-                return Ok(([b.clone(), mg.clone()], mg));
-            }
-            (Some((basis, c)), _) => low_rank::images(basis, c, b, image)?,
-            (None, _) => {
+        if let Some(mg) = self.rest_twice(Some(operator), b)? {
+            return Ok(([b.clone(), mg.clone()], mg));
+        }
+        let (g, mg) = match &operator.parts {
+            Some((basis, c)) => low_rank::images(basis, c, b, image)?,
+            None => {
                 let zero_or_b = self.apply(Some(operator), b)?;
                 (zero_or_b.clone(), zero_or_b)
             }
@@ -334,13 +347,13 @@ fn inner_product(x: &Tensor, y: &Tensor) -> Result<Scalar> {
     Scalar::of((x * y)?.sum_all()?)
 }
 
-/// ‖x‖_F² of a matrix, a block of rows at a time, so that the f64 copy stays small.
-fn squared_norm(x: &Tensor) -> Result<Scalar> {
+/// ⟨x, y⟩ of two matrices, a block of rows at a time, so that the f64 copies stay small.
+fn inner_product_by_blocks(x: &Tensor, y: &Tensor) -> Result<Scalar> {
     let (rows, columns) = x.dims2()?;
     let block = (SUM_CHUNK / columns.max(1)).max(1);
     let wide = wide(x.device());
     (0..rows).step_by(block).try_fold(Scalar::Known(0.0), |sum, start| {
-        let part = x.narrow(0, start, block.min(rows - start))?.to_dtype(wide)?;
-        sum.plus(inner_product(&part, &part)?)
+        let part = |of: &Tensor| of.narrow(0, start, block.min(rows - start))?.to_dtype(wide);
+        sum.plus(inner_product(&part(x)?, &part(y)?)?)
     })
 }

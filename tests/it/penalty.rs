@@ -145,6 +145,14 @@ fn larger_layers_meet_the_literal_formula() {
                 assert_near(&what, &term.grad_a, &grad_a);
                 assert_near(&what, &term.grad_b, &grad_b);
             }
+            let options = AsftOptions { lambda: 1.3.into(), penalize, ..Default::default() };
+            let operator = Operator::new(&options, &direction, &device).unwrap();
+            let delta = b.matmul(&a).unwrap();
+            let term = Penalty::new(&options).unwrap().full(Some(&operator), &delta).unwrap();
+            let kept = m.matmul(&delta.to_dtype(DType::F64).unwrap()).unwrap();
+            let what = format!("full, {penalize:?} [{d_out}, {d_in}]");
+            assert_value(&what, term.value.read().unwrap(), 1.3 * norm(&kept).powi(2));
+            assert_near(&what, &term.grad, &(m.matmul(&kept).unwrap() * 2.6).unwrap());
         }
     }
 }

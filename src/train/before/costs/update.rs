@@ -12,14 +12,16 @@ impl Costs<'_> {
         }
         let (part, by_direction) = (Part::Penalty, asft.needs_direction());
         let by_rows = asft.penalize == Penalize::Input;
+        // Eigenvalues of C are small, so that M is applied twice at once; a projector's are 1.
+        let once = by_rows || (asft.penalize != Penalize::Aligned && asft.projector.has_spectrum());
         let modules: Vec<_> = self.run.sized_targets().collect();
         // Values moved by the launches for all modules together: the weights of y, the parts of S and T, and the gradients.
         let mut together = [0.0; 3];
         for ((d_out, d_in), rank) in modules {
             let (k, d_out, d_in, r) = (d_out.min(d_in) as f64, d_out as f64, d_in as f64, rank as f64);
             if self.is_full() {
-                // M twice, each time Uᵀ x and U y, and what is left of x; V's rows once.
-                for _ in 0..usize::from(by_direction) + usize::from(by_direction && !by_rows) {
+                // Uᵀ x and U y, and what is left of x.
+                for _ in 0..usize::from(by_direction) + usize::from(by_direction && !once) {
                     self.wide_product(part, [k, d_in, d_out]);
                     self.wide_product(part, [d_out, d_in, k]);
                     self.rows(part, 3.0 * d_out * d_in * F32);
