@@ -42,6 +42,10 @@ fn run() -> anyhow::Result<()> {
         let name = format!("{d_out} x {d_in}, k {k}");
         limits.flops(&format!("{name}: closed form"), flops, || drop(penalty.lora(Some(&operator), &a, &b, 4.0)));
 
+        let delta = tensor(&[d_out, d_in], 6);
+        let flops = 2.0 * (2 * d_out * k * d_in) as f64;
+        limits.flops(&format!("{name}: full tuning"), flops, || drop(penalty.full(Some(&operator), &delta)));
+
         let c = tensor(&[d_out, d_out], 5);
         let complement = (Tensor::eye(d_out, DType::F32, &Device::Cpu)? - c)?;
         // (I - C) (B A), and for the gradient (I - C) of that; then its products with A and B.
