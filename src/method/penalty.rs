@@ -13,9 +13,8 @@
 //!
 //! M is only ever applied, through U, and so is M², since UᵀU = I: with y = Uᵀx, (I − C) x = x − U (c ∘ y),
 //! (I − C)² x = x − U ((2c − c²) ∘ y), and C² x = U (c² ∘ y). For LoRA this reads U twice, which dominates the cost:
-//! O(r (d_out k + r d_in)) per module. Where C is far from I, T = Bᵀ(M G)
-//! to f32's precision, and G itself is not needed; nor is M ΔW in full tuning.
-//! U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
+//! O(r (d_out k + r d_in)) per module. Where C is far from I, T = Bᵀ (M G) to f32's precision, and G itself is not needed;
+//! nor is M ΔW in full tuning. U is applied in f32; the r × r products, where the value could cancel, are accumulated in f64 where the device
 //! has it (all but Metal).
 //!
 //! Shapes: A [r, d_in], B [d_out, r], U [d_out, k], c [k].
