@@ -79,19 +79,20 @@ impl Operator {
                 (k, vec![1.0; k])
             }
         };
+        let nothing = Self { d_out, parts: None, removed: None, sign: None, input: None };
         if k == 0 {
-            return Ok(Self { d_out, parts: None, removed: None, sign: None, input: None });
+            return Ok(nothing);
         }
         let direction = direction.to_device(device)?;
         if options.penalize == Penalize::Input {
-            return Ok(Self { d_out, parts: None, removed: None, sign: None, input: Some(Input::new(&direction)?) });
+            return Ok(Self { input: Some(Input::new(&direction)?), ..nothing });
         }
         let sign = direction.right.is_some().then(|| Sign::new(&direction)).transpose()?;
         let basis = direction.basis.narrow(1, 0, k)?.contiguous()?;
         let mild = spectrum.iter().all(|c| *c <= MILD);
         let c = Tensor::from_vec(spectrum, (k, 1), device)?;
         let removed = mild.then(|| low_rank::twice_removed(&c)).transpose()?;
-        Ok(Self { d_out, parts: Some((basis, c)), removed, sign, input: None })
+        Ok(Self { parts: Some((basis, c)), removed, sign, ..nothing })
     }
 
     /// Number of directions kept; 0 where V = 0.
@@ -323,17 +324,13 @@ impl Penalty {
 
     /// X and Y with T = XᵀY, and M M B, of an active penalty.
     fn images(&self, operator: Option<&Operator>, b: &Tensor) -> Result<([Tensor; 2], Tensor)> {
-        let Some((image, operator)) = self.image().zip(operator) else {
-            let g = self.apply(operator, b)?;
-            return Ok(([g.clone(), g.clone()], g));
-        };
-        if let Some(mg) = self.rest_twice(Some(operator), b)? {
+        if let Some(mg) = self.rest_twice(operator, b)? {
             return Ok(([b.clone(), mg.clone()], mg));
         }
-        let (g, mg) = match &operator.parts {
-            Some((basis, c)) => low_rank::images(basis, c, b, image)?,
+        let (g, mg) = match self.image().zip(operator.and_then(|operator| operator.parts.as_ref())) {
+            Some((image, (basis, c))) => low_rank::images(basis, c, b, image)?,
             None => {
-                let zero_or_b = self.apply(Some(operator), b)?;
+                let zero_or_b = self.apply(operator, b)?;
                 (zero_or_b.clone(), zero_or_b)
             }
         };

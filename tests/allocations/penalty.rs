@@ -13,7 +13,9 @@ fn the_penalty_of_all_modules_takes_few_launches() {
     let random = |rows: usize, columns: usize| Tensor::randn(0f32, 0.1, (rows, columns), cpu).unwrap();
     let penalty = Penalty::new(&options).unwrap();
     let module = |(d_out, d_in)| {
-        let direction = Direction::of(&random(d_out, d_in), Keep::Rank(6)).unwrap();
+        // So large that C has eigenvalues above 0.5: where it has none, a module apart takes two launches less.
+        let v = (random(d_out, d_in) * 4.0).unwrap();
+        let direction = Direction::of(&v, Keep::Rank(6)).unwrap();
         let operator = Operator::new(&options, &direction, cpu).unwrap();
         (operator, [random(8, d_in), random(d_out, 8)], [random(8, d_in), random(d_out, 8)])
     };
@@ -44,5 +46,5 @@ fn the_penalty_of_all_modules_takes_few_launches() {
         apart.bytes()
     );
     assert_eq!(together.launches, 2 * 56 + 4);
-    assert!(apart.launches > 8 * together.launches, "{} launches apart", apart.launches);
+    assert!(apart.launches >= 56 * 20, "{} launches apart", apart.launches);
 }

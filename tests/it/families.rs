@@ -70,9 +70,11 @@ fn sequences_of_a_batch_do_not_see_one_another() {
             let sequences = Sequences { input_ids: &example.input_ids, labels: &example.labels, lengths: &lengths };
             loss += model.loss_and_gradients(sequences, 1.0, true, None, &mut summed).unwrap();
         }
-        // Products of f32 with another number of rows are rounded otherwise: by some 1e-6 of the whole on any CPU.
-        let error = relative_error(&together, &alone);
-        assert!(error <= 5e-6, "{case}: {error}");
+        // Products of f32 with another number of rows are rounded otherwise: by some 1e-6 of the whole, and by 4e-6 of the largest.
+        let (error, largest) =
+            (relative_error(&together, &alone), alone.iter().fold(0f64, |largest, x| largest.max(x.abs())));
+        assert!(error <= 3e-6, "{case}: {error}");
+        assert!(max_difference(&together, &alone) <= 5e-6 * largest, "{case}: {}", max_difference(&together, &alone));
         let whole = model.loss_and_gradients(batch.sequences(), 1.0, true, None, &mut joint).unwrap();
         assert!((whole / loss - 1.0).abs() <= 1e-6, "{case}");
         for (name, gradient) in joint.iter() {
