@@ -8,6 +8,7 @@ use asft::console::log::{self, Verbosity};
 use asft::ensure_valid;
 use asft::error::Agreed;
 use asft::ops::allocator::{self, Allocator};
+use asft::ops::threads;
 use asft::ranks::{self, Ranks};
 use asft::stop::StopRequest;
 use serde_json::json;
@@ -29,10 +30,11 @@ fn main() -> ExitCode {
         Ok(job) => job,
         Err(error) => return failed(&error),
     };
-    let threads = Ranks::here().threads();
+    let count = Ranks::here().threads();
+    threads::announce(count);
     // Inside the pool, an operation distributes its work at once; from outside, each would wait for a thread to wake up
     // and take it. Fails only if a pool exists already, which serves as well.
-    let _own_pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build_global();
+    let _own_pool = rayon::ThreadPoolBuilder::new().num_threads(count).stack_size(STACK_BYTES).build_global();
     if Ranks::here().are_many() {
         let (ranks, threads) = (Ranks::here(), rayon::current_num_threads());
         let (size, local) = (ranks.size(), ranks.local_size());

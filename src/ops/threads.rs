@@ -1,8 +1,10 @@
-//! Keeping a pool of two threads awake through work that is made of many short operations.
+//! Keeping a pool of two threads awake through work that is made of many short operations, and telling candle how many threads there are.
 //!
 //! A thread of the pool that finds nothing to do goes to sleep after some microseconds. Between two operations of a decoded token there are
 //! often more, and waking a thread takes as long as a small operation does, on a virtual machine longer: until it is awake, the one
 //! that woke it has done half of its work.
+
+#![allow(unsafe_code, reason = "writes to the environment, while no other thread could read it")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -54,10 +56,40 @@ fn look_for_work(done: &AtomicBool) {
     }
 }
 
+/// The variable in which rayon and candle look for the number of threads.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// Says in the environment that there are so many threads, or one for each core for 0, unless it is said there already. Candle looks there
+/// before every product of its own, and counts the cores anew where it finds nothing: it reads /proc/cpuinfo, which takes 40 µs a core.
+/// Does nothing once there are other threads, as those of MPI, and elsewhere than on Linux, where candle counts in another way.
+pub fn announce(threads: usize) {
+    if std::env::var_os(VARIABLE).is_some() || !is_only_thread() {
+        return;
+    }
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    // SAFETY: there is no other thread that could read or write the environment.
+    unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+}
+
+/// Whether this process is known to have one thread.
+fn is_only_thread() -> bool {
+    cfg!(target_os = "linux") && std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rayon::prelude::*;
+
+    #[test]
+    fn the_environment_is_left_alone_beside_other_threads() {
+        let before = std::env::var_os(VARIABLE);
+        std::thread::scope(|scope| scope.spawn(|| announce(7)).join().unwrap());
+        assert!(!is_only_thread() && std::env::var_os(VARIABLE) == before);
+    }
 
     #[test]
     fn results_and_panics_come_through() {
