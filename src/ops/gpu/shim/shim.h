@@ -1,6 +1,6 @@
-// CUDA C for a CPU, as far as the kernels here use it: a launch runs block after block on the calling thread. The threads
-// of a block are fibers, each with a stack of its own; one runs until it waits at a barrier or ends. What a warp exchanges
-// goes through memory, with a barrier of the warp between writing and reading.
+// CUDA C for a CPU, as far as the kernels here use it: a launch runs block after block, or a part of them on each of several
+// threads. The threads of a block are fibers, each with a stack of its own; one runs until it waits at a barrier or ends. What a
+// warp exchanges goes through memory, with a barrier of the warp between writing and reading.
 //
 // Nothing here depends on time, so a kernel gives the same bits every time. A kernel that lacks a barrier gives others when its
 // fibers run in the opposite order, which the tests compare.
@@ -66,7 +66,8 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 
-extern thread_local Dim3 threadIdx, blockIdx, blockDim, gridDim;
+// Not `thread_local`, for which each use would ask whether it is initialised.
+extern __thread Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
 
