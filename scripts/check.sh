@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is kept: scripts/check.sh [--skip-tests]
-# Formatting, lints, documentation, scripts, every shipped config, then the tests. Everything is built in release mode,
-# so that the dependencies are compiled once.
+# Formatting, lints, documentation, scripts, every shipped config, then the tests, which are built in any case. Everything is built
+# in release mode, so that the dependencies are compiled once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,11 +63,14 @@ fi
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --locked
 
+step "build"
+# The program and the tests side by side: each spends a part of its time on one core.
+cargo build --release --locked --lib --bins --examples --tests
+
 step "example"
 cargo run --release --locked --quiet --example penalty
 
 step "configs"
-cargo build --release --locked
 configs=0
 # Evaluation suites and comparisons have their own folders; the tests load those.
 for config in configs/*.toml configs/models/*.toml configs/sandbox/*.toml; do

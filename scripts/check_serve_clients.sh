@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Asks `asft serve` with clients that nobody here wrote, and compares what they find with what asft's other commands say:
-# scripts/check_serve_clients.sh [openai|inspect|lm-eval]...
+# scripts/check_serve_clients.sh [--asft BINARY] [openai|inspect|lm-eval]...
 #
 # openai: the API's own Python client: chats, streams, completions, scores, errors, the key. inspect: answers of an adapter in
 # Inspect, against the accuracy that `asft eval` finds. lm-eval: multiple choice by likelihood and rolling likelihoods in
@@ -8,11 +8,12 @@
 # its data, and an adapter trained for this.
 #
 # The clients come from PyPI into target/serve-clients/ (0.9 GB, most of it below lm-eval: pyarrow, scipy, pandas; no torch), by uv, which takes a
-# third of pip's time for it. Where PyPI cannot be reached, one line says so and nothing is checked. Needs target/release/asft.
+# third of pip's time for it. Where PyPI cannot be reached, one line says so and nothing is checked. BINARY is target/release/asft if none is given.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 asft=${CARGO_TARGET_DIR:-target}/release/asft
+[ "${1:-}" != --asft ] || { asft=${2:?a path comes after --asft}; shift 2; }
 [ -x "$asft" ] || { echo "$asft does not exist; cargo build --release first" >&2; exit 2; }
 [ $# -gt 0 ] || set -- openai inspect lm-eval
 uv=uv==0.13.9
@@ -23,7 +24,7 @@ declare -A packages=(
 )
 wanted=()
 for client in "$@"; do
-    [ -n "${packages[$client]:-}" ] || { echo "usage: $0 [openai|inspect|lm-eval]..." >&2; exit 2; }
+    [ -n "${packages[$client]:-}" ] || { echo "usage: $0 [--asft BINARY] [openai|inspect|lm-eval]..." >&2; exit 2; }
     read -ra more <<< "${packages[$client]}"
     wanted+=("${more[@]}")
 done
