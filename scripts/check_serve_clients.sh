@@ -10,10 +10,12 @@
 # The clients come from PyPI into target/serve-clients/ (0.9 GB, most of it below lm-eval: pyarrow, scipy, pandas; no torch), by uv, which takes a
 # third of pip's time for it. Where PyPI cannot be reached, one line says so and nothing is checked. BINARY is target/release/asft if none is given.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-asft=${CARGO_TARGET_DIR:-target}/release/asft
-[ "${1:-}" != --asft ] || { asft=${2:?a path comes after --asft}; shift 2; }
+# A relative path is the caller's.
+asft=
+[ "${1:-}" != --asft ] || { asft=$(realpath "${2:?a path comes after --asft}"); shift 2; }
+cd "$(dirname "$0")/.."
+asft=${asft:-${CARGO_TARGET_DIR:-target}/release/asft}
 [ -x "$asft" ] || { echo "$asft does not exist; cargo build --release first" >&2; exit 2; }
 [ $# -gt 0 ] || set -- openai inspect lm-eval
 uv=uv==0.13.9
